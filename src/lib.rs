@@ -4,4 +4,35 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap and membarrier");
 
+mod access;
+mod backing;
+mod error;
+mod gate;
+mod mapping;
+mod monitor;
+mod owner;
+mod protocol;
+mod region;
+mod revoke;
+pub mod signal;
+mod stats;
 mod sync;
+mod sys;
+mod wait;
+
+pub use access::{AtomicPrimitive, Primitive};
+pub use backing::{Backing, OnRevoke};
+pub use error::{AccessError, BuildError, CopyError, Holders, MapError, MonitorError, RevokeError};
+pub use gate::HeldGuard;
+pub use mapping::{MapOptions, Mapping, OnDisabled};
+pub use monitor::Monitor;
+pub use owner::OwnerView;
+pub use region::{FaultAround, Region, RegionBuilder};
+pub use revoke::Strategy;
+pub use stats::{BUCKETS, Latency, MonitorStats, RegionStats};
+pub use sys::SysError;
+#[cfg(revocable_inject)]
+pub use sys::inject;
+pub use sys::probe::{Feature, Support};
+pub use sys::uffd::UffdSource;
+pub use wait::CancelToken;

@@ -1,0 +1,1 @@
+//! Comes in with the recoverable accesses.

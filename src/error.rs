@@ -1,0 +1,258 @@
+//! Errors: one enum for each family of verbs, with the numbers in the message and what to do about it.
+
+use crate::gate::HeldGuard;
+use crate::sys::SysError;
+use std::time::Duration;
+
+/// Building a region failed; nothing was made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A region has at least one page.
+    #[error("a region of 0 bytes: give the length in bytes, a multiple of {page}")]
+    Empty {
+        /// The backing's page size, in bytes.
+        page: usize,
+    },
+    /// Lengths and offsets are multiples of the backing's page size.
+    #[error("{what} {value:#x} is not a multiple of the page size {page:#x}")]
+    Unaligned {
+        /// Which number.
+        what: &'static str,
+        /// Its value, in bytes.
+        value: u64,
+        /// The page size, in bytes.
+        page: usize,
+    },
+    /// More than the address space, or than a file, can hold.
+    #[error("offset {offset:#x} plus length {len:#x} is more than an address space can hold")]
+    TooLarge {
+        /// Where the region starts in its file, in bytes.
+        offset: u64,
+        /// The length asked for, in bytes.
+        len: usize,
+    },
+    /// The caller's file ends before the region does.
+    #[error("the file has {file} bytes, the region needs {needed}: grow the file or shorten the region")]
+    FileTooShort {
+        /// The file's size, in bytes.
+        file: u64,
+        /// Offset plus length, in bytes.
+        needed: u64,
+    },
+    /// The strategy cannot be had here.
+    #[error("strategy {strategy} is not possible: {why}")]
+    Strategy {
+        /// What was asked for.
+        strategy: crate::Strategy,
+        /// What is missing.
+        why: &'static str,
+    },
+    /// The name has a NUL byte.
+    #[error("the name {0:?} has a NUL byte in it")]
+    Name(String),
+    /// No monitor could be had.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    /// A system call failed.
+    #[error("cannot make the region: {0}")]
+    Sys(#[from] SysError),
+}
+
+/// Mapping a region failed; nothing was mapped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// Nothing to map.
+    #[error("a mapping of 0 bytes")]
+    Empty,
+    /// Offsets and lengths of mappings are multiples of the page size.
+    #[error("{what} {value:#x} is not a multiple of the page size {page:#x}")]
+    Unaligned {
+        /// Which number.
+        what: &'static str,
+        /// Its value, in bytes.
+        value: usize,
+        /// The page size, in bytes.
+        page: usize,
+    },
+    /// The part asked for is not inside the region.
+    #[error("offset {offset:#x} plus length {len:#x} is beyond the region's {region:#x} bytes")]
+    OutOfRange {
+        /// In bytes.
+        offset: usize,
+        /// In bytes.
+        len: usize,
+        /// The region's length, in bytes.
+        region: usize,
+    },
+    /// The policy cannot be had here.
+    #[error("on-disabled policy {policy:?} is not possible: {why}")]
+    Policy {
+        /// What was asked for.
+        policy: crate::OnDisabled,
+        /// What is missing.
+        why: &'static str,
+    },
+    /// No monitor thread could be started, or the monitor is gone.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    /// A system call failed.
+    #[error("cannot map {len:#x} bytes: {source}")]
+    Sys {
+        /// The length, in bytes.
+        len: usize,
+        /// What failed.
+        source: SysError,
+    },
+}
+
+/// A monitor cannot be had or cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MonitorError {
+    /// `with_threads(0)`.
+    #[error("a monitor of 0 threads: use Monitor::manual() for one that your event loop drives")]
+    NoThreads,
+    /// Its userfaultfd was closed behind its back. Its mappings refuse from then on.
+    #[error("the monitor's userfaultfd is gone; build the region with another monitor")]
+    Dead,
+    /// A system call failed.
+    #[error("no monitor: {0}")]
+    Sys(#[from] SysError),
+}
+
+/// Guards that kept a revocation waiting.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holders {
+    /// The guards, by thread.
+    pub guards: Vec<HeldGuard>,
+    /// How many pins.
+    pub pins: usize,
+}
+
+impl std::fmt::Display for Holders {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let guards: u64 = self.guards.iter().map(|held| held.count).sum();
+        write!(f, "{guards} guard(s) and {} pin(s) held", self.pins)?;
+        for HeldGuard { tid, count, held_for_at_least } in &self.guards {
+            write!(f, "; thread {tid}: {count} for at least {held_for_at_least:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Disabling, enabling or resetting a region failed; its state is as before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RevokeError {
+    /// `try_` met somebody else's change of state, a guard, a pin or a reader, and never waits.
+    #[error("the region is busy: {0}")]
+    Busy(Holders),
+    /// `_timeout` gave up.
+    #[error("gave up after {waited:?}: {holders}")]
+    TimedOut {
+        /// How long it waited.
+        waited: Duration,
+        /// For whom.
+        holders: Holders,
+    },
+    /// The calling thread holds a guard of this region: waiting for it would wait for ever.
+    #[error("this thread holds {guards} guard(s) of the region itself: drop them first")]
+    WouldDeadlock {
+        /// How many.
+        guards: u64,
+    },
+    /// Called from inside a notifier or a reset callback of the same region.
+    #[error("called from inside a notifier or reset callback of the same region: change its state from elsewhere")]
+    Reentrant,
+    /// The kernel refused membarrier(2), which it had granted before (a seccomp filter?): nobody can tell whether guards
+    /// are held.
+    #[error("membarrier was refused: {0}; let membarrier(2) through the seccomp filter")]
+    Barrier(std::io::Error),
+    /// The region's file was dropped on revocation; give one with `supply`.
+    #[error("the region has no file: it was dropped on revocation, give it one with Region::supply")]
+    NoFile,
+    /// The region was dropped.
+    #[error("the region is gone")]
+    Gone,
+    /// A system call failed on one mapping, and everything was put back.
+    #[error("mapping at {addr:#x}: {source}")]
+    Sys {
+        /// The mapping's address.
+        addr: usize,
+        /// What failed.
+        source: SysError,
+    },
+}
+
+/// One access was refused; memory is unchanged by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AccessError {
+    /// Not inside the mapping.
+    #[error("{size} bytes at offset {offset:#x} are not inside the mapping's {len:#x} bytes")]
+    OutOfBounds {
+        /// In bytes.
+        offset: usize,
+        /// In bytes.
+        size: usize,
+        /// The mapping's length, in bytes.
+        len: usize,
+    },
+    /// Single accesses are naturally aligned.
+    #[error("offset {offset:#x} is not a multiple of {align}")]
+    Misaligned {
+        /// In bytes.
+        offset: usize,
+        /// In bytes.
+        align: usize,
+    },
+    /// A store through a read-only mapping.
+    #[error("store at offset {offset:#x} of a read-only mapping")]
+    ReadOnly {
+        /// In bytes.
+        offset: usize,
+    },
+    /// The region is disabled.
+    #[error("the region is disabled (access at offset {offset:#x})")]
+    Disabled {
+        /// In bytes.
+        offset: usize,
+    },
+    /// The region is busy, or its page is not there yet, and the access may not wait.
+    #[error("the access at offset {offset:#x} would have to wait")]
+    WouldBlock {
+        /// In bytes.
+        offset: usize,
+    },
+    /// The wait was cancelled.
+    #[error("the wait for offset {offset:#x} was cancelled")]
+    Cancelled {
+        /// In bytes.
+        offset: usize,
+    },
+    /// The region was dropped.
+    #[error("the region is gone (access at offset {offset:#x})")]
+    Gone {
+        /// In bytes.
+        offset: usize,
+    },
+    /// The region is enabled, but the memory gives no page there: its file was truncated, or memory ran out.
+    #[error("no memory at offset {offset:#x}: the region's file was truncated, or the system is out of memory")]
+    NoMemory {
+        /// In bytes.
+        offset: usize,
+    },
+}
+
+/// A bulk copy ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{done} bytes were copied, then: {error}")]
+pub struct CopyError {
+    /// How many bytes were done; none beyond them were.
+    pub done: usize,
+    /// Why it ended.
+    pub error: AccessError,
+}

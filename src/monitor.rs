@@ -1,0 +1,356 @@
+//! Monitors: what reads a userfaultfd and has its faults resolved.
+//!
+//! A monitor is a NOWAIT caller. A fault of a region whose memory lock is write-held is left waiting; whoever
+//! releases that lock makes its waiters fault again, so one region's long reset never holds up another's faults.
+
+use crate::error::MonitorError;
+use crate::stats::{Histogram, MonitorStats};
+use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
+use crate::sys::{AddrRange, SysError, page_size};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// A monitor that has just answered looks for the next fault for so long before it sleeps, if the one before came
+/// within that time. Waking a sleeping thread costs several times what answering costs.
+const SPIN: Duration = Duration::from_micros(120);
+
+/// A mapping whose faults a monitor answers.
+pub(crate) trait Served: Send + Sync {
+    /// Answers a fault, or leaves it waiting for the holder of the memory lock. Never blocks on a lock.
+    fn serve(&self, fault: FaultMessage);
+    /// The monitor is gone for good: makes the mapping refuse, so that nobody waits for ever or reads what is not there.
+    fn abandon(&self);
+}
+
+/// Resolves the page faults of mappings; see [`RegionBuilder::monitor`](crate::RegionBuilder::monitor).
+///
+/// Cheap to clone: clones are the same monitor. Its threads start with the first mapping that needs them, and stop
+/// and are joined when the last clone and the last region that uses it are gone.
+#[derive(Clone)]
+pub struct Monitor {
+    core: Arc<Core>,
+    threads: Arc<Threads>,
+}
+
+impl Monitor {
+    /// The process's shared monitor, one thread, made anew if nobody holds it any more.
+    ///
+    /// # Errors
+    /// No userfaultfd can be had: see [`Support`](crate::Support).
+    pub fn shared() -> Result<Self, MonitorError> {
+        static SHARED: Mutex<(Weak<Core>, Weak<Threads>)> = Mutex::new((Weak::new(), Weak::new()));
+        let mut shared = SHARED.lock();
+        if let (Some(core), Some(threads)) = (shared.0.upgrade(), shared.1.upgrade()) {
+            if !core.dead.load(Ordering::Acquire) {
+                return Ok(Self { core, threads });
+            }
+        }
+        let made = Self::with_threads(1)?;
+        *shared = (Arc::downgrade(&made.core), Arc::downgrade(&made.threads));
+        Ok(made)
+    }
+
+    /// A monitor of its own with `count` threads, all reading one userfaultfd.
+    ///
+    /// # Errors
+    /// `count` is 0 or no userfaultfd can be had.
+    pub fn with_threads(count: usize) -> Result<Self, MonitorError> {
+        if count == 0 {
+            return Err(MonitorError::NoThreads);
+        }
+        Self::over(Uffd::open(features())?, count)
+    }
+
+    /// A monitor without a thread, for a caller's own event loop: poll its [`AsFd`] for readability and call
+    /// [`handle_ready`](Self::handle_ready).
+    ///
+    /// # Errors
+    /// No userfaultfd can be had.
+    pub fn manual() -> Result<Self, MonitorError> {
+        Self::over(Uffd::open(features())?, 0)
+    }
+
+    /// A monitor over a userfaultfd that somebody else opened, for example before privileges were dropped. `threads`
+    /// may be 0, as for [`manual`](Self::manual). A descriptor whose `UFFDIO_API` handshake is already done must
+    /// have been given `UFFD_FEATURE_MINOR_SHMEM` (and no event features).
+    ///
+    /// # Errors
+    /// `fd` is not a userfaultfd, or belongs to another address space (found when a mapping registers).
+    pub fn from_fd(fd: OwnedFd, threads: usize) -> Result<Self, MonitorError> {
+        Self::over((Uffd::from_fd(fd, features())?, UffdSource::Device), threads)
+    }
+
+    fn over((uffd, source): (Uffd, UffdSource), count: usize) -> Result<Self, MonitorError> {
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|e| SysError::new("eventfd", e))?;
+        let core = Arc::new(Core {
+            uffd,
+            source,
+            mappings: RwLock::new(BTreeMap::new()),
+            stop,
+            stopping: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            counters: Counters::default(),
+        });
+        let threads = Arc::new(Threads { core: Arc::clone(&core), count, running: Mutex::new(Vec::new()) });
+        Ok(Self { core, threads })
+    }
+
+    /// Answers waiting faults, at most `budget` of them, without blocking; says how many there were.
+    ///
+    /// For a [`manual`](Self::manual) monitor; harmless on one with threads. Blocks no longer than resolving a page
+    /// takes; a fault of a region that is busy is left waiting.
+    ///
+    /// # Errors
+    /// The userfaultfd is gone. Every mapping it served refuses from now on.
+    pub fn handle_ready(&self, budget: usize) -> Result<usize, MonitorError> {
+        let mut messages = Vec::new();
+        let mut done = 0;
+        while done < budget {
+            match self.core.pump(&mut messages, budget - done) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) => {
+                    self.core.die();
+                    return Err(e.into());
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// How it came by its userfaultfd.
+    pub fn source(&self) -> UffdSource {
+        self.core.source
+    }
+
+    /// Counters and the latency of answers.
+    pub fn stats(&self) -> MonitorStats {
+        let c = &self.core.counters;
+        MonitorStats {
+            faults: c.faults.load(Ordering::Relaxed),
+            stale: c.stale.load(Ordering::Relaxed),
+            panics: c.panics.load(Ordering::Relaxed),
+            mappings: self.core.mappings.read().len(),
+            threads: self.threads.count,
+            answer: c.answer.snapshot(),
+        }
+    }
+
+    pub(crate) fn uffd(&self) -> &Uffd {
+        &self.core.uffd
+    }
+
+    /// From now on the faults of `range` are answered by `served`. Starts the threads if there are none yet.
+    pub(crate) fn adopt(&self, range: AddrRange, served: Arc<dyn Served>) -> Result<(), MonitorError> {
+        if self.core.dead.load(Ordering::Acquire) {
+            return Err(MonitorError::Dead);
+        }
+        self.threads.ensure_running()?;
+        self.core.mappings.write().insert(range.addr, (range, served));
+        Ok(())
+    }
+
+    /// The opposite of [`adopt`](Self::adopt). When it returns, no answer is under way for `range`, so its
+    /// addresses may be used for something else.
+    pub(crate) fn disown(&self, range: AddrRange) {
+        self.core.mappings.write().remove(&range.addr);
+    }
+
+    /// For a caller that waits for something that a fault may hold up: answers faults if this is a manual monitor,
+    /// whose event loop may be the very caller. Says whether it is one.
+    pub(crate) fn help(&self) -> bool {
+        if self.threads.count == 0 {
+            let _ = self.handle_ready(64);
+        }
+        self.threads.count == 0
+    }
+}
+
+fn features() -> UffdFeatures {
+    UffdFeatures::MINOR_SHMEM | UffdFeatures::MINOR_HUGETLBFS | UffdFeatures::THREAD_ID | UffdFeatures::EXACT_ADDRESS
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.core.uffd.as_fd()
+    }
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Monitor")
+            .field("source", &self.core.source)
+            .field("threads", &self.threads.count)
+            .field("mappings", &self.core.mappings.read().values().map(|(range, _)| *range).collect::<Vec<_>>())
+            .field("dead", &self.core.dead)
+            .finish()
+    }
+}
+
+#[derive(Default)]
+struct Counters {
+    faults: AtomicU64,
+    stale: AtomicU64,
+    panics: AtomicU64,
+    answer: Histogram,
+}
+
+struct Core {
+    uffd: Uffd,
+    source: UffdSource,
+    /// By first address. Held for reading while an answer is given: see `disown`.
+    mappings: RwLock<BTreeMap<usize, (AddrRange, Arc<dyn Served>)>>,
+    stop: EventFd,
+    stopping: AtomicBool,
+    dead: AtomicBool,
+    counters: Counters,
+}
+
+impl Core {
+    /// Reads what waits (at most `limit`) and answers it.
+    fn pump(&self, messages: &mut Vec<FaultMessage>, limit: usize) -> Result<usize, SysError> {
+        messages.clear();
+        let n = match self.uffd.read(messages, limit) {
+            Err(e) if e.errno == Errno::EINTR => return Ok(0),
+            other => other?,
+        };
+        for fault in messages.iter() {
+            self.answer(*fault);
+        }
+        Ok(n)
+    }
+
+    fn answer(&self, fault: FaultMessage) {
+        let since = Instant::now();
+        self.counters.faults.fetch_add(1, Ordering::Relaxed);
+        let answered = catch_unwind(AssertUnwindSafe(|| {
+            let mappings = self.mappings.read();
+            match mappings.range(..=fault.addr).next_back() {
+                Some((_, (range, served))) if range.contains(fault.addr) => served.serve(fault),
+                // The mapping went away between fault and answer: let the thread see what is there now.
+                _ => {
+                    self.counters.stale.fetch_add(1, Ordering::Relaxed);
+                    wake_page(&self.uffd, fault.addr);
+                }
+            }
+        }));
+        if answered.is_err() {
+            self.counters.panics.fetch_add(1, Ordering::Relaxed);
+        }
+        self.counters.answer.record(since.elapsed());
+    }
+
+    fn run(&self) {
+        let mut messages = Vec::with_capacity(16);
+        let alone = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).is_ok_and(|set| {
+            (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).count() == 1
+        });
+        let mut idle_since = Instant::now();
+        let mut busy = false;
+        while !self.stopping.load(Ordering::Acquire) {
+            match self.pump(&mut messages, usize::MAX) {
+                Ok(0) if busy && idle_since.elapsed() < SPIN => {
+                    if alone {
+                        thread::yield_now();
+                    } else {
+                        std::hint::spin_loop();
+                    }
+                }
+                Ok(0) => {
+                    if !self.sleep() {
+                        break;
+                    }
+                    busy = idle_since.elapsed() < 2 * SPIN;
+                }
+                Ok(_) => {
+                    busy |= idle_since.elapsed() < 2 * SPIN;
+                    idle_since = Instant::now();
+                }
+                Err(_) => break,
+            }
+        }
+        if !self.stopping.load(Ordering::Acquire) {
+            self.die();
+        }
+    }
+
+    /// Waits for a fault or the end; false if there is no userfaultfd to wait for any more.
+    fn sleep(&self) -> bool {
+        let mut fds =
+            [PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN), PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => {
+                let gone = PollFlags::POLLNVAL | PollFlags::POLLERR | PollFlags::POLLHUP;
+                !fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)))
+            }
+            Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Fails closed.
+    fn die(&self) {
+        self.dead.store(true, Ordering::Release);
+        for (_, served) in self.mappings.read().values() {
+            // A panic here must not leave the rest of the mappings open.
+            let _ = catch_unwind(AssertUnwindSafe(|| served.abandon()));
+        }
+    }
+}
+
+pub(crate) fn wake_page(uffd: &Uffd, addr: usize) {
+    let page = page_size();
+    let _ = uffd.wake(AddrRange::new(addr & !(page - 1), page));
+}
+
+struct Threads {
+    core: Arc<Core>,
+    count: usize,
+    running: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Threads {
+    fn ensure_running(&self) -> Result<(), MonitorError> {
+        let mut running = self.running.lock();
+        while running.len() < self.count {
+            let core = Arc::clone(&self.core);
+            let name = format!("mmio-monitor-{}", running.len());
+            let handle = thread::Builder::new().name(name).spawn(move || {
+                // Signal handlers of the application are none of this thread's business.
+                let mut all = nix::sys::signal::SigSet::all();
+                for own in [nix::sys::signal::SIGSEGV, nix::sys::signal::SIGBUS] {
+                    all.remove(own);
+                }
+                let _ = all.thread_block();
+                core.run();
+            });
+            running.push(handle.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.core.stopping.store(true, Ordering::Release);
+        let _ = self.core.stop.write(1);
+        for handle in self.running.get_mut().drain(..) {
+            // The last owner can be one of the threads themselves only if a served mapping drops it there; a thread
+            // cannot join itself.
+            if handle.thread().id() != thread::current().id() {
+                let _ = handle.join();
+            }
+        }
+    }
+}

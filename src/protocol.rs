@@ -1,0 +1,320 @@
+//! The protocol: how a region's state changes, and who may rely on it meanwhile.
+//!
+//! ```text
+//!  changer                                  everyone else
+//!  -------                                  -------------
+//!  control     one change at a time
+//!  before_revoke()                          (memslots, IOMMUs)
+//!  gate: Busy  no new guards and pins       enter: sees Busy, waits or retries as its flags say
+//!  drain       the old ones end             faults are still resolved: a guard's holder may fault
+//!  memory lock, write side                  resolvers: try-read fails -> wait or retry
+//!  state := Disabled                        from here on a refusal is the truth
+//!  refuse()    zap, detach or replace       faults meet the old mapping or the refusal
+//!  unlock
+//!  gate: Disabled                           enter: refused
+//!  notify, wake                             who waited looks again
+//! ```
+//!
+//! Enabling is the same with `restore()`, and `after_restore()` at the end; a reset holds (`hold()`) instead of
+//! refusing, runs its callback, and restores. If anything fails on the way, [`Change`]'s drop walks back.
+//!
+//! Lock order: control, then the memory lock, then the list of mappings, then (in the kernel) mmap_lock. Neither side
+//! of the memory lock is held while anything is touched that can fault into a userfaultfd.
+
+use crate::error::{Holders, RevokeError};
+use crate::gate::{Gate, NotDrained, Phase};
+use crate::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::wait::{CancelToken, Event, Patience, Waited};
+use std::time::{Duration, Instant};
+
+/// What the protocol drives. The real one makes system calls; the model's is a fake kernel.
+pub(crate) trait Mechanism {
+    /// Tells those who keep the memory reachable by other ways (memslots, IOMMUs, pins) that it goes away.
+    fn before_revoke(&self);
+    /// Tells them that it is back.
+    fn after_restore(&self);
+    /// Nothing reaches the memory when it returns; faults wait.
+    fn hold(&self) -> Result<(), RevokeError>;
+    /// Nothing reaches the memory when it returns; accesses meet the policy.
+    fn refuse(&self) -> Result<(), RevokeError>;
+    /// The memory is reachable again when it returns.
+    fn restore(&self) -> Result<(), RevokeError>;
+    /// Makes every thread that waits in a page fault look again.
+    fn wake(&self);
+    /// Called now and then while waiting for guards, if their holders may themselves wait for this thread, which is
+    /// what it answers.
+    fn help(&self) -> bool;
+}
+
+/// A region's state, as the memory lock protects it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Enabled,
+    Disabled,
+    /// The region was dropped: disabled for good.
+    Gone,
+}
+
+impl State {
+    fn phase(self) -> Phase {
+        match self {
+            State::Enabled => Phase::Open,
+            State::Disabled => Phase::Disabled,
+            State::Gone => Phase::Gone,
+        }
+    }
+}
+
+pub(crate) struct Protocol {
+    /// One change of state at a time, from its first notifier to its last.
+    control: Mutex<()>,
+    /// The thread that holds `control`, 0 for none.
+    changer: AtomicI32,
+    /// The memory lock.
+    memory: RwLock<State>,
+    pub(crate) gate: Gate,
+    pins: AtomicUsize,
+    /// Who waits for the region to be no longer busy, or to be enabled, or for the last pin.
+    waiters: Event,
+    /// Changes of state so far.
+    epoch: AtomicU64,
+}
+
+impl Protocol {
+    pub(crate) fn new(initial: State) -> Self {
+        Self {
+            control: Mutex::new(()),
+            changer: AtomicI32::new(0),
+            memory: RwLock::new(initial),
+            gate: Gate::new(initial.phase()),
+            pins: AtomicUsize::new(0),
+            waiters: Event::new(),
+            epoch: AtomicU64::new(0),
+        }
+    }
+
+    /// The state as of now, without waiting.
+    pub(crate) fn phase(&self) -> Phase {
+        self.gate.phase()
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        // Acquire: pairs with the Release in `Change::drop`; who sees the new number sees the new state.
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn pins(&self) -> usize {
+        self.pins.load(Ordering::Relaxed)
+    }
+
+    /// The read side of the memory lock, without waiting.
+    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, State>> {
+        self.memory.try_read()
+    }
+
+    /// The read side of the memory lock, waiting for a writer as long as it takes.
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.memory.read()
+    }
+
+    /// Waits until the region is in none of the phases that `unwanted` names.
+    pub(crate) fn wait_while(
+        &self,
+        unwanted: impl Fn(Phase) -> bool,
+        cancel: Option<&CancelToken>,
+        deadline: Option<Instant>,
+    ) -> Waited {
+        self.waiters.wait_while(|| unwanted(self.phase()), cancel, deadline)
+    }
+
+    /// Counts a pin in, under the read side of the memory lock and while the gate is open.
+    pub(crate) fn pin(&self, state: &RwLockReadGuard<'_, State>) -> bool {
+        // SeqCst on both sides: either this sees the gate closed, or the changer's drain sees the pin.
+        self.pins.fetch_add(1, Ordering::SeqCst);
+        let open = **state == State::Enabled && self.phase() == Phase::Open;
+        if !open {
+            self.unpin();
+        }
+        open
+    }
+
+    pub(crate) fn unpin(&self) {
+        // Release: pairs with the Acquire of the drain; what was done under the pin comes before the revocation.
+        self.pins.fetch_sub(1, Ordering::SeqCst);
+        self.waiters.notify_all();
+    }
+
+    /// The first half of every change of state: afterwards nobody uses the memory under a guard or a pin, nobody
+    /// resolves a fault, and this thread alone may change the state. `None`: it is `goal` already.
+    pub(crate) fn begin<'a>(
+        &'a self,
+        mechanism: &'a dyn Mechanism,
+        goal: Option<State>,
+        patience: Patience,
+    ) -> Result<Option<Change<'a>>, RevokeError> {
+        let since = Instant::now();
+        let me = crate::sys::thread::current_tid();
+        if self.changer.load(Ordering::Relaxed) == me {
+            return Err(RevokeError::Reentrant);
+        }
+        let control = match patience {
+            Patience::Forever => Some(self.control.lock()),
+            Patience::Never => self.control.try_lock(),
+            Patience::Until(deadline) => self.control.try_lock_until(deadline),
+        };
+        let control = control.ok_or_else(|| gave_up(patience, since, Holders::default()))?;
+        let was = match self.phase() {
+            Phase::Open => State::Enabled,
+            Phase::Disabled => State::Disabled,
+            // Busy ends before `control` is released.
+            Phase::Gone | Phase::Busy => return Err(RevokeError::Gone),
+        };
+        if goal == Some(was) {
+            return Ok(None);
+        }
+        // Relaxed: only ever compared with the reading thread's own key.
+        self.changer.store(me, Ordering::Relaxed);
+        let mut change =
+            Change { protocol: self, mechanism, _control: control, memory: None, was, now: was, told: false };
+        if was == State::Enabled {
+            change.told = true;
+            mechanism.before_revoke();
+        }
+        self.gate.shut().map_err(RevokeError::Barrier)?;
+        self.drain(mechanism, patience, since)?;
+        let memory = match patience {
+            Patience::Forever => Some(self.memory.write()),
+            Patience::Never => self.memory.try_write(),
+            Patience::Until(deadline) => self.memory.try_write_until(deadline),
+        };
+        change.memory = Some(memory.ok_or_else(|| gave_up(patience, since, Holders::default()))?);
+        Ok(Some(change))
+    }
+
+    /// Waits for the guards and the pins.
+    fn drain(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
+        loop {
+            // A thread whose help a guard's holder may need does not sleep for long.
+            let nap = mechanism.help().then(|| Instant::now() + Duration::from_millis(1));
+            let (slice, last) = match (patience, nap) {
+                (Patience::Forever, Some(nap)) => (Patience::Until(nap), false),
+                (Patience::Until(deadline), Some(nap)) if nap < deadline => (Patience::Until(nap), false),
+                _ => (patience, true),
+            };
+            match self.gate.drain(slice) {
+                Ok(()) => break,
+                Err(NotDrained::Held(_)) if !last => {}
+                Err(NotDrained::Held(guards)) => {
+                    return Err(gave_up(patience, since, Holders { guards, pins: self.pins() }));
+                }
+                Err(NotDrained::HeldByCaller(own)) => return Err(RevokeError::WouldDeadlock { guards: own.count }),
+                Err(NotDrained::Barrier(e)) => return Err(RevokeError::Barrier(e)),
+            }
+        }
+        // SeqCst: see `pin`.
+        let pinned = || self.pins.load(Ordering::SeqCst) > 0;
+        let pins_left = match patience {
+            Patience::Forever => self.waiters.wait_while(pinned, None, None) != Waited::Done,
+            Patience::Never => pinned(),
+            Patience::Until(deadline) => self.waiters.wait_while(pinned, None, Some(deadline)) != Waited::Done,
+        };
+        if pins_left {
+            return Err(gave_up(patience, since, Holders { guards: Vec::new(), pins: self.pins() }));
+        }
+        Ok(())
+    }
+}
+
+fn gave_up(patience: Patience, since: Instant, holders: Holders) -> RevokeError {
+    match patience {
+        Patience::Never => RevokeError::Busy(holders),
+        Patience::Forever | Patience::Until(_) => RevokeError::TimedOut { waited: since.elapsed(), holders },
+    }
+}
+
+/// A change of state under way: the gate is closed and the write side of the memory lock is held. Dropping it
+/// ends the change, in whatever state it has come to.
+pub(crate) struct Change<'a> {
+    protocol: &'a Protocol,
+    mechanism: &'a dyn Mechanism,
+    _control: MutexGuard<'a, ()>,
+    memory: Option<RwLockWriteGuard<'a, State>>,
+    was: State,
+    now: State,
+    told: bool,
+}
+
+impl Change<'_> {
+    pub(crate) fn state(&self) -> State {
+        self.now
+    }
+
+    fn set(&mut self, state: State) {
+        self.now = state;
+        if let Some(memory) = &mut self.memory {
+            **memory = state;
+        }
+    }
+
+    /// Revokes. On an error everything is as before.
+    pub(crate) fn disable(&mut self, to: State) -> Result<(), RevokeError> {
+        let was = self.now;
+        // First the state, then the refusal: a region that refuses is disabled.
+        self.set(to);
+        self.mechanism.refuse().or_else(|e| {
+            self.mechanism.restore()?;
+            self.set(was);
+            Err(e)
+        })
+    }
+
+    /// Gives back. On an error everything is as before.
+    pub(crate) fn enable(&mut self) -> Result<(), RevokeError> {
+        self.mechanism.restore().or_else(|e| {
+            self.mechanism.refuse()?;
+            Err(e)
+        })?;
+        self.set(State::Enabled);
+        Ok(())
+    }
+
+    /// Makes the memory unreachable while the state stays enabled: accesses wait for the end of the change. On an
+    /// error everything is as before.
+    pub(crate) fn hold(&mut self) -> Result<(), RevokeError> {
+        if self.now != State::Enabled {
+            return Ok(());
+        }
+        self.mechanism.hold().or_else(|e| {
+            self.mechanism.restore()?;
+            Err(e)
+        })
+    }
+
+    /// Ends a [`hold`](Self::hold).
+    pub(crate) fn release(&mut self) -> Result<(), RevokeError> {
+        match self.now {
+            State::Enabled => self.mechanism.restore().or_else(|e| {
+                // What cannot be given back is revoked: it refuses already, and now it says so.
+                self.disable(State::Disabled)?;
+                Err(e)
+            }),
+            State::Disabled | State::Gone => Ok(()),
+        }
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        // Each step lets somebody look again, so each comes after what they are to see.
+        drop(self.memory.take());
+        self.protocol.epoch.fetch_add(1, Ordering::Release);
+        self.protocol.gate.set_phase(self.now.phase());
+        self.protocol.waiters.notify_all();
+        self.mechanism.wake();
+        if self.now == State::Enabled && (self.told || self.was == State::Disabled) {
+            self.mechanism.after_restore();
+        }
+        self.protocol.changer.store(0, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,413 @@
+//! Revoking one mapping and giving it back: what stands in its address range, and how that changes.
+//!
+//! The three strategies are one state machine with two answers each:
+//!
+//! | strategy | where do the page tables go? | who serves a fault while enabled? |
+//! |---|---|---|
+//! | Zap     | dropped, page by page             | the mapping's userfaultfd  |
+//! | Detach  | to the alias, in whole subtrees   | the kernel                 |
+//! | Replace | dropped with the mapping          | the kernel                 |
+//!
+//! What stands in the range while it is not live is the same for all: see [`Content`]. Every change is made by the
+//! holder of the write side of the memory lock (or, at the start, by the only one who knows the mapping), in an
+//! order such that the range is never free for another mmap, and that no page which slips in half-way outlives it.
+
+mod cover;
+mod park;
+
+pub(crate) use cover::{Tile, prepare};
+
+use crate::OnDisabled;
+use crate::sys::map::{self, Advice, Leave, Prot};
+use crate::sys::uffd::Uffd;
+use crate::sys::{AddrRange, SysError};
+use nix::errno::Errno;
+use parking_lot::Mutex;
+use std::fmt;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// How a region's mappings are revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Strategy {
+    /// Drop the page-table entries (`MADV_DONTNEED`); faults are resolved through userfaultfd. What vfio-pci does.
+    /// Cost grows with the pages mapped, both ways. Needs Linux 5.14.
+    Zap,
+    /// Move the page tables aside (`MREMAP_DONTUNMAP`) and back. Cost does not grow with the pages, and nothing
+    /// faults after `enable()`. Needs Linux 5.13 and twice the address space; not for hugetlb.
+    Detach,
+    /// Replace the mapping (`MAP_FIXED`) and map the file anew. For what userfaultfd cannot register: a BAR of a
+    /// vfio device, any device file. Works everywhere; the kernel refills the page tables after `enable()`.
+    Replace,
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Strategy::Zap => "zap",
+            Strategy::Detach => "detach",
+            Strategy::Replace => "replace",
+        })
+    }
+}
+
+/// Who answers the faults of a mapping, beside the kernel.
+#[derive(Clone)]
+pub(crate) enum Server {
+    /// A monitor reads them.
+    Monitor(crate::Monitor),
+    /// A userfaultfd in SIGBUS mode: the faulting thread resolves its own.
+    Own(Arc<Uffd>),
+    /// Nobody: no userfaultfd, or none wanted.
+    Nobody,
+}
+
+impl Server {
+    pub(crate) fn uffd(&self) -> Option<&Uffd> {
+        match self {
+            Server::Monitor(monitor) => Some(monitor.uffd()),
+            Server::Own(uffd) => Some(uffd),
+            Server::Nobody => None,
+        }
+    }
+}
+
+/// What stands in a mapping's range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    /// A reservation: never been live.
+    Reserved,
+    /// The region's memory.
+    Live,
+    /// Nothing can be reached; faults wait in the mapping's userfaultfd, in place.
+    Parked,
+    /// Nothing can be reached; faults wait in a stand-in that was moved over the range.
+    StandIn,
+    /// Another mapping, which refuses: an empty file, or all-ones.
+    Covered,
+    /// The region's mapping itself, no pages mapped, in a userfaultfd in SIGBUS mode. For a range that the
+    /// application has split by mprotect or munmap: covering it would undo that.
+    Barred,
+}
+
+#[derive(Debug)]
+struct Place {
+    content: Content,
+    /// The page tables are at the alias.
+    detached: bool,
+    /// Faults may wait in the server's userfaultfd that no wake has reached yet.
+    parked_since_wake: bool,
+    /// What the stand-in's faults wait in.
+    stand_in: Option<Uffd>,
+}
+
+/// One mapping's range and all that is needed to revoke it and give it back.
+pub(crate) struct View {
+    pub(crate) range: AddrRange,
+    /// Where the range starts in the region's file, in bytes.
+    pub(crate) file_offset: u64,
+    pub(crate) prot: Prot,
+    pub(crate) policy: OnDisabled,
+    pub(crate) strategy: Strategy,
+    pub(crate) server: Server,
+    /// Twice-as-aligned address space for the page tables (Detach).
+    pub(crate) alias: Option<AddrRange>,
+    pub(crate) ones: Option<Arc<Tile>>,
+    /// The file's page size, in bytes: ranges of hugetlb files are multiples of it.
+    pub(crate) page: usize,
+    place: Mutex<Place>,
+}
+
+/// How a mapping came to refuse: as intended, or in a way that is as safe but not as faithful.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Grade {
+    Intended,
+    Degraded,
+}
+
+impl View {
+    pub(crate) fn reserve(spec: ViewSpec) -> Result<Self, SysError> {
+        let align = alignment(spec.len).max(spec.page);
+        let range = map::reserve(spec.len, align)?;
+        let alias = match spec.strategy {
+            Strategy::Detach => match map::reserve(spec.len, align) {
+                Ok(alias) => Some(alias),
+                Err(e) => {
+                    release(range);
+                    return Err(e);
+                }
+            },
+            Strategy::Zap | Strategy::Replace => None,
+        };
+        let place = Place { content: Content::Reserved, detached: false, parked_since_wake: false, stand_in: None };
+        Ok(Self {
+            range,
+            file_offset: spec.file_offset,
+            prot: spec.prot,
+            policy: spec.policy,
+            strategy: spec.strategy,
+            server: spec.server,
+            alias,
+            ones: spec.ones,
+            page: spec.page,
+            place: Mutex::new(place),
+        })
+    }
+
+    /// Is a live range registered with the server's userfaultfd?
+    fn served_live(&self) -> bool {
+        self.strategy == Strategy::Zap
+    }
+
+    /// Nothing reaches the memory any more when it returns, and faults wait.
+    pub(crate) fn hold(&self) -> Result<Grade, SysError> {
+        let mut place = self.place.lock();
+        match place.content {
+            Content::Live => {}
+            Content::Parked | Content::StandIn => return Ok(Grade::Intended),
+            Content::Reserved | Content::Covered | Content::Barred => return Ok(Grade::Intended),
+        }
+        self.set_aside(&mut place);
+        match self.park(&mut place) {
+            Ok(()) => Ok(Grade::Intended),
+            Err(_) => self.refuse_somehow(&mut place).map(|()| Grade::Degraded),
+        }
+    }
+
+    /// Nothing reaches the memory any more when it returns, and accesses meet what the policy says.
+    pub(crate) fn refuse(&self) -> Result<Grade, SysError> {
+        let mut place = self.place.lock();
+        if matches!(place.content, Content::Covered | Content::Barred) {
+            return Ok(Grade::Intended);
+        }
+        if place.content == Content::Live {
+            self.set_aside(&mut place);
+        }
+        let intended = match self.policy {
+            // An accessors-only mapping refuses in place: its userfaultfd is in SIGBUS mode all the time.
+            _ if self.served_live() && matches!(self.server, Server::Own(_)) && place.content != Content::Reserved => {
+                self.bar(&mut place)
+            }
+            OnDisabled::Block => self.park(&mut place),
+            OnDisabled::Sigbus | OnDisabled::AllOnes => self.cover(&mut place),
+        };
+        match intended {
+            Ok(()) => Ok(Grade::Intended),
+            Err(_) => self.refuse_somehow(&mut place).map(|()| Grade::Degraded),
+        }
+    }
+
+    /// The ways that are left when the intended one failed, from the most faithful to the bluntest.
+    fn refuse_somehow(&self, place: &mut Place) -> Result<(), SysError> {
+        self.cover_empty(place).or_else(|_| self.bar(place)).or_else(|e| {
+            // SAFETY: the view's own range; nothing is moved or lost.
+            #[expect(unsafe_code, reason = "UNSAFETY: changes access rights of the view's own range")]
+            let shut = unsafe { map::protect(self.range, Prot::None) };
+            shut.map_err(|_| e)?;
+            place.content = Content::Covered;
+            Ok(())
+        })
+    }
+
+    /// The monitor is gone: whatever was to be answered by it refuses instead.
+    pub(crate) fn refuse_for_good(&self) -> Result<(), SysError> {
+        let mut place = self.place.lock();
+        match place.content {
+            Content::Covered => Ok(()),
+            Content::Live | Content::Parked | Content::StandIn | Content::Barred | Content::Reserved => {
+                self.set_aside(&mut place);
+                self.refuse_somehow(&mut place)
+            }
+        }
+    }
+
+    /// The memory is reachable again. On an error the range still refuses (or waits) as before.
+    pub(crate) fn restore(&self, file: Option<BorrowedFd<'_>>) -> Result<(), SysError> {
+        let mut place = self.place.lock();
+        match place.content {
+            Content::Live => return Ok(()),
+            Content::Parked if !place.detached => self.unpark(&mut place)?,
+            Content::Barred if !place.detached => self.unbar(&mut place)?,
+            _ if place.detached => self.reattach(&mut place)?,
+            _ => self.map_live(&mut place, file)?,
+        }
+        Ok(())
+    }
+
+    /// Makes everyone who may wait in this range fault again and meet what is there now.
+    pub(crate) fn wake(&self) {
+        let mut place = self.place.lock();
+        let parked = place.parked_since_wake;
+        place.parked_since_wake = place.content == Content::Parked;
+        if let (Some(uffd), true) = (self.server.uffd(), parked || self.served_live()) {
+            let _ = uffd.wake(self.range);
+        }
+        if place.content != Content::StandIn {
+            if let Some(uffd) = place.stand_in.take() {
+                let _ = uffd.wake(self.range);
+            }
+        }
+    }
+
+    /// Moves the page tables out of the way in one step, where the strategy can. A range that was split by the
+    /// application does not move (EFAULT); nor does one whose userfaultfd is in the way. It is then zapped or
+    /// covered like any other: slower, as safe.
+    #[expect(unsafe_code, reason = "UNSAFETY: moves between the view's own range and its own alias")]
+    fn set_aside(&self, place: &mut Place) {
+        if let (Some(alias), false) = (self.alias, place.detached) {
+            // SAFETY: range and alias are the view's own. The kernel leaves a mapping in the range, whose page
+            // tables are empty; whatever a concurrent access faults into it is dropped by what comes next
+            // (`cover`, `park` and `bar` all drop the range's pages as their last step).
+            place.detached = unsafe { map::move_onto(self.range, alias, Leave::Mapping) }.is_ok();
+        }
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: moves between the view's own range and its own alias")]
+    fn reattach(&self, place: &mut Place) -> Result<(), SysError> {
+        let Some(alias) = self.alias else { return Err(SysError::new("mremap", Errno::EINVAL)) };
+        // SAFETY: both ranges are the view's own; what stands in the range (a cover, or the emptied mapping) is
+        // replaced under the kernel's mmap_lock.
+        unsafe { map::move_onto(alias, self.range, Leave::Mapping) }?;
+        place.detached = false;
+        place.content = Content::Live;
+        Ok(())
+    }
+
+    /// Builds the mapping elsewhere, with all its properties, and moves it over the range in one step: neither a
+    /// fork nor another mmap ever sees it half-made.
+    #[expect(unsafe_code, reason = "UNSAFETY: maps, moves and unmaps ranges of the view's own")]
+    fn map_live(&self, place: &mut Place, file: Option<BorrowedFd<'_>>) -> Result<(), SysError> {
+        let file = file.ok_or(SysError::new("mmap", Errno::EBADF))?;
+        let staging = map::reserve(self.range.len, alignment(self.range.len).max(self.page))?;
+        let staged = self.stage(staging, file);
+        // SAFETY: staging was made by this function, the range is the view's own.
+        let moved = staged.and_then(|()| unsafe { map::move_onto(staging, self.range, Leave::Hole) });
+        if moved.is_err() {
+            release(staging);
+        }
+        moved?;
+        place.content = Content::Live;
+        if self.served_live() {
+            if let Err(e) = self.serve() {
+                // Live, but nobody would answer its faults: back to refusing.
+                self.cover_empty(place)?;
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: maps a range that only the caller knows")]
+    fn stage(&self, staging: AddrRange, file: BorrowedFd<'_>) -> Result<(), SysError> {
+        // SAFETY: a reservation that only the caller knows.
+        unsafe { map::map_shared(staging, file, self.file_offset, Prot::None) }?;
+        for advice in [Advice::DontFork, Advice::DontDump, Advice::NoHugePage] {
+            // SAFETY: as above.
+            match unsafe { map::advise(staging, advice) } {
+                // Device files and hugetlb know no huge-page advice, and kernels without THP no such call.
+                Err(e) if advice == Advice::NoHugePage && e.errno == Errno::EINVAL => {}
+                other => other?,
+            }
+        }
+        // SAFETY: as above.
+        unsafe { map::protect(staging, self.prot) }
+    }
+
+    /// Registers the live range with its server.
+    fn serve(&self) -> Result<(), SysError> {
+        match self.server.uffd() {
+            Some(uffd) => uffd.register(self.range, true),
+            None => Err(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS)),
+        }
+    }
+
+    /// Drops every page-table entry of the range.
+    #[expect(unsafe_code, reason = "UNSAFETY: drops page-table entries of shared memory in the view's own range")]
+    pub(crate) fn zap(&self) -> Result<(), SysError> {
+        // SAFETY: the view's own range, and shared memory: its content stays in the file.
+        let zapped = unsafe { map::advise(self.range, Advice::DontNeed) };
+        match zapped {
+            // A locked mapping (mlock, mlockall) refuses the plain advice.
+            Err(e) if e.errno == Errno::EINVAL => {
+                // SAFETY: as above.
+                unsafe { map::advise(self.range, Advice::DontNeedLocked) }
+            }
+            // Holes that the application has made are passed over and told at the end (madvise(2)).
+            Err(e) if e.errno == Errno::ENOMEM && !map::is_one_mapping(self.range) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Bytes of address space kept beside the range.
+    pub(crate) fn alias_bytes(&self) -> usize {
+        self.alias.map_or(0, |a| a.len)
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        release(self.range);
+        if let Some(alias) = self.alias {
+            release(alias);
+        }
+        // munmap wakes nobody: who waited here faults again and meets what an unmapped address gives.
+        self.place.get_mut().content = Content::Reserved;
+        self.wake();
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = self.place.lock();
+        write!(f, "{:?} {:?}{}", self.range, place.content, if place.detached { ", page tables aside" } else { "" })
+    }
+}
+
+/// What a view is made from.
+pub(crate) struct ViewSpec {
+    pub(crate) len: usize,
+    pub(crate) file_offset: u64,
+    pub(crate) prot: Prot,
+    pub(crate) policy: OnDisabled,
+    pub(crate) strategy: Strategy,
+    pub(crate) server: Server,
+    pub(crate) ones: Option<Arc<Tile>>,
+    pub(crate) page: usize,
+}
+
+/// Alignment at which page tables move in the largest subtrees: 1 GiB, 2 MiB, or a page.
+fn alignment(len: usize) -> usize {
+    const PUD: usize = 1 << 30;
+    const PMD: usize = 2 << 20;
+    match len {
+        PUD.. => PUD,
+        PMD.. => PMD,
+        _ => crate::sys::page_size(),
+    }
+}
+
+#[expect(unsafe_code, reason = "UNSAFETY: unmaps a range that its owner gives up")]
+fn release(range: AddrRange) {
+    // SAFETY: the callers own the range and use it no more. Failing (ENOMEM on a split) leaks address space only.
+    let _ = unsafe { map::unmap(range) };
+}
+
+/// The process-wide userfaultfd in SIGBUS mode: nobody reads it, whoever faults in it gets SIGBUS.
+pub(crate) fn refuser() -> Result<Arc<Uffd>, SysError> {
+    static REFUSER: Mutex<Option<Arc<Uffd>>> = Mutex::new(None);
+    let mut refuser = REFUSER.lock();
+    if let Some(uffd) = &*refuser {
+        return Ok(Arc::clone(uffd));
+    }
+    use crate::sys::uffd::UffdFeatures;
+    let features = UffdFeatures::MINOR_SHMEM | UffdFeatures::MINOR_HUGETLBFS | UffdFeatures::SIGBUS;
+    let uffd = Arc::new(Uffd::open(features)?.0);
+    *refuser = Some(Arc::clone(&uffd));
+    Ok(uffd)
+}
+
+pub(crate) fn dup(fd: BorrowedFd<'_>) -> Result<OwnedFd, SysError> {
+    let errno = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(0));
+    fd.try_clone_to_owned().map_err(|e| SysError::new("fcntl(F_DUPFD_CLOEXEC)", errno(e)))
+}

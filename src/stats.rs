@@ -1,0 +1,141 @@
+//! Counters and latencies, cheap enough to be always on.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Buckets of a [`Latency`]: bucket `i` counts durations below `2^i` ns (and at least `2^(i-1)`).
+pub const BUCKETS: usize = 40;
+
+#[derive(Debug)]
+pub(crate) struct Histogram {
+    buckets: [AtomicU64; BUCKETS],
+    sum_ns: AtomicU64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { buckets: [const { AtomicU64::new(0) }; BUCKETS], sum_ns: AtomicU64::new(0) }
+    }
+}
+
+impl Histogram {
+    pub(crate) fn record(&self, took: Duration) {
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = (u64::BITS - ns.leading_zeros()) as usize;
+        self.buckets[bucket.min(BUCKETS - 1)].fetch_add(1, Ordering::Relaxed);
+        self.sum_ns.fetch_add(ns, Ordering::Relaxed);
+    }
+
+    pub(crate) fn snapshot(&self) -> Latency {
+        let buckets = std::array::from_fn(|i| self.buckets[i].load(Ordering::Relaxed));
+        Latency { buckets, sum_ns: self.sum_ns.load(Ordering::Relaxed) }
+    }
+}
+
+/// A histogram of durations, in powers of two of nanoseconds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Latency {
+    /// How many durations fell into each bucket; bucket `i` holds those below `2^i` ns.
+    pub buckets: [u64; BUCKETS],
+    /// All durations together, in nanoseconds.
+    pub sum_ns: u64,
+}
+
+impl Latency {
+    /// How many durations were recorded.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// An upper bound of the duration that `share` (0 to 1) of all stayed below; `None` if nothing was recorded.
+    pub fn quantile(&self, share: f64) -> Option<Duration> {
+        let count = self.count();
+        let mut left = (share.clamp(0.0, 1.0) * count as f64).ceil().max(1.0) as u64;
+        for (i, n) in self.buckets.iter().enumerate() {
+            if *n >= left {
+                return (count > 0).then(|| Duration::from_nanos(1 << i));
+            }
+            left -= n;
+        }
+        None
+    }
+}
+
+impl std::fmt::Debug for Latency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Latency")
+            .field("count", &self.count())
+            .field("p50", &self.quantile(0.5))
+            .field("p99", &self.quantile(0.99))
+            .finish()
+    }
+}
+
+/// What a [`Monitor`](crate::Monitor) has done.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct MonitorStats {
+    /// Faults answered or left waiting.
+    pub faults: u64,
+    /// Faults of mappings that were gone by then.
+    pub stale: u64,
+    /// Answers that panicked; the monitor went on.
+    pub panics: u64,
+    /// Mappings served now.
+    pub mappings: usize,
+    /// Threads that serve them (0: the caller's event loop).
+    pub threads: usize,
+    /// From reading a fault to having answered it.
+    pub answer: Latency,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct RegionCounters {
+    pub(crate) disables: AtomicU64,
+    pub(crate) enables: AtomicU64,
+    pub(crate) resets: AtomicU64,
+    pub(crate) faults_mapped: AtomicU64,
+    pub(crate) pages_mapped: AtomicU64,
+    pub(crate) faults_parked: AtomicU64,
+    pub(crate) faults_failed: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) degraded: AtomicU64,
+    pub(crate) disable: Histogram,
+    pub(crate) enable: Histogram,
+}
+
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What a region has done and holds, see [`Region::stats`](crate::Region::stats).
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct RegionStats {
+    /// Changes to disabled.
+    pub disables: u64,
+    /// Changes to enabled.
+    pub enables: u64,
+    /// Resets.
+    pub resets: u64,
+    /// Faults answered by mapping pages.
+    pub faults_mapped: u64,
+    /// Pages mapped by those.
+    pub pages_mapped: u64,
+    /// Faults left waiting: the region was busy, or disabled under the policy Block.
+    pub faults_parked: u64,
+    /// Faults that could not be answered (the backing file has no page there and gives none).
+    pub faults_failed: u64,
+    /// Accesses through this crate that were refused.
+    pub refused: u64,
+    /// Times that a mapping could not be revoked the intended way and a stronger way was taken: see ARCHITECTURE.md.
+    pub degraded: u64,
+    /// Mappings now.
+    pub mappings: usize,
+    /// Address space kept besides the mappings themselves (Detach), in bytes.
+    pub alias_bytes: usize,
+    /// How long disabling took, from the call to its return.
+    pub disable: Latency,
+    /// How long enabling took.
+    pub enable: Latency,
+}

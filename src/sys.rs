@@ -1,0 +1,149 @@
+//! Every system call this crate makes, and nothing else.
+//!
+//! The functions here add types, decode errno into [`SysError`] and know no policy. Addresses are plain numbers
+//! ([`AddrRange`]): the callers own the ranges and say so in their safety proofs.
+
+pub(crate) mod barrier;
+#[cfg(not(revocable_model))]
+pub(crate) mod futex;
+pub(crate) mod map;
+pub(crate) mod probe;
+pub(crate) mod thread;
+pub(crate) mod uffd;
+
+use nix::errno::Errno;
+
+/// A system call that failed: its name, the errno, and what to do about it where that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{call}: {} ({}){}", errno, errno.desc(), self.hint())]
+#[non_exhaustive]
+pub struct SysError {
+    /// The system call or ioctl.
+    pub call: &'static str,
+    /// What it answered.
+    pub errno: Errno,
+}
+
+impl SysError {
+    pub(crate) fn new(call: &'static str, errno: Errno) -> Self {
+        Self { call, errno }
+    }
+
+    pub(crate) fn last(call: &'static str) -> Self {
+        Self::new(call, Errno::last())
+    }
+
+    fn hint(&self) -> &'static str {
+        match (self.errno, self.call) {
+            (Errno::ENOMEM, "mmap" | "mremap" | "mprotect" | "munmap" | "madvise") => {
+                "; out of memory, or at the limit of mappings (vm.max_map_count) or address space (RLIMIT_AS)"
+            }
+            (Errno::EMFILE | Errno::ENFILE, _) => "; out of file descriptors: raise RLIMIT_NOFILE",
+            (Errno::EPERM | Errno::EACCES, "userfaultfd" | "open(/dev/userfaultfd)") => {
+                "; allow access to /dev/userfaultfd, grant CAP_SYS_PTRACE, or set vm.unprivileged_userfaultfd=1"
+            }
+            (Errno::ENOMEM, "memfd_create" | "ftruncate") => "; no huge pages reserved? see /proc/sys/vm/nr_hugepages",
+            (Errno::EAGAIN, "mmap") => "; the process locks its memory (mlockall) and RLIMIT_MEMLOCK is reached",
+            _ => "",
+        }
+    }
+}
+
+/// A range of this process's address space, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AddrRange {
+    pub(crate) addr: usize,
+    pub(crate) len: usize,
+}
+
+impl AddrRange {
+    pub(crate) fn new(addr: usize, len: usize) -> Self {
+        Self { addr, len }
+    }
+
+    pub(crate) fn end(self) -> usize {
+        self.addr + self.len
+    }
+
+    pub(crate) fn contains(self, addr: usize) -> bool {
+        (self.addr..self.end()).contains(&addr)
+    }
+
+    pub(crate) fn as_ptr(self) -> *mut u8 {
+        std::ptr::with_exposed_provenance_mut(self.addr)
+    }
+}
+
+impl std::fmt::Debug for AddrRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#x}..{:#x}", self.addr, self.end())
+    }
+}
+
+/// The size of a base page, in bytes.
+pub(crate) fn page_size() -> usize {
+    static SIZE: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *SIZE.get_or_init(|| {
+        let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+        size.and_then(|s| usize::try_from(s).ok()).unwrap_or(4096)
+    })
+}
+
+/// Where a test makes the next system call of a name fail; nothing at all in an ordinary build.
+#[cfg(not(revocable_inject))]
+#[inline(always)]
+pub(crate) fn may_fail(_call: &'static str) -> Result<(), SysError> {
+    Ok(())
+}
+
+#[cfg(revocable_inject)]
+pub(crate) use inject::may_fail;
+
+#[cfg(revocable_inject)]
+pub mod inject {
+    //! System calls that fail on request (`--cfg revocable_inject`), for the fault-injection tests.
+
+    use super::{Errno, SysError};
+    use std::sync::Mutex;
+
+    struct Plan {
+        call: &'static str,
+        /// How many calls of that name still succeed.
+        skip: usize,
+        /// How many fail after that.
+        times: usize,
+        errno: Errno,
+    }
+
+    static PLAN: Mutex<Option<Plan>> = Mutex::new(None);
+    static SEEN: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+
+    /// Lets `skip` calls of this name succeed and the next `times` fail with `errno`.
+    pub fn fail(call: &'static str, skip: usize, times: usize, errno: Errno) {
+        *PLAN.lock().unwrap_or_else(|e| e.into_inner()) = Some(Plan { call, skip, times, errno });
+    }
+
+    /// No further failures; answers whether the planned ones all happened.
+    pub fn clear() -> bool {
+        PLAN.lock().unwrap_or_else(|e| e.into_inner()).take().is_none_or(|p| p.times == 0)
+    }
+
+    /// The calls made since the last time this was asked.
+    pub fn take_seen() -> Vec<&'static str> {
+        std::mem::take(&mut *SEEN.lock().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    pub(crate) fn may_fail(call: &'static str) -> Result<(), SysError> {
+        SEEN.lock().unwrap_or_else(|e| e.into_inner()).push(call);
+        let mut plan = PLAN.lock().unwrap_or_else(|e| e.into_inner());
+        match plan.as_mut() {
+            Some(p) if p.call == call && p.skip > 0 => p.skip -= 1,
+            Some(p) if p.call == call && p.times > 0 => {
+                p.times -= 1;
+                return Err(SysError::new(call, p.errno));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,246 @@
+//! The userfaultfd ABI, see userfaultfd(2), ioctl_userfaultfd(2).
+//!
+//! UNSAFETY: ioctls whose argument is a structure of linux-raw-sys's; each passes a live, initialised one.
+#![expect(unsafe_code, reason = "userfaultfd ioctls have no safe form")]
+
+use super::{AddrRange, SysError, may_fail};
+use linux_raw_sys::general as raw;
+use linux_raw_sys::ioctl as nr;
+use nix::errno::Errno;
+use nix::libc;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+bitflags::bitflags! {
+    /// `UFFD_FEATURE_*`: what an API handshake offers.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct UffdFeatures: u64 {
+        const EVENT_REMAP = raw::UFFD_FEATURE_EVENT_REMAP as u64;
+        const SIGBUS = raw::UFFD_FEATURE_SIGBUS as u64;
+        const THREAD_ID = raw::UFFD_FEATURE_THREAD_ID as u64;
+        const MINOR_HUGETLBFS = raw::UFFD_FEATURE_MINOR_HUGETLBFS as u64;
+        const MINOR_SHMEM = raw::UFFD_FEATURE_MINOR_SHMEM as u64;
+        const EXACT_ADDRESS = raw::UFFD_FEATURE_EXACT_ADDRESS as u64;
+        const POISON = raw::UFFD_FEATURE_POISON as u64;
+    }
+}
+
+/// How a process came by its userfaultfd, which decides whose faults it sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum UffdSource {
+    /// `/dev/userfaultfd` (6.1): the rights of the device file; sees faults of system calls too.
+    Device,
+    /// The system call with full rights (CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1).
+    Syscall,
+    /// `UFFD_USER_MODE_ONLY` (5.11), open to anyone: a system call that would fault gets EFAULT instead.
+    UserModeOnly,
+}
+
+#[derive(Debug)]
+pub(crate) struct Uffd {
+    fd: OwnedFd,
+    /// False: a fault of the kernel on a user's behalf is refused (EFAULT) without a message.
+    pub(crate) sees_kernel_faults: bool,
+}
+
+/// A page fault that waits for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FaultMessage {
+    pub(crate) addr: usize,
+    /// The thread that faulted, where the kernel told (`UFFD_FEATURE_THREAD_ID`); 0 otherwise.
+    pub(crate) tid: u32,
+    pub(crate) write: bool,
+}
+
+/// How far one `UFFDIO_CONTINUE` came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Continued {
+    /// So many bytes from the start were mapped, and whoever waited for them was woken. Fewer than asked: go on behind.
+    Bytes(usize),
+    /// The first page was mapped already; nobody was woken.
+    AlreadyMapped,
+    /// The file has no page there (a hole).
+    Hole,
+    /// No registered mapping there (any more), or the range crosses its edge.
+    NotRegistered,
+    /// An address-space event is pending; try again.
+    TryAgain,
+}
+
+impl Uffd {
+    /// Opens a userfaultfd by the best way this process is allowed.
+    pub(crate) fn open(features: UffdFeatures) -> Result<(Self, UffdSource), SysError> {
+        let mut refused = SysError::new("userfaultfd", Errno::ENOSYS);
+        for source in [UffdSource::Device, UffdSource::Syscall, UffdSource::UserModeOnly] {
+            if super::probe::pretends_missing(source) {
+                continue;
+            }
+            match Self::open_by(source, features) {
+                Ok(uffd) => return Ok((uffd, source)),
+                // Out of descriptors or memory is not a matter of rights: trying a weaker way would hide it.
+                Err(e) if matches!(e.errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => return Err(e),
+                Err(e) => refused = e,
+            }
+        }
+        Err(refused)
+    }
+
+    fn open_by(source: UffdSource, features: UffdFeatures) -> Result<Self, SysError> {
+        let uffd = Self::create(source)?;
+        uffd.handshake(features)?;
+        Ok(uffd)
+    }
+
+    fn create(source: UffdSource) -> Result<Self, SysError> {
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+        let raw = match source {
+            UffdSource::Device => Self::from_device(flags)?,
+            UffdSource::Syscall => Self::from_syscall(flags)?,
+            UffdSource::UserModeOnly => Self::from_syscall(flags | raw::UFFD_USER_MODE_ONLY as libc::c_int)?,
+        };
+        // SAFETY: a descriptor that the kernel just gave to us alone.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        Ok(Self { fd, sees_kernel_faults: source != UffdSource::UserModeOnly })
+    }
+
+    /// A userfaultfd that somebody else opened. The API handshake may be done or not.
+    pub(crate) fn from_fd(fd: OwnedFd, features: UffdFeatures) -> Result<Self, SysError> {
+        let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL).map_err(|e| SysError::new("fcntl", e))?;
+        let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
+        nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(flags)).map_err(|e| SysError::new("fcntl", e))?;
+        let uffd = Self { fd, sees_kernel_faults: true };
+        match uffd.handshake(features) {
+            // A second handshake is EINVAL: its first owner has done it, with features of its choice.
+            Ok(_) | Err(SysError { errno: Errno::EINVAL, .. }) => Ok(uffd),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn from_device(flags: libc::c_int) -> Result<libc::c_int, SysError> {
+        const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xaa00;
+        may_fail("open(/dev/userfaultfd)")?;
+        let dev = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/userfaultfd")
+            .map_err(|e| SysError::new("open(/dev/userfaultfd)", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+        // SAFETY: the argument is a number, not a pointer.
+        let raw = unsafe { libc::ioctl(dev.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) };
+        if raw < 0 { Err(SysError::last("USERFAULTFD_IOC_NEW")) } else { Ok(raw) }
+    }
+
+    fn from_syscall(flags: libc::c_int) -> Result<libc::c_int, SysError> {
+        may_fail("userfaultfd")?;
+        // SAFETY: takes a number and returns a descriptor.
+        let raw = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+        libc::c_int::try_from(raw).ok().filter(|fd| *fd >= 0).ok_or_else(|| SysError::last("userfaultfd"))
+    }
+
+    /// `UFFDIO_API`: once per descriptor. Answers what the kernel offers.
+    fn handshake(&self, features: UffdFeatures) -> Result<UffdFeatures, SysError> {
+        let mut api = raw::uffdio_api { api: raw::UFFD_API.into(), features: features.bits(), ioctls: 0 };
+        self.ioctl("UFFDIO_API", nr::UFFDIO_API, &mut api)?;
+        Ok(UffdFeatures::from_bits_truncate(api.features))
+    }
+
+    /// What the kernel offers, asked of a throw-away descriptor (a handshake can be done once).
+    pub(crate) fn offered(source: UffdSource) -> Result<UffdFeatures, SysError> {
+        Self::create(source)?.handshake(UffdFeatures::empty())
+    }
+
+    fn ioctl<T>(&self, name: &'static str, request: u32, arg: &mut T) -> Result<(), SysError> {
+        may_fail(name)?;
+        // SAFETY: `arg` is the structure that this request reads and writes, live and initialised; what the
+        // request does to mappings is proven where it is called with a range.
+        let rc = unsafe { libc::ioctl(self.fd.as_raw_fd(), request.into(), std::ptr::from_mut(arg)) };
+        if rc < 0 { Err(SysError::last(name)) } else { Ok(()) }
+    }
+
+    /// From now on, missing and minor faults in `range` are this descriptor's.
+    pub(crate) fn register(&self, range: AddrRange, minor: bool) -> Result<(), SysError> {
+        let minor = if minor { raw::UFFDIO_REGISTER_MODE_MINOR } else { 0 };
+        let mut arg = raw::uffdio_register {
+            range: uffdio_range(range),
+            mode: (raw::UFFDIO_REGISTER_MODE_MISSING | minor).into(),
+            ioctls: 0,
+        };
+        self.ioctl("UFFDIO_REGISTER", nr::UFFDIO_REGISTER, &mut arg)
+    }
+
+    /// The range's faults are nobody's again. Who waits in a MINOR fault is not woken by this (`userfaultfd_unregister`).
+    pub(crate) fn unregister(&self, range: AddrRange) -> Result<(), SysError> {
+        self.ioctl("UFFDIO_UNREGISTER", nr::UFFDIO_UNREGISTER, &mut uffdio_range(range))
+    }
+
+    /// Makes everyone who waits in `range` fault again. Needs no registration.
+    pub(crate) fn wake(&self, range: AddrRange) -> Result<(), SysError> {
+        self.ioctl("UFFDIO_WAKE", nr::UFFDIO_WAKE, &mut uffdio_range(range))
+    }
+
+    /// Maps the pages that the file has in `range` and wakes who waits for them.
+    pub(crate) fn map_present(&self, range: AddrRange) -> Result<Continued, SysError> {
+        let mut arg = raw::uffdio_continue { range: uffdio_range(range), mode: 0, mapped: 0 };
+        match self.ioctl("UFFDIO_CONTINUE", nr::UFFDIO_CONTINUE, &mut arg) {
+            Ok(()) => Ok(Continued::Bytes(range.len)),
+            // EAGAIN has two meanings, told apart by the sign of `mapped` (ioctl_userfaultfd(2)).
+            Err(e) if e.errno == Errno::EAGAIN => {
+                Ok(usize::try_from(arg.mapped).ok().filter(|n| *n > 0).map_or(Continued::TryAgain, Continued::Bytes))
+            }
+            Err(e) if e.errno == Errno::EEXIST => Ok(Continued::AlreadyMapped),
+            Err(e) if e.errno == Errno::EFAULT => Ok(Continued::Hole),
+            Err(e) if e.errno == Errno::ENOENT => Ok(Continued::NotRegistered),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Reads waiting messages without blocking, appending faults to `into`; answers how many there were.
+    pub(crate) fn read(&self, into: &mut Vec<FaultMessage>, limit: usize) -> Result<usize, SysError> {
+        const BATCH: usize = 16;
+        may_fail("read(userfaultfd)")?;
+        let mut buffer = [const { std::mem::MaybeUninit::<raw::uffd_msg>::uninit() }; BATCH];
+        let want = limit.clamp(1, BATCH);
+        // SAFETY: the buffer holds `want` messages; the kernel writes whole messages only.
+        let n =
+            unsafe { libc::read(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), want * size_of::<raw::uffd_msg>()) };
+        let bytes = match usize::try_from(n) {
+            Ok(bytes) => bytes,
+            Err(_) => match Errno::last() {
+                Errno::EAGAIN => return Ok(0),
+                errno => return Err(SysError::new("read(userfaultfd)", errno)),
+            },
+        };
+        let count = bytes / size_of::<raw::uffd_msg>();
+        for slot in buffer.iter().take(count) {
+            // SAFETY: the kernel has written the first `count` messages.
+            let message = unsafe { slot.assume_init_ref() };
+            into.extend(decode(message));
+        }
+        Ok(count)
+    }
+}
+
+impl AsFd for Uffd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn uffdio_range(range: AddrRange) -> raw::uffdio_range {
+    raw::uffdio_range { start: range.addr as u64, len: range.len as u64 }
+}
+
+/// A fault from a message; anything else (events we never ask for) is nothing.
+fn decode(message: &raw::uffd_msg) -> Option<FaultMessage> {
+    if u32::from(message.event) != raw::UFFD_EVENT_PAGEFAULT as u32 {
+        return None;
+    }
+    // SAFETY: `event` says that the page-fault member of the union was written.
+    let fault = unsafe { message.arg.pagefault };
+    // SAFETY: the only member of the union; zero where the kernel does not tell.
+    let tid = unsafe { fault.feat.ptid };
+    Some(FaultMessage {
+        addr: usize::try_from(fault.address).ok()?,
+        tid,
+        write: fault.flags & u64::from(raw::UFFD_PAGEFAULT_FLAG_WRITE) != 0,
+    })
+}
