@@ -7,12 +7,15 @@ compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap a
 mod access;
 mod backing;
 mod error;
+pub mod fault;
 mod gate;
 mod mapping;
 mod monitor;
 mod owner;
+mod pin;
 mod protocol;
 mod region;
+mod resolve;
 mod revoke;
 pub mod signal;
 mod stats;
@@ -22,12 +25,16 @@ mod wait;
 
 pub use access::{AtomicPrimitive, Primitive};
 pub use backing::{Backing, OnRevoke};
-pub use error::{AccessError, BuildError, CopyError, Holders, MapError, MonitorError, RevokeError};
+pub use error::{
+    AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, RevokeError,
+};
 pub use gate::HeldGuard;
 pub use mapping::{MapOptions, Mapping, OnDisabled};
 pub use monitor::Monitor;
 pub use owner::OwnerView;
+pub use pin::Pin;
 pub use region::{FaultAround, Region, RegionBuilder};
+pub use resolve::Caller;
 pub use revoke::Strategy;
 pub use stats::{BUCKETS, Latency, MonitorStats, RegionStats};
 pub use sys::SysError;

@@ -6,6 +6,7 @@ use crate::gate::Phase;
 use crate::mapping::{MapOptions, Mapping, Served};
 use crate::monitor::Monitor;
 use crate::owner::OwnerView;
+use crate::pin::PinTable;
 use crate::protocol::{Mechanism, Protocol, State};
 use crate::revoke::{Grade, Server, Strategy};
 use crate::stats::{RegionCounters, RegionStats, count};
@@ -114,6 +115,7 @@ impl RegionBuilder {
             fault_around: self.fault_around,
             protocol: Protocol::new(initial),
             mappings: Mutex::new(BTreeMap::new()),
+            pinned: PinTable::default(),
             counters: RegionCounters::default(),
         };
         if on_revoke == OnRevoke::Drop && initial == State::Disabled {
@@ -167,6 +169,7 @@ pub(crate) struct RegionShared {
     pub(crate) protocol: Protocol,
     /// By first address.
     pub(crate) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
+    pub(crate) pinned: PinTable,
     pub(crate) counters: RegionCounters,
 }
 
@@ -207,6 +210,10 @@ impl Mechanism for RegionShared {
     fn before_revoke(&self) {}
 
     fn after_restore(&self) {}
+
+    fn want_pins_back(&self) {
+        self.pinned.tell();
+    }
 
     fn hold(&self) -> Result<(), RevokeError> {
         for mapping in self.mappings.lock().values() {
