@@ -5,3 +5,8 @@
 compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap and membarrier");
 
 mod sync;
+
+mod access;
+pub mod signal;
+#[doc(hidden)]
+pub mod raw_for_tests;

@@ -1,0 +1,156 @@
+//! Plain volatile and atomic accesses, for architectures without a recovery file.
+//!
+//! Nothing here survives a fault: the caller holds a guard, so that the memory stays reachable for the duration, and no access fails.
+#![expect(unsafe_code, reason = "plain accesses through raw pointers")]
+// UNSAFETY: volatile and atomic accesses within `raw`'s contract and under a guard.
+
+use super::primitive::{AtomicPrimitive, Primitive};
+use super::raw::Faulted;
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering::SeqCst};
+use nix::libc::ucontext_t;
+
+/// A fault kills: accesses need a guard.
+pub(crate) const RECOVERABLE: bool = false;
+
+/// One load.
+///
+/// # Safety
+///
+/// `raw`'s contract, and a guard is held.
+#[inline(always)]
+pub(crate) unsafe fn load<T: Primitive>(p: *const T) -> Result<T, Faulted> {
+    // SAFETY: the caller's contract; volatile, as anyone may write the memory.
+    Ok(unsafe { p.read_volatile() })
+}
+
+/// One store.
+///
+/// # Safety
+///
+/// `raw`'s contract, and a guard is held.
+#[inline(always)]
+pub(crate) unsafe fn store<T: Primitive>(p: *mut T, value: T) -> Result<(), Faulted> {
+    // SAFETY: the caller's contract; volatile, as anyone may use the memory.
+    unsafe { p.write_volatile(value) };
+    Ok(())
+}
+
+/// Does `$body` with `$atomic` bound to the atomic at `$p`.
+macro_rules! with_atomic {
+    ($ty:ty, $p:expr, |$atomic:ident| $body:expr) => {
+        match <$ty>::SIZE {
+            1 => with_atomic!(AtomicU8, u8, $p, $atomic, $body),
+            2 => with_atomic!(AtomicU16, u16, $p, $atomic, $body),
+            4 => with_atomic!(AtomicU32, u32, $p, $atomic, $body),
+            _ => with_atomic!(AtomicU64, u64, $p, $atomic, $body),
+        }
+    };
+    ($kind:ident, $int:ident, $p:expr, $atomic:ident, $body:expr) => {{
+        // SAFETY: the caller's contract: aligned and reachable; all other users of the memory are atomic or volatile.
+        let $atomic = unsafe { $kind::from_ptr($p.cast::<$int>()) };
+        $body
+    }};
+}
+
+/// Stores `new` if the memory holds `old`; otherwise `Ok(Err(what it holds))`.
+///
+/// # Safety
+///
+/// `raw`'s contract, and a guard is held.
+#[inline]
+pub(crate) unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: T, new: T) -> Result<Result<T, T>, Faulted> {
+    use super::primitive::sealed::Bits;
+    let (old, new) = (old.to_bits(), new.to_bits());
+    Ok(with_atomic!(T, p, |atomic| {
+        match atomic.compare_exchange(Bits::from_bits(old), Bits::from_bits(new), SeqCst, SeqCst) {
+            Ok(before) => Ok(T::from_bits(before.to_bits())),
+            Err(before) => Err(T::from_bits(before.to_bits())),
+        }
+    }))
+}
+
+/// Stores `value`; the value before.
+///
+/// # Safety
+///
+/// `raw`'s contract, and a guard is held.
+#[inline]
+pub(crate) unsafe fn swap<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
+    use super::primitive::sealed::Bits;
+    Ok(with_atomic!(T, p, |atomic| T::from_bits(atomic.swap(Bits::from_bits(value.to_bits()), SeqCst).to_bits())))
+}
+
+/// Adds `value`, wrapping; the value before.
+///
+/// # Safety
+///
+/// `raw`'s contract, and a guard is held.
+#[inline]
+pub(crate) unsafe fn fetch_add<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
+    use super::primitive::sealed::Bits;
+    Ok(with_atomic!(T, p, |atomic| T::from_bits(atomic.fetch_add(Bits::from_bits(value.to_bits()), SeqCst).to_bits())))
+}
+
+/// Copies out of a region: all of `len`.
+///
+/// # Safety
+///
+/// `raw`'s contract for `src`, and a guard is held; `dst` is valid for writes of `len` bytes.
+pub(crate) unsafe fn copy_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    let mut done = 0;
+    while done < len {
+        let (from, to) = (src.wrapping_add(done), dst.wrapping_add(done));
+        if from.cast::<u64>().is_aligned() && len - done >= 8 {
+            // SAFETY: the caller's contract; volatile, as anyone may write the memory.
+            let word = unsafe { from.cast::<u64>().read_volatile() };
+            // SAFETY: the caller's buffer has room for 8 more bytes.
+            unsafe { to.cast::<u64>().write_unaligned(word) };
+            done += 8;
+        } else {
+            // SAFETY: the caller's contract; volatile, as anyone may write the memory.
+            let byte = unsafe { from.read_volatile() };
+            // SAFETY: the caller's buffer has room for another byte.
+            unsafe { to.write(byte) };
+            done += 1;
+        }
+    }
+    len
+}
+
+/// Copies into a region: all of `len`.
+///
+/// # Safety
+///
+/// `raw`'s contract for `dst`, and a guard is held; `src` is valid for reads of `len` bytes.
+pub(crate) unsafe fn copy_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    let mut done = 0;
+    while done < len {
+        let (from, to) = (src.wrapping_add(done), dst.wrapping_add(done));
+        if to.cast::<u64>().is_aligned() && len - done >= 8 {
+            // SAFETY: the caller's buffer has 8 more bytes.
+            let word = unsafe { from.cast::<u64>().read_unaligned() };
+            // SAFETY: the caller's contract; volatile, as anyone may use the memory.
+            unsafe { to.cast::<u64>().write_volatile(word) };
+            done += 8;
+        } else {
+            // SAFETY: the caller's buffer has another byte.
+            let byte = unsafe { from.read() };
+            // SAFETY: the caller's contract; volatile, as anyone may use the memory.
+            unsafe { to.write_volatile(byte) };
+            done += 1;
+        }
+    }
+    len
+}
+
+/// No access here recovers.
+///
+/// # Safety
+///
+/// None; the others' signature.
+pub(crate) unsafe fn recover(_address: usize, _context: *mut ucontext_t) -> bool {
+    false
+}
+
+/// There are no tables.
+pub(crate) fn keep_loaded() {}

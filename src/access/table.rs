@@ -1,0 +1,162 @@
+//! The recovery table: which instructions may fault, and how each goes on when it does.
+//!
+//! Every access puts an [`Entry`] into a section of its own, next to its code, and the linker concatenates them.
+//! Four things could lose an entry, and each has an answer:
+//!
+//! * *Garbage collection of sections.* The section carries `SHF_GNU_RETAIN`; linkers that are older than the flag keep
+//!   the section because of the reference to its `__start_` symbol.
+//! * *Inlining.* An access is inlined into whoever calls it, so that it stays one instruction; that may be another code
+//!   generation unit, another crate, another shared object. Therefore each unit that contains an access also contains an
+//!   `.init_array` entry which hands the table of *its* linked object to [`register`], before any code
+//!   of that object runs. The start and stop symbols are hidden: no object sees another one's.
+//! * *Several copies of the crate.* Each registers its own tables with itself, and its signal handler passes on what it doesn't
+//!   know. Two copies of one version in one object share a section and both register it, which is harmless:
+//!   the section's name holds the version of the entry format, and every copy of that format treats an entry alike.
+//! * *Unloading.* An object whose table is registered is made to stay (`RTLD_NODELETE`) once the signal handlers
+//!   are installed: they may walk it at any time.
+#![expect(unsafe_code, reason = "reads a table that the linker laid out")]
+// UNSAFETY: walks linker-made arrays and lock-free nodes that are never freed.
+
+// Not from `crate::sync`: a signal handler reads these, and the model checker's atomics aren't async-signal-safe.
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use nix::libc;
+
+/// The text of one table entry, and of what each code generation unit needs once.
+///
+/// `$at` faults; resume at `$to` with register `$set` set to `$value` (a byte, sign-extended), provided that the fault's address
+/// is in the `$window` bytes from the address in register `$addr`. The `asm!` names the operand `register = sym ...`.
+macro_rules! recovery {
+    ($at:literal => $to:literal, set $set:literal = $value:literal, addr $addr:literal + $window:literal) => {
+        concat!(
+            once_per_unit!(),
+            ".pushsection revocable_mmio_recovery_1,\"aR?\",%progbits\n",
+            ".balign 4\n",
+            ".long ", $at, " - .\n",
+            ".long ", $to, " - .\n",
+            ".byte .Lrevocable_gpr_", $set, ", .Lrevocable_gpr_", $addr, ", ", $window, ", ", $value, "\n",
+            ".popsection"
+        )
+    };
+}
+pub(super) use recovery;
+
+/// How one instruction recovers. The layout is what the `recovery!` macro emits; to change it is to change the section's name.
+#[repr(C)]
+pub(crate) struct Entry {
+    /// The instruction, relative to this field.
+    at: i32,
+    /// Where to go on, relative to this field.
+    target: i32,
+    /// Which register tells the code that it faulted.
+    pub(super) set: u8,
+    /// Which register holds the address on the region's side.
+    pub(super) addr: u8,
+    /// How many bytes from there the instruction (or its loop) may touch.
+    pub(super) window: u8,
+    /// What the register is set to.
+    pub(super) value: i8,
+}
+
+impl Entry {
+    fn at(&self) -> usize {
+        (&raw const self.at).addr().wrapping_add_signed(self.at as isize)
+    }
+
+    pub(super) fn target(&self) -> usize {
+        (&raw const self.target).addr().wrapping_add_signed(self.target as isize)
+    }
+}
+
+/// One linked object's table.
+struct Table {
+    start: *const Entry,
+    stop: *const Entry,
+    next: *const Table,
+}
+
+impl Table {
+    fn entries(&self) -> &'static [Entry] {
+        let len = (self.stop.addr() - self.start.addr()) / size_of::<Entry>();
+        // SAFETY: `register`'s contract: the bounds of one linked object's section, which holds entries only, is
+        // never written after relocation, and stays mapped (`keep_loaded`).
+        unsafe { core::slice::from_raw_parts(self.start, len) }
+    }
+}
+
+/// All tables, newest first. Nodes are pushed and never removed.
+static TABLES: AtomicPtr<Table> = AtomicPtr::new(core::ptr::null_mut());
+
+/// A handler may walk the tables.
+static IN_USE: AtomicBool = AtomicBool::new(false);
+
+fn tables() -> impl Iterator<Item = &'static Table> {
+    // SeqCst: at least Acquire, partner of the push in `register`, which makes the node's content visible.
+    let mut next = TABLES.load(Ordering::SeqCst).cast_const();
+    core::iter::from_fn(move || {
+        // SAFETY: null or a node that `register` leaked; none is written after it was published.
+        let table = unsafe { next.as_ref() }?;
+        next = table.next;
+        Some(table)
+    })
+}
+
+/// Adds the table of one linked object. Called by that object's initialisers, once per code generation unit.
+///
+/// # Safety
+///
+/// `start` and `stop` are the bounds of a recovery section in this crate's format.
+// Never inlined: the accesses name it, also from other linked objects.
+#[inline(never)]
+pub(crate) unsafe extern "C" fn register(start: *const Entry, stop: *const Entry) {
+    if tables().any(|table| table.start == start) {
+        return;
+    }
+    let node = Box::into_raw(Box::new(Table { start, stop, next: core::ptr::null() }));
+    let mut head = TABLES.load(Ordering::Relaxed);
+    loop {
+        // SAFETY: not published yet, so this thread is the only one that knows it.
+        unsafe { (*node).next = head };
+        match TABLES.compare_exchange_weak(head, node, Ordering::SeqCst, Ordering::Relaxed) {
+            Ok(_) => break,
+            Err(current) => head = current,
+        }
+    }
+    if IN_USE.load(Ordering::SeqCst) {
+        stay_loaded(start);
+    }
+}
+
+/// Makes every object with a table stay until the process ends: a handler that walks the tables is about to be installed.
+pub(crate) fn keep_loaded() {
+    // SeqCst, with the push and the load in `register`: either this walk sees a new table, or `register` sees the flag.
+    IN_USE.store(true, Ordering::SeqCst);
+    for table in tables() {
+        stay_loaded(table.start);
+    }
+}
+
+/// The entry of the instruction at `pc`. No lock, no allocation: for signal handlers.
+///
+/// A linear search: a few hundred entries of 12 bytes take less time than the kernel needs to raise the signal.
+pub(super) fn find(pc: usize) -> Option<&'static Entry> {
+    tables().find_map(|table| table.entries().iter().find(|entry| entry.at() == pc))
+}
+
+/// Makes the shared object that contains `address` stay until the process ends; for the main program there's nothing to do.
+#[cfg(not(target_feature = "crt-static"))]
+fn stay_loaded(address: *const Entry) {
+    // SAFETY: all zeroes is a valid `Dl_info`: null pointers.
+    let mut info: libc::Dl_info = unsafe { core::mem::zeroed() };
+    // SAFETY: `info` outlives the call, and any address may be asked for.
+    let found = unsafe { libc::dladdr(address.cast(), &raw mut info) };
+    if found == 0 || info.dli_fname.is_null() {
+        return;
+    }
+    // SAFETY: a string of the dynamic linker's. NOLOAD: at most finds what is loaded already; the handle is leaked
+    // on purpose. It fails for the main program, which isn't unloaded anyway.
+    unsafe { libc::dlopen(info.dli_fname, libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE) };
+}
+
+/// A static program has no objects to unload.
+#[cfg(target_feature = "crt-static")]
+fn stay_loaded(_address: *const Entry) {}
