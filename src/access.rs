@@ -2,6 +2,7 @@
 
 #[cfg(all(target_arch = "aarch64", target_endian = "little", target_pointer_width = "64", not(any(revocable_portable, miri))))]
 mod aarch64;
+mod bulk;
 #[cfg(any(
     revocable_portable,
     miri,

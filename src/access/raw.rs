@@ -32,7 +32,9 @@ use super::aarch64 as arch;
 ))]
 use super::portable as arch;
 
-pub(crate) use arch::{compare_exchange, copy_in, copy_out, fetch_add, keep_loaded, load, recover, store, swap, RECOVERABLE};
+pub(crate) use super::bulk::{copy_in, copy_out};
+pub(crate) use arch::{compare_exchange, fetch_add, keep_loaded, load, recover, store, swap, RECOVERABLE};
+pub(super) use arch::{rounds_in, rounds_out};
 
 /// The access met revoked memory; it had no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
