@@ -1,22 +1,38 @@
 //! Accesses to memory that may be revoked at any moment.
 
-#[cfg(all(target_arch = "aarch64", target_endian = "little", target_pointer_width = "64", not(any(revocable_portable, miri))))]
-mod aarch64;
 mod bulk;
-#[cfg(any(
-    revocable_portable,
-    miri,
-    not(target_pointer_width = "64"),
-    not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))
-))]
-mod portable;
 pub(crate) mod primitive;
 pub(crate) mod raw;
-#[cfg(all(
+
+// Here, and nowhere else, an architecture is picked; its file is `arch` to the others.
+
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
+mod x86_64;
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
+use x86_64 as arch;
+
+#[cfg(all(target_arch = "aarch64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
+mod aarch64;
+#[cfg(all(target_arch = "aarch64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
+use aarch64 as arch;
+
+#[cfg(not(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
     target_pointer_width = "64",
-    any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")),
+    not(any(revocable_portable, miri))
+)))]
+mod portable;
+#[cfg(not(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    target_pointer_width = "64",
+    not(any(revocable_portable, miri))
+)))]
+use portable as arch;
+
+// For the architectures that recover.
+#[cfg(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    target_pointer_width = "64",
     not(any(revocable_portable, miri))
 ))]
 mod table;
-#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
-mod x86_64;

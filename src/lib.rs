@@ -7,6 +7,6 @@ compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap a
 mod sync;
 
 mod access;
-pub mod signal;
 #[doc(hidden)]
 pub mod raw_for_tests;
+pub mod signal;

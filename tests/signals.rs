@@ -1,9 +1,13 @@
 //! A recoverable access never kills, and every other SIGBUS and SIGSEGV goes where it went before.
 //!
-//! What changes signal dispositions, or is meant to die, runs in a process of its own: this binary again, with the scenario's name in
-//! the environment.
+//! What changes signal dispositions, or is meant to die, runs in a process of its own: this binary again, with the
+//! scenario's name in the environment.
 #![expect(unsafe_code, reason = "raw accesses and signal handlers are what is tested")]
-#![expect(clippy::undocumented_unsafe_blocks, clippy::multiple_unsafe_ops_per_block, reason = "test scaffolding on memory of its own")]
+#![expect(
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "test scaffolding on memory of its own"
+)]
 
 use nix::libc::{self, c_int, c_void, siginfo_t};
 use revocable_mmio::raw_for_tests as raw;
@@ -240,7 +244,9 @@ extern "C" fn nesting_handler(signal: c_int) {
 /// Calls the handler it replaced for what it doesn't know.
 extern "C" fn later_handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     CALLS.fetch_add(1, SeqCst);
-    let earlier = unsafe { std::mem::transmute::<usize, extern "C" fn(c_int, *mut siginfo_t, *mut c_void)>(OPEN_UP.load(SeqCst)) };
+    let earlier = unsafe {
+        std::mem::transmute::<usize, extern "C" fn(c_int, *mut siginfo_t, *mut c_void)>(OPEN_UP.load(SeqCst))
+    };
     earlier(signal, info, context);
 }
 
@@ -314,7 +320,10 @@ fn scenario(name: &str) {
         "later" => {
             signal::install().unwrap();
             for signal in [libc::SIGSEGV, libc::SIGBUS] {
-                OPEN_UP.store(set_handler(signal, later_handler as extern "C" fn(_, _, _) as usize, libc::SA_SIGINFO), SeqCst);
+                OPEN_UP.store(
+                    set_handler(signal, later_handler as extern "C" fn(_, _, _) as usize, libc::SA_SIGINFO),
+                    SeqCst,
+                );
             }
             recovers();
             assert_eq!(CALLS.load(SeqCst), 2);

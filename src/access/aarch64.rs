@@ -1,10 +1,11 @@
 //! Recoverable accesses on aarch64: plain loads and stores, and exclusive pairs for the atomic operations.
 //!
-//! A fault is told as on x86-64: up to 32 bits, the load zero-extends into a 64-bit register, and a fault sets that register to all ones; the
-//! others have no bit to spare, so a fault zeroes the register that held the address.
+//! A fault is told as on x86-64: up to 32 bits, the load zero-extends into a 64-bit register, and a fault sets that
+//! register to all ones; the others have no bit to spare, so a fault zeroes the register that held the address.
 //!
-//! Loads and stores are unordered, like volatile ones; the atomic operations acquire and release. Exclusive pairs need normal
-//! memory: on device memory the architecture doesn't promise them, nor accesses that aren't aligned, which the bulk copies make.
+//! Loads and stores are unordered, like volatile ones; the atomic operations acquire and release. Exclusive pairs
+//! need normal memory: on device memory the architecture doesn't promise them, nor accesses that aren't aligned,
+//! which the bulk copies make.
 #![expect(unsafe_code, reason = "inline assembly")]
 // UNSAFETY: the instructions that `raw`'s contract is about.
 
@@ -23,8 +24,8 @@ pub(crate) use context::recover;
 /// A fault comes back as an error; no guard is needed.
 pub(crate) const RECOVERABLE: bool = true;
 
-/// What a code generation unit with accesses needs once: the numbers of the registers, and the initialiser that registers the table of the
-/// linked object that the unit ends up in.
+/// What a code generation unit with accesses needs once: the numbers of the registers, and the initialiser that
+/// registers the table of the linked object that the unit ends up in.
 macro_rules! once_per_unit {
     () => {
         ".ifndef .Lrevocable_unit_{register}
@@ -153,8 +154,8 @@ pub(crate) unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: T, new
     let before: u64;
     macro_rules! sized {
         ($suffix:literal, $width:literal, $window:literal) => {
-            // SAFETY: an exclusive pair within `raw`'s contract, which allows any other writer. Both zero-extended values are
-            // compared whole.
+            // SAFETY: an exclusive pair within `raw`'s contract, which allows any other writer. Both zero-extended
+            // values are compared whole.
             unsafe {
                 asm!(
                     concat!("2: ldaxr", $suffix, " {before:", $width, "}, [{p}]"),

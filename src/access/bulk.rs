@@ -1,8 +1,8 @@
 //! Bulk copies that know how far they came.
 //!
-//! Wide moves in ascending order, in rounds that the architecture unrolls. When a wide move faults, the bytes up to the page's edge are
-//! done one by one, and the first of those that faults ends the copy: that makes the count exact. A fault in the caller's buffer is in no
-//! table: it's foreign.
+//! Wide moves in ascending order, in rounds that the architecture unrolls. When a wide move faults, the bytes up to
+//! the page's edge are done one by one, and the first of those that faults ends the copy: that makes the count exact.
+//! A fault in the caller's buffer is in no table: it's foreign.
 #![expect(unsafe_code, reason = "raw accesses to regions and to the caller's buffers")]
 // UNSAFETY: accesses within `raw`'s contract, and plain accesses to the caller's buffer.
 

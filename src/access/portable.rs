@@ -1,12 +1,13 @@
 //! Plain volatile and atomic accesses, for architectures without a recovery file.
 //!
-//! Nothing here survives a fault: the caller holds a guard, so that the memory stays reachable for the duration, and no access fails.
+//! Nothing here survives a fault: the caller holds a guard, so that the memory stays reachable for the duration, and
+//! no access fails.
 #![expect(unsafe_code, reason = "plain accesses through raw pointers")]
 // UNSAFETY: volatile and atomic accesses within `raw`'s contract and under a guard.
 
 use super::primitive::{AtomicPrimitive, Primitive};
 use super::raw::Faulted;
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 use nix::libc::ucontext_t;
 
 /// A fault kills: accesses need a guard.

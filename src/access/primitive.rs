@@ -110,8 +110,8 @@ impl Primitive for f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::sealed::Bits;
     use super::Primitive;
+    use super::sealed::Bits;
 
     #[test]
     fn bits_are_zero_extended_and_high_bits_ignored() {

@@ -16,15 +16,15 @@ use core::arch::asm;
 mod bulk;
 mod context;
 
-pub(crate) use bulk::{rounds_in, rounds_out};
 pub(crate) use super::table::keep_loaded;
+pub(crate) use bulk::{rounds_in, rounds_out};
 pub(crate) use context::recover;
 
 /// A fault comes back as an error; no guard is needed.
 pub(crate) const RECOVERABLE: bool = true;
 
-/// What a code generation unit with accesses needs once: the numbers of the registers, as in an instruction's encoding, and the initialiser
-/// that registers the table of the linked object that the unit ends up in.
+/// What a code generation unit with accesses needs once: the numbers of the registers, as in an instruction's
+/// encoding, and the initialiser that registers the table of the linked object that the unit ends up in.
 macro_rules! once_per_unit {
     () => {
         ".ifndef .Lrevocable_unit_{register}

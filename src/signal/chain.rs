@@ -2,13 +2,15 @@
 #![expect(unsafe_code, reason = "sigaction, and calls of foreign handlers")]
 // UNSAFETY: async-signal-safe libc functions, and other handlers called by the contract that they were installed with.
 
-use super::{handler, is_fault, Earlier, SignalError};
+use super::{Earlier, SignalError, handler, is_fault};
 use crate::access::raw;
 use core::ffi::{c_int, c_void};
 use core::mem::zeroed;
 use core::ptr::{null, null_mut};
 use nix::errno::Errno;
-use nix::libc::{self, sigaction, siginfo_t, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_SIGINFO, SIG_DFL, SIG_IGN};
+use nix::libc::{
+    self, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_SIGINFO, SIG_DFL, SIG_IGN, sigaction, siginfo_t,
+};
 
 /// Puts the crate's handler in front of whatever handles `signal` now.
 pub(super) fn install(signal: c_int) -> Result<(), SignalError> {
@@ -25,9 +27,10 @@ pub(super) fn install(signal: c_int) -> Result<(), SignalError> {
     Ok(())
 }
 
-/// The crate's action. Its mask is empty: beyond the signal itself nothing is blocked, so that the mask that an earlier handler asked for
-/// can be added, and no more. Not `SA_NODEFER`: signals that are sent in quick succession would nest until the stack is full.
-/// `SA_RESTART` as the earlier one: a sent signal then interrupts the same system calls.
+/// The crate's action. Its mask is empty: beyond the signal itself nothing is blocked, so that the mask that an
+/// earlier handler asked for can be added, and no more. Not `SA_NODEFER`: signals that are sent in quick succession
+/// would nest until the stack is full. `SA_RESTART` as the earlier one: a sent signal then interrupts the same system
+/// calls.
 fn ours(earlier_flags: c_int) -> sigaction {
     // SAFETY: all zeroes is a valid sigaction, with an empty mask.
     let mut action: sigaction = unsafe { zeroed() };
@@ -111,8 +114,9 @@ unsafe fn call(action: &sigaction, signal: c_int, info: *mut siginfo_t, context:
     }
 }
 
-/// Keeps the crate's handler when an earlier one, called by it, reset the signal to its default: that was meant for itself. (Rust's own
-/// handler does, for every signal that isn't a stack overflow.) The default action is then what the crate passes signals on to.
+/// Keeps the crate's handler when an earlier one, called by it, reset the signal to its default: that was meant for
+/// itself. (Rust's own handler does, for every signal that isn't a stack overflow.) The default action is then what
+/// the crate passes signals on to.
 fn stay(signal: c_int, slot: &Earlier) {
     let errno = Errno::last_raw();
     if let Ok(now) = exchange(signal, None) {

@@ -13,8 +13,8 @@ use core::arch::asm;
 #[inline]
 pub(crate) unsafe fn rounds_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
     let stop: *const u8;
-    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nobody else uses `dst` meanwhile; anyone
-    // may use the region's memory.
+    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nobody else uses `dst` meanwhile;
+    // anyone may use the region's memory.
     unsafe {
         asm!(
             "2:",
@@ -48,8 +48,9 @@ pub(crate) unsafe fn rounds_out(dst: *mut u8, src: *const u8, len: usize) -> usi
     stop.addr() - src.addr()
 }
 
-/// Whole rounds into a region; how many bytes were done. A store that faults says how much of its round was stored before it; of the
-/// pair that faulted, what lies before the page's edge may have been stored: it's stored again, the same, by the words and bytes that follow.
+/// Whole rounds into a region; how many bytes were done. A store that faults says how much of its round was stored
+/// before it; of the pair that faulted, what lies before the page's edge may have been stored: it's stored again, the
+/// same, by the words and bytes that follow.
 ///
 /// # Safety
 ///
@@ -58,8 +59,8 @@ pub(crate) unsafe fn rounds_out(dst: *mut u8, src: *const u8, len: usize) -> usi
 pub(crate) unsafe fn rounds_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
     let stop: *mut u8;
     let stored: usize;
-    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nobody else writes `src` meanwhile; anyone
-    // may use the region's memory.
+    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nobody else writes `src`
+    // meanwhile; anyone may use the region's memory.
     unsafe {
         asm!(
             "2:",

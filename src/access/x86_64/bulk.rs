@@ -1,6 +1,7 @@
 //! The unrolled loops of the bulk copies, with AVX; a machine without it copies by words.
 //!
-//! `rep movsb` was measured too and loses to this by up to 2.7 times for small and badly aligned copies, SSE2 by 1.5 from the caches.
+//! `rep movsb` was measured too and loses to this by up to 2.7 times for small and badly aligned copies, SSE2 by 1.5
+//! from the caches.
 #![expect(unsafe_code, reason = "inline assembly")]
 // UNSAFETY: the instructions that `raw`'s contract is about.
 
@@ -45,8 +46,8 @@ pub(crate) unsafe fn rounds_in(dst: *mut u8, src: *const u8, len: usize) -> usiz
 #[target_feature(enable = "avx")]
 unsafe fn avx_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
     let stop: *const u8;
-    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nobody else uses `dst` meanwhile; anyone
-    // may use the region's memory.
+    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nobody else uses `dst` meanwhile;
+    // anyone may use the region's memory.
     unsafe {
         asm!(
             "2:",
@@ -92,8 +93,8 @@ unsafe fn avx_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
 unsafe fn avx_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
     let stop: *mut u8;
     let stored: usize;
-    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nobody else writes `src` meanwhile; anyone
-    // may use the region's memory.
+    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nobody else writes `src`
+    // meanwhile; anyone may use the region's memory.
     unsafe {
         asm!(
             "2:",
