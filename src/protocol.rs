@@ -42,7 +42,7 @@ pub(crate) trait Mechanism {
     fn refuse(&self) -> Result<(), RevokeError>;
     /// The memory is reachable again when it returns.
     fn restore(&self) -> Result<(), RevokeError>;
-    /// Makes every thread that waits in a page fault look again.
+    /// Makes everything that waits for the region, in a page fault or elsewhere, look again. The phase is set by now.
     fn wake(&self);
     /// Called now and then while waiting for guards, if their holders may themselves wait for this thread, which is
     /// what it answers.
