@@ -54,6 +54,9 @@ pub enum BuildError {
     /// No monitor could be had.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
+    /// The signal handlers that accesses recover by could not be installed.
+    #[error(transparent)]
+    Signal(#[from] crate::signal::SignalError),
     /// A system call failed.
     #[error("cannot make the region: {0}")]
     Sys(#[from] SysError),
@@ -239,12 +242,92 @@ pub enum AccessError {
         /// In bytes.
         offset: usize,
     },
+    /// The caller's flags contradict themselves.
+    #[error(transparent)]
+    Flags(crate::fault::IllegalFlags),
     /// The region is enabled, but the memory gives no page there: its file was truncated, or memory ran out.
     #[error("no memory at offset {offset:#x}: the region's file was truncated, or the system is out of memory")]
     NoMemory {
         /// In bytes.
         offset: usize,
     },
+}
+
+/// A fault could not be tried, or not be resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FaultError {
+    /// Not inside the region (or mapping).
+    #[error("offset {offset:#x} is beyond its {len:#x} bytes")]
+    OutOfBounds {
+        /// In bytes.
+        offset: usize,
+        /// The length of the region or mapping, in bytes.
+        len: usize,
+    },
+    /// The loop around the fault ended without the memory.
+    #[error(transparent)]
+    NotResolved(#[from] crate::fault::NotResolved),
+    /// The flags contradict themselves.
+    #[error(transparent)]
+    Flags(#[from] crate::fault::IllegalFlags),
+}
+
+/// An asynchronous fault was not submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// Not inside the region.
+    #[error("offset {offset:#x} is beyond the region's {len:#x} bytes")]
+    OutOfBounds {
+        /// In bytes.
+        offset: usize,
+        /// The region's length, in bytes.
+        len: usize,
+    },
+    /// The queue holds as many faults as it may.
+    #[error("the queue has its {limit} faults: take completions first, or wait for this fault with Region::fault_in")]
+    Full {
+        /// The queue's limit.
+        limit: usize,
+    },
+    /// The flags contradict themselves.
+    #[error(transparent)]
+    Flags(#[from] crate::fault::IllegalFlags),
+    /// No eventfd.
+    #[error("no queue: {0}")]
+    Sys(#[from] SysError),
+}
+
+/// Nothing was pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PinError {
+    /// Empty, or not inside the region.
+    #[error("{start:#x}..{end:#x} is empty or not inside the region's {len:#x} bytes")]
+    OutOfRange {
+        /// In bytes.
+        start: usize,
+        /// In bytes.
+        end: usize,
+        /// The region's length, in bytes.
+        len: usize,
+    },
+    /// The region is busy (or disabled, for a caller that would wait), and the flags forbid waiting.
+    #[error("the region is busy and the caller may not wait")]
+    WouldBlock,
+    /// The region is disabled.
+    #[error("the region is disabled")]
+    Disabled,
+    /// The wait was cancelled.
+    #[error("the wait was cancelled")]
+    Cancelled,
+    /// The file gives no pages there.
+    #[error("no memory: {0}")]
+    NoMemory(SysError),
+    /// The flags contradict themselves.
+    #[error(transparent)]
+    Flags(crate::fault::IllegalFlags),
 }
 
 /// A bulk copy ended early.

@@ -5,14 +5,22 @@
 compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap and membarrier");
 
 mod access;
+mod async_fault;
 mod backing;
 mod error;
+pub mod fault;
 mod gate;
+mod guard;
 mod mapping;
 mod monitor;
 mod owner;
+mod pin;
 mod protocol;
+#[doc(hidden)]
+pub mod raw_for_tests;
 mod region;
+mod register;
+mod resolve;
 mod revoke;
 pub mod signal;
 mod stats;
@@ -21,13 +29,20 @@ mod sys;
 mod wait;
 
 pub use access::{AtomicPrimitive, Primitive};
+pub use async_fault::{Completion, FaultQueue, FaultToken, Submitted};
 pub use backing::{Backing, OnRevoke};
-pub use error::{AccessError, BuildError, CopyError, Holders, MapError, MonitorError, RevokeError};
+pub use error::{
+    AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, RevokeError,
+};
 pub use gate::HeldGuard;
+pub use guard::Access;
 pub use mapping::{MapOptions, Mapping, OnDisabled};
 pub use monitor::Monitor;
 pub use owner::OwnerView;
+pub use pin::Pin;
 pub use region::{FaultAround, Region, RegionBuilder};
+pub use register::Register;
+pub use resolve::Caller;
 pub use revoke::Strategy;
 pub use stats::{BUCKETS, Latency, MonitorStats, RegionStats};
 pub use sys::SysError;

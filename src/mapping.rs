@@ -10,10 +10,12 @@ use crate::sys::map::Prot;
 use crate::sys::uffd::{Continued, FaultMessage, Uffd};
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
+use parking_lot::Mutex;
 use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// What a raw pointer or a system call meets in a mapping while its region is disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -121,6 +123,7 @@ impl Mapping {
             load_limit: AtomicUsize::new(0),
             store_limit: AtomicUsize::new(0),
             around: Around::new(region.fault_around, region.page),
+            spinners: Mutex::default(),
         });
         // From here on dropping it undoes whatever was done.
         let mapping = Self { served };
@@ -253,6 +256,7 @@ pub(crate) struct Served {
     /// The same for stores; 0 for ever if the mapping is read-only.
     pub(crate) store_limit: AtomicUsize,
     around: Around,
+    spinners: Mutex<Spinners>,
 }
 
 impl Served {
@@ -341,7 +345,12 @@ impl monitor::Served for Served {
                     wake_page(uffd, fault.addr);
                 }
             }
-            State::Disabled if self.view.policy == OnDisabled::Block => count(&counters.faults_parked),
+            State::Disabled if self.view.policy == OnDisabled::Block => {
+                count(&counters.faults_parked);
+                if self.spinners.lock().spins(fault.tid) && self.view.refuse_kernel_faults().is_err() {
+                    count(&counters.degraded);
+                }
+            }
             // A late message: what waited here has something else to meet by now.
             State::Enabled | State::Disabled | State::Gone => wake_page(uffd, fault.addr),
         }
@@ -351,6 +360,37 @@ impl monitor::Served for Served {
         self.close();
         if self.view.refuse_for_good().is_err() {
             count(&self.region.counters.degraded);
+        }
+    }
+}
+
+/// Finds threads that fault again and again without being woken: in a system call with a signal pending they don't sleep
+/// (see `View::refuse_kernel_faults`). A thread in user mode runs its handler instead, and faults once for each signal.
+#[derive(Default)]
+struct Spinners {
+    since: Option<Instant>,
+    faults: Vec<(u32, u32)>,
+}
+
+impl Spinners {
+    /// So many faults of one thread within `WINDOW` are no signal handlers' doing.
+    const MANY: u32 = 24;
+    const WINDOW: Duration = Duration::from_millis(8);
+
+    fn spins(&mut self, tid: u32) -> bool {
+        if self.since.is_none_or(|since| since.elapsed() > Self::WINDOW) {
+            self.since = Some(Instant::now());
+            self.faults.clear();
+        }
+        match self.faults.iter_mut().find(|(known, _)| *known == tid) {
+            Some((_, faults)) => {
+                *faults += 1;
+                *faults >= Self::MANY
+            }
+            None => {
+                self.faults.push((tid, 1));
+                false
+            }
         }
     }
 }

@@ -24,7 +24,7 @@
 use crate::error::{Holders, RevokeError};
 use crate::gate::{Gate, NotDrained, Phase};
 use crate::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, fence};
 use crate::wait::{CancelToken, Event, Patience, Waited};
 use std::time::{Duration, Instant};
 
@@ -34,13 +34,15 @@ pub(crate) trait Mechanism {
     fn before_revoke(&self);
     /// Tells them that it is back.
     fn after_restore(&self);
+    /// Tells the holders of pins that a revocation waits for them.
+    fn want_pins_back(&self);
     /// Nothing reaches the memory when it returns; faults wait.
     fn hold(&self) -> Result<(), RevokeError>;
     /// Nothing reaches the memory when it returns; accesses meet the policy.
     fn refuse(&self) -> Result<(), RevokeError>;
     /// The memory is reachable again when it returns.
     fn restore(&self) -> Result<(), RevokeError>;
-    /// Makes every thread that waits in a page fault look again.
+    /// Makes everything that waits for the region, in a page fault or elsewhere, look again. The phase is set by now.
     fn wake(&self);
     /// Called now and then while waiting for guards, if their holders may themselves wait for this thread, which is
     /// what it answers.
@@ -128,11 +130,16 @@ impl Protocol {
         self.waiters.wait_while(|| unwanted(self.phase()), cancel, deadline)
     }
 
-    /// Counts a pin in, under the read side of the memory lock and while the gate is open.
-    pub(crate) fn pin(&self, state: &RwLockReadGuard<'_, State>) -> bool {
-        // SeqCst on both sides: either this sees the gate closed, or the changer's drain sees the pin.
+    /// Counts a pin in, under the read side of the memory lock of an enabled region; false while a revocation drains.
+    ///
+    /// # The race, in cases
+    /// This adds to the count, passes a fence, then reads the phase; a changer closes the gate, passes a fence (in
+    /// `shut`), then reads the count. 1. The changer's fence is first: this sees Busy, and counts itself out. 2. This
+    /// one's is first: the changer sees the count, and waits.
+    pub(crate) fn pin(&self) -> bool {
         self.pins.fetch_add(1, Ordering::SeqCst);
-        let open = **state == State::Enabled && self.phase() == Phase::Open;
+        fence(Ordering::SeqCst);
+        let open = self.phase() == Phase::Open;
         if !open {
             self.unpin();
         }
@@ -140,7 +147,7 @@ impl Protocol {
     }
 
     pub(crate) fn unpin(&self) {
-        // Release: pairs with the Acquire of the drain; what was done under the pin comes before the revocation.
+        // SeqCst, and at least Release: what was done under the pin comes before the revocation that waited for it.
         self.pins.fetch_sub(1, Ordering::SeqCst);
         self.waiters.notify_all();
     }
@@ -212,7 +219,11 @@ impl Protocol {
                 Err(NotDrained::Barrier(e)) => return Err(RevokeError::Barrier(e)),
             }
         }
-        // SeqCst: see `pin`.
+        if self.pins() > 0 && patience != Patience::Never {
+            mechanism.want_pins_back();
+        }
+        // The fence is the one between the gate's closing and this: see `pin`.
+        fence(Ordering::SeqCst);
         let pinned = || self.pins.load(Ordering::SeqCst) > 0;
         let pins_left = match patience {
             Patience::Forever => self.waiters.wait_while(pinned, None, None) != Waited::Done,

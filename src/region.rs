@@ -1,11 +1,13 @@
 //! Regions: device memory, its state, its mappings.
 
+use crate::async_fault::PendingFaults;
 use crate::backing::{Backing, File, Kind, OnRevoke};
 use crate::error::{BuildError, MapError, RevokeError};
 use crate::gate::Phase;
 use crate::mapping::{MapOptions, Mapping, Served};
 use crate::monitor::Monitor;
 use crate::owner::OwnerView;
+use crate::pin::PinTable;
 use crate::protocol::{Mechanism, Protocol, State};
 use crate::revoke::{Grade, Server, Strategy};
 use crate::stats::{RegionCounters, RegionStats, count};
@@ -96,6 +98,7 @@ impl RegionBuilder {
             None if support.userfaultfd() => Some(Monitor::shared()?),
             None => None,
         };
+        crate::signal::install()?;
         let owner = OwnerView::new(&file, self.len)?;
         crate::revoke::prepare()?;
         let initial = if self.enabled { State::Enabled } else { State::Disabled };
@@ -114,6 +117,8 @@ impl RegionBuilder {
             fault_around: self.fault_around,
             protocol: Protocol::new(initial),
             mappings: Mutex::new(BTreeMap::new()),
+            pinned: PinTable::default(),
+            pending: PendingFaults::default(),
             counters: RegionCounters::default(),
         };
         if on_revoke == OnRevoke::Drop && initial == State::Disabled {
@@ -167,6 +172,8 @@ pub(crate) struct RegionShared {
     pub(crate) protocol: Protocol,
     /// By first address.
     pub(crate) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
+    pub(crate) pinned: PinTable,
+    pub(crate) pending: PendingFaults,
     pub(crate) counters: RegionCounters,
 }
 
@@ -208,6 +215,10 @@ impl Mechanism for RegionShared {
 
     fn after_restore(&self) {}
 
+    fn want_pins_back(&self) {
+        self.pinned.tell();
+    }
+
     fn hold(&self) -> Result<(), RevokeError> {
         for mapping in self.mappings.lock().values() {
             mapping.close();
@@ -245,6 +256,7 @@ impl Mechanism for RegionShared {
         for mapping in self.mappings.lock().values() {
             mapping.view.wake();
         }
+        self.pending.settle(self.protocol.phase());
     }
 
     fn help(&self) -> bool {
@@ -438,9 +450,6 @@ pub(crate) fn until(patience: Duration) -> Patience {
 impl Drop for Region {
     fn drop(&mut self) {
         let shared = &self.shared;
-        if shared.mappings.lock().is_empty() {
-            return;
-        }
         // A drop waits for nobody: what guards and pins still promise is kept, and ended in the background.
         if let Err(RevokeError::Busy(_) | RevokeError::WouldDeadlock { .. } | RevokeError::TimedOut { .. }) =
             shared.change(State::Gone, Patience::Never)

@@ -85,7 +85,7 @@ impl Uffd {
         Err(refused)
     }
 
-    fn open_by(source: UffdSource, features: UffdFeatures) -> Result<Self, SysError> {
+    pub(crate) fn open_by(source: UffdSource, features: UffdFeatures) -> Result<Self, SysError> {
         let uffd = Self::create(source)?;
         uffd.handshake(features)?;
         Ok(uffd)
