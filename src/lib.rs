@@ -5,3 +5,15 @@
 compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap and membarrier");
 
 mod sync;
+#[cfg_attr(
+    revocable_model,
+    expect(dead_code, reason = "the model makes no system call")
+)]
+mod sys;
+#[cfg_attr(
+    any(not(test), revocable_model),
+    expect(dead_code, reason = "the regions that use it come next")
+)]
+mod wait;
+
+pub use wait::CancelToken;

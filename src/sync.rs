@@ -2,14 +2,49 @@
 //!
 //! Everything whose interleavings matter (the gate, the memory lock, the waiters) takes its atomics, locks and
 //! condition variables from here, so that `--cfg revocable_model` checks the code that ships, with the orderings
-//! that ship.
+//! that ship. The real side is parking_lot, std, and a futex; the model side is loom, in the same shape.
 
 #[cfg(not(revocable_model))]
-mod real {
-    pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
-    pub(crate) use std::sync::atomic;
-    pub(crate) use std::sync::Arc;
-}
-
+mod real;
 #[cfg(not(revocable_model))]
 pub(crate) use real::*;
+
+#[cfg(revocable_model)]
+mod model;
+#[cfg(revocable_model)]
+pub(crate) use model::*;
+#[cfg(all(test, revocable_model))]
+pub(crate) mod explore;
+
+/// A step that a model test leaves out, to show that the model would notice.
+///
+/// Read through [`broken`], which is a constant `false` in every build but the model's, so that the sabotage
+/// costs the shipped code nothing and stands right where the step does.
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+pub(crate) enum Mutation {
+    /// The gate: no barrier between announcing a guard, or its end, and reading the phase.
+    LightBarrier,
+    /// The gate: no barrier between closing and scanning.
+    HeavyBarrier,
+    /// The gate: let a thread in without reading the phase after announcing it.
+    Recheck,
+    /// The gate: the end of a guard tells nobody.
+    ExitNotify,
+    /// The gate: a refused entry, which the drainer may have counted, tells nobody.
+    RefusalNotify,
+    /// The gate: the scan reads `entered` before `left`.
+    ScanOrder,
+    /// The gate: the end of a guard does not order its accesses.
+    ExitRelease,
+    /// The gate: opening does not order what was prepared before it.
+    OpenRelease,
+    /// The waiters: the generation is read after the condition instead of before.
+    GenerationAfterCheck,
+    /// The waiters: a notification wakes without advancing the generation.
+    GenerationBump,
+    /// Cancellation: look at the token before registering with it, and not after.
+    CheckBeforeRegister,
+    /// Cancellation: the flag is set but the waiters are not told.
+    CancelNotify,
+}

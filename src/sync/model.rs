@@ -1,0 +1,198 @@
+//! The same primitives over loom, in the shape of the real ones (parking_lot's: no poison, `Option` from `try_`).
+//!
+//! Timed waits have no clock here: they are plain waits that never time out, so a program that is live only
+//! thanks to its timeouts deadlocks in the model, and is reported.
+
+#![expect(
+    dead_code,
+    unused_imports,
+    reason = "the set that the rest of the crate may use, used or not"
+)]
+
+use std::cell::Cell;
+use std::ops::{Deref, DerefMut};
+use std::time::{Duration, Instant};
+
+pub(crate) use loom::sync::{Arc, atomic, atomic::fence};
+pub(crate) use loom::{hint::spin_loop, thread::yield_now, thread_local};
+
+use super::Mutation;
+use atomic::{AtomicU32, Ordering};
+
+// loom runs every thread of a model on the OS thread of its test, so a std thread-local reaches all of them.
+std::thread_local! {
+    static MUTATION: Cell<Option<u8>> = const { Cell::new(None) };
+}
+
+/// Whether a step is to be left out in the model that runs now.
+pub(crate) fn broken(step: Mutation) -> bool {
+    MUTATION.get() == Some(step as u8)
+}
+
+/// Leave the step of this number out of every model that this test runs from here on.
+#[cfg(test)]
+pub(super) fn sabotage(step: Option<u8>) {
+    MUTATION.set(step);
+}
+
+/// As the real one; the lock and the condition variable are the kernel's futex queue.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    word: AtomicU32,
+    queue: Mutex<()>,
+    wake: Condvar,
+}
+
+impl Generation {
+    pub(crate) fn new() -> Self {
+        Self {
+            word: AtomicU32::new(0),
+            queue: Mutex::new(()),
+            wake: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn load(&self) -> u32 {
+        self.word.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn advance(&self) {
+        self.word.fetch_add(1, Ordering::Release);
+    }
+
+    pub(crate) fn wake_all(&self) {
+        let _queue = self.queue.lock();
+        self.wake.notify_all();
+    }
+
+    pub(crate) fn sleep(&self, seen: u32, deadline: Option<Instant>) {
+        let mut queue = self.queue.lock();
+        // Relaxed: the queue's lock orders it with the waker; the waiter's own load orders the rest.
+        if self.word.load(Ordering::Relaxed) == seen {
+            match deadline {
+                Some(deadline) => drop(self.wake.wait_until(&mut queue, deadline)),
+                None => self.wake.wait(&mut queue),
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+#[derive(Debug)]
+pub(crate) struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
+
+const WAITING: &str = "the guard is only away inside Condvar::wait";
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(loom::sync::Mutex::new(value))
+    }
+
+    #[track_caller]
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        MutexGuard(Some(self.0.lock().expect("loom does not poison")))
+    }
+
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.0.try_lock().ok().map(|guard| MutexGuard(Some(guard)))
+    }
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect(WAITING)
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_mut().expect(WAITING)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Condvar(loom::sync::Condvar);
+
+/// Never timed out: see the module.
+#[derive(Debug)]
+pub(crate) struct WaitTimeoutResult;
+
+impl WaitTimeoutResult {
+    pub(crate) fn timed_out(&self) -> bool {
+        false
+    }
+}
+
+impl Condvar {
+    pub(crate) fn new() -> Self {
+        Self(loom::sync::Condvar::new())
+    }
+
+    #[track_caller]
+    pub(crate) fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+        let inner = guard.0.take().expect(WAITING);
+        guard.0 = Some(self.0.wait(inner).expect("loom does not poison"));
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until<T>(
+        &self,
+        guard: &mut MutexGuard<'_, T>,
+        _: Instant,
+    ) -> WaitTimeoutResult {
+        self.wait(guard);
+        WaitTimeoutResult
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for<T>(
+        &self,
+        guard: &mut MutexGuard<'_, T>,
+        _: Duration,
+    ) -> WaitTimeoutResult {
+        self.wait(guard);
+        WaitTimeoutResult
+    }
+
+    pub(crate) fn notify_one(&self) {
+        self.0.notify_one();
+    }
+
+    pub(crate) fn notify_all(&self) {
+        self.0.notify_all();
+    }
+}
+
+/// loom's lock has no fairness: that a new reader queues behind a waiting writer is not modelled, so a read
+/// lock taken twice by one thread is not caught here.
+#[derive(Debug)]
+pub(crate) struct RwLock<T>(loom::sync::RwLock<T>);
+
+pub(crate) use loom::sync::{RwLockReadGuard, RwLockWriteGuard};
+
+impl<T> RwLock<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(loom::sync::RwLock::new(value))
+    }
+
+    #[track_caller]
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
+        self.0.read().expect("loom does not poison")
+    }
+
+    #[track_caller]
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
+        self.0.write().expect("loom does not poison")
+    }
+
+    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
+        self.0.try_read().ok()
+    }
+
+    pub(crate) fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
+        self.0.try_write().ok()
+    }
+}

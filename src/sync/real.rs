@@ -1,0 +1,58 @@
+//! The primitives that ship: parking_lot, std, and a futex where a notifier must never meet a lock.
+
+#![expect(
+    unused_imports,
+    reason = "the set that the rest of the crate may use, used or not"
+)]
+
+use std::time::Instant;
+
+pub(crate) use parking_lot::{
+    Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
+pub(crate) use std::sync::{Arc, atomic, atomic::fence};
+pub(crate) use std::{hint::spin_loop, thread::yield_now, thread_local};
+
+use super::Mutation;
+use crate::sys::futex;
+use atomic::{AtomicU32, Ordering};
+
+/// Whether a step is to be left out: never, in the code that ships.
+#[inline(always)]
+pub(crate) const fn broken(_: Mutation) -> bool {
+    false
+}
+
+/// A number that only advances, and on whose advance threads can sleep.
+///
+/// A futex and not a mutex with a condition variable, because a thread that must not sleep (a refused NOWAIT
+/// entry) still has to notify: here that is an addition and a wake, which never block.
+#[derive(Debug, Default)]
+pub(crate) struct Generation(AtomicU32);
+
+impl Generation {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// What it is now. Acquire: pairs with the Release of [`Generation::advance`], so that who sees an advance
+    /// also sees what was done before it.
+    pub(crate) fn load(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Advance by one. Release: pairs with [`Generation::load`].
+    pub(crate) fn advance(&self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+
+    /// Wake every thread that sleeps in [`Generation::sleep`]. Never blocks.
+    pub(crate) fn wake_all(&self) {
+        futex::wake_all(&self.0);
+    }
+
+    /// Sleep while the number is `seen`, at most until `deadline`. May return for no reason.
+    pub(crate) fn sleep(&self, seen: u32, deadline: Option<Instant>) {
+        futex::wait(&self.0, seen, deadline);
+    }
+}

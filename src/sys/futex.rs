@@ -1,0 +1,49 @@
+//! Sleeping on a word until it changes: futex(2), private to this process.
+//!
+//! UNSAFETY: system calls through `libc::syscall`, on the address of a word that the caller borrows.
+#![expect(unsafe_code, reason = "system calls")]
+
+use nix::libc;
+use std::ptr;
+use std::sync::atomic::AtomicU32;
+use std::time::Instant;
+
+/// Sleep while `word` is `seen`, until [`wake_all`], a signal, the deadline, or for no reason.
+///
+/// The comparison and the going to sleep are one step against any [`wake_all`] of the same word: whoever changed
+/// the word before waking is either seen here, or wakes this thread.
+pub(crate) fn wait(word: &AtomicU32, seen: u32, deadline: Option<Instant>) {
+    let timeout = deadline.map(|deadline| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        libc::timespec {
+            tv_sec: libc::time_t::try_from(left.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        }
+    });
+    let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: the word and the timeout are borrowed for the whole call, which only reads them; other threads
+    // change the word atomically. The result is ignored on purpose: the caller looks at its condition again
+    // after EAGAIN, EINTR and ETIMEDOUT alike.
+    let _ = unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+            seen,
+            timeout,
+        )
+    };
+}
+
+/// Wake every thread that sleeps on `word`. Never sleeps.
+pub(crate) fn wake_all(word: &AtomicU32) {
+    // SAFETY: FUTEX_WAKE uses the address as a key and does not access the word.
+    let _ = unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+            libc::c_int::MAX,
+        )
+    };
+}

@@ -1,0 +1,208 @@
+//! Waiting for a region that is busy, and being called off.
+//!
+//! A thread that waits for a condition sleeps on an [`Event`]; whoever may have changed the condition notifies
+//! it. A [`CancelToken`] reaches the waiters that carry it wherever they sleep, because each registers the event
+//! it sleeps on with the token.
+//!
+//! Notifying never blocks, not on a lock either: threads that must not sleep have to do it too.
+
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, Generation, Mutation, Mutex, broken};
+use std::fmt;
+use std::time::Instant;
+
+#[cfg(all(test, revocable_model))]
+mod model;
+#[cfg(all(test, not(revocable_model)))]
+mod tests;
+
+/// How long to wait: the three verbs (`drain`, `try_drain`, `drain_timeout`) as one value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// As long as it takes.
+    Forever,
+    /// Not at all: no sleep, whatever is found.
+    Never,
+    /// Until then.
+    Until(Instant),
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Waited {
+    /// The condition was seen to be over.
+    Done,
+    /// The token was cancelled first.
+    Cancelled,
+    /// The deadline came first.
+    TimedOut,
+}
+
+/// What waiters sleep on and changers notify. A clone is the same event.
+#[derive(Clone)]
+pub(crate) struct Event(Arc<Generation>);
+
+impl Event {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Generation::new()))
+    }
+
+    /// Sleep until `busy` is false, `cancel` is cancelled, or `deadline` has passed, whichever is seen first, in
+    /// this order. `busy` is called without any lock held, at least once, and again after each notification.
+    ///
+    /// # No notification is missed
+    ///
+    /// The generation is read before `busy` is asked. A changer changes the condition, then advances the
+    /// generation, then wakes.
+    /// 1. The advance comes before our reading: Acquire sees what came before the Release, `busy` sees the change.
+    /// 2. It comes after our reading: the generation is not the one we read any more, and the kernel (which
+    ///    compares it and queues us in one step) does not let us sleep, or has queued us before the wake.
+    pub(crate) fn wait_while(
+        &self,
+        busy: impl Fn() -> bool,
+        cancel: Option<&CancelToken>,
+        deadline: Option<Instant>,
+    ) -> Waited {
+        if !busy() {
+            return Waited::Done;
+        }
+        let called_off_early = cancel.is_some_and(CancelToken::is_cancelled);
+        // Case 1 of `CancelToken::cancel` needs the registration to come before the look at the token below.
+        let _registered = cancel.map(|token| token.register(self));
+        loop {
+            let seen = self.0.load();
+            if !busy() {
+                return Waited::Done;
+            }
+            let seen = if broken(Mutation::GenerationAfterCheck) {
+                self.0.load()
+            } else {
+                seen
+            };
+            let called_off = match broken(Mutation::CheckBeforeRegister) {
+                true => called_off_early,
+                false => cancel.is_some_and(CancelToken::is_cancelled),
+            };
+            if called_off {
+                return Waited::Cancelled;
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Waited::TimedOut;
+            }
+            self.0.sleep(seen, deadline);
+        }
+    }
+
+    /// Have every waiter look at its condition again. Never blocks.
+    pub(crate) fn notify_all(&self) {
+        if !broken(Mutation::GenerationBump) {
+            self.0.advance();
+        }
+        self.0.wake_all();
+    }
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event").finish_non_exhaustive()
+    }
+}
+
+/// Calls waiting threads off, at once and for good.
+///
+/// Stands where the kernel has a fatal signal: whatever a caller allows to be killed ([`KILLABLE`]) stops waiting
+/// when its token is cancelled, wherever it waits. A clone is the same token; one token may serve any number of
+/// threads and regions, a virtual machine's vCPUs for instance.
+///
+/// [`KILLABLE`]: crate::fault::FaultFlags::KILLABLE
+#[derive(Clone)]
+pub struct CancelToken(Arc<Token>);
+
+struct Token {
+    cancelled: AtomicBool,
+    /// The events that holders of this token sleep on now, once per sleeping thread.
+    sleeping_on: Mutex<Vec<Event>>,
+}
+
+impl CancelToken {
+    /// A token that is not cancelled yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(Token {
+            cancelled: AtomicBool::new(false),
+            sleeping_on: Mutex::new(Vec::new()),
+        }))
+    }
+
+    /// Wake every thread that waits with this token, and let none wait with it again.
+    ///
+    /// Returns whether this call did it: `false` if the token was cancelled before.
+    ///
+    /// # No cancellation is lost
+    ///
+    /// A waiter registers its event under the list's lock, then looks at the flag, then sleeps; this sets the
+    /// flag, then notifies what is in the list, under its lock.
+    /// 1. We lock the list before the waiter does: the flag was set before, the waiter sees it.
+    /// 2. The waiter locks it first: its event is in the list and gets notified after the flag was set, and the
+    ///    event misses no notification.
+    ///
+    /// # Signal safety
+    ///
+    /// Takes a lock: not for signal handlers.
+    pub fn cancel(&self) -> bool {
+        // Release pairs with the Acquire in `is_cancelled`: who learns of it sees why.
+        let did = !self.0.cancelled.swap(true, Ordering::AcqRel);
+        if !broken(Mutation::CancelNotify) {
+            for event in self.0.sleeping_on.lock().iter() {
+                event.notify_all();
+            }
+        }
+        did
+    }
+
+    /// Whether [`CancelToken::cancel`] was called.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        // Acquire pairs with the Release in `cancel`.
+        self.0.cancelled.load(Ordering::Acquire)
+    }
+
+    fn register<'a>(&'a self, event: &'a Event) -> Registered<'a> {
+        self.0.sleeping_on.lock().push(event.clone());
+        Registered { token: self, event }
+    }
+}
+
+impl Default for CancelToken {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for CancelToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CancelToken")
+            .field("cancelled", &self.is_cancelled())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One waiter's entry in its token's list.
+struct Registered<'a> {
+    token: &'a CancelToken,
+    event: &'a Event,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        let mut list = self.token.0.sleeping_on.lock();
+        // Entries of one event are alike, so taking out any of them is right.
+        if let Some(at) = list
+            .iter()
+            .position(|event| Arc::ptr_eq(&event.0, &self.event.0))
+        {
+            list.swap_remove(at);
+        }
+    }
+}
