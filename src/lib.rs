@@ -4,6 +4,11 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap and membarrier");
 
+#[cfg_attr(
+    any(not(test), revocable_model),
+    expect(dead_code, reason = "the regions that use it come next")
+)]
+mod gate;
 mod sync;
 #[cfg_attr(
     revocable_model,
@@ -16,4 +21,5 @@ mod sys;
 )]
 mod wait;
 
+pub use gate::HeldGuard;
 pub use wait::CancelToken;

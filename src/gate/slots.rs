@@ -1,0 +1,169 @@
+//! One pair of counters per thread, growing without moving and without a lock.
+//!
+//! Buckets double in size, so a bucket's address never changes once it is there, and the few that there are
+//! reach further than Linux can have threads (2^22).
+//!
+//! UNSAFETY: buckets are published as raw pointers, so that finding a slot is two loads and no check but null.
+#![expect(
+    unsafe_code,
+    reason = "slots are reached through published raw pointers"
+)]
+
+use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::ptr;
+
+/// Slots in the first bucket; each further bucket has twice as many as the one before.
+const FIRST: usize = if cfg!(revocable_model) { 2 } else { 16 };
+/// 16 * (2^19 - 1) slots: twice Linux's highest thread number.
+const BUCKETS: usize = if cfg!(revocable_model) { 2 } else { 19 };
+
+/// The counters of one thread in one gate: guards entered and guards left, ever.
+///
+/// # Invariants
+///
+/// *Owned*: only the thread whose place this is writes here. *Behind*: `left` never exceeds `entered`, and neither
+/// ever goes back. They have a cache line, and its prefetched neighbour, for themselves.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct Slot {
+    pub(super) entered: AtomicU64,
+    pub(super) left: AtomicU64,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self {
+            entered: AtomicU64::new(0),
+            left: AtomicU64::new(0),
+        }
+    }
+}
+
+/// Where a thread's slot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    bucket: u32,
+    at: u32,
+}
+
+impl Place {
+    /// What a thread has that never entered a gate.
+    pub(super) const NONE: Self = Self {
+        bucket: u32::MAX,
+        at: 0,
+    };
+
+    pub(super) fn of(number: usize) -> Self {
+        let bucket = (number / FIRST + 1).ilog2();
+        assert!(
+            (bucket as usize) < BUCKETS,
+            "{number} is more threads than Linux can have"
+        );
+        let at = number - FIRST * ((1 << bucket) - 1);
+        Self {
+            bucket,
+            at: u32::try_from(at).expect("a bucket has less than 2^32 slots"),
+        }
+    }
+
+    pub(super) fn number(self) -> usize {
+        FIRST * ((1 << self.bucket) - 1) + self.at as usize
+    }
+}
+
+/// All slots of a gate.
+///
+/// # Invariants
+///
+/// *Published*: a bucket's pointer is null, or comes from `Box::into_raw` of a boxed slice of `FIRST << bucket`
+/// slots, and then does not change before the drop.
+#[derive(Debug)]
+pub(super) struct Slots([AtomicPtr<Slot>; BUCKETS]);
+
+impl Slots {
+    pub(super) fn new() -> Self {
+        Self(std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())))
+    }
+
+    #[inline(always)]
+    pub(super) fn get(&self, place: Place) -> &Slot {
+        // Acquire pairs with the Release in `grow`: the slots are initialised.
+        let mut bucket = self.0[place.bucket as usize].load(Ordering::Acquire);
+        if bucket.is_null() {
+            bucket = self.grow(place.bucket as usize);
+        }
+        // SAFETY: *Published*: the bucket has `FIRST << place.bucket` slots, and `Place::of` stays below that.
+        let slot = unsafe { bucket.add(place.at as usize) };
+        // SAFETY: *Published*: initialised, and lives as long as `self`; every thread accesses it atomically.
+        unsafe { &*slot }
+    }
+
+    #[cold]
+    fn grow(&self, bucket: usize) -> *mut Slot {
+        let fresh: Box<[Slot]> = (0..FIRST << bucket).map(|_| Slot::new()).collect();
+        let fresh = Box::into_raw(fresh);
+        let published =
+            // Release pairs with the Acquire in `get` and `each`; on failure the Acquire pairs with the Release of
+            // the thread that was faster.
+            self.0[bucket].compare_exchange(ptr::null_mut(), fresh.cast(), Ordering::Release, Ordering::Acquire);
+        match published {
+            Ok(_) => fresh.cast(),
+            Err(theirs) => {
+                // SAFETY: it was not published, so this is the only pointer to it.
+                drop(unsafe { Box::from_raw(fresh) });
+                theirs
+            }
+        }
+    }
+
+    /// Every slot that is there now, with its place.
+    ///
+    /// A bucket that is published later is not seen. Its thread published it before its light barrier, so what
+    /// holds for its counters holds for the bucket.
+    pub(super) fn each(&self) -> impl Iterator<Item = (Place, &Slot)> {
+        (0u32..).zip(&self.0).flat_map(|(bucket, pointer)| {
+            // Acquire pairs with the Release in `grow`.
+            let first = pointer.load(Ordering::Acquire);
+            let len = if first.is_null() { 0 } else { FIRST << bucket };
+            (0u32..).take(len).map(move |at| {
+                // SAFETY: *Published*: not null, and `at` is below the bucket's length.
+                let slot = unsafe { first.add(at as usize) };
+                // SAFETY: *Published*: initialised, lives as long as `self`, and is accessed atomically.
+                (Place { bucket, at }, unsafe { &*slot })
+            })
+        })
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        for (bucket, pointer) in self.0.iter().enumerate() {
+            // Relaxed: `&mut self` came after every other use, by whatever handed it over.
+            let first = pointer.load(Ordering::Relaxed);
+            if !first.is_null() {
+                let slots = ptr::slice_from_raw_parts_mut(first, FIRST << bucket);
+                // SAFETY: *Published*: it came from `Box::into_raw` with this length; no reference is left, as they
+                // borrow `self`.
+                drop(unsafe { Box::from_raw(slots) });
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(revocable_model)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_dense_and_reach_beyond_every_thread_number() {
+        for number in (0..10_000).chain((0..23).map(|bit| 1 << bit)) {
+            let place = Place::of(number);
+            assert_eq!(place.number(), number);
+            assert!(
+                (place.at as usize) < FIRST << place.bucket,
+                "{number} is outside of its bucket"
+            );
+        }
+        const { assert!(FIRST * ((1 << BUCKETS) - 1) > 1 << 22) };
+    }
+}

@@ -1,0 +1,180 @@
+use super::*;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Barrier, mpsc};
+use std::thread;
+
+fn gates() -> [Gate; 2] {
+    [
+        Gate::new(Phase::Open),
+        Gate::with_barriers(Phase::Open, Barriers::Fences),
+    ]
+}
+
+#[test]
+fn only_an_open_gate_lets_in_and_the_others_say_why() {
+    for phase in [Phase::Busy, Phase::Disabled, Phase::Gone] {
+        let gate = Gate::new(phase);
+        assert_eq!(gate.enter().err(), Some(phase));
+        assert_eq!(gate.held_guards(), []);
+        gate.set_phase(Phase::Open);
+        drop(gate.enter().unwrap());
+        gate.close(Patience::Never).unwrap();
+    }
+}
+
+#[test]
+fn a_drain_by_a_guards_own_holder_is_refused_whatever_the_patience() {
+    for gate in gates() {
+        let _guards = (gate.enter(), gate.enter());
+        for patience in [Patience::Forever, Patience::Never] {
+            match gate.close(patience) {
+                Err(NotDrained::HeldByCaller(own)) => {
+                    assert_eq!((own.tid, own.count), (crate::sys::thread::current_tid(), 2));
+                }
+                Err(NotDrained::Barrier(error)) => {
+                    panic!("the kernel has no barrier any more: {error}")
+                }
+                other => panic!("not reported as the caller's own: {other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_drain_that_gives_up_names_the_holder_and_its_age_and_one_that_waits_succeeds() {
+    for gate in gates() {
+        thread::scope(|scope| {
+            let (entered, has_entered) = mpsc::channel();
+            let (leave, may_leave) = mpsc::channel::<()>();
+            let gate = &gate;
+            scope.spawn(move || {
+                let _guard = gate.enter().unwrap();
+                entered.send(crate::sys::thread::current_tid()).unwrap();
+                may_leave.recv().unwrap();
+            });
+            let tid = has_entered.recv().unwrap();
+            let wait = Duration::from_millis(20);
+            match gate.close(Patience::Until(Instant::now() + wait)) {
+                Err(NotDrained::Held(held)) => {
+                    assert_eq!((held.len(), held[0].tid, held[0].count), (1, tid, 1));
+                    assert!(held[0].held_for_at_least >= wait, "{held:?}");
+                }
+                other => panic!("drained with a guard alive: {other:?}"),
+            }
+            leave.send(()).unwrap();
+            gate.drain(Patience::Forever).unwrap();
+            assert_eq!(gate.held_guards(), []);
+        });
+    }
+}
+
+#[test]
+fn threads_that_come_and_go_share_few_places() {
+    let gate = Gate::new(Phase::Open);
+    for _ in 0..200 {
+        thread::scope(|scope| {
+            scope.spawn(|| drop(gate.enter().unwrap()));
+        });
+    }
+    assert!(gate.slots.each().count() < 200, "places are not handed on");
+    gate.close(Patience::Never).unwrap();
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn nobody_is_inside_while_the_gate_is_drained() {
+    for gate in gates() {
+        let (stop, inside) = (AtomicBool::new(false), AtomicU64::new(0));
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        if let Ok(_guard) = gate.enter() {
+                            inside.fetch_add(1, Ordering::Relaxed);
+                            inside.fetch_sub(1, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+            let _stop = StopOnDrop(&stop);
+            let end = Instant::now() + Duration::from_millis(300);
+            while Instant::now() < end {
+                gate.close(Patience::Forever).unwrap();
+                for _ in 0..50 {
+                    assert_eq!(inside.load(Ordering::Relaxed), 0);
+                }
+                gate.set_phase(Phase::Open);
+                thread::yield_now();
+            }
+        });
+    }
+}
+
+/// `cargo test --release --lib -- --ignored --nocapture guards_cost`
+#[test]
+#[ignore = "a measurement: wants a release build and quiet CPUs"]
+fn guards_cost_a_nanosecond_or_two_however_many_threads_enter() {
+    const ROUNDS: u32 = 20_000_000;
+    let nanos = |start: Instant| start.elapsed().as_secs_f64() * 1e9 / f64::from(ROUNDS);
+    let word = AtomicU64::new(1);
+    let best = |round: &dyn Fn() -> f64| (0..7).map(|_| round()).fold(f64::MAX, f64::min);
+    let on_every_cpu = |round: &(dyn Fn() -> f64 + Sync)| {
+        let cpus = thread::available_parallelism().unwrap().get();
+        let start = Barrier::new(cpus);
+        let one = || {
+            start.wait();
+            round()
+        };
+        thread::scope(|scope| {
+            let all: Vec<_> = (0..cpus).map(|_| scope.spawn(one)).collect();
+            all.into_iter()
+                .map(|one| one.join().unwrap())
+                .fold(0.0, f64::max)
+        })
+    };
+    let load = || {
+        let start = Instant::now();
+        for _ in 0..ROUNDS {
+            black_box(black_box(&word).load(Ordering::Relaxed));
+        }
+        nanos(start)
+    };
+    let (raw, raw_together) = (best(&load), best(&|| on_every_cpu(&load)));
+    println!("raw load                 {raw:.2} ns; on every CPU at once {raw_together:.2} ns");
+    for gate in gates() {
+        let guarded = || {
+            let start = Instant::now();
+            for _ in 0..ROUNDS {
+                let guard = black_box(&gate).enter().unwrap();
+                black_box(black_box(&word).load(Ordering::Relaxed));
+                drop(guard);
+            }
+            nanos(start)
+        };
+        let alone = best(&guarded);
+        let together = best(&|| on_every_cpu(&guarded));
+        let name = format!("{:?}", gate.barriers);
+        println!(
+            "guard, {name:<10}        {alone:.2} ns = {:.1}x; on every CPU at once {together:.2} ns",
+            alone / raw
+        );
+    }
+    let gate = Gate::new(Phase::Open);
+    let closing = best(&|| {
+        let start = Instant::now();
+        for _ in 0..100_000 {
+            gate.close(Patience::Never).unwrap();
+            gate.set_phase(Phase::Open);
+        }
+        start.elapsed().as_secs_f64() * 1e9 / 100_000.0
+    });
+    println!("close and open           {closing:.0} ns");
+}
