@@ -4,6 +4,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap and membarrier");
 
+pub mod fault;
 #[cfg_attr(
     any(not(test), revocable_model),
     expect(dead_code, reason = "the regions that use it come next")

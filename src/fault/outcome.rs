@@ -1,0 +1,71 @@
+//! How a fault ends, and the lock that its caller came with.
+
+/// How one try at a fault ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The memory is there: repeat the access (`VM_FAULT_NOPAGE`). The caller's lock is held.
+    Mapped,
+    /// Not decided: try again, or later (`VM_FAULT_RETRY`).
+    Retry {
+        /// Whether the caller still has its lock.
+        lock: LockAfter,
+    },
+    /// There is no memory to be had (`VM_FAULT_SIGBUS`). The caller's lock is held.
+    Sigbus,
+    /// The wait was cancelled. The caller's lock is released, as the kernel does for a killed wait.
+    Killed,
+}
+
+/// Whether the caller's lock survived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockAfter {
+    /// The caller has it still.
+    Held,
+    /// It was released; what it protected may have changed.
+    Released,
+}
+
+/// The lock that a caller holds across a fault: a VMM's address-space lock, where the kernel has mmap_lock.
+///
+/// A fault that has to wait releases it, if the caller's flags allow, so that whoever holds up the fault can make
+/// progress. It is the outermost lock: nothing of this crate is held when `acquire` is called.
+pub trait CallerLock {
+    /// Let go of it. Called at most once per try, and only while it is held.
+    fn release(&mut self);
+    /// Take it again. What was looked up under it before has to be looked up again.
+    fn acquire(&mut self);
+    /// Whether it is held now.
+    fn is_held(&self) -> bool;
+}
+
+/// The caller has no lock to release. It only remembers what happened to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NoLock {
+    released: bool,
+}
+
+impl CallerLock for NoLock {
+    fn release(&mut self) {
+        self.released = true;
+    }
+
+    fn acquire(&mut self) {
+        self.released = false;
+    }
+
+    fn is_held(&self) -> bool {
+        !self.released
+    }
+}
+
+/// How a sleep ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Woken {
+    /// What was waited for happened, or may have.
+    Done,
+    /// The caller was cancelled.
+    Killed,
+}

@@ -1,0 +1,74 @@
+//! The loop around a fault: `fixup_user_fault` and `faultin_page` of mm/gup.c.
+
+use super::{CallerLock, FaultFlags, IllegalFlags, LockAfter, Outcome};
+
+/// The memory is there, and the caller's lock is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// Whether the lock was released in between, so that what was looked up under it is stale.
+    pub unlocked: bool,
+}
+
+/// Why the memory is not there. The caller's lock is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotResolved {
+    /// It would have had to wait, and its flags forbid that; nothing was queued (`-EAGAIN`, or 0 pages).
+    #[error("the region is busy or disabled, and the caller must not wait")]
+    WouldBlock,
+    /// There is no memory to be had (`-EFAULT`).
+    #[error("the region is disabled")]
+    Sigbus,
+    /// The caller was cancelled (`-EINTR`).
+    #[error("cancelled while waiting for the region")]
+    Killed,
+    /// The flags contradict themselves.
+    #[error(transparent)]
+    Illegal(#[from] IllegalFlags),
+}
+
+/// Try a fault until it is decided: once with `flags`, then with TRIED added.
+///
+/// The caller's lock is held at every `attempt`, and when this returns. `cancelled` is asked before each attempt,
+/// if the caller is KILLABLE.
+///
+/// # Errors
+///
+/// Why it was not resolved. A Retry with the lock held is not repeated but returned as
+/// [`NotResolved::WouldBlock`], as get_user_pages does: only a NOWAIT caller gets one, and must not loop.
+pub fn resolve<L: CallerLock>(
+    mut flags: FaultFlags,
+    caller: &mut L,
+    cancelled: impl Fn() -> bool,
+    mut attempt: impl FnMut(FaultFlags, &mut L) -> Outcome,
+) -> Result<Resolved, NotResolved> {
+    flags.validate()?;
+    let mut unlocked = false;
+    loop {
+        if flags.contains(FaultFlags::KILLABLE) && cancelled() {
+            return Err(NotResolved::Killed);
+        }
+        let outcome = attempt(flags, caller);
+        if !caller.is_held() {
+            caller.acquire();
+            unlocked = true;
+        }
+        match outcome {
+            Outcome::Mapped => return Ok(Resolved { unlocked }),
+            Outcome::Sigbus => return Err(NotResolved::Sigbus),
+            Outcome::Killed => return Err(NotResolved::Killed),
+            Outcome::Retry {
+                lock: LockAfter::Held,
+            } => return Err(NotResolved::WouldBlock),
+            // Without ALLOW_RETRY this is the kernel's answer to who was killed: TRIED would be illegal then, and
+            // the look at `cancelled` ends the loop.
+            Outcome::Retry {
+                lock: LockAfter::Released,
+            } => {
+                if flags.contains(FaultFlags::ALLOW_RETRY) {
+                    flags |= FaultFlags::TRIED;
+                }
+            }
+        }
+    }
+}

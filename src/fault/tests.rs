@@ -1,0 +1,433 @@
+//! Every combination of flags and circumstances, against the kernel's tables written as data.
+//!
+//! A row is a pattern (1, 0, or . for either) and what follows: how the sleep is and whether the caller's lock is
+//! held during it, the answer, and whether the lock is held afterwards. "deaf" is uninterruptible; "proceed" is the
+//! kernel's 0, the lock was obtained.
+
+use super::*;
+use crate::sync::atomic::{AtomicU32, Ordering};
+
+type Row = (&'static str, &'static str);
+
+/// `__folio_lock_or_retry`: ALLOW_RETRY TRIED, NOWAIT, KILLABLE, fatal signal during the sleep.
+const FOLIO_LOCK_OR_RETRY: &[Row] = &[
+    ("10 1 . .", "no sleep, retry, held"),
+    ("10 0 1 .", "unlocked killable, retry, released"),
+    ("10 0 0 .", "unlocked deaf, retry, released"),
+    ("11 . 1 0", "locked killable, proceed, held"),
+    ("11 . 1 1", "locked killable, retry, released"),
+    ("11 . 0 .", "locked deaf, proceed, held"),
+    ("0. . 1 0", "locked killable, proceed, held"),
+    ("0. . 1 1", "locked killable, retry, released"),
+    ("0. . 0 .", "locked deaf, proceed, held"),
+];
+
+/// The same columns under this crate's rules: NOWAIT on every try, and Killed for the killed.
+const CONTENTION_HERE: &[Row] = &[
+    ("1. 1 . .", "no sleep, retry, held"),
+    ("10 0 1 0", "unlocked killable, retry, released"),
+    ("10 0 1 1", "unlocked killable, killed, released"),
+    ("10 0 0 .", "unlocked deaf, retry, released"),
+    ("11 0 1 0", "locked killable, proceed, held"),
+    ("11 0 1 1", "locked killable, killed, released"),
+    ("11 0 0 .", "locked deaf, proceed, held"),
+    ("0. . 1 0", "locked killable, proceed, held"),
+    ("0. . 1 1", "locked killable, killed, released"),
+    ("0. . 0 .", "locked deaf, proceed, held"),
+];
+
+/// `handle_userfault`, where the first row that fits counts: exiting, no context, UFFD_FEATURE_SIGBUS,
+/// UFFD_USER_MODE_ONLY, released; USER; ALLOW_RETRY, NOWAIT; KILLABLE, INTERRUPTIBLE; signal during the sleep.
+const HANDLE_USERFAULT: &[Row] = &[
+    ("1.... . .. .. .", "no sleep, sigbus, held"),
+    (".1... . .. .. .", "no sleep, sigbus, held"),
+    ("..1.. . .. .. .", "no sleep, sigbus, held"),
+    ("...1. 0 .. .. .", "no sleep, sigbus, held"),
+    ("..... . 0. .. .", "no sleep, sigbus, held"),
+    ("..... . 11 .. .", "no sleep, retry, held"),
+    ("....1 . .. .. .", "no sleep, retry, released"),
+    ("..... . .. .1 .", "unlocked interruptible, retry, released"),
+    ("..... . .. 1. .", "unlocked killable, retry, released"),
+    ("..... . .. .. .", "unlocked deaf, retry, released"),
+];
+
+/// The same columns under this crate's rules: who allows no retry waits, and Killed for the killed.
+const DISABLED_HERE: &[Row] = &[
+    ("1.... . .0 .1 .", "no sleep, killed, released"),
+    ("1.... . .0 1. .", "no sleep, killed, released"),
+    ("1.... . .. .. .", "no sleep, sigbus, held"),
+    (".1... . .. .. .", "no sleep, sigbus, held"),
+    ("..1.. . .. .. .", "no sleep, sigbus, held"),
+    ("...1. 0 .. .. .", "no sleep, sigbus, held"),
+    ("....1 . 0. .. .", "no sleep, sigbus, held"),
+    ("..... . 0. .1 0", "locked interruptible, proceed, held"),
+    ("..... . 0. .1 1", "locked interruptible, killed, released"),
+    ("..... . 0. 1. 0", "locked killable, proceed, held"),
+    ("..... . 0. 1. 1", "locked killable, killed, released"),
+    ("..... . 0. .. .", "locked deaf, proceed, held"),
+    ("..... . 11 .. .", "no sleep, retry, held"),
+    ("....1 . .. .. .", "no sleep, retry, released"),
+    ("..... . .. .1 0", "unlocked interruptible, retry, released"),
+    (
+        "..... . .. .1 1",
+        "unlocked interruptible, killed, released",
+    ),
+    ("..... . .. 1. 0", "unlocked killable, retry, released"),
+    ("..... . .. 1. 1", "unlocked killable, killed, released"),
+    ("..... . .. .. .", "unlocked deaf, retry, released"),
+];
+
+/// include/linux/mm_types.h and `handle_userfault`'s warning: ALLOW_RETRY, TRIED, NOWAIT.
+const LEGAL: &[Row] = &[
+    ("1..", "legal"),
+    ("000", "legal"),
+    ("0.1", "nowait"),
+    ("010", "tried"),
+];
+
+fn all_flags() -> impl Iterator<Item = FaultFlags> {
+    (0..1 << 10)
+        .map(FaultFlags::from_bits_retain)
+        .filter(|flags| FaultFlags::all().contains(*flags))
+}
+
+fn bits(of: impl IntoIterator<Item = bool>) -> String {
+    of.into_iter()
+        .map(|bit| if bit { '1' } else { '0' })
+        .collect()
+}
+
+/// The rows that fit, with their numbers.
+fn fitting<'a>(table: &'a [Row], columns: &str) -> Vec<(usize, &'a str)> {
+    let fits = |pattern: &str| {
+        let pattern = pattern.replace(' ', "");
+        assert_eq!(pattern.len(), columns.len(), "{pattern}");
+        pattern
+            .chars()
+            .zip(columns.chars())
+            .all(|(want, is)| want == '.' || want == is)
+    };
+    table
+        .iter()
+        .enumerate()
+        .filter(|(_, row)| fits(row.0))
+        .map(|(at, row)| (at, row.1))
+        .collect()
+}
+
+/// Carry the decision out with a signal or without, and say what happened, in the tables' words.
+fn observe(decision: Decision, signal: bool) -> String {
+    let mut caller = NoLock::default();
+    let before = caller;
+    let mut slept = "no sleep".to_owned();
+    let held_during = match decision {
+        Decision::Wait {
+            lock: LockFirst::Release,
+            ..
+        } => "unlocked",
+        _ => "locked",
+    };
+    let outcome = decision.carry_out(&mut caller, |sleep| {
+        let how = match sleep {
+            Sleep::Uninterruptible => "deaf",
+            Sleep::Killable => "killable",
+            Sleep::Interruptible => "interruptible",
+        };
+        slept = format!("{held_during} {how}");
+        if signal { Woken::Killed } else { Woken::Done }
+    });
+    assert!(before.is_held());
+    let lock = if caller.is_held() {
+        LockAfter::Held
+    } else {
+        LockAfter::Released
+    };
+    let answer = match outcome {
+        None => "proceed",
+        Some(Outcome::Mapped) => "mapped",
+        Some(Outcome::Retry { lock: said }) => {
+            assert_eq!(said, lock, "the answer and the lock disagree");
+            "retry"
+        }
+        Some(Outcome::Sigbus) => "sigbus",
+        Some(Outcome::Killed) => "killed",
+    };
+    let lock = if lock == LockAfter::Held {
+        "held"
+    } else {
+        "released"
+    };
+    format!("{slept}, {answer}, {lock}")
+}
+
+fn situations() -> impl Iterator<Item = Situation> {
+    (0..1u32 << 5).map(|set| {
+        let bit = |at: u32| set & (1 << at) != 0;
+        Situation {
+            exiting: bit(0),
+            unserved: bit(1),
+            sigbus: bit(2),
+            user_mode_only: bit(3),
+            released: bit(4),
+        }
+    })
+}
+
+#[test]
+fn a_contended_lock_is_decided_as_the_tables_say_for_every_set_of_flags() {
+    for (rules, table) in [
+        (Rules::KERNEL, FOLIO_LOCK_OR_RETRY),
+        (Rules::CRATE, CONTENTION_HERE),
+    ] {
+        let mut used = vec![0; table.len()];
+        for flags in all_flags() {
+            for signal in [false, true] {
+                let has = |flag| flags.contains(flag);
+                let columns = bits([
+                    has(FaultFlags::ALLOW_RETRY),
+                    has(FaultFlags::TRIED),
+                    has(FaultFlags::RETRY_NOWAIT),
+                    has(FaultFlags::KILLABLE),
+                    signal,
+                ]);
+                let rows = fitting(table, &columns);
+                let [(row, expected)] = rows[..] else {
+                    panic!("{columns} fits {rows:?}, not one row")
+                };
+                assert_eq!(
+                    observe(decide(flags, Seen::Contended, rules), signal),
+                    expected,
+                    "{flags} {columns}"
+                );
+                used[row] += 1;
+            }
+        }
+        assert!(!used.contains(&0), "a row that never fits: {used:?}");
+    }
+}
+
+#[test]
+fn a_disabled_region_is_decided_as_the_tables_say_for_every_set_of_flags() {
+    for (rules, table) in [
+        (Rules::KERNEL, HANDLE_USERFAULT),
+        (Rules::CRATE, DISABLED_HERE),
+    ] {
+        let mut used = vec![0; table.len()];
+        for (flags, situation) in
+            all_flags().flat_map(|flags| situations().map(move |at| (flags, at)))
+        {
+            for signal in [false, true] {
+                let Situation {
+                    exiting,
+                    unserved,
+                    sigbus,
+                    user_mode_only,
+                    released,
+                } = situation;
+                let has = |flag| flags.contains(flag);
+                let columns = bits([
+                    exiting,
+                    unserved,
+                    sigbus,
+                    user_mode_only,
+                    released,
+                    has(FaultFlags::USER),
+                    has(FaultFlags::ALLOW_RETRY),
+                    has(FaultFlags::RETRY_NOWAIT),
+                    has(FaultFlags::KILLABLE),
+                    has(FaultFlags::INTERRUPTIBLE),
+                    signal,
+                ]);
+                let (row, expected) = fitting(table, &columns)[0];
+                let seen = Seen::Disabled(situation);
+                assert_eq!(
+                    observe(decide(flags, seen, rules), signal),
+                    expected,
+                    "{flags} {columns}"
+                );
+                used[row] += 1;
+            }
+        }
+        assert!(!used.contains(&0), "a row that never fits: {used:?}");
+    }
+}
+
+#[test]
+fn an_enabled_region_maps_for_every_set_of_flags() {
+    for flags in all_flags() {
+        for rules in [Rules::KERNEL, Rules::CRATE] {
+            assert_eq!(
+                observe(decide(flags, Seen::Enabled, rules), true),
+                "no sleep, mapped, held"
+            );
+        }
+    }
+}
+
+#[test]
+fn nowait_never_sleeps_and_never_loses_its_lock_while_the_region_lives() {
+    for flags in all_flags()
+        .filter(|flags| flags.contains(FaultFlags::RETRY_NOWAIT) && flags.validate().is_ok())
+    {
+        for seen in situations()
+            .map(Seen::Disabled)
+            .chain([Seen::Contended, Seen::Enabled])
+        {
+            let happened = observe(decide(flags, seen, Rules::CRATE), true);
+            assert!(
+                happened.starts_with("no sleep") && happened.ends_with("held"),
+                "{flags} {seen:?}: {happened}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_sets_of_flags_that_the_kernel_warns_about_are_errors() {
+    for flags in all_flags() {
+        let says = match flags.validate() {
+            Ok(same) => {
+                assert_eq!(same, flags);
+                "legal"
+            }
+            Err(IllegalFlags::NowaitWithoutRetry { .. }) => "nowait",
+            Err(IllegalFlags::TriedWithoutRetry { .. }) => "tried",
+            Err(IllegalFlags::Unknown { .. }) => "unknown",
+        };
+        let columns = bits(
+            [
+                FaultFlags::ALLOW_RETRY,
+                FaultFlags::TRIED,
+                FaultFlags::RETRY_NOWAIT,
+            ]
+            .map(|flag| flags.contains(flag)),
+        );
+        let rows = fitting(LEGAL, &columns);
+        let [(_, expected)] = rows[..] else {
+            panic!("{columns} fits {rows:?}, not one row")
+        };
+        assert_eq!(says, expected, "{flags}");
+    }
+    let stray = FaultFlags::from_bits_retain(1 << 12);
+    assert_eq!(
+        stray.validate(),
+        Err(IllegalFlags::Unknown { flags: 1 << 12 })
+    );
+    assert_eq!(
+        FaultFlags::RETRY_NOWAIT.validate().unwrap_err().to_string(),
+        "RETRY_NOWAIT: RETRY_NOWAIT needs ALLOW_RETRY"
+    );
+}
+
+/// What the attempts were given, for a list of what they answer.
+fn looped(
+    flags: FaultFlags,
+    answers: &[Outcome],
+    cancelled_at: usize,
+) -> (Vec<FaultFlags>, Result<Resolved, NotResolved>) {
+    let (tries, checks) = (std::cell::RefCell::new(Vec::new()), std::cell::Cell::new(0));
+    let mut caller = NoLock::default();
+    let cancelled = || {
+        checks.set(checks.get() + 1);
+        checks.get() > cancelled_at
+    };
+    let result = resolve(flags, &mut caller, cancelled, |flags, caller| {
+        assert!(caller.is_held(), "an attempt without the caller's lock");
+        let answer = answers[tries.borrow().len()];
+        tries.borrow_mut().push(flags);
+        if matches!(
+            answer,
+            Outcome::Killed
+                | Outcome::Retry {
+                    lock: LockAfter::Released
+                }
+        ) {
+            caller.release();
+        }
+        answer
+    });
+    assert!(
+        caller.is_held(),
+        "the loop returned without the caller's lock"
+    );
+    (tries.into_inner(), result)
+}
+
+const NEVER: usize = usize::MAX;
+const AGAIN: Outcome = Outcome::Retry {
+    lock: LockAfter::Released,
+};
+const NOT_NOW: Outcome = Outcome::Retry {
+    lock: LockAfter::Held,
+};
+
+#[test]
+fn the_loop_tries_first_without_and_then_with_tried() {
+    let flags = FaultFlags::WAIT | FaultFlags::WRITE;
+    let tried = flags | FaultFlags::TRIED;
+    let (tries, result) = looped(flags, &[AGAIN, AGAIN, Outcome::Mapped], NEVER);
+    assert_eq!(
+        (tries, result),
+        (vec![flags, tried, tried], Ok(Resolved { unlocked: true }))
+    );
+    let (tries, result) = looped(flags, &[Outcome::Mapped], NEVER);
+    assert_eq!(
+        (tries, result),
+        (vec![flags], Ok(Resolved { unlocked: false }))
+    );
+    assert_eq!(
+        looped(flags, &[AGAIN, Outcome::Sigbus], NEVER).1,
+        Err(NotResolved::Sigbus)
+    );
+    assert_eq!(
+        looped(flags, &[AGAIN, Outcome::Killed], NEVER).1,
+        Err(NotResolved::Killed)
+    );
+}
+
+#[test]
+fn the_loop_looks_for_cancellation_before_every_try_of_who_is_killable() {
+    for at in 0..4 {
+        let (tries, result) = looped(FaultFlags::WAIT, &[AGAIN; 4], at);
+        assert_eq!((tries.len(), result), (at, Err(NotResolved::Killed)));
+    }
+    let (tries, result) = looped(FaultFlags::ALLOW_RETRY, &[AGAIN, AGAIN, Outcome::Mapped], 0);
+    assert_eq!((tries.len(), result), (3, Ok(Resolved { unlocked: true })));
+}
+
+#[test]
+fn the_loop_hands_a_nowait_retry_back_and_ends_for_who_was_killed_without_allowing_a_retry() {
+    let (tries, result) = looped(FaultFlags::NOWAIT, &[NOT_NOW], NEVER);
+    assert_eq!((tries.len(), result), (1, Err(NotResolved::WouldBlock)));
+    let (tries, result) = looped(FaultFlags::KILLABLE, &[AGAIN], 1);
+    assert_eq!(
+        (tries, result),
+        (vec![FaultFlags::KILLABLE], Err(NotResolved::Killed))
+    );
+    let illegal = looped(FaultFlags::TRIED, &[], NEVER).1;
+    assert!(matches!(
+        illegal,
+        Err(NotResolved::Illegal(IllegalFlags::TriedWithoutRetry { .. }))
+    ));
+}
+
+/// `cargo test --release --lib -- --ignored --nocapture decision_costs`
+#[test]
+#[ignore = "a measurement: wants a release build and quiet CPUs"]
+fn a_decision_costs_a_few_nanoseconds() {
+    let flags = AtomicU32::new(FaultFlags::NOWAIT.bits());
+    let start = std::time::Instant::now();
+    for _ in 0..20_000_000 {
+        let flags =
+            FaultFlags::from_bits_retain(std::hint::black_box(&flags).load(Ordering::Relaxed));
+        let _ = std::hint::black_box(decide(
+            flags,
+            std::hint::black_box(Seen::Contended),
+            Rules::CRATE,
+        ));
+    }
+    println!(
+        "a decision               {:.2} ns",
+        start.elapsed().as_secs_f64() * 1e9 / 2e7
+    );
+}
