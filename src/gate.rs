@@ -40,7 +40,7 @@ mod slots;
 mod tests;
 mod threads;
 
-use slots::{Place, Slot, Slots};
+use slots::{Buckets, Place, Slot};
 
 /// What a gate lets through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +93,7 @@ pub(crate) enum NotDrained {
 pub(crate) struct Gate {
     phase: AtomicU32,
     barriers: Barriers,
-    slots: Slots,
+    slots: Buckets<Slot>,
     drained: Event,
     /// What earlier looks saw: a report's memory, not a part of the protocol.
     seen: Mutex<Vec<Seen>>,
@@ -122,13 +122,14 @@ impl Gate {
         Self {
             phase: AtomicU32::new(phase as u32),
             barriers,
-            slots: Slots::new(),
+            slots: Buckets::new(),
             drained: Event::new(),
             seen: Mutex::new(Vec::new()),
         }
     }
 
-    /// Pass, if the gate is open. Never blocks; a thread may hold any number of guards.
+    /// Pass, if the gate is open. Takes no lock and never sleeps (a thread's first entry may allocate); a thread may
+    /// hold any number of guards.
     ///
     /// # Errors
     ///
@@ -354,7 +355,8 @@ impl fmt::Debug for Gate {
     }
 }
 
-/// Keeps its gate from being drained. Leaked, it does so for good.
+/// Keeps its gate from being drained. Leaked, it does so for good; so does, in a forked child, one that another
+/// thread held at the fork.
 #[must_use = "a guard that is dropped at once guards nothing"]
 pub(crate) struct Guard<'gate> {
     gate: &'gate Gate,

@@ -122,22 +122,22 @@ fn never_waits() {
 
 #[test]
 fn no_guard_is_alive_once_drained_and_every_drain_ends() {
-    explore(2, closed);
+    explore(3, closed);
 }
 
 #[test]
 fn a_refused_entry_inside_of_a_guard_does_not_hide_the_guard() {
-    explore(3, nested);
+    explore(5, nested);
 }
 
 #[test]
 fn who_finds_the_gate_open_finds_everything_in_its_place() {
-    explore(3, reopened);
+    explore(4, reopened);
 }
 
 #[test]
 fn a_drain_that_never_waits_is_right_too() {
-    explore(3, never_waits);
+    explore(5, never_waits);
 }
 
 /// Each step left out, the model that then fails, and loom's words for it.

@@ -81,6 +81,36 @@ fn threads_that_come_and_go_share_few_places() {
     gate.close(Patience::Never).unwrap();
 }
 
+/// Enters when its thread's other thread-locals may be gone already.
+struct Late(std::cell::Cell<Option<&'static Gate>>);
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        if let Some(gate) = self.0.get() {
+            drop(gate.enter().unwrap());
+        }
+    }
+}
+
+thread_local!(static LATE: Late = const { Late(std::cell::Cell::new(None)) });
+
+#[test]
+fn a_thread_can_enter_while_it_ends_in_whatever_order_its_locals_go() {
+    for late_first in [true, false] {
+        let gate: &'static Gate = Box::leak(Box::new(Gate::new(Phase::Open)));
+        let thread = thread::spawn(move || {
+            if late_first {
+                LATE.with(|late| late.0.set(Some(gate)));
+            }
+            drop(gate.enter().unwrap());
+            LATE.with(|late| late.0.set(Some(gate)));
+        });
+        thread.join().unwrap();
+        assert_eq!(gate.held_guards(), []);
+        gate.close(Patience::Never).unwrap();
+    }
+}
+
 struct StopOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
