@@ -4,12 +4,12 @@
 //! thread that ends the change of state it waits for completes it. No thread, no runtime: a completion is an entry in
 //! the queue and a count in its eventfd, and wakes the token's task if it is awaited.
 
-use crate::OnDisabled;
+use crate::caller::Caller;
 use crate::error::SubmitError;
 use crate::fault::NotResolved;
 use crate::gate::Phase;
+use crate::policy::OnDisabled;
 use crate::region::{Region, RegionShared};
-use crate::resolve::Caller;
 use crate::sys::SysError;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;

@@ -7,6 +7,7 @@ compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap a
 mod access;
 mod async_fault;
 mod backing;
+mod caller;
 mod error;
 pub mod fault;
 mod gate;
@@ -15,6 +16,7 @@ mod mapping;
 mod monitor;
 mod owner;
 mod pin;
+mod policy;
 mod protocol;
 #[doc(hidden)]
 pub mod raw_for_tests;
@@ -31,18 +33,19 @@ mod wait;
 pub use access::{AtomicPrimitive, Primitive};
 pub use async_fault::{Completion, FaultQueue, FaultToken, Submitted};
 pub use backing::{Backing, OnRevoke};
+pub use caller::Caller;
 pub use error::{
     AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, RevokeError,
 };
 pub use gate::HeldGuard;
 pub use guard::Access;
-pub use mapping::{MapOptions, Mapping, OnDisabled};
+pub use mapping::{MapOptions, Mapping};
 pub use monitor::Monitor;
 pub use owner::OwnerView;
 pub use pin::Pin;
+pub use policy::OnDisabled;
 pub use region::{FaultAround, Region, RegionBuilder};
 pub use register::Register;
-pub use resolve::Caller;
 pub use revoke::Strategy;
 pub use stats::{BUCKETS, Latency, MonitorStats, RegionStats};
 pub use sys::SysError;
