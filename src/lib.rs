@@ -18,8 +18,6 @@ mod owner;
 mod pin;
 mod policy;
 mod protocol;
-#[doc(hidden)]
-pub mod raw_for_tests;
 mod region;
 mod register;
 mod resolve;
