@@ -61,6 +61,11 @@ pub(crate) struct Args {
     /// Print the region's counters as Prometheus text instead of the summary.
     #[arg(long, conflicts_with = "json")]
     prometheus: bool,
+
+    /// Leaves a system call out of every revocation, to show that this test notices.
+    #[cfg(revocable_inject)]
+    #[arg(long, value_name = "CALL")]
+    leave_out: Option<String>,
 }
 
 /// `--policy`.
@@ -130,6 +135,9 @@ pub(crate) fn run(args: &Args, as_json: bool) -> Result<Verdict, Failed> {
     let tallies = ways.iter().map(|_| Tally::default()).collect();
     let (clock, stop) = (Clock::new(), AtomicBool::new(false));
     let shared = Arc::new(Shared { region, clock, ledger, tallies, stop, violation: Mutex::new(None) });
+
+    #[cfg(revocable_inject)]
+    revocable_mmio::inject::leave_out(args.leave_out.clone().map(|call| &*call.leak()));
 
     let began = Instant::now();
     let ended = start(&shared, hands, seed)?;
