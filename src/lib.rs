@@ -59,6 +59,8 @@
 //!
 //! What this kernel and this process can do is found out at run time: [`Support::probe`].
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap and membarrier");
 
@@ -80,6 +82,8 @@ mod region;
 mod register;
 mod resolve;
 mod revoke;
+#[cfg(feature = "safe-mmio")]
+mod safe_mmio;
 pub mod signal;
 mod stats;
 mod sync;
@@ -103,6 +107,9 @@ pub use policy::OnDisabled;
 pub use region::{FaultAround, Region, RegionBuilder};
 pub use register::Register;
 pub use revoke::Strategy;
+#[cfg(feature = "safe-mmio")]
+#[cfg_attr(docsrs, doc(cfg(feature = "safe-mmio")))]
+pub use safe_mmio::RevocableOps;
 pub use stats::{BUCKETS, Latency, MonitorStats, RegionStats};
 pub use sys::SysError;
 #[cfg(revocable_inject)]
