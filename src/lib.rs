@@ -9,9 +9,12 @@ mod backing;
 mod error;
 pub mod fault;
 mod gate;
+mod group;
 mod mapping;
 mod monitor;
+mod notify;
 mod owner;
+pub mod pci;
 mod pin;
 mod protocol;
 mod region;
@@ -29,8 +32,10 @@ pub use error::{
     AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, RevokeError,
 };
 pub use gate::HeldGuard;
+pub use group::{GroupError, ResetGroup};
 pub use mapping::{MapOptions, Mapping, OnDisabled};
 pub use monitor::Monitor;
+pub use notify::{InvalidateNotifier, NotifyError, Subscription};
 pub use owner::OwnerView;
 pub use pin::Pin;
 pub use region::{FaultAround, Region, RegionBuilder};
