@@ -1,25 +1,34 @@
 //! Device memory in user space that its owner can take away from every thread, system call, virtual CPU and
 //! process at once, and give back.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap and membarrier");
 
 mod access;
+mod async_fault;
 mod backing;
+mod caller;
 mod error;
 pub mod fault;
 mod gate;
 mod group;
+mod guard;
 mod mapping;
 mod monitor;
 mod notify;
 mod owner;
 pub mod pci;
 mod pin;
+mod policy;
 mod protocol;
 mod region;
+mod register;
 mod resolve;
 mod revoke;
+#[cfg(feature = "safe-mmio")]
+mod safe_mmio;
 pub mod signal;
 mod stats;
 mod sync;
@@ -27,20 +36,27 @@ mod sys;
 mod wait;
 
 pub use access::{AtomicPrimitive, Primitive};
+pub use async_fault::{Completion, FaultQueue, FaultToken, Submitted};
 pub use backing::{Backing, OnRevoke};
+pub use caller::Caller;
 pub use error::{
     AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, RevokeError,
 };
 pub use gate::HeldGuard;
 pub use group::{GroupError, ResetGroup};
-pub use mapping::{MapOptions, Mapping, OnDisabled};
+pub use guard::Access;
+pub use mapping::{MapOptions, Mapping};
 pub use monitor::Monitor;
 pub use notify::{InvalidateNotifier, NotifyError, Subscription};
 pub use owner::OwnerView;
 pub use pin::Pin;
+pub use policy::OnDisabled;
 pub use region::{FaultAround, Region, RegionBuilder};
-pub use resolve::Caller;
+pub use register::Register;
 pub use revoke::Strategy;
+#[cfg(feature = "safe-mmio")]
+#[cfg_attr(docsrs, doc(cfg(feature = "safe-mmio")))]
+pub use safe_mmio::RevocableOps;
 pub use stats::{BUCKETS, Latency, MonitorStats, RegionStats};
 pub use sys::SysError;
 #[cfg(revocable_inject)]

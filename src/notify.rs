@@ -73,10 +73,6 @@ impl Notifiers {
         Self { list: Mutex::new(list), errors: AtomicU64::new(0), panics: AtomicU64::new(0) }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.list.lock().subscribers.is_empty()
-    }
-
     pub(crate) fn before_revoke(&self) {
         for subscriber in self.turn(true) {
             self.tell(&subscriber, true);

@@ -7,11 +7,11 @@ use super::buffer::{BufferFault, Sink, Source};
 use super::device::{Device, Memory, Slot, Space};
 use super::error::PciError;
 use crate::access::Primitive;
+use crate::caller::Caller;
 use crate::error::AccessError;
 use crate::fault::{FaultFlags, NotResolved};
 use crate::owner::OwnerView;
 use crate::protocol::State;
-use crate::resolve::Caller;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
@@ -176,7 +176,7 @@ impl Device {
             Wait::ForEver => Caller::new(FaultFlags::WAIT),
             Wait::As(caller) => caller,
         };
-        match region.on_behalf_if(admits, &caller, || Some(access(&region.owner, at))) {
+        match region.protocol.on_behalf_if(admits, &caller, || Some(access(&region.owner, at))) {
             Ok(done) => done.map_err(|_| disabled()),
             Err(NotResolved::Sigbus) => Err(disabled()),
             Err(NotResolved::WouldBlock) => Err(PciError::WouldBlock { space, offset }),
