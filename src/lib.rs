@@ -71,10 +71,13 @@ mod caller;
 mod error;
 pub mod fault;
 mod gate;
+mod group;
 mod guard;
 mod mapping;
 mod monitor;
+mod notify;
 mod owner;
+pub mod pci;
 mod pin;
 mod policy;
 mod protocol;
@@ -98,9 +101,11 @@ pub use error::{
     AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, RevokeError,
 };
 pub use gate::HeldGuard;
+pub use group::{GroupError, ResetGroup};
 pub use guard::Access;
 pub use mapping::{MapOptions, Mapping};
 pub use monitor::Monitor;
+pub use notify::{InvalidateNotifier, NotifyError, Subscription};
 pub use owner::OwnerView;
 pub use pin::Pin;
 pub use policy::OnDisabled;

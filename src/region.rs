@@ -5,6 +5,7 @@ use crate::backing::{Backing, File, Kind, OnRevoke};
 use crate::error::{BuildError, MapError, RevokeError};
 use crate::mapping::{MapOptions, Mapping, Served};
 use crate::monitor::Monitor;
+use crate::notify::Notifiers;
 use crate::owner::OwnerView;
 use crate::pin::PinTable;
 use crate::protocol::{Mechanism, Protocol, State};
@@ -126,6 +127,7 @@ impl RegionBuilder {
             protocol: Protocol::new(initial),
             mappings: Mutex::new(BTreeMap::new()),
             pinned: PinTable::default(),
+            notifiers: Notifiers::new(self.enabled),
             pending: PendingFaults::default(),
             counters: RegionCounters::default(),
         };
@@ -182,6 +184,7 @@ pub(crate) struct RegionShared {
     /// By first address.
     pub(crate) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
     pub(crate) pinned: PinTable,
+    pub(crate) notifiers: Notifiers,
     pub(crate) pending: PendingFaults,
     pub(crate) counters: RegionCounters,
 }
@@ -239,9 +242,13 @@ impl RegionShared {
 }
 
 impl Mechanism for RegionShared {
-    fn before_revoke(&self) {}
+    fn before_revoke(&self) {
+        self.notifiers.before_revoke();
+    }
 
-    fn after_restore(&self) {}
+    fn after_restore(&self) {
+        self.notifiers.after_restore();
+    }
 
     fn want_pins_back(&self) {
         self.pinned.tell();
@@ -466,6 +473,8 @@ impl Region {
             faults_failed: c.faults_failed.load(Relaxed),
             refused: c.refused.load(Relaxed),
             degraded: c.degraded.load(Relaxed),
+            notifier_errors: self.shared.notifiers.errors.load(Relaxed),
+            notifier_panics: self.shared.notifiers.panics.load(Relaxed),
             mappings: mappings.len(),
             alias_bytes: mappings.values().map(|m| m.view.alias_bytes()).sum(),
             page_tables_kept: mappings.values().map(|m| m.view.page_tables_kept()).sum(),
