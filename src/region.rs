@@ -5,6 +5,7 @@ use crate::error::{BuildError, MapError, RevokeError};
 use crate::gate::Phase;
 use crate::mapping::{MapOptions, Mapping, Served};
 use crate::monitor::Monitor;
+use crate::notify::Notifiers;
 use crate::owner::OwnerView;
 use crate::pin::PinTable;
 use crate::protocol::{Mechanism, Protocol, State};
@@ -116,6 +117,7 @@ impl RegionBuilder {
             protocol: Protocol::new(initial),
             mappings: Mutex::new(BTreeMap::new()),
             pinned: PinTable::default(),
+            notifiers: Notifiers::default(),
             counters: RegionCounters::default(),
         };
         if on_revoke == OnRevoke::Drop && initial == State::Disabled {
@@ -170,6 +172,7 @@ pub(crate) struct RegionShared {
     /// By first address.
     pub(crate) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
     pub(crate) pinned: PinTable,
+    pub(crate) notifiers: Notifiers,
     pub(crate) counters: RegionCounters,
 }
 
@@ -207,9 +210,13 @@ impl RegionShared {
 }
 
 impl Mechanism for RegionShared {
-    fn before_revoke(&self) {}
+    fn before_revoke(&self) {
+        self.notifiers.before_revoke();
+    }
 
-    fn after_restore(&self) {}
+    fn after_restore(&self) {
+        self.notifiers.after_restore();
+    }
 
     fn want_pins_back(&self) {
         self.pinned.tell();
