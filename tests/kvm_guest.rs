@@ -159,7 +159,7 @@ fn a_protected_mode_guest_never_reaches_revoked_memory_and_loses_no_store() {
 }
 
 /// Runs the checking guest over a BAR that the host lies about, and answers what the guest says.
-fn lied_to(lie: impl FnOnce(&Region, &Ram)) -> u32 {
+fn lied_to(lie: impl FnOnce(&Region, &Ram) + Send) -> u32 {
     let kvm = guest::kvm().expect("asked before");
     let bar = bar(Strategy::Detach);
     let (mut guest, slots, mut exits) = guest(&kvm, Mode::Real, code::CHECK_16, WhenDisabled::UnsupportedRequest);
