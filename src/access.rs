@@ -1,382 +1,47 @@
 //! Accesses: loads, stores and copies through a mapping that answer `Err` where a raw pointer would meet a signal.
 //!
-//! The fast path is one comparison, which checks bounds and state together, and one instruction, which recovers if it
-//! faults. Everything else is here, out of line: what a refused access answers, and who waits for what.
-//!
-//! UNSAFETY: accesses region memory by address, inside a mapping that `&self` keeps. A device, a guest, other processes and
-//! the mapping's revocation write or take the memory at any time; the accesses are made for it.
-#![expect(unsafe_code, reason = "accesses memory by address")]
+//! The fast path (`typed.rs`) is one comparison, which checks bounds and state together, and one instruction, which
+//! recovers if it faults (`raw.rs` and the architectures' files). What a refused access answers, and who waits for
+//! what, is out of line (`slow.rs`).
 
-#[cfg(all(
-    target_arch = "aarch64",
-    target_endian = "little",
-    target_pointer_width = "64",
-    not(any(revocable_portable, miri))
-))]
-mod aarch64;
-#[cfg(any(
-    revocable_portable,
-    miri,
-    not(target_pointer_width = "64"),
-    not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))
-))]
-mod portable;
+mod bulk;
 pub(crate) mod primitive;
 pub(crate) mod raw;
-#[cfg(all(
+mod slow;
+mod typed;
+
+pub use primitive::{AtomicPrimitive, Primitive};
+pub(crate) use typed::check;
+
+// Here, and nowhere else, an architecture is picked; its file is `arch` to the others.
+
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
+mod x86_64;
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
+use x86_64 as arch;
+
+#[cfg(all(target_arch = "aarch64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
+mod aarch64;
+#[cfg(all(target_arch = "aarch64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
+use aarch64 as arch;
+
+#[cfg(not(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
     target_pointer_width = "64",
-    any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")),
+    not(any(revocable_portable, miri))
+)))]
+mod portable;
+#[cfg(not(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    target_pointer_width = "64",
+    not(any(revocable_portable, miri))
+)))]
+use portable as arch;
+
+// For the architectures that recover.
+#[cfg(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    target_pointer_width = "64",
     not(any(revocable_portable, miri))
 ))]
 mod table;
-#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
-mod x86_64;
-
-pub use primitive::{AtomicPrimitive, Primitive};
-
-use crate::OnDisabled;
-use crate::error::{AccessError, CopyError};
-use crate::gate::Phase;
-use crate::mapping::{Mapping, Served};
-use crate::revoke::{Server, Strategy};
-use crate::stats::count;
-use crate::wait::{CancelToken, Waited};
-use raw::Faulted;
-use std::sync::atomic::Ordering;
-
-/// What a caller of an access allows, beside the access itself.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Allow<'a> {
-    /// Never wait.
-    pub(crate) nowait: bool,
-    pub(crate) cancel: Option<&'a CancelToken>,
-}
-
-/// What an access that did not succeed at once is to do.
-enum Next {
-    /// Try (again).
-    Try,
-    /// Behave like an Unsupported Request: loads give all-ones, stores are dropped.
-    Unsupported,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Load,
-    Store,
-}
-
-impl Mapping {
-    /// One load. `offset` in bytes, a multiple of the size of `T`. Never torn, never a signal.
-    ///
-    /// # Blocking
-    /// While the region is busy, and under [`OnDisabled::Block`] while it is disabled.
-    ///
-    /// # Errors
-    /// See [`AccessError`].
-    #[inline]
-    pub fn read<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
-        if self.admits::<T>(offset, Kind::Load) {
-            // SAFETY: inside the mapping, aligned; see the module's UNSAFETY.
-            if let Ok(value) = unsafe { raw::load(self.at::<T>(offset)) } {
-                return Ok(value);
-            }
-        }
-        self.read_slow(offset)
-    }
-
-    /// One store. `offset` in bytes, a multiple of the size of `T`. Never torn, never a signal; an error means that the
-    /// memory is unchanged by it.
-    ///
-    /// # Blocking
-    /// As [`read`](Self::read).
-    ///
-    /// # Errors
-    /// See [`AccessError`].
-    #[inline]
-    pub fn write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
-        if self.admits::<T>(offset, Kind::Store) {
-            // SAFETY: as in `read`; the mapping is writable.
-            if unsafe { raw::store(self.at::<T>(offset), value) }.is_ok() {
-                return Ok(());
-            }
-        }
-        self.write_slow(offset, value)
-    }
-
-    /// Compares and exchanges, as [`std::sync::atomic::AtomicU64::compare_exchange`] with `SeqCst` does: `Ok(Ok(old))`
-    /// if it stored, `Ok(Err(found))` if not.
-    ///
-    /// # Blocking
-    /// As [`read`](Self::read).
-    ///
-    /// # Errors
-    /// See [`AccessError`]; under [`OnDisabled::AllOnes`] it finds all-ones.
-    pub fn compare_exchange<T: AtomicPrimitive>(
-        &self,
-        offset: usize,
-        current: T,
-        new: T,
-    ) -> Result<Result<T, T>, AccessError> {
-        let at = self.at::<T>(offset);
-        // SAFETY: `attempt` calls this with the offset checked; see the module's UNSAFETY.
-        let found = self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::compare_exchange(at, current, new) })?;
-        Ok(found.unwrap_or(Err(T::ALL_ONES)))
-    }
-
-    /// Sets bits; answers what was there.
-    ///
-    /// # Blocking
-    /// As [`read`](Self::read).
-    ///
-    /// # Errors
-    /// See [`AccessError`].
-    pub fn fetch_or<T: AtomicPrimitive>(&self, offset: usize, bits: T) -> Result<T, AccessError> {
-        let at = self.at::<T>(offset);
-        // SAFETY: as in `compare_exchange`.
-        let found = self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::fetch_or(at, bits) })?;
-        Ok(found.unwrap_or(T::ALL_ONES))
-    }
-
-    /// Keeps only `bits`; answers what was there.
-    ///
-    /// # Blocking
-    /// As [`read`](Self::read).
-    ///
-    /// # Errors
-    /// See [`AccessError`].
-    pub fn fetch_and<T: AtomicPrimitive>(&self, offset: usize, bits: T) -> Result<T, AccessError> {
-        let at = self.at::<T>(offset);
-        // SAFETY: as in `compare_exchange`.
-        let found = self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::fetch_and(at, bits) })?;
-        Ok(found.unwrap_or(T::ALL_ONES))
-    }
-
-    /// Copies out of the mapping. Not one access: other writers may come in between.
-    ///
-    /// # Blocking
-    /// As [`read`](Self::read).
-    ///
-    /// # Errors
-    /// [`CopyError`] says how many bytes were done, and none beyond them were.
-    pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
-        let len = into.len();
-        let buffer = into.as_mut_ptr();
-        let copied = self.bulk(offset, len, Kind::Load, |done| {
-            let from = self.at::<u8>(offset + done);
-            // SAFETY: `bulk` has checked the range; the buffer is the caller's, exclusively.
-            unsafe { raw::copy_out(buffer.wrapping_add(done), from, len - done) }
-        })?;
-        into[copied..].fill(0xff);
-        Ok(())
-    }
-
-    /// Copies into the mapping. Not one access: other writers may come in between.
-    ///
-    /// # Blocking
-    /// As [`read`](Self::read).
-    ///
-    /// # Errors
-    /// [`CopyError`] says how many bytes were done, and none beyond them were.
-    pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
-        let (buffer, len) = (from.as_ptr(), from.len());
-        self.bulk(offset, len, Kind::Store, |done| {
-            let to = self.at::<u8>(offset + done);
-            // SAFETY: `bulk` has checked the range; the buffer is the caller's and not written meanwhile.
-            unsafe { raw::copy_in(to, buffer.wrapping_add(done), len - done) }
-        })
-        .map(drop)
-    }
-
-    /// Sets `len` bytes to `byte`.
-    ///
-    /// # Blocking
-    /// As [`read`](Self::read).
-    ///
-    /// # Errors
-    /// [`CopyError`] says how many bytes were done, and none beyond them were.
-    pub fn fill(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
-        self.bulk(offset, len, Kind::Store, |done| {
-            // SAFETY: `bulk` has checked the range.
-            unsafe { raw::fill(self.at::<u8>(offset + done), byte, len - done) }
-        })
-        .map(drop)
-    }
-
-    #[inline]
-    fn at<T>(&self, offset: usize) -> *mut T {
-        self.served.view.range.as_ptr().wrapping_add(offset).cast()
-    }
-
-    /// May this access be tried at once? Limits are 0 or multiples of the page size, so an aligned offset below one
-    /// leaves room for any `T`.
-    #[inline]
-    fn admits<T: Primitive>(&self, offset: usize, kind: Kind) -> bool {
-        let limit = match kind {
-            Kind::Load => &self.served.load_limit,
-            Kind::Store => &self.served.store_limit,
-        };
-        // Relaxed: a hint. An access that is let through too late or too early meets the page tables.
-        raw::RECOVERABLE && offset < limit.load(Ordering::Relaxed) && offset % size_of::<T>() == 0
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn read_slow<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
-        let at = self.at::<T>(offset);
-        // SAFETY: as in `read`.
-        let value = self.attempt::<T, _>(offset, Kind::Load, || unsafe { raw::load(at) })?;
-        Ok(value.unwrap_or(T::ALL_ONES))
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn write_slow<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
-        let at = self.at::<T>(offset);
-        // SAFETY: as in `write`.
-        self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::store(at, value) }).map(drop)
-    }
-
-    /// One access with everything that it may meet. `None`: an Unsupported Request.
-    fn attempt<T: Primitive, R>(
-        &self,
-        offset: usize,
-        kind: Kind,
-        access: impl Fn() -> Result<R, Faulted>,
-    ) -> Result<Option<R>, AccessError> {
-        let served = &self.served;
-        check::<T>(offset, self.len())?;
-        if kind == Kind::Store && !self.is_writable() {
-            return Err(AccessError::ReadOnly { offset });
-        }
-        let mut patience = Patience::new(served);
-        loop {
-            match served.admit(offset, Allow::default())? {
-                Next::Unsupported => return Ok(None),
-                Next::Try => {}
-            }
-            match served.guarded(&access) {
-                Some(Ok(value)) => return Ok(Some(value)),
-                Some(Err(Faulted)) => served.after_fault(offset, &mut patience)?,
-                None => {}
-            }
-        }
-    }
-
-    /// A copy or fill of `len` bytes; `step(done)` goes on from there and answers how much it did. Answers how many
-    /// bytes came before an Unsupported Request, `len` if there was none.
-    fn bulk(&self, offset: usize, len: usize, kind: Kind, step: impl Fn(usize) -> usize) -> Result<usize, CopyError> {
-        let served = &self.served;
-        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
-            let error = AccessError::OutOfBounds { offset, size: len, len: self.len() };
-            return Err(CopyError { done: 0, error });
-        }
-        if kind == Kind::Store && !self.is_writable() {
-            return Err(CopyError { done: 0, error: AccessError::ReadOnly { offset } });
-        }
-        let mut done = 0;
-        let mut patience = Patience::new(served);
-        while done < len {
-            // The first try costs no look at the state: a revoked range faults.
-            let moved = served.guarded(|| Ok(step(done))).and_then(Result::ok).unwrap_or(0);
-            done += moved;
-            if done == len {
-                break;
-            }
-            if moved > 0 {
-                patience = Patience::new(served);
-            }
-            let early = |error| CopyError { done, error };
-            let at = offset + done;
-            if let Next::Unsupported = served.admit(at, Allow::default()).map_err(early)? {
-                return Ok(done);
-            }
-            served.after_fault(at, &mut patience).map_err(early)?;
-        }
-        Ok(len)
-    }
-}
-
-/// Bounds and natural alignment of one access.
-pub(crate) fn check<T: Primitive>(offset: usize, len: usize) -> Result<(), AccessError> {
-    let size = size_of::<T>();
-    if offset.checked_add(size).is_none_or(|end| end > len) {
-        return Err(AccessError::OutOfBounds { offset, size, len });
-    }
-    if offset % size != 0 {
-        return Err(AccessError::Misaligned { offset, align: size });
-    }
-    Ok(())
-}
-
-/// How often an access may fault at an enabled region before it is the memory's own fault.
-struct Patience {
-    epoch: u64,
-    left: u32,
-}
-
-impl Patience {
-    fn new(served: &Served) -> Self {
-        Self { epoch: served.region.protocol.epoch(), left: 16 }
-    }
-}
-
-impl Served {
-    /// Looks at the state and waits as the policy and the caller allow, until the access may be tried.
-    fn admit(&self, offset: usize, allow: Allow<'_>) -> Result<Next, AccessError> {
-        let protocol = &self.region.protocol;
-        loop {
-            let phase = protocol.phase();
-            let wait_for = match (phase, self.view.policy) {
-                (Phase::Open, _) => return Ok(Next::Try),
-                (Phase::Disabled | Phase::Gone, OnDisabled::AllOnes) => {
-                    count(&self.region.counters.refused);
-                    return Ok(Next::Unsupported);
-                }
-                (Phase::Disabled, OnDisabled::Sigbus) => {
-                    count(&self.region.counters.refused);
-                    return Err(AccessError::Disabled { offset });
-                }
-                (Phase::Gone, _) => return Err(AccessError::Gone { offset }),
-                (Phase::Disabled, OnDisabled::Block) | (Phase::Busy, _) => phase,
-            };
-            if allow.nowait {
-                return Err(AccessError::WouldBlock { offset });
-            }
-            match protocol.wait_while(|now| now == wait_for, allow.cancel, None) {
-                Waited::Done | Waited::TimedOut => {}
-                Waited::Cancelled => return Err(AccessError::Cancelled { offset }),
-            }
-        }
-    }
-
-    /// Runs an access that recovers by itself as it is, and any other under a guard; `None`: the gate is closed.
-    #[inline]
-    fn guarded<R>(&self, access: impl FnOnce() -> Result<R, Faulted>) -> Option<Result<R, Faulted>> {
-        if raw::RECOVERABLE {
-            return Some(access());
-        }
-        let _guard = self.region.protocol.gate.enter().ok()?;
-        Some(access())
-    }
-
-    /// An access faulted. Resolves the fault where that is the accessing thread's business, and decides whether
-    /// trying again makes sense.
-    fn after_fault(&self, offset: usize, patience: &mut Patience) -> Result<(), AccessError> {
-        if let (Server::Own(uffd), Strategy::Zap) = (&self.view.server, self.view.strategy) {
-            // Under the read side of the memory lock; whoever holds the write side is waited for by `admit`.
-            if let Some(state) = self.region.protocol.try_read() {
-                if *state == crate::protocol::State::Enabled {
-                    self.map_pages(uffd, offset).map_err(|_| AccessError::NoMemory { offset })?;
-                }
-            }
-        }
-        // A fault at a region that changed its state meanwhile is no surprise.
-        let epoch = self.region.protocol.epoch();
-        if epoch != patience.epoch {
-            *patience = Patience { epoch, left: 16 };
-        }
-        patience.left = patience.left.checked_sub(1).ok_or(AccessError::NoMemory { offset })?;
-        Ok(())
-    }
-}

@@ -54,6 +54,9 @@ pub enum BuildError {
     /// No monitor could be had.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
+    /// The signal handlers that accesses recover by could not be installed.
+    #[error(transparent)]
+    Signal(#[from] crate::signal::SignalError),
     /// A system call failed.
     #[error("cannot make the region: {0}")]
     Sys(#[from] SysError),
@@ -268,6 +271,32 @@ pub enum FaultError {
     /// The flags contradict themselves.
     #[error(transparent)]
     Flags(#[from] crate::fault::IllegalFlags),
+}
+
+/// An asynchronous fault was not submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// Not inside the region.
+    #[error("offset {offset:#x} is beyond the region's {len:#x} bytes")]
+    OutOfBounds {
+        /// In bytes.
+        offset: usize,
+        /// The region's length, in bytes.
+        len: usize,
+    },
+    /// The queue holds as many faults as it may.
+    #[error("the queue has its {limit} faults: take completions first, or wait for this fault with Region::fault_in")]
+    Full {
+        /// The queue's limit.
+        limit: usize,
+    },
+    /// The flags contradict themselves.
+    #[error(transparent)]
+    Flags(#[from] crate::fault::IllegalFlags),
+    /// No eventfd.
+    #[error("no queue: {0}")]
+    Sys(#[from] SysError),
 }
 
 /// Nothing was pinned.

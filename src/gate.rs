@@ -27,7 +27,8 @@
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Mutation, Mutex, broken};
 use crate::sys::barrier::Barriers;
-use crate::wait::{Event, Patience};
+use crate::wait::{Event, Patience, Waited};
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
@@ -39,7 +40,7 @@ mod slots;
 mod tests;
 mod threads;
 
-use slots::{Place, Slot, Slots};
+use slots::{Buckets, Place, Slot};
 
 /// What a gate lets through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +93,7 @@ pub(crate) enum NotDrained {
 pub(crate) struct Gate {
     phase: AtomicU32,
     barriers: Barriers,
-    slots: Slots,
+    slots: Buckets<Slot>,
     drained: Event,
     /// What earlier looks saw: a report's memory, not a part of the protocol.
     seen: Mutex<Vec<Seen>>,
@@ -121,13 +122,14 @@ impl Gate {
         Self {
             phase: AtomicU32::new(phase as u32),
             barriers,
-            slots: Slots::new(),
+            slots: Buckets::new(),
             drained: Event::new(),
             seen: Mutex::new(Vec::new()),
         }
     }
 
-    /// Pass, if the gate is open. Never blocks; a thread may hold any number of guards.
+    /// Pass, if the gate is open. Takes no lock and never sleeps (a thread's first entry may allocate); a thread may
+    /// hold any number of guards.
     ///
     /// # Errors
     ///
@@ -148,21 +150,28 @@ impl Gate {
         if phase == Phase::Open as u32 || broken(Mutation::Recheck) {
             Ok(Guard { gate: self, slot, on_this_thread: PhantomData })
         } else {
-            Err(self.refuse(slot, phase))
+            self.not_open(slot, entered, phase)
         }
     }
 
+    /// A guard of a thread that holds one already passes a gate that is closing too: the drain waits for the earlier
+    /// one, so waiting for the drain would be a deadlock. No drain has ended meanwhile: the counters of this slot, which
+    /// only this thread changes, differed all the time.
     #[cold]
-    fn refuse(&self, slot: &Slot, phase: u32) -> Phase {
+    fn not_open<'a>(&'a self, slot: &'a Slot, entered: u64, phase: u32) -> Result<Guard<'a>, Phase> {
+        // Relaxed: *Owned*.
+        if phase == Phase::Busy as u32 && entered != slot.left.load(Ordering::Relaxed) {
+            return Ok(Guard { gate: self, slot, on_this_thread: PhantomData });
+        }
         self.leave(slot, Mutation::RefusalNotify);
-        Phase::from_word(phase)
+        Err(Phase::from_word(phase))
     }
 
     #[inline(always)]
     fn leave(&self, slot: &Slot, silent: Mutation) {
         // Relaxed: *Owned*.
         let left = slot.left.load(Ordering::Relaxed);
-        // Release pairs with the Acquire in `held_now`: what was done under the guard comes before what the drainer
+        // Release pairs with the Acquire in `Held::look`: what was done under the guard comes before what the drainer
         // does next, and the scan's later load of `entered` sees no less than was announced before this.
         let release = if broken(Mutation::ExitRelease) { Ordering::Relaxed } else { Ordering::Release };
         slot.left.store(left + 1, release);
@@ -219,7 +228,8 @@ impl Gate {
     ///
     /// # Errors
     ///
-    /// Who is in the way. Guards of the calling thread are reported at once, whatever the patience.
+    /// Who is in the way. Guards of the calling thread are reported at once, whatever the patience. An entry that is
+    /// being refused this very moment can look like a guard to a drain that never waits.
     pub(crate) fn drain(&self, patience: Patience) -> Result<(), NotDrained> {
         debug_assert_eq!(self.phase(), Phase::Busy, "the ends of guards notify nobody otherwise");
         let held = self.held();
@@ -235,11 +245,22 @@ impl Gate {
             Patience::Forever => None,
             Patience::Until(deadline) => Some(deadline),
         };
-        let _ = self.drained.wait_while(|| self.held_now().next().is_some(), None, deadline);
-        // What the wait saw may have changed for the better since.
-        match self.held() {
-            held if held.is_empty() => Ok(()),
-            held => Err(NotDrained::Held(guards(held))),
+        // No guard comes any more, so a thread that was once seen without is done with: not all have to be seen so
+        // at one time, which refused entries could put off for long.
+        let pending = RefCell::new(held.iter().map(|(place, _)| *place).collect::<Vec<_>>());
+        let still_held = || {
+            let mut pending = pending.borrow_mut();
+            pending.retain(|place| Held::look(*place, self.slots.get(*place)).is_some());
+            !pending.is_empty()
+        };
+        match self.drained.wait_while(still_held, None, deadline) {
+            Waited::Done => Ok(()),
+            Waited::TimedOut | Waited::Cancelled => {
+                let pending = pending.into_inner();
+                let held = self.held().into_iter().filter(|(place, _)| pending.contains(place)).collect::<Vec<_>>();
+                // The last of them may have ended between the two looks.
+                if held.is_empty() { Ok(()) } else { Err(NotDrained::Held(guards(held))) }
+            }
         }
     }
 
@@ -266,14 +287,18 @@ impl Gate {
 
     /// The scan.
     fn held_now(&self) -> impl Iterator<Item = Held> {
-        self.slots.each().filter_map(|(place, slot)| {
-            let early = if broken(Mutation::ScanOrder) { slot.entered.load(Ordering::Acquire) } else { 0 };
-            // Acquire pairs with the Release in `leave`.
-            let left = slot.left.load(Ordering::Acquire);
-            // Relaxed: the load before this keeps its place; partner in `enter`, through the barriers.
-            let entered = if broken(Mutation::ScanOrder) { early } else { slot.entered.load(Ordering::Relaxed) };
-            (entered != left).then(|| Held { place, left, count: entered.wrapping_sub(left) })
-        })
+        self.slots.each().filter_map(|(place, slot)| Held::look(place, slot))
+    }
+}
+
+impl Held {
+    fn look(place: Place, slot: &Slot) -> Option<Self> {
+        let early = if broken(Mutation::ScanOrder) { slot.entered.load(Ordering::Acquire) } else { 0 };
+        // Acquire pairs with the Release in `leave`.
+        let left = slot.left.load(Ordering::Acquire);
+        // Relaxed: the load before this keeps its place; partner in `enter`, through the barriers.
+        let entered = if broken(Mutation::ScanOrder) { early } else { slot.entered.load(Ordering::Relaxed) };
+        (entered != left).then(|| Self { place, left, count: entered.wrapping_sub(left) })
     }
 }
 
@@ -287,7 +312,8 @@ impl fmt::Debug for Gate {
     }
 }
 
-/// Keeps its gate from being drained. Leaked, it does so for good.
+/// Keeps its gate from being drained. Leaked, it does so for good; so does, in a forked child, one that another
+/// thread held at the fork.
 #[must_use = "a guard that is dropped at once guards nothing"]
 pub(crate) struct Guard<'gate> {
     gate: &'gate Gate,

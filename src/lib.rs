@@ -10,10 +10,13 @@ compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap a
 mod trace;
 
 mod access;
+mod async_fault;
 mod backing;
+mod caller;
 mod error;
 pub mod fault;
 mod gate;
+mod guard;
 #[cfg(feature = "kvm")]
 #[cfg_attr(docsrs, doc(cfg(feature = "kvm")))]
 pub mod kvm;
@@ -22,8 +25,10 @@ mod monitor;
 mod notify;
 mod owner;
 mod pin;
+mod policy;
 mod protocol;
 mod region;
+mod register;
 mod resolve;
 mod revoke;
 pub mod signal;
@@ -36,18 +41,22 @@ pub mod vm_memory;
 mod wait;
 
 pub use access::{AtomicPrimitive, Primitive};
+pub use async_fault::{Completion, FaultQueue, FaultToken, Submitted};
 pub use backing::{Backing, OnRevoke};
+pub use caller::Caller;
 pub use error::{
     AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, RevokeError,
 };
 pub use gate::HeldGuard;
-pub use mapping::{MapOptions, Mapping, OnDisabled};
+pub use guard::Access;
+pub use mapping::{MapOptions, Mapping};
 pub use monitor::Monitor;
 pub use notify::{InvalidateNotifier, Subscription};
 pub use owner::OwnerView;
 pub use pin::Pin;
+pub use policy::OnDisabled;
 pub use region::{FaultAround, Region, RegionBuilder};
-pub use resolve::Caller;
+pub use register::Register;
 pub use revoke::Strategy;
 pub use stats::{BUCKETS, Latency, MonitorStats, RegionStats};
 pub use sys::SysError;

@@ -2,6 +2,7 @@
 
 use crate::error::MapError;
 use crate::monitor::{self, wake_page};
+use crate::policy::OnDisabled;
 use crate::protocol::State;
 use crate::region::{FaultAround, RegionShared};
 use crate::revoke::{Server, Strategy, Tile, View, ViewSpec};
@@ -16,22 +17,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-
-/// What a raw pointer or a system call meets in a mapping while its region is disabled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum OnDisabled {
-    /// SIGBUS with `BUS_ADRERR` and the exact byte in `si_addr`; EFAULT in a system call; what vfio-pci answers.
-    /// This crate's accessors answer [`AccessError::Disabled`](crate::AccessError::Disabled).
-    #[default]
-    Sigbus,
-    /// What a PCI Unsupported Request gives: loads read all-ones, stores are lost. A raw store may be read back through
-    /// the same mapping until `enable()`, then it is gone; a page touched by one costs a page of memory until then.
-    AllOnes,
-    /// Loads and stores wait for `enable()`, and so do system calls; one that is waiting when a signal arrives for its
-    /// thread ends with EFAULT, as do all later ones until `enable()`. Needs a userfaultfd.
-    Block,
-}
 
 /// How to map a region; see [`Region::map`](crate::Region::map).
 #[derive(Clone, Debug, Default)]
@@ -158,7 +143,7 @@ impl Mapping {
                     // Waiting is arranged in place. Nobody knows this range yet.
                     served.view.restore(file).map_err(Establish::Sys)?;
                 }
-                served.view.refuse().map_err(Establish::Sys)?;
+                served.view.refuse(*state == State::Gone).map_err(Establish::Sys)?;
             }
         }
         mappings.insert(served.view.range.addr, Arc::clone(served));
@@ -335,8 +320,10 @@ impl monitor::Served for Served {
         // NOWAIT: whoever holds the write side wakes this mapping's waiters after releasing it, and they fault again.
         let Some(state) = self.region.protocol.try_read() else {
             count(&counters.faults_parked);
+            event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, "fault, region busy");
             return;
         };
+        event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, state = ?*state, "fault");
         match *state {
             State::Enabled if self.view.strategy == Strategy::Zap => {
                 if self.map_pages(uffd, fault.addr - self.view.range.addr).is_err() {

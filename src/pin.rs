@@ -3,10 +3,10 @@
 //! The order is that of a revoked dma-buf (`vfio_pci_dma_buf_move`): no new pins, every holder is told, then the last
 //! one to let go is waited for; and it can be done again.
 
+use crate::caller::Caller;
 use crate::error::PinError;
 use crate::fault::NotResolved;
 use crate::region::{Region, RegionShared};
-use crate::resolve::Caller;
 use parking_lot::Mutex;
 use std::fmt;
 use std::ops::Range;
@@ -121,7 +121,7 @@ impl Region {
         }
         let start = range.start / page * page;
         let pages = start..range.end.next_multiple_of(page);
-        let pinned = shared.on_behalf(&caller, || {
+        let pinned = shared.protocol.on_behalf(&caller, || {
             // Counted in first: from here on the pages stay. While a revocation drains, no pin is counted in.
             shared.protocol.pin().then(|| {
                 let pin = Pin { region: Arc::clone(shared), range: pages.clone(), holder: None };

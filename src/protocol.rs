@@ -23,8 +23,9 @@
 
 use crate::error::{Holders, RevokeError};
 use crate::gate::{Gate, NotDrained, Phase};
-use crate::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, fence};
+use crate::trace;
 use crate::wait::{CancelToken, Event, Patience, Waited};
 use std::time::{Duration, Instant};
 
@@ -38,11 +39,12 @@ pub(crate) trait Mechanism {
     fn want_pins_back(&self);
     /// Nothing reaches the memory when it returns; faults wait.
     fn hold(&self) -> Result<(), RevokeError>;
-    /// Nothing reaches the memory when it returns; accesses meet the policy.
-    fn refuse(&self) -> Result<(), RevokeError>;
+    /// Nothing reaches the memory when it returns; accesses meet the policy. `for_good`: it will never be restored, so
+    /// nobody is left waiting for that.
+    fn refuse(&self, for_good: bool) -> Result<(), RevokeError>;
     /// The memory is reachable again when it returns.
     fn restore(&self) -> Result<(), RevokeError>;
-    /// Makes every thread that waits in a page fault look again.
+    /// Makes everything that waits for the region, in a page fault or elsewhere, look again. The phase is set by now.
     fn wake(&self);
     /// Called now and then while waiting for guards, if their holders may themselves wait for this thread, which is
     /// what it answers.
@@ -81,6 +83,8 @@ pub(crate) struct Protocol {
     waiters: Event,
     /// Changes of state so far.
     epoch: AtomicU64,
+    /// Was the region enabled after the last of them?
+    enabled: AtomicBool,
 }
 
 impl Protocol {
@@ -93,12 +97,19 @@ impl Protocol {
             pins: AtomicUsize::new(0),
             waiters: Event::new(),
             epoch: AtomicU64::new(0),
+            enabled: AtomicBool::new(initial == State::Enabled),
         }
     }
 
     /// The state as of now, without waiting.
     pub(crate) fn phase(&self) -> Phase {
         self.gate.phase()
+    }
+
+    /// Was the region enabled after the last finished change?
+    pub(crate) fn was_enabled(&self) -> bool {
+        // Relaxed: an answer about the past.
+        self.enabled.load(Ordering::Relaxed)
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -215,9 +226,14 @@ impl Protocol {
 
     /// Waits for the guards and the pins.
     fn drain(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
+        let mut told = !trace::ENABLED;
         loop {
             // A thread whose help a guard's holder may need does not sleep for long.
-            let nap = mechanism.help().then(|| Instant::now() + Duration::from_millis(1));
+            let nap = match mechanism.help() {
+                true => Some(Instant::now() + Duration::from_millis(1)),
+                false if !told => Some(since + trace::SLOW),
+                false => None,
+            };
             let (slice, last) = match (patience, nap) {
                 (Patience::Forever, Some(nap)) => (Patience::Until(nap), false),
                 (Patience::Until(deadline), Some(nap)) if nap < deadline => (Patience::Until(nap), false),
@@ -225,7 +241,12 @@ impl Protocol {
             };
             match self.gate.drain(slice) {
                 Ok(()) => break,
-                Err(NotDrained::Held(_)) if !last => {}
+                Err(NotDrained::Held(_guards)) if !last => {
+                    if !told && since.elapsed() >= trace::SLOW {
+                        told = true;
+                        event!(WARN, guards = ?_guards, "slow guard");
+                    }
+                }
                 Err(NotDrained::Held(guards)) => {
                     return Err(gave_up(patience, since, Holders { guards, pins: self.pins() }));
                 }
@@ -239,6 +260,13 @@ impl Protocol {
         // The fence is the one between the gate's closing and this: see `pin`.
         fence(Ordering::SeqCst);
         let pinned = || self.pins.load(Ordering::SeqCst) > 0;
+        if trace::ENABLED && patience != Patience::Never {
+            let slow = since + trace::SLOW;
+            let first = if let Patience::Until(deadline) = patience { slow.min(deadline) } else { slow };
+            if self.waiters.wait_while(pinned, None, Some(first)) == Waited::TimedOut {
+                event!(WARN, pins = self.pins(), "slow guard");
+            }
+        }
         let pins_left = match patience {
             Patience::Forever => self.waiters.wait_while(pinned, None, None) != Waited::Done,
             Patience::Never => pinned(),
@@ -287,7 +315,7 @@ impl Change<'_> {
         let was = self.now;
         // First the state, then the refusal: a region that refuses is disabled.
         self.set(to);
-        self.mechanism.refuse().or_else(|e| {
+        self.mechanism.refuse(to == State::Gone).or_else(|e| {
             self.mechanism.restore()?;
             self.set(was);
             Err(e)
@@ -297,7 +325,7 @@ impl Change<'_> {
     /// Gives back. On an error everything is as before.
     pub(crate) fn enable(&mut self) -> Result<(), RevokeError> {
         self.mechanism.restore().or_else(|e| {
-            self.mechanism.refuse()?;
+            self.mechanism.refuse(false)?;
             Err(e)
         })?;
         self.set(State::Enabled);
@@ -334,6 +362,7 @@ impl Drop for Change<'_> {
         // Each step lets somebody look again, so each comes after what they are to see.
         drop(self.memory.take());
         self.protocol.epoch.fetch_add(1, Ordering::Release);
+        self.protocol.enabled.store(self.now == State::Enabled, Ordering::Relaxed);
         self.protocol.gate.set_phase(self.now.phase());
         self.protocol.waiters.notify_all();
         self.mechanism.wake();

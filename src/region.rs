@@ -1,8 +1,8 @@
 //! Regions: device memory, its state, its mappings.
 
+use crate::async_fault::PendingFaults;
 use crate::backing::{Backing, File, Kind, OnRevoke};
 use crate::error::{BuildError, MapError, RevokeError};
-use crate::gate::Phase;
 use crate::mapping::{MapOptions, Mapping, Served};
 use crate::monitor::Monitor;
 use crate::notify::Notifiers;
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// How many pages one fault maps (Zap).
@@ -46,6 +46,7 @@ pub struct RegionBuilder {
     monitor: Option<Monitor>,
     fault_around: FaultAround,
     enabled: bool,
+    trim_detached: bool,
 }
 
 impl RegionBuilder {
@@ -85,6 +86,13 @@ impl RegionBuilder {
         self
     }
 
+    /// Detach keeps a disabled mapping's page tables (up to 2 MiB for 1 GiB), so that `enable()` need not fill them again.
+    /// With this, a background thread frees them after each `disable()`: for those who mostly revoke for good.
+    pub fn trim_detached(mut self) -> Self {
+        self.trim_detached = true;
+        self
+    }
+
     /// Makes the region.
     ///
     /// # Errors
@@ -98,6 +106,7 @@ impl RegionBuilder {
             None if support.userfaultfd() => Some(Monitor::shared()?),
             None => None,
         };
+        crate::signal::install()?;
         let owner = OwnerView::new(&file, self.len)?;
         crate::revoke::prepare()?;
         let initial = if self.enabled { State::Enabled } else { State::Disabled };
@@ -114,10 +123,12 @@ impl RegionBuilder {
             strategy,
             monitor,
             fault_around: self.fault_around,
+            trim_detached: self.trim_detached,
             protocol: Protocol::new(initial),
             mappings: Mutex::new(BTreeMap::new()),
             pinned: PinTable::default(),
             notifiers: Notifiers::default(),
+            pending: PendingFaults::default(),
             counters: RegionCounters::default(),
         };
         if on_revoke == OnRevoke::Drop && initial == State::Disabled {
@@ -168,11 +179,13 @@ pub(crate) struct RegionShared {
     pub(crate) strategy: Strategy,
     pub(crate) monitor: Option<Monitor>,
     pub(crate) fault_around: FaultAround,
+    trim_detached: bool,
     pub(crate) protocol: Protocol,
     /// By first address.
     pub(crate) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
     pub(crate) pinned: PinTable,
     pub(crate) notifiers: Notifiers,
+    pub(crate) pending: PendingFaults,
     pub(crate) counters: RegionCounters,
 }
 
@@ -182,6 +195,7 @@ impl RegionShared {
             Ok(Grade::Intended) => Ok(()),
             Ok(Grade::Degraded) => {
                 count(&self.counters.degraded);
+                event!(WARN, region = %self.name, addr = mapping.view.range.addr, "degraded");
                 Ok(())
             }
             Err(source) => Err(RevokeError::Sys { addr: mapping.view.range.addr, source }),
@@ -190,6 +204,7 @@ impl RegionShared {
 
     /// Disables, enables or ends for good, measured.
     fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
+        span!(DEBUG, "change", region = %self.name, to = ?to);
         let since = Instant::now();
         let Some(mut change) = self.protocol.begin(self, Some(to), patience)? else { return Ok(false) };
         let (counter, took) = match to {
@@ -204,8 +219,32 @@ impl RegionShared {
         };
         drop(change);
         count(counter);
-        took.record(since.elapsed());
+        let elapsed = since.elapsed();
+        took.record(elapsed);
+        match to {
+            State::Enabled => event!(DEBUG, region = %self.name, took = ?elapsed, "restored"),
+            State::Disabled | State::Gone => event!(DEBUG, region = %self.name, took = ?elapsed, "revoked"),
+        }
         Ok(true)
+    }
+
+    /// Frees the page tables that Detach has put aside, in the background.
+    fn trim(&self) {
+        let views: Vec<Weak<Served>> = self.mappings.lock().values().map(Arc::downgrade).collect();
+        let trimming = move || {
+            for served in views {
+                // One step at a time, so that neither an `enable()` nor the mapping's end waits for more than that.
+                let mut done = 0;
+                while let Some(served) = served.upgrade() {
+                    match served.view.trim(done) {
+                        Some(more) => done = more,
+                        None => break,
+                    }
+                }
+            }
+        };
+        // Without a thread the page tables stay, which costs memory and nothing else.
+        let _ = std::thread::Builder::new().name("mmio-trim".to_owned()).spawn(trimming);
     }
 }
 
@@ -230,10 +269,10 @@ impl Mechanism for RegionShared {
         Ok(())
     }
 
-    fn refuse(&self) -> Result<(), RevokeError> {
+    fn refuse(&self, for_good: bool) -> Result<(), RevokeError> {
         for mapping in self.mappings.lock().values() {
             mapping.close();
-            self.grade(mapping.view.refuse(), mapping)?;
+            self.grade(mapping.view.refuse(for_good), mapping)?;
         }
         if self.on_revoke == OnRevoke::Drop {
             *self.file.lock() = None;
@@ -259,6 +298,7 @@ impl Mechanism for RegionShared {
         for mapping in self.mappings.lock().values() {
             mapping.view.wake();
         }
+        self.pending.settle(self.protocol.phase());
     }
 
     fn help(&self) -> bool {
@@ -284,6 +324,7 @@ impl Region {
             monitor: None,
             fault_around: FaultAround::default(),
             enabled: true,
+            trim_detached: false,
         }
     }
 
@@ -297,12 +338,7 @@ impl Region {
 
     /// Is the memory reachable through its mappings? While a change is under way: was it before?
     pub fn is_enabled(&self) -> bool {
-        match self.shared.protocol.phase() {
-            Phase::Open => true,
-            Phase::Disabled | Phase::Gone => false,
-            // `hold` keeps the state: a region that is being reset is enabled.
-            Phase::Busy => self.shared.protocol.try_read().is_none_or(|state| *state == State::Enabled),
-        }
+        self.shared.protocol.was_enabled()
     }
 
     /// Revokes every mapping. When it returns, nothing reaches the memory through any of them until
@@ -315,7 +351,7 @@ impl Region {
     /// # Errors
     /// The state is as before: see [`RevokeError`].
     pub fn disable(&self) -> Result<bool, RevokeError> {
-        self.shared.change(State::Disabled, Patience::Forever)
+        self.disable_with(Patience::Forever)
     }
 
     /// [`disable`](Self::disable) that never waits.
@@ -323,7 +359,7 @@ impl Region {
     /// # Errors
     /// [`RevokeError::Busy`] where `disable` would wait.
     pub fn try_disable(&self) -> Result<bool, RevokeError> {
-        self.shared.change(State::Disabled, Patience::Never)
+        self.disable_with(Patience::Never)
     }
 
     /// [`disable`](Self::disable) that gives up after `patience`.
@@ -331,7 +367,15 @@ impl Region {
     /// # Errors
     /// [`RevokeError::TimedOut`] says for whom it waited.
     pub fn disable_timeout(&self, patience: Duration) -> Result<bool, RevokeError> {
-        self.shared.change(State::Disabled, until(patience))
+        self.disable_with(until(patience))
+    }
+
+    fn disable_with(&self, patience: Patience) -> Result<bool, RevokeError> {
+        let changed = self.shared.change(State::Disabled, patience)?;
+        if changed && self.shared.trim_detached {
+            self.shared.trim();
+        }
+        Ok(changed)
     }
 
     /// Gives every mapping its memory back, with the content it had. Says whether this call changed the state.
@@ -378,12 +422,14 @@ impl Region {
 
     fn reset_with<R>(&self, patience: Patience, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
         let shared = &*self.shared;
+        span!(DEBUG, "reset", region = %shared.name);
         let Some(mut change) = shared.protocol.begin(shared, None, patience)? else { return Err(RevokeError::Gone) };
         change.hold()?;
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reset(&shared.owner)));
         let released = change.release();
         drop(change);
         count(&shared.counters.resets);
+        event!(DEBUG, region = %shared.name, "reset");
         match done {
             Ok(value) => released.map(|()| value),
             Err(panic) => std::panic::resume_unwind(panic),
@@ -438,6 +484,7 @@ impl Region {
             degraded: c.degraded.load(Relaxed),
             mappings: mappings.len(),
             alias_bytes: mappings.values().map(|m| m.view.alias_bytes()).sum(),
+            page_tables_kept: mappings.values().map(|m| m.view.page_tables_kept()).sum(),
             disable: c.disable.snapshot(),
             enable: c.enable.snapshot(),
         }
@@ -452,9 +499,6 @@ pub(crate) fn until(patience: Duration) -> Patience {
 impl Drop for Region {
     fn drop(&mut self) {
         let shared = &self.shared;
-        if shared.mappings.lock().is_empty() {
-            return;
-        }
         // A drop waits for nobody: what guards and pins still promise is kept, and ended in the background.
         if let Err(RevokeError::Busy(_) | RevokeError::WouldDeadlock { .. } | RevokeError::TimedOut { .. }) =
             shared.change(State::Gone, Patience::Never)

@@ -1,142 +1,22 @@
-//! The fault path: a caller that needs memory, with flags that say what may be done about it if it is not there.
+//! Faults, and single accesses on a caller's behalf, as its flags allow.
 //!
-//! Everything that can meet a busy or a disabled region on a caller's behalf comes through [`RegionShared::fault_once`]:
-//! it tries the read side of the memory lock, and leaves every other decision to [`crate::fault::decide`].
+//! UNSAFETY: accesses region memory by address, in the owner's view, which the region keeps, or in a mapping that `&self`
+//! keeps. Whoever else writes there meanwhile, the accesses are single and recoverable.
+#![expect(unsafe_code, reason = "accesses memory by address")]
 
-use crate::OnDisabled;
+use crate::access::raw::{self, Faulted};
 use crate::access::{Primitive, check};
+use crate::caller::Caller;
 use crate::error::{AccessError, FaultError};
-use crate::fault::{
-    CallerLock, Decision, FaultFlags, NoLock, NotResolved, Outcome, Rules, Seen, Situation, Sleep, Woken, decide,
-    resolve,
-};
+use crate::fault::{CallerLock, FaultFlags, NotResolved, Outcome, Resolved, resolve};
 use crate::gate::Phase;
 use crate::mapping::Mapping;
-use crate::owner::OwnerView;
-use crate::protocol::State;
+use crate::policy::OnDisabled;
 use crate::region::{Region, RegionShared};
 use crate::revoke::Strategy;
-use crate::wait::{CancelToken, Waited};
-
-/// Who faults, and what it allows.
-#[derive(Clone, Copy, Debug)]
-#[must_use]
-pub struct Caller<'a> {
-    /// What the caller allows to be done. `WRITE` says that the access is a store.
-    pub flags: FaultFlags,
-    /// What calls off its waits, if the flags have `KILLABLE` or `INTERRUPTIBLE`.
-    pub cancel: Option<&'a CancelToken>,
-    /// What it meets at a disabled region: [`OnDisabled::Block`] waits, the others do not.
-    pub on_disabled: OnDisabled,
-    /// Where this crate departs from the kernel.
-    pub rules: Rules,
-}
-
-impl<'a> Caller<'a> {
-    /// A caller with these flags, whose waits nobody calls off, and that does not wait at a disabled region.
-    pub fn new(flags: FaultFlags) -> Self {
-        Self { flags, cancel: None, on_disabled: OnDisabled::Sigbus, rules: Rules::CRATE }
-    }
-
-    /// Cancelling `token` ends its waits.
-    pub fn cancel(mut self, token: &'a CancelToken) -> Self {
-        self.cancel = Some(token);
-        self
-    }
-
-    /// What it meets at a disabled region.
-    pub fn on_disabled(mut self, policy: OnDisabled) -> Self {
-        self.on_disabled = policy;
-        self
-    }
-
-    fn with_flags(mut self, flags: FaultFlags) -> Self {
-        self.flags = flags;
-        self
-    }
-
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancel.is_some_and(CancelToken::is_cancelled)
-    }
-}
-
-impl From<FaultFlags> for Caller<'_> {
-    fn from(flags: FaultFlags) -> Self {
-        Self::new(flags)
-    }
-}
 
 impl RegionShared {
-    /// One try. `ready` runs under the read side of the memory lock, of an enabled region, and must neither wait for
-    /// another thread nor touch anything that can fault into a userfaultfd; it answers `None` if it found the region
-    /// busy after all.
-    ///
-    /// With NOWAIT nothing here sleeps: one try-read, one decision.
-    pub(crate) fn fault_once<R>(
-        &self,
-        caller: &Caller<'_>,
-        lock: &mut impl CallerLock,
-        mut ready: impl FnMut() -> Option<R>,
-    ) -> Result<R, Outcome> {
-        loop {
-            let (seen, busy) = match self.protocol.try_read() {
-                Some(state) => match *state {
-                    State::Enabled => match ready() {
-                        Some(value) => return Ok(value),
-                        None => (Seen::Contended, true),
-                    },
-                    State::Disabled | State::Gone => {
-                        let situation = Situation {
-                            exiting: caller.is_cancelled(),
-                            unserved: false,
-                            sigbus: caller.on_disabled != OnDisabled::Block || *state == State::Gone,
-                            user_mode_only: false,
-                            released: *state == State::Gone,
-                        };
-                        (Seen::Disabled(situation), false)
-                    }
-                },
-                None => (Seen::Contended, true),
-            };
-            let decision: Decision = decide(caller.flags, seen, caller.rules);
-            let answer = decision.carry_out(lock, |sleep| {
-                let cancel = if sleep == Sleep::Uninterruptible { None } else { caller.cancel };
-                let unwanted =
-                    |now| if busy { now == Phase::Busy } else { matches!(now, Phase::Busy | Phase::Disabled) };
-                match self.protocol.wait_while(unwanted, cancel, None) {
-                    Waited::Done | Waited::TimedOut => Woken::Done,
-                    Waited::Cancelled => Woken::Killed,
-                }
-            });
-            if let Some(outcome) = answer {
-                return Err(outcome);
-            }
-        }
-    }
-
-    /// The loop around [`fault_once`](Self::fault_once): first try, then TRIED, cancellation looked at in between.
-    pub(crate) fn on_behalf<R>(
-        &self,
-        caller: &Caller<'_>,
-        mut ready: impl FnMut() -> Option<R>,
-    ) -> Result<R, NotResolved> {
-        let mut value = None;
-        resolve(
-            caller.flags,
-            &mut NoLock::default(),
-            || caller.is_cancelled(),
-            |flags, lock| match self.fault_once(&caller.with_flags(flags), lock, &mut ready) {
-                Ok(ready) => {
-                    value = Some(ready);
-                    Outcome::Mapped
-                }
-                Err(outcome) => outcome,
-            },
-        )?;
-        // `resolve` answers Ok for Mapped only.
-        value.ok_or(NotResolved::Sigbus)
-    }
-
+    /// Has the file give the page at `offset`.
     fn populated(&self, offset: usize) -> Outcome {
         let first = offset / self.page * self.page;
         let there = self.owner.is_empty() || self.owner.populate(first, self.page).is_ok();
@@ -168,7 +48,10 @@ impl Region {
             return Err(FaultError::OutOfBounds { offset, len: self.len() });
         }
         let shared = &*self.shared;
-        Ok(shared.fault_once(&caller, lock, || Some(shared.populated(offset))).unwrap_or_else(|outcome| outcome))
+        Ok(shared
+            .protocol
+            .fault_once(&caller, lock, || Some(shared.populated(offset)))
+            .unwrap_or_else(|outcome| outcome))
     }
 
     /// The loop around [`fault`](Self::fault), as `fixup_user_fault` does it: first try, then TRIED, cancellation looked
@@ -185,7 +68,7 @@ impl Region {
         offset: usize,
         caller: impl Into<Caller<'a>>,
         lock: &mut impl CallerLock,
-    ) -> Result<crate::fault::Resolved, FaultError> {
+    ) -> Result<Resolved, FaultError> {
         let caller = caller.into();
         if offset >= self.len() {
             return Err(FaultError::OutOfBounds { offset, len: self.len() });
@@ -197,7 +80,10 @@ impl Region {
             || caller.is_cancelled(),
             |flags, lock| {
                 let caller = caller.with_flags(flags);
-                shared.fault_once(&caller, lock, || Some(shared.populated(offset))).unwrap_or_else(|outcome| outcome)
+                shared
+                    .protocol
+                    .fault_once(&caller, lock, || Some(shared.populated(offset)))
+                    .unwrap_or_else(|outcome| outcome)
             },
         )?)
     }
@@ -233,7 +119,7 @@ impl Mapping {
                 _ => served.region.populated(served.offset + offset),
             })
         };
-        Ok(served.region.fault_once(&caller, lock, mapped).unwrap_or_else(|outcome| outcome))
+        Ok(served.region.protocol.fault_once(&caller, lock, mapped).unwrap_or_else(|outcome| outcome))
     }
 
     /// One load as the caller's flags allow, made on its behalf: under the read side of the memory lock and through the
@@ -245,7 +131,10 @@ impl Mapping {
     /// # Errors
     /// See [`AccessError`]; [`AccessError::WouldBlock`] for NOWAIT, [`AccessError::Cancelled`] if called off.
     pub fn read_with<'a, T: Primitive>(&self, offset: usize, caller: impl Into<Caller<'a>>) -> Result<T, AccessError> {
-        self.behalf::<T, T>(offset, &caller.into(), T::ALL_ONES, |view, at| view.read(at))
+        self.behalf::<T, T>(offset, &caller.into(), T::ALL_ONES, |at| {
+            // SAFETY: `behalf` has checked the place, and it stays mapped: see there.
+            unsafe { raw::load(at) }
+        })
     }
 
     /// One store as the caller's flags allow; see [`read_with`](Self::read_with).
@@ -265,7 +154,10 @@ impl Mapping {
             check::<T>(offset, self.len())?;
             return Err(AccessError::ReadOnly { offset });
         }
-        self.behalf::<T, ()>(offset, &caller.into(), (), |view, at| view.write(at, value))
+        self.behalf::<T, ()>(offset, &caller.into(), (), |at| {
+            // SAFETY: as in `read_with`.
+            unsafe { raw::store(at, value) }
+        })
     }
 
     /// [`read`](Self::read) that never waits.
@@ -289,16 +181,19 @@ impl Mapping {
         offset: usize,
         caller: &Caller<'_>,
         unsupported: R,
-        access: impl Fn(&OwnerView, usize) -> Result<R, AccessError>,
+        access: impl Fn(*mut T) -> Result<R, Faulted>,
     ) -> Result<R, AccessError> {
         check::<T>(offset, self.len())?;
         let caller = caller.on_disabled(self.on_disabled());
         let region = &*self.served.region;
-        if region.owner.is_empty() {
-            return Err(AccessError::NoMemory { offset });
-        }
-        match region.on_behalf(&caller, || Some(access(&region.owner, self.served.offset + offset))) {
-            Ok(done) => done.map_err(|_| AccessError::NoMemory { offset }),
+        // A device that is dropped on revocation has no owner's view; its faults are the kernel's to resolve, so the
+        // mapping itself will do.
+        let at = match region.owner.is_empty() {
+            true => self.as_ptr().wrapping_add(offset),
+            false => region.owner.as_ptr().wrapping_add(self.served.offset + offset),
+        };
+        match region.protocol.on_behalf(&caller, || Some(access(at.cast()))) {
+            Ok(done) => done.map_err(|Faulted| AccessError::NoMemory { offset }),
             Err(NotResolved::Sigbus) if self.on_disabled() == OnDisabled::AllOnes => Ok(unsupported),
             Err(NotResolved::Sigbus) if region.protocol.phase() == Phase::Gone => Err(AccessError::Gone { offset }),
             Err(NotResolved::Sigbus) => Err(AccessError::Disabled { offset }),

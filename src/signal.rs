@@ -1,14 +1,17 @@
 //! SIGBUS and SIGSEGV: how an access that met revoked memory comes back as an error.
 //!
-//! The handler asks one question: did this fault happen in one of the crate's accesses, at an address that this access may touch? If
-//! so the thread goes on behind the access. Everything else belongs to whoever handled the signal before, and reaches it as the
-//! kernel would have delivered it: its kind of handler, its mask, its flags, or the default action with the right signal.
+//! The handler asks one question: did this fault happen in one of the crate's accesses, at an address that this
+//! access may touch? If so the thread goes on behind the access. Everything else belongs to whoever handled the
+//! signal before, and reaches it as the kernel would have delivered it: its kind of handler, its mask, its flags, or
+//! the default action with the right signal.
 //!
 //! What a process has to keep to:
 //!
-//! * A thread that accesses revocable memory doesn't block SIGBUS or SIGSEGV: the kernel kills a thread whose synchronous signal is blocked.
-//!   That includes handlers of these two signals, which block their own unless they're installed with `SA_NODEFER`.
-//! * A handler that is installed later either calls the one that it replaced for what it doesn't know, or calls [`try_handle`] first.
+//! * A thread that accesses revocable memory doesn't block SIGBUS or SIGSEGV: the kernel kills a thread whose
+//!   synchronous signal is blocked. That includes handlers of these two signals, which block their own unless they're
+//!   installed with `SA_NODEFER`.
+//! * A handler that is installed later either calls the one that it replaced for what it doesn't know, or calls
+//!   [`try_handle`] first.
 //! * The handler runs on the thread's alternate stack if it has one, and so do the earlier handlers that it calls.
 #![expect(unsafe_code, reason = "signal handlers are C functions that get raw pointers")]
 // UNSAFETY: the sigaction calls, and calls of other handlers by the contract that they were installed with.
@@ -22,6 +25,8 @@ use nix::libc::{SIGBUS, SIGSEGV, sigaction, siginfo_t};
 use std::sync::OnceLock;
 
 mod chain;
+#[cfg(all(test, not(revocable_model)))]
+mod tests;
 
 /// Why the handlers are not in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,7 +53,8 @@ const BUS_MCEERR_AO: c_int = 5;
 /// Whether, and how, the signals are taken care of.
 static HANDLERS: OnceLock<Result<(), SignalError>> = OnceLock::new();
 
-/// Installs the handlers of SIGBUS and SIGSEGV, once for the process. The crate calls it before the first access that needs it.
+/// Installs the handlers of SIGBUS and SIGSEGV, once for the process. The crate calls it before the first access that
+/// needs it.
 ///
 /// After [`own_handlers`], and on architectures whose accesses don't fault, it does nothing.
 ///
@@ -65,7 +71,8 @@ pub fn install() -> Result<(), SignalError> {
     })
 }
 
-/// Promises that the process's own handlers of SIGBUS and SIGSEGV call [`try_handle`]; the crate then never installs any.
+/// Promises that the process's own handlers of SIGBUS and SIGSEGV call [`try_handle`]; the crate then never installs
+/// any.
 ///
 /// A promise that isn't kept shows as a process that dies of SIGBUS at the first access to revoked memory.
 ///
@@ -78,8 +85,8 @@ pub fn own_handlers() -> Result<(), SignalError> {
 
 /// Recovers if the signal is the fault of one of this crate's accesses; for a program that has its own handlers.
 ///
-/// `true`: the context was changed so that the thread goes on behind the access; return from the handler at once. `false`: nothing was changed,
-/// the signal means something else.
+/// `true`: the context was changed so that the thread goes on behind the access; return from the handler at once.
+/// `false`: nothing was changed, the signal means something else.
 ///
 /// # Signal safety
 ///
@@ -87,7 +94,8 @@ pub fn own_handlers() -> Result<(), SignalError> {
 ///
 /// # Safety
 ///
-/// The arguments are those of a handler that was installed with `SA_SIGINFO` and is running now, in the thread that the signal was delivered to.
+/// The arguments are those of a handler that was installed with `SA_SIGINFO` and is running now, in the thread that
+/// the signal was delivered to.
 pub unsafe fn try_handle(signal: c_int, info: *mut siginfo_t, context: *mut c_void) -> bool {
     if signal != SIGBUS && signal != SIGSEGV {
         return false;

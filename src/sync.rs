@@ -13,13 +13,15 @@ pub(crate) use real::*;
 mod model;
 #[cfg(revocable_model)]
 pub(crate) use model::*;
+#[cfg(all(test, revocable_model))]
+pub(crate) mod explore;
 
 /// A step that a model test leaves out, to show that the model would notice.
 ///
 /// Read through [`broken`], which is a constant `false` in every build but the model's, so that the sabotage
 /// costs the shipped code nothing and stands right where the step does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(revocable_model), expect(dead_code, reason = "only the model's tests choose one"))]
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
 pub(crate) enum Mutation {
     /// The gate: no barrier between announcing a guard, or its end, and reading the phase.
     LightBarrier,

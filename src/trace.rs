@@ -1,16 +1,22 @@
 //! Events for the `tracing` feature. Without it they expand to nothing: their arguments are not even evaluated.
 //!
+//! All have the target `revocable_mmio`.
+//!
 //! | event | level | when |
 //! |---|---|---|
-//! | `revoke`, `restore`, `reset` | debug, a span | a region changes its state; `took_us` when it is done |
-//! | `fault` | trace | a monitor answered a fault, or left it waiting |
-//! | `slow guard` | warn | a revocation has been waiting for guards or pins for longer than [`SLOW`] |
+//! | `change` (span), `revoked`, `restored` | debug | a region changes its state; with its name, and how long it took |
+//! | `reset` (span and event) | debug | a region is reset |
+//! | `fault`, `fault, region busy` | trace | a monitor has read a fault |
+//! | `slow guard` | warn | a revocation has been waiting for guards or pins for longer than [`SLOW`]; with their threads |
 //! | `degraded` | warn | a mapping could not be revoked the intended way, and a stronger way was taken |
 //! | `memslot degraded` | warn | KVM refused a change of a memslot |
 //!
-//! None is emitted under the memory lock but `degraded`; a subscriber must not touch region memory.
+//! `fault` and `degraded` are emitted under the memory lock: a subscriber must neither touch region memory nor change
+//! a region's state.
 
 use std::time::Duration;
+
+pub(crate) const ENABLED: bool = cfg!(feature = "tracing");
 
 /// How long a revocation waits for guards before it is worth a warning.
 pub(crate) const SLOW: Duration = Duration::from_millis(100);

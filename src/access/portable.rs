@@ -1,6 +1,7 @@
 //! Plain volatile and atomic accesses, for architectures without a recovery file.
 //!
-//! Nothing here survives a fault: the caller holds a guard, so that the memory stays reachable for the duration, and no access fails.
+//! Nothing here survives a fault: the caller holds a guard, so that the memory stays reachable for the duration, and
+//! no access fails.
 #![expect(unsafe_code, reason = "plain accesses through raw pointers")]
 // UNSAFETY: volatile and atomic accesses within `raw`'s contract and under a guard.
 
@@ -91,56 +92,22 @@ pub(crate) unsafe fn fetch_add<T: AtomicPrimitive>(p: *mut T, value: T) -> Resul
     Ok(with_atomic!(T, p, |atomic| T::from_bits(atomic.fetch_add(Bits::from_bits(value.to_bits()), SeqCst).to_bits())))
 }
 
-/// Copies out of a region: all of `len`.
+/// Nothing to unroll: bulk copies go by words, here.
 ///
 /// # Safety
 ///
-/// `raw`'s contract for `src`, and a guard is held; `dst` is valid for writes of `len` bytes.
-pub(crate) unsafe fn copy_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    let mut done = 0;
-    while done < len {
-        let (from, to) = (src.wrapping_add(done), dst.wrapping_add(done));
-        if from.cast::<u64>().is_aligned() && len - done >= 8 {
-            // SAFETY: the caller's contract; volatile, as anyone may write the memory.
-            let word = unsafe { from.cast::<u64>().read_volatile() };
-            // SAFETY: the caller's buffer has room for 8 more bytes.
-            unsafe { to.cast::<u64>().write_unaligned(word) };
-            done += 8;
-        } else {
-            // SAFETY: the caller's contract; volatile, as anyone may write the memory.
-            let byte = unsafe { from.read_volatile() };
-            // SAFETY: the caller's buffer has room for another byte.
-            unsafe { to.write(byte) };
-            done += 1;
-        }
-    }
-    len
+/// None; the others' signature.
+pub(crate) unsafe fn rounds_out(_dst: *mut u8, _src: *const u8, _len: usize) -> usize {
+    0
 }
 
-/// Copies into a region: all of `len`.
+/// Nothing to unroll.
 ///
 /// # Safety
 ///
-/// `raw`'s contract for `dst`, and a guard is held; `src` is valid for reads of `len` bytes.
-pub(crate) unsafe fn copy_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    let mut done = 0;
-    while done < len {
-        let (from, to) = (src.wrapping_add(done), dst.wrapping_add(done));
-        if to.cast::<u64>().is_aligned() && len - done >= 8 {
-            // SAFETY: the caller's buffer has 8 more bytes.
-            let word = unsafe { from.cast::<u64>().read_unaligned() };
-            // SAFETY: the caller's contract; volatile, as anyone may use the memory.
-            unsafe { to.cast::<u64>().write_volatile(word) };
-            done += 8;
-        } else {
-            // SAFETY: the caller's buffer has another byte.
-            let byte = unsafe { from.read() };
-            // SAFETY: the caller's contract; volatile, as anyone may use the memory.
-            unsafe { to.write_volatile(byte) };
-            done += 1;
-        }
-    }
-    len
+/// None; the others' signature.
+pub(crate) unsafe fn rounds_in(_dst: *mut u8, _src: *const u8, _len: usize) -> usize {
+    0
 }
 
 /// No access here recovers.

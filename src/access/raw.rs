@@ -1,4 +1,4 @@
-//! Single recoverable accesses: the one place that picks an architecture, and what is the same on all of them.
+//! Single recoverable accesses: their contract, and what is the same on all architectures.
 //!
 //! Each architecture offers the same few functions: one instruction each, listed in the recovery table
 //! (`table.rs`). A fault in one of them comes back as [`Faulted`] instead of a signal. Where no architecture
@@ -18,28 +18,9 @@
 
 use super::primitive::AtomicPrimitive;
 
-#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
-use super::x86_64 as arch;
-
-#[cfg(all(
-    target_arch = "aarch64",
-    target_endian = "little",
-    target_pointer_width = "64",
-    not(any(revocable_portable, miri))
-))]
-use super::aarch64 as arch;
-
-#[cfg(any(
-    revocable_portable,
-    miri,
-    not(target_pointer_width = "64"),
-    not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))
-))]
-use super::portable as arch;
-
-pub(crate) use arch::{
-    RECOVERABLE, compare_exchange, copy_in, copy_out, fetch_add, keep_loaded, load, recover, store, swap,
-};
+pub(crate) use super::arch::{RECOVERABLE, compare_exchange, fetch_add, keep_loaded, load, recover, store, swap};
+pub(super) use super::arch::{rounds_in, rounds_out};
+pub(crate) use super::bulk::{copy_in, copy_out};
 
 /// The access met revoked memory; it had no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

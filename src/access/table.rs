@@ -5,13 +5,14 @@
 //!
 //! * *Garbage collection of sections.* The section carries `SHF_GNU_RETAIN`; linkers that are older than the flag keep
 //!   the section because of the reference to its `__start_` symbol.
-//! * *Inlining.* An access is inlined into whoever calls it, so that it stays one instruction; that may be another code
-//!   generation unit, another crate, another shared object. Therefore each unit that contains an access also contains an
-//!   `.init_array` entry which hands the table of *its* linked object to [`register`], before any code
-//!   of that object runs. The start and stop symbols are hidden: no object sees another one's.
-//! * *Several copies of the crate.* Each registers its own tables with itself, and its signal handler passes on what it doesn't
-//!   know. Two copies of one version in one object share a section and both register it, which is harmless:
-//!   the section's name holds the version of the entry format, and every copy of that format treats an entry alike.
+//! * *Inlining.* An access is inlined into whoever calls it, so that it stays one instruction; that may be another
+//!   code generation unit, another crate, another shared object. Therefore each unit that contains an access also
+//!   contains an `.init_array` entry which hands the table of *its* linked object to [`register`], before any code of
+//!   that object runs. The start and stop symbols are hidden: no object sees another one's.
+//! * *Several copies of the crate.* Each registers its own tables with itself, and its signal handler passes on what
+//!   it doesn't know. Two copies of one version in one object share a section and both register it, which is
+//!   harmless: the section's name holds the version of the entry format, and every copy of that format treats an
+//!   entry alike.
 //! * *Unloading.* An object whose table is registered is made to stay (`RTLD_NODELETE`) once the signal handlers
 //!   are installed: they may walk it at any time.
 #![expect(unsafe_code, reason = "reads a table that the linker laid out")]
@@ -23,8 +24,9 @@ use nix::libc;
 
 /// The text of one table entry, and of what each code generation unit needs once.
 ///
-/// `$at` faults; resume at `$to` with register `$set` set to `$value` (a byte, sign-extended), provided that the fault's address
-/// is in the `$window` bytes from the address in register `$addr`. The `asm!` names the operand `register = sym ...`.
+/// `$at` faults; resume at `$to` with register `$set` set to `$value` (a byte, sign-extended), provided that the
+/// fault's address is in the `$window` bytes from the address in register `$addr`. The `asm!` names the operand
+/// `register = sym ...`.
 macro_rules! recovery {
     ($at:literal => $to:literal, set $set:literal = $value:literal, addr $addr:literal + $window:literal) => {
         concat!(
@@ -52,7 +54,8 @@ macro_rules! recovery {
 }
 pub(super) use recovery;
 
-/// How one instruction recovers. The layout is what the `recovery!` macro emits; to change it is to change the section's name.
+/// How one instruction recovers. The layout is what the `recovery!` macro emits; to change it is to change the
+/// section's name.
 #[repr(C)]
 pub(crate) struct Entry {
     /// The instruction, relative to this field.
@@ -124,6 +127,7 @@ pub(crate) unsafe extern "C" fn register(start: *const Entry, stop: *const Entry
         return;
     }
     let node = Box::into_raw(Box::new(Table { start, stop, next: core::ptr::null() }));
+    // Relaxed, here and on failure: nothing behind the pointer is read; a stale one fails the exchange.
     let mut head = TABLES.load(Ordering::Relaxed);
     loop {
         // SAFETY: not published yet, so this thread is the only one that knows it.
@@ -138,7 +142,8 @@ pub(crate) unsafe extern "C" fn register(start: *const Entry, stop: *const Entry
     }
 }
 
-/// Makes every object with a table stay until the process ends: a handler that walks the tables is about to be installed.
+/// Makes every object with a table stay until the process ends: a handler that walks the tables is about to be
+/// installed.
 pub(crate) fn keep_loaded() {
     // SeqCst, with the push and the load in `register`: either this walk sees a new table, or `register` sees the flag.
     IN_USE.store(true, Ordering::SeqCst);
@@ -154,7 +159,8 @@ pub(super) fn find(pc: usize) -> Option<&'static Entry> {
     tables().find_map(|table| table.entries().iter().find(|entry| entry.at() == pc))
 }
 
-/// Makes the shared object that contains `address` stay until the process ends; for the main program there's nothing to do.
+/// Makes the shared object that contains `address` stay until the process ends; for the main program there's nothing
+/// to do.
 #[cfg(not(target_feature = "crt-static"))]
 fn stay_loaded(address: *const Entry) {
     // SAFETY: all zeroes is a valid `Dl_info`: null pointers.

@@ -17,14 +17,14 @@ mod bulk;
 mod context;
 
 pub(crate) use super::table::keep_loaded;
-pub(crate) use bulk::{copy_in, copy_out};
+pub(crate) use bulk::{rounds_in, rounds_out};
 pub(crate) use context::recover;
 
 /// A fault comes back as an error; no guard is needed.
 pub(crate) const RECOVERABLE: bool = true;
 
-/// What a code generation unit with accesses needs once: the numbers of the registers, as in an instruction's encoding, and the initialiser
-/// that registers the table of the linked object that the unit ends up in.
+/// What a code generation unit with accesses needs once: the numbers of the registers, as in an instruction's
+/// encoding, and the initialiser that registers the table of the linked object that the unit ends up in.
 macro_rules! once_per_unit {
     () => {
         ".ifndef .Lrevocable_unit_{register}
@@ -87,7 +87,12 @@ pub(crate) unsafe fn load<T: Primitive>(p: *const T) -> Result<T, Faulted> {
                     options(nostack, readonly, preserves_flags),
                 );
             }
-            if bits >> 63 != 0 { Err(Faulted) } else { Ok(T::from_bits(bits)) }
+            if bits >> 63 != 0 {
+                return Err(Faulted);
+            }
+            // SAFETY: either the load zero-extended, or it faulted and the top bit was set. Saves a second extension.
+            unsafe { core::hint::assert_unchecked(bits >> (8 * T::SIZE) == 0) };
+            Ok(T::from_bits(bits))
         }};
     }
     match T::SIZE {

@@ -1,4 +1,4 @@
-//! One pair of counters per thread, growing without moving and without a lock.
+//! One item per thread, a pair of counters for instance: growing without moving and without a lock.
 //!
 //! Buckets double in size, so a bucket's address never changes once it is there, and the few that there are
 //! reach further than Linux can have threads (2^22).
@@ -20,20 +20,14 @@ const BUCKETS: usize = if cfg!(revocable_model) { 2 } else { 19 };
 ///
 /// *Owned*: only the thread whose place this is writes here. *Behind*: `left` never exceeds `entered`, and neither
 /// ever goes back. They have a cache line, and its prefetched neighbour, for themselves.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct Slot {
     pub(super) entered: AtomicU64,
     pub(super) left: AtomicU64,
 }
 
-impl Slot {
-    fn new() -> Self {
-        Self { entered: AtomicU64::new(0), left: AtomicU64::new(0) }
-    }
-}
-
-/// Where a thread's slot is.
+/// Where a thread's items are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     bucket: u32,
@@ -56,22 +50,29 @@ impl Place {
     }
 }
 
-/// All slots of a gate.
+/// One item for every thread: all slots of a gate, or the ids of all threads.
 ///
 /// # Invariants
 ///
 /// *Published*: a bucket's pointer is null, or comes from `Box::into_raw` of a boxed slice of `FIRST << bucket`
-/// slots, and then does not change before the drop.
+/// items, and then does not change before the drop.
 #[derive(Debug)]
-pub(super) struct Slots([AtomicPtr<Slot>; BUCKETS]);
+pub(super) struct Buckets<T>([AtomicPtr<T>; BUCKETS]);
 
-impl Slots {
+impl<T: Default> Buckets<T> {
+    #[cfg(not(revocable_model))]
+    pub(super) const fn new() -> Self {
+        Self([const { AtomicPtr::new(ptr::null_mut()) }; BUCKETS])
+    }
+
+    /// loom's atomics cannot be constants.
+    #[cfg(revocable_model)]
     pub(super) fn new() -> Self {
         Self(std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())))
     }
 
     #[inline(always)]
-    pub(super) fn get(&self, place: Place) -> &Slot {
+    pub(super) fn get(&self, place: Place) -> &T {
         // Acquire pairs with the Release in `grow`: the slots are initialised.
         let mut bucket = self.0[place.bucket as usize].load(Ordering::Acquire);
         if bucket.is_null() {
@@ -84,8 +85,8 @@ impl Slots {
     }
 
     #[cold]
-    fn grow(&self, bucket: usize) -> *mut Slot {
-        let fresh: Box<[Slot]> = (0..FIRST << bucket).map(|_| Slot::new()).collect();
+    fn grow(&self, bucket: usize) -> *mut T {
+        let fresh: Box<[T]> = (0..FIRST << bucket).map(|_| T::default()).collect();
         let fresh = Box::into_raw(fresh);
         let published =
             // Release pairs with the Acquire in `get` and `each`; on failure the Acquire pairs with the Release of
@@ -105,7 +106,7 @@ impl Slots {
     ///
     /// A bucket that is published later is not seen. Its thread published it before its light barrier, so what
     /// holds for its counters holds for the bucket.
-    pub(super) fn each(&self) -> impl Iterator<Item = (Place, &Slot)> {
+    pub(super) fn each(&self) -> impl Iterator<Item = (Place, &T)> {
         (0u32..).zip(&self.0).flat_map(|(bucket, pointer)| {
             // Acquire pairs with the Release in `grow`.
             let first = pointer.load(Ordering::Acquire);
@@ -120,7 +121,7 @@ impl Slots {
     }
 }
 
-impl Drop for Slots {
+impl<T> Drop for Buckets<T> {
     fn drop(&mut self) {
         for (bucket, pointer) in self.0.iter().enumerate() {
             // Relaxed: `&mut self` came after every other use, by whatever handed it over.
@@ -146,6 +147,6 @@ mod tests {
             assert_eq!(place.number(), number);
             assert!((place.at as usize) < FIRST << place.bucket, "{number} is outside of its bucket");
         }
-        assert!(FIRST * ((1 << BUCKETS) - 1) > 1 << 22);
+        const { assert!(FIRST * ((1 << BUCKETS) - 1) > 1 << 22) };
     }
 }

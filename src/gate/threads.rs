@@ -14,8 +14,9 @@ pub(super) fn current() -> Place {
 
 #[cfg(not(revocable_model))]
 mod real {
+    use super::super::slots::Buckets;
     use super::Place;
-    use crate::sync::Mutex;
+    use crate::sync::atomic::{AtomicI32, Ordering};
     use crate::sys::thread::current_tid;
     use std::cell::Cell;
 
@@ -26,25 +27,20 @@ mod real {
         static HANDED_ON: HandOn = const { HandOn };
     }
 
-    /// Which thread has which number.
-    struct Registry {
-        /// By number: the thread's id, or 0 if the number is free.
-        tids: Vec<i32>,
-        free: Vec<usize>,
-    }
-
-    static REGISTRY: Mutex<Registry> = Mutex::new(Registry { tids: Vec::new(), free: Vec::new() });
+    /// Which thread has which number; 0 is nobody. No lock: a thread that must not sleep may come here too.
+    static OWNERS: Buckets<AtomicI32> = Buckets::new();
 
     #[cold]
     pub(super) fn first_use() -> Place {
-        let mut registry = REGISTRY.lock();
-        let number = registry.free.pop().unwrap_or_else(|| {
-            registry.tids.push(0);
-            registry.tids.len() - 1
-        });
-        registry.tids[number] = current_tid();
-        drop(registry);
-        let place = Place::of(number);
+        let tid = current_tid();
+        let place = (0..)
+            .map(Place::of)
+            .find(|place| {
+                // Acquire pairs with the Release in `HandOn`: this thread goes on counting where the last left off.
+                let claim = OWNERS.get(*place).compare_exchange(0, tid, Ordering::Acquire, Ordering::Relaxed);
+                claim.is_ok()
+            })
+            .expect("Place::of panics first");
         CURRENT.set(place);
         // In a thread that is past this destructor (an access from another one's), the number is not handed on:
         // a few bytes lost, and nothing else.
@@ -55,25 +51,22 @@ mod real {
     struct HandOn;
 
     impl Drop for HandOn {
-        /// The lock orders everything that this thread did to its counters before what the next owner does.
-        ///
         /// A guard that outlives this (one kept in a thread-local, or leaked) makes two threads write the same
         /// `left` counter, which can only lose an increment: the gate then never drains, and says so. It fails
         /// closed.
         fn drop(&mut self) {
             let place = CURRENT.replace(Place::NONE);
             if place != Place::NONE {
-                let number = place.number();
-                let mut registry = REGISTRY.lock();
-                registry.tids[number] = 0;
-                registry.free.push(number);
+                // Release pairs with the Acquire in `first_use`.
+                OWNERS.get(place).store(0, Ordering::Release);
             }
         }
     }
 
     /// The thread that has this number now; 0 if none has.
     pub(in crate::gate) fn tid_of(place: Place) -> i32 {
-        REGISTRY.lock().tids.get(place.number()).copied().unwrap_or(0)
+        // Relaxed: for reports.
+        OWNERS.get(place).load(Ordering::Relaxed)
     }
 }
 

@@ -3,11 +3,11 @@
 use super::error::ExitError;
 use super::slot::{Core, Memslots};
 use crate::OnDisabled;
+use crate::caller::Caller;
 use crate::error::AccessError;
 use crate::fault::{FaultFlags, NotResolved};
 use crate::gate::Phase;
 use crate::owner::OwnerView;
-use crate::resolve::Caller;
 use crate::stats::count;
 use crate::wait::{CancelToken, Waited};
 use kvm_bindings::KVM_EXIT_MMIO;
@@ -141,7 +141,7 @@ impl ExitHandler {
         }
         let policy = if self.when == WhenDisabled::Wait { OnDisabled::Block } else { OnDisabled::Sigbus };
         let caller = Caller::new(FaultFlags::WAIT).cancel(&self.cancel).on_disabled(policy);
-        match region.on_behalf(&caller, || Some(access.make(&region.owner, at))) {
+        match region.protocol.on_behalf(&caller, || Some(access.make(&region.owner, at))) {
             Ok(Ok(())) => {
                 count(&core.counters.served);
                 Ok(Handled::Reenter)

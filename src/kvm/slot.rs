@@ -2,8 +2,9 @@
 
 use super::error::MemslotError;
 use super::ioctl::{SetMemslot, change};
+use crate::OnDisabled;
 use crate::gate::Phase;
-use crate::mapping::{Mapping, OnDisabled};
+use crate::mapping::Mapping;
 use crate::notify::{InvalidateNotifier, Subscription};
 use crate::revoke::{Server, Strategy};
 use crate::stats::count;

@@ -27,9 +27,10 @@ pub(super) fn install(signal: c_int) -> Result<(), SignalError> {
     Ok(())
 }
 
-/// The crate's action. Its mask is empty: beyond the signal itself nothing is blocked, so that the mask that an earlier handler asked for
-/// can be added, and no more. Not `SA_NODEFER`: signals that are sent in quick succession would nest until the stack is full.
-/// `SA_RESTART` as the earlier one: a sent signal then interrupts the same system calls.
+/// The crate's action. Its mask is empty: beyond the signal itself nothing is blocked, so that the mask that an
+/// earlier handler asked for can be added, and no more. Not `SA_NODEFER`: signals that are sent in quick succession
+/// would nest until the stack is full. `SA_RESTART` as the earlier one: a sent signal then interrupts the same system
+/// calls.
 fn ours(earlier_flags: c_int) -> sigaction {
     // SAFETY: all zeroes is a valid sigaction, with an empty mask.
     let mut action: sigaction = unsafe { zeroed() };
@@ -113,8 +114,9 @@ unsafe fn call(action: &sigaction, signal: c_int, info: *mut siginfo_t, context:
     }
 }
 
-/// Keeps the crate's handler when an earlier one, called by it, reset the signal to its default: that was meant for itself. (Rust's own
-/// handler does, for every signal that isn't a stack overflow.) The default action is then what the crate passes signals on to.
+/// Keeps the crate's handler when an earlier one, called by it, reset the signal to its default: that was meant for
+/// itself. (Rust's own handler does, for every signal that isn't a stack overflow.) The default action is then what
+/// the crate passes signals on to.
 fn stay(signal: c_int, slot: &Earlier) {
     let errno = Errno::last_raw();
     if let Ok(now) = exchange(signal, None) {

@@ -3,12 +3,13 @@
 //! Timed waits have no clock here: they are plain waits that never time out, so a program that is live only
 //! thanks to its timeouts deadlocks in the model, and is reported.
 
+#![expect(dead_code, unused_imports, reason = "the set that the rest of the crate may use, used or not")]
+
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
 pub(crate) use loom::sync::{Arc, atomic, atomic::fence};
-#[expect(unused_imports, reason = "the set that the rest of the crate may use, used or not")]
 pub(crate) use loom::{hint::spin_loop, thread::yield_now, thread_local};
 
 use super::Mutation;
@@ -16,16 +17,17 @@ use atomic::{AtomicU32, Ordering};
 
 // loom runs every thread of a model on the OS thread of its test, so a std thread-local reaches all of them.
 std::thread_local! {
-    static MUTATION: Cell<Option<Mutation>> = const { Cell::new(None) };
+    static MUTATION: Cell<Option<u8>> = const { Cell::new(None) };
 }
 
 /// Whether a step is to be left out in the model that runs now.
 pub(crate) fn broken(step: Mutation) -> bool {
-    MUTATION.get() == Some(step)
+    MUTATION.get() == Some(step as u8)
 }
 
-/// Leave `step` out of every model that this test runs from here on.
-pub(crate) fn sabotage(step: Option<Mutation>) {
+/// Leave the step of this number out of every model that this test runs from here on.
+#[cfg(test)]
+pub(super) fn sabotage(step: Option<u8>) {
     MUTATION.set(step);
 }
 
@@ -85,7 +87,12 @@ impl<T> Mutex<T> {
         MutexGuard(Some(self.0.lock().expect("loom does not poison")))
     }
 
-    #[expect(dead_code, reason = "the set that the rest of the crate may use, used or not")]
+    /// As patient as `lock`: see the module.
+    #[track_caller]
+    pub(crate) fn try_lock_until(&self, _: Instant) -> Option<MutexGuard<'_, T>> {
+        Some(self.lock())
+    }
+
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         self.0.try_lock().ok().map(|guard| MutexGuard(Some(guard)))
     }
@@ -112,7 +119,6 @@ pub(crate) struct Condvar(loom::sync::Condvar);
 pub(crate) struct WaitTimeoutResult;
 
 impl WaitTimeoutResult {
-    #[expect(dead_code, reason = "the set that the rest of the crate may use, used or not")]
     pub(crate) fn timed_out(&self) -> bool {
         false
     }
@@ -136,13 +142,11 @@ impl Condvar {
     }
 
     #[track_caller]
-    #[expect(dead_code, reason = "the set that the rest of the crate may use, used or not")]
     pub(crate) fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _: Duration) -> WaitTimeoutResult {
         self.wait(guard);
         WaitTimeoutResult
     }
 
-    #[expect(dead_code, reason = "the set that the rest of the crate may use, used or not")]
     pub(crate) fn notify_one(&self) {
         self.0.notify_one();
     }
@@ -155,13 +159,10 @@ impl Condvar {
 /// loom's lock has no fairness: that a new reader queues behind a waiting writer is not modelled, so a read
 /// lock taken twice by one thread is not caught here.
 #[derive(Debug)]
-#[expect(dead_code, reason = "the set that the rest of the crate may use, used or not")]
 pub(crate) struct RwLock<T>(loom::sync::RwLock<T>);
 
-#[expect(unused_imports, reason = "the set that the rest of the crate may use, used or not")]
 pub(crate) use loom::sync::{RwLockReadGuard, RwLockWriteGuard};
 
-#[expect(dead_code, reason = "the set that the rest of the crate may use, used or not")]
 impl<T> RwLock<T> {
     pub(crate) fn new(value: T) -> Self {
         Self(loom::sync::RwLock::new(value))
@@ -179,6 +180,12 @@ impl<T> RwLock<T> {
 
     pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
         self.0.try_read().ok()
+    }
+
+    /// As patient as `write`: see the module.
+    #[track_caller]
+    pub(crate) fn try_write_until(&self, _: Instant) -> Option<RwLockWriteGuard<'_, T>> {
+        Some(self.write())
     }
 
     pub(crate) fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {

@@ -1,12 +1,11 @@
 //! The primitives that ship: parking_lot, std, and a futex where a notifier must never meet a lock.
 
+#![expect(unused_imports, reason = "the set that the rest of the crate may use, used or not")]
+
 use std::time::Instant;
 
-#[expect(unused_imports, reason = "the set that the rest of the crate may use, used or not")]
 pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
-#[expect(unused_imports, reason = "the set that the rest of the crate may use, used or not")]
 pub(crate) use std::sync::{Arc, atomic, atomic::fence};
-#[expect(unused_imports, reason = "the set that the rest of the crate may use, used or not")]
 pub(crate) use std::{hint::spin_loop, thread::yield_now, thread_local};
 
 use super::Mutation;

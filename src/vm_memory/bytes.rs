@@ -5,8 +5,7 @@ use crate::access::Primitive;
 use ::vm_memory::bitmap::Bitmap;
 use ::vm_memory::guest_memory::Result;
 use ::vm_memory::{
-    Address, AtomicAccess, ByteValued, Bytes, GuestMemoryError, MemoryRegionAddress, ReadVolatile, VolatileSlice,
-    WriteVolatile,
+    Address, AtomicAccess, Bytes, GuestMemoryError, MemoryRegionAddress, ReadVolatile, VolatileSlice, WriteVolatile,
 };
 use std::sync::atomic::{Ordering, fence};
 

@@ -1,15 +1,8 @@
 //! Model-checked: no notification and no cancellation is lost. A lost one is a deadlock, which loom reports.
 
 use super::*;
-use crate::sync::sabotage;
+use crate::sync::explore::{explore, fails_without};
 use loom::thread;
-
-fn explore(broken: Option<Mutation>, model: impl Fn() + Sync + Send + 'static) {
-    sabotage(broken);
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(model);
-}
 
 /// Two waiters, one change, one notification.
 fn notified() {
@@ -57,39 +50,35 @@ fn cancelled_everywhere() {
 
 #[test]
 fn no_notification_is_missed() {
-    explore(None, notified);
-}
-
-#[test]
-#[should_panic(expected = "deadlock")]
-fn no_notification_is_missed_fails_if_the_generation_is_read_too_late() {
-    explore(Some(Mutation::GenerationAfterCheck), notified);
-}
-
-#[test]
-#[should_panic(expected = "deadlock")]
-fn no_notification_is_missed_fails_if_the_generation_stands_still() {
-    explore(Some(Mutation::GenerationBump), notified);
+    explore(3, notified);
 }
 
 #[test]
 fn no_cancellation_is_lost() {
-    explore(None, cancelled);
+    explore(3, cancelled);
 }
 
 #[test]
 fn one_cancellation_reaches_all_events() {
-    explore(None, cancelled_everywhere);
+    explore(3, cancelled_everywhere);
 }
 
 #[test]
-#[should_panic(expected = "deadlock")]
-fn no_cancellation_is_lost_fails_if_the_token_is_looked_at_before_registering() {
-    explore(Some(Mutation::CheckBeforeRegister), cancelled);
+fn missing_no_notification_needs_the_generation_first() {
+    fails_without(Mutation::GenerationAfterCheck, "wait::model::no_notification_is_missed", &["deadlock"]);
 }
 
 #[test]
-#[should_panic(expected = "deadlock")]
-fn no_cancellation_is_lost_fails_if_nobody_is_notified() {
-    explore(Some(Mutation::CancelNotify), cancelled);
+fn missing_no_notification_needs_the_generation_to_advance() {
+    fails_without(Mutation::GenerationBump, "wait::model::no_notification_is_missed", &["deadlock"]);
+}
+
+#[test]
+fn losing_no_cancellation_needs_registering_first() {
+    fails_without(Mutation::CheckBeforeRegister, "wait::model::no_cancellation_is_lost", &["deadlock"]);
+}
+
+#[test]
+fn losing_no_cancellation_needs_telling_the_waiters() {
+    fails_without(Mutation::CancelNotify, "wait::model::no_cancellation_is_lost", &["deadlock"]);
 }

@@ -24,8 +24,8 @@ fn one_cancel_reaches_every_thread_on_every_event() {
     let token = CancelToken::new();
     let events = [Event::new(), Event::new()];
     let (ended, ends) = mpsc::channel();
-    for event in events.iter().cycle().take(6).cloned() {
-        let (token, ended) = (token.clone(), ended.clone());
+    for event in events.iter().cycle().take(6) {
+        let (event, token, ended) = (event.clone(), token.clone(), ended.clone());
         thread::spawn(move || ended.send(event.wait_while(|| true, Some(&token), None)));
     }
     while token.0.sleeping_on.lock().len() < 6 {

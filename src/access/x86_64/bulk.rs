@@ -1,162 +1,40 @@
-//! Bulk copies that know how far they came.
+//! The unrolled loops of the bulk copies, with AVX; a machine without it copies by words.
 //!
-//! Wide moves in ascending order, unrolled; `rep movsb` was measured too and loses, by up to 2.7 times for small and
-//! badly aligned copies. When a wide move faults, the bytes up to the page's edge are done one by one, and the
-//! first of those that faults ends the copy: that makes the count exact. A fault in the caller's buffer has no entry.
+//! `rep movsb` was measured too and loses to this by up to 2.7 times for small and badly aligned copies, SSE2 by 1.5
+//! from the caches.
 #![expect(unsafe_code, reason = "inline assembly")]
-// UNSAFETY: the instructions that `raw`'s contract is about, and plain accesses to the caller's buffer.
+// UNSAFETY: the instructions that `raw`'s contract is about.
 
-use super::{load, once_per_unit, recovery, register, store};
+use super::{once_per_unit, recovery, register};
 use core::arch::asm;
 
-/// What one round of the unrolled loop moves.
-const ROUND: usize = 128;
-/// From here it pays to align the stores first: a cache line is then never written in two halves.
-const ALIGN_FROM: usize = 1024;
-/// What stores are aligned to.
-const ALIGNMENT: usize = 32;
-
-/// Copies out of a region; how many bytes were done. None beyond them was written to `dst`.
+/// Whole rounds out of a region; how many bytes were done.
 ///
 /// # Safety
 ///
-/// `raw`'s contract for `src`; `dst` is valid for writes of `len` bytes.
+/// `raw`'s contract for `src`; `dst` is valid for writes; `len` is a multiple of `bulk::ROUND` and not 0.
 #[inline]
-pub(crate) unsafe fn copy_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    // SAFETY: handed on.
-    unsafe { copy::<Out>(dst, src, len) }
+pub(crate) unsafe fn rounds_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    if is_x86_feature_detected!("avx") {
+        // SAFETY: the caller's contract, and the feature is there.
+        unsafe { avx_out(dst, src, len) }
+    } else {
+        0
+    }
 }
 
-/// Copies into a region; how many bytes were done. None beyond them was written.
+/// Whole rounds into a region; how many bytes were done.
 ///
 /// # Safety
 ///
-/// `raw`'s contract for `dst`; `src` is valid for reads of `len` bytes.
+/// `raw`'s contract for `dst`; `src` is valid for reads; `len` is a multiple of `bulk::ROUND` and not 0.
 #[inline]
-pub(crate) unsafe fn copy_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    // SAFETY: handed on.
-    unsafe { copy::<In>(dst, src, len) }
-}
-
-/// Which side is the region's.
-trait Direction {
-    /// Moves whole rounds; how many bytes were done.
-    unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize;
-    /// Moves 8 bytes, at any alignment; whether it did.
-    unsafe fn word(dst: *mut u8, src: *const u8) -> bool;
-    /// Moves a byte; whether it did.
-    unsafe fn byte(dst: *mut u8, src: *const u8) -> bool;
-}
-
-struct Out;
-struct In;
-
-unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    let mut done = 0;
-    if len >= ROUND {
-        if len >= ALIGN_FROM {
-            let head = dst.addr().wrapping_neg() % ALIGNMENT;
-            // SAFETY: the caller's contract; `head` is less than `len`.
-            done = unsafe { small::<D>(dst, src, head) };
-            if done < head {
-                return done;
-            }
-        }
-        let whole = (len - done) / ROUND * ROUND;
-        // SAFETY: the caller's contract; `done + whole <= len`.
-        let moved = unsafe { D::rounds(dst.wrapping_add(done), src.wrapping_add(done), whole) };
-        done += moved;
-        if moved < whole {
-            // SAFETY: as the rounds. It faults again, at the exact byte, or goes on if the memory is back.
-            return done + unsafe { small::<D>(dst.wrapping_add(done), src.wrapping_add(done), len - done) };
-        }
-    }
-    // SAFETY: the caller's contract, for the rest.
-    done + unsafe { small::<D>(dst.wrapping_add(done), src.wrapping_add(done), len - done) }
-}
-
-/// By words and bytes, ascending.
-#[inline]
-unsafe fn small<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    let mut done = 0;
-    while len - done >= 8 {
-        // SAFETY: the caller's contract; 8 bytes are left on both sides.
-        if !unsafe { D::word(dst.wrapping_add(done), src.wrapping_add(done)) } {
-            break;
-        }
-        done += 8;
-    }
-    while done < len {
-        // SAFETY: the caller's contract; a byte is left on both sides.
-        if !unsafe { D::byte(dst.wrapping_add(done), src.wrapping_add(done)) } {
-            break;
-        }
-        done += 1;
-    }
-    done
-}
-
-impl Direction for Out {
-    #[inline]
-    unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize {
-        if is_x86_feature_detected!("avx") {
-            // SAFETY: the caller's contract, and the feature is there.
-            unsafe { rounds_out(dst, src, len) }
-        } else {
-            // SAFETY: the caller's contract.
-            unsafe { small::<Out>(dst, src, len) }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn word(dst: *mut u8, src: *const u8) -> bool {
-        // SAFETY: `raw`'s contract but for the alignment, which this instruction doesn't need.
-        let Ok(word) = (unsafe { load(src.cast::<u64>()) }) else {
-            return false;
-        };
-        // SAFETY: the caller's buffer has room for 8 bytes, and nobody else uses it.
-        unsafe { dst.cast::<u64>().write_unaligned(word) };
-        true
-    }
-
-    #[inline(always)]
-    unsafe fn byte(dst: *mut u8, src: *const u8) -> bool {
-        // SAFETY: `raw`'s contract.
-        let Ok(byte) = (unsafe { load(src) }) else {
-            return false;
-        };
-        // SAFETY: the caller's buffer has room for it, and nobody else uses it.
-        unsafe { dst.write(byte) };
-        true
-    }
-}
-
-impl Direction for In {
-    #[inline]
-    unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize {
-        if is_x86_feature_detected!("avx") {
-            // SAFETY: the caller's contract, and the feature is there.
-            unsafe { rounds_in(dst, src, len) }
-        } else {
-            // SAFETY: the caller's contract.
-            unsafe { small::<In>(dst, src, len) }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn word(dst: *mut u8, src: *const u8) -> bool {
-        // SAFETY: the caller's buffer has 8 bytes, and nobody else writes it.
-        let word = unsafe { src.cast::<u64>().read_unaligned() };
-        // SAFETY: `raw`'s contract but for the alignment, which this instruction doesn't need.
-        unsafe { store(dst.cast::<u64>(), word) }.is_ok()
-    }
-
-    #[inline(always)]
-    unsafe fn byte(dst: *mut u8, src: *const u8) -> bool {
-        // SAFETY: the caller's buffer has it, and nobody else writes it.
-        let byte = unsafe { src.read() };
-        // SAFETY: `raw`'s contract.
-        unsafe { store(dst, byte) }.is_ok()
+pub(crate) unsafe fn rounds_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    if is_x86_feature_detected!("avx") {
+        // SAFETY: the caller's contract, and the feature is there.
+        unsafe { avx_in(dst, src, len) }
+    } else {
+        0
     }
 }
 
@@ -164,15 +42,12 @@ impl Direction for In {
 ///
 /// # Safety
 ///
-/// As `copy_out`; `len` is a multiple of `ROUND` and not 0.
+/// As `rounds_out`.
 #[target_feature(enable = "avx")]
-unsafe fn rounds_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    if len == 0 {
-        return 0;
-    }
+unsafe fn avx_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
     let stop: *const u8;
-    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nobody else uses `dst` meanwhile; anyone
-    // may use the region's memory.
+    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nobody else uses `dst` meanwhile;
+    // anyone may use the region's memory.
     unsafe {
         asm!(
             "2:",
@@ -213,16 +88,13 @@ unsafe fn rounds_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
 ///
 /// # Safety
 ///
-/// As `copy_in`; `len` is a multiple of `ROUND`.
+/// As `rounds_in`.
 #[target_feature(enable = "avx")]
-unsafe fn rounds_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    if len == 0 {
-        return 0;
-    }
+unsafe fn avx_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
     let stop: *mut u8;
     let stored: usize;
-    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nobody else writes `src` meanwhile; anyone
-    // may use the region's memory.
+    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nobody else writes `src`
+    // meanwhile; anyone may use the region's memory.
     unsafe {
         asm!(
             "2:",

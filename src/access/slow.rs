@@ -1,0 +1,84 @@
+//! What an access does that did not succeed at once: look at the state, wait, resolve its own fault, or give up.
+
+use super::raw::{self, Faulted};
+use crate::OnDisabled;
+use crate::error::AccessError;
+use crate::gate::Phase;
+use crate::mapping::Served;
+use crate::protocol::State;
+use crate::revoke::{Server, Strategy};
+use crate::stats::count;
+
+/// What an access that did not succeed at once is to do.
+pub(super) enum Next {
+    /// Try (again).
+    Try,
+    /// Behave like an Unsupported Request: loads give all-ones, stores are dropped.
+    Unsupported,
+}
+
+/// How often an access may fault at an enabled region before it is the memory's own fault.
+pub(super) struct Patience {
+    epoch: u64,
+    left: u32,
+}
+
+impl Patience {
+    pub(super) fn new(served: &Served) -> Self {
+        Self { epoch: served.region.protocol.epoch(), left: 16 }
+    }
+}
+
+impl Served {
+    /// Looks at the state and waits as the policy and the caller allow, until the access may be tried.
+    pub(super) fn admit(&self, offset: usize) -> Result<Next, AccessError> {
+        let protocol = &self.region.protocol;
+        loop {
+            let phase = protocol.phase();
+            let wait_for = match (phase, self.view.policy) {
+                (Phase::Open, _) => return Ok(Next::Try),
+                (Phase::Disabled | Phase::Gone, OnDisabled::AllOnes) => {
+                    count(&self.region.counters.refused);
+                    return Ok(Next::Unsupported);
+                }
+                (Phase::Disabled, OnDisabled::Sigbus) => {
+                    count(&self.region.counters.refused);
+                    return Err(AccessError::Disabled { offset });
+                }
+                (Phase::Gone, _) => return Err(AccessError::Gone { offset }),
+                (Phase::Disabled, OnDisabled::Block) | (Phase::Busy, _) => phase,
+            };
+            let _ = protocol.wait_while(|now| now == wait_for, None, None);
+        }
+    }
+
+    /// Runs an access that recovers by itself as it is, and any other under a guard; `None`: the gate is closed.
+    #[inline]
+    pub(super) fn guarded<R>(&self, access: impl FnOnce() -> Result<R, Faulted>) -> Option<Result<R, Faulted>> {
+        if raw::RECOVERABLE {
+            return Some(access());
+        }
+        let _guard = self.region.protocol.gate.enter().ok()?;
+        Some(access())
+    }
+
+    /// An access faulted. Resolves the fault where that is the accessing thread's business, and decides whether
+    /// trying again makes sense.
+    pub(super) fn after_fault(&self, offset: usize, patience: &mut Patience) -> Result<(), AccessError> {
+        if let (Server::Own(uffd), Strategy::Zap) = (&self.view.server, self.view.strategy) {
+            // Under the read side of the memory lock; whoever holds the write side is waited for by `admit`.
+            if let Some(state) = self.region.protocol.try_read() {
+                if *state == State::Enabled {
+                    self.map_pages(uffd, offset).map_err(|_| AccessError::NoMemory { offset })?;
+                }
+            }
+        }
+        // A fault at a region that changed its state meanwhile is no surprise.
+        let epoch = self.region.protocol.epoch();
+        if epoch != patience.epoch {
+            *patience = Patience { epoch, left: 16 };
+        }
+        patience.left = patience.left.checked_sub(1).ok_or(AccessError::NoMemory { offset })?;
+        Ok(())
+    }
+}

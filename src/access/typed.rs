@@ -1,0 +1,264 @@
+//! Typed accesses of a mapping: the fast paths, and the loops around the slow ones.
+//!
+//! UNSAFETY: accesses region memory by address, inside a mapping that `&self` keeps. A device, a guest, other processes and
+//! the mapping's revocation write or take the memory at any time; the accesses are made for it.
+#![expect(unsafe_code, reason = "accesses memory by address")]
+
+use super::primitive::{AtomicPrimitive, Primitive};
+use super::raw::{self, Faulted};
+use super::slow::{Next, Patience};
+use crate::error::{AccessError, CopyError};
+use crate::mapping::Mapping;
+use std::sync::atomic::Ordering;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Load,
+    Store,
+}
+
+macro_rules! read_modify_write {
+    ($($(#[$doc:meta])* $name:ident;)*) => { $(
+        $(#[$doc])*
+        ///
+        /// # Blocking
+        /// As [`read`](Self::read).
+        ///
+        /// # Errors
+        /// See [`AccessError`].
+        pub fn $name<T: AtomicPrimitive>(&self, offset: usize, value: T) -> Result<T, AccessError> {
+            let at = self.at::<T>(offset);
+            // SAFETY: as in `compare_exchange`.
+            let found = self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::$name(at, value) })?;
+            Ok(found.unwrap_or(T::ALL_ONES))
+        }
+    )* };
+}
+
+impl Mapping {
+    /// One load. `offset` in bytes, a multiple of the size of `T`. Never torn, never a signal.
+    ///
+    /// # Blocking
+    /// While the region is busy, and under [`OnDisabled::Block`] while it is disabled.
+    ///
+    /// # Errors
+    /// See [`AccessError`].
+    #[inline]
+    pub fn read<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
+        if self.admits::<T>(offset, Kind::Load) {
+            // SAFETY: inside the mapping, aligned; see the module's UNSAFETY.
+            if let Ok(value) = unsafe { raw::load(self.at::<T>(offset)) } {
+                return Ok(value);
+            }
+        }
+        self.read_slow(offset)
+    }
+
+    /// One store. `offset` in bytes, a multiple of the size of `T`. Never torn, never a signal; an error means that the
+    /// memory is unchanged by it.
+    ///
+    /// # Blocking
+    /// As [`read`](Self::read).
+    ///
+    /// # Errors
+    /// See [`AccessError`].
+    #[inline]
+    pub fn write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
+        if self.admits::<T>(offset, Kind::Store) {
+            // SAFETY: as in `read`; the mapping is writable.
+            if unsafe { raw::store(self.at::<T>(offset), value) }.is_ok() {
+                return Ok(());
+            }
+        }
+        self.write_slow(offset, value)
+    }
+
+    /// Compares and exchanges, as [`std::sync::atomic::AtomicU64::compare_exchange`] with `SeqCst` does: `Ok(Ok(old))`
+    /// if it stored, `Ok(Err(found))` if not.
+    ///
+    /// # Blocking
+    /// As [`read`](Self::read).
+    ///
+    /// # Errors
+    /// See [`AccessError`]; under [`OnDisabled::AllOnes`] it finds all-ones.
+    pub fn compare_exchange<T: AtomicPrimitive>(
+        &self,
+        offset: usize,
+        current: T,
+        new: T,
+    ) -> Result<Result<T, T>, AccessError> {
+        let at = self.at::<T>(offset);
+        // SAFETY: `attempt` calls this with the offset checked; see the module's UNSAFETY.
+        let found = self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::compare_exchange(at, current, new) })?;
+        Ok(found.unwrap_or(Err(T::ALL_ONES)))
+    }
+
+    read_modify_write! {
+        /// Stores `value`; answers what was there.
+        swap;
+        /// Adds, wrapping around; answers what was there.
+        fetch_add;
+        /// Sets the bits of `value`; answers what was there.
+        fetch_or;
+        /// Keeps only the bits of `value`; answers what was there.
+        fetch_and;
+        /// Flips the bits of `value`; answers what was there.
+        fetch_xor;
+    }
+
+    /// Copies out of the mapping. Not one access: other writers may come in between.
+    ///
+    /// # Blocking
+    /// As [`read`](Self::read).
+    ///
+    /// # Errors
+    /// [`CopyError`] says how many bytes were done, and none beyond them were.
+    pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
+        let len = into.len();
+        let buffer = into.as_mut_ptr();
+        let copied = self.bulk(offset, len, Kind::Load, |done| {
+            let from = self.at::<u8>(offset + done);
+            // SAFETY: `bulk` has checked the range; the buffer is the caller's, exclusively.
+            unsafe { raw::copy_out(buffer.wrapping_add(done), from, len - done) }
+        })?;
+        into[copied..].fill(0xff);
+        Ok(())
+    }
+
+    /// Copies into the mapping. Not one access: other writers may come in between.
+    ///
+    /// # Blocking
+    /// As [`read`](Self::read).
+    ///
+    /// # Errors
+    /// [`CopyError`] says how many bytes were done, and none beyond them were.
+    pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
+        let (buffer, len) = (from.as_ptr(), from.len());
+        self.bulk(offset, len, Kind::Store, |done| {
+            let to = self.at::<u8>(offset + done);
+            // SAFETY: `bulk` has checked the range; the buffer is the caller's and not written meanwhile.
+            unsafe { raw::copy_in(to, buffer.wrapping_add(done), len - done) }
+        })
+        .map(drop)
+    }
+
+    /// Sets `len` bytes to `byte`.
+    ///
+    /// # Blocking
+    /// As [`read`](Self::read).
+    ///
+    /// # Errors
+    /// [`CopyError`] says how many bytes were done, and none beyond them were.
+    pub fn fill(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
+        self.bulk(offset, len, Kind::Store, |done| {
+            // SAFETY: `bulk` has checked the range.
+            unsafe { raw::fill(self.at::<u8>(offset + done), byte, len - done) }
+        })
+        .map(drop)
+    }
+
+    #[inline]
+    fn at<T>(&self, offset: usize) -> *mut T {
+        self.served.view.range.as_ptr().wrapping_add(offset).cast()
+    }
+
+    /// May this access be tried at once? Limits are 0 or multiples of the page size, so an aligned offset below one
+    /// leaves room for any `T`.
+    #[inline]
+    fn admits<T: Primitive>(&self, offset: usize, kind: Kind) -> bool {
+        let limit = match kind {
+            Kind::Load => &self.served.load_limit,
+            Kind::Store => &self.served.store_limit,
+        };
+        // Relaxed: a hint. An access that is let through too late or too early meets the page tables.
+        raw::RECOVERABLE && offset < limit.load(Ordering::Relaxed) && offset % size_of::<T>() == 0
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn read_slow<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
+        let at = self.at::<T>(offset);
+        // SAFETY: as in `read`.
+        let value = self.attempt::<T, _>(offset, Kind::Load, || unsafe { raw::load(at) })?;
+        Ok(value.unwrap_or(T::ALL_ONES))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn write_slow<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
+        let at = self.at::<T>(offset);
+        // SAFETY: as in `write`.
+        self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::store(at, value) }).map(drop)
+    }
+
+    /// One access with everything that it may meet. `None`: an Unsupported Request.
+    fn attempt<T: Primitive, R>(
+        &self,
+        offset: usize,
+        kind: Kind,
+        access: impl Fn() -> Result<R, Faulted>,
+    ) -> Result<Option<R>, AccessError> {
+        let served = &self.served;
+        check::<T>(offset, self.len())?;
+        if kind == Kind::Store && !self.is_writable() {
+            return Err(AccessError::ReadOnly { offset });
+        }
+        let mut patience = Patience::new(served);
+        loop {
+            match served.admit(offset)? {
+                Next::Unsupported => return Ok(None),
+                Next::Try => {}
+            }
+            match served.guarded(&access) {
+                Some(Ok(value)) => return Ok(Some(value)),
+                Some(Err(Faulted)) => served.after_fault(offset, &mut patience)?,
+                None => {}
+            }
+        }
+    }
+
+    /// A copy or fill of `len` bytes; `step(done)` goes on from there and answers how much it did. Answers how many
+    /// bytes came before an Unsupported Request, `len` if there was none.
+    fn bulk(&self, offset: usize, len: usize, kind: Kind, step: impl Fn(usize) -> usize) -> Result<usize, CopyError> {
+        let served = &self.served;
+        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
+            let error = AccessError::OutOfBounds { offset, size: len, len: self.len() };
+            return Err(CopyError { done: 0, error });
+        }
+        if kind == Kind::Store && !self.is_writable() {
+            return Err(CopyError { done: 0, error: AccessError::ReadOnly { offset } });
+        }
+        let mut done = 0;
+        let mut patience = Patience::new(served);
+        while done < len {
+            // The first try costs no look at the state: a revoked range faults.
+            let moved = served.guarded(|| Ok(step(done))).and_then(Result::ok).unwrap_or(0);
+            done += moved;
+            if done == len {
+                break;
+            }
+            if moved > 0 {
+                patience = Patience::new(served);
+            }
+            let early = |error| CopyError { done, error };
+            let at = offset + done;
+            if let Next::Unsupported = served.admit(at).map_err(early)? {
+                return Ok(done);
+            }
+            served.after_fault(at, &mut patience).map_err(early)?;
+        }
+        Ok(len)
+    }
+}
+
+/// Bounds and natural alignment of one access.
+pub(crate) fn check<T: Primitive>(offset: usize, len: usize) -> Result<(), AccessError> {
+    let size = size_of::<T>();
+    if offset.checked_add(size).is_none_or(|end| end > len) {
+        return Err(AccessError::OutOfBounds { offset, size, len });
+    }
+    if offset % size != 0 {
+        return Err(AccessError::Misaligned { offset, align: size });
+    }
+    Ok(())
+}

@@ -1,0 +1,302 @@
+//! Asynchronous faults, as KVM's async page faults: not there now, told when it is.
+//!
+//! A queue is one consumer's, a vCPU's for instance. A fault that cannot be resolved now is put on the region's list; the
+//! thread that ends the change of state it waits for completes it. No thread, no runtime: a completion is an entry in
+//! the queue and a count in its eventfd, and wakes the token's task if it is awaited.
+
+use crate::caller::Caller;
+use crate::error::SubmitError;
+use crate::fault::NotResolved;
+use crate::gate::Phase;
+use crate::policy::OnDisabled;
+use crate::region::{Region, RegionShared};
+use crate::sys::SysError;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
+
+/// Where the completions of one consumer's faults arrive.
+///
+/// [`AsFd`] is an eventfd, readable while completions wait, for epoll. Cheap to clone: clones are the same queue.
+#[derive(Clone)]
+pub struct FaultQueue {
+    shared: Arc<QueueShared>,
+}
+
+struct QueueShared {
+    ready: EventFd,
+    limit: usize,
+    /// Submitted and not yet taken from the queue.
+    outstanding: AtomicUsize,
+    completed: Mutex<VecDeque<Completion>>,
+}
+
+/// A fault of a queue's that is decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Completion {
+    /// Which: [`FaultToken::id`].
+    pub id: u64,
+    /// The page it was for, an offset in the region, in bytes.
+    pub offset: usize,
+    /// The region is enabled: repeat the access. Or why it never will be, for this fault.
+    pub result: Result<(), NotResolved>,
+}
+
+/// What became of a submitted fault.
+#[derive(Debug)]
+pub enum Submitted {
+    /// The region is enabled and not busy: repeat the access at once. Nothing was queued.
+    Ready,
+    /// Told later.
+    Queued(FaultToken),
+    /// This page's fault is in this queue already; its token tells.
+    Pending {
+        /// The earlier token's id.
+        id: u64,
+    },
+}
+
+impl FaultQueue {
+    /// A queue for at most `limit` faults that are not taken yet (KVM has 64 for a vCPU). At the limit a submission is refused
+    /// ([`SubmitError::Full`]) and the caller waits for its fault itself ([`Region::fault_in`]), as KVM does.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn new(limit: usize) -> Result<Self, SubmitError> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_SEMAPHORE;
+        let ready = EventFd::from_flags(flags).map_err(|e| SysError::new("eventfd", e))?;
+        let completed = Mutex::new(VecDeque::new());
+        let shared = QueueShared { ready, limit, outstanding: AtomicUsize::new(0), completed };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The oldest completion, if there is one. Never blocks.
+    pub fn next(&self) -> Option<Completion> {
+        let completion = self.shared.completed.lock().pop_front()?;
+        let _ = self.shared.ready.read();
+        self.shared.outstanding.fetch_sub(1, Ordering::Relaxed);
+        Some(completion)
+    }
+
+    /// How many faults are submitted and not taken.
+    pub fn outstanding(&self) -> usize {
+        self.shared.outstanding.load(Ordering::Relaxed)
+    }
+}
+
+impl AsFd for FaultQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.ready.as_fd()
+    }
+}
+
+impl fmt::Debug for FaultQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultQueue")
+            .field("outstanding", &self.outstanding())
+            .field("limit", &self.shared.limit)
+            .finish()
+    }
+}
+
+/// A fault that is not decided.
+struct Pending {
+    id: u64,
+    offset: usize,
+    policy: OnDisabled,
+    queue: Arc<QueueShared>,
+    state: Mutex<TokenState>,
+}
+
+#[derive(Default)]
+struct TokenState {
+    result: Option<Result<(), NotResolved>>,
+    waker: Option<Waker>,
+}
+
+impl Pending {
+    /// Completes it, once.
+    fn complete(&self, result: Result<(), NotResolved>) {
+        let mut state = self.state.lock();
+        if state.result.is_some() {
+            return;
+        }
+        state.result = Some(result);
+        let waker = state.waker.take();
+        drop(state);
+        let completion = Completion { id: self.id, offset: self.offset, result };
+        self.queue.completed.lock().push_back(completion);
+        let _ = self.queue.ready.write(1);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// What a region in this phase means for it; `None`: it goes on waiting.
+    fn verdict(&self, phase: Phase) -> Option<Result<(), NotResolved>> {
+        match (phase, self.policy) {
+            (Phase::Open, _) => Some(Ok(())),
+            (Phase::Gone, _) | (Phase::Disabled, OnDisabled::Sigbus | OnDisabled::AllOnes) => {
+                Some(Err(NotResolved::Sigbus))
+            }
+            (Phase::Busy, _) | (Phase::Disabled, OnDisabled::Block) => None,
+        }
+    }
+}
+
+/// A submitted fault: a `Future` of its result, which also arrives in its queue. Dropping it gives the fault up:
+/// it completes with `Killed`.
+pub struct FaultToken {
+    pending: Arc<Pending>,
+    region: Weak<RegionShared>,
+}
+
+impl FaultToken {
+    /// Tells completions apart; unique in its region.
+    pub fn id(&self) -> u64 {
+        self.pending.id
+    }
+
+    /// Gives the fault up: it completes with [`NotResolved::Killed`], if it is not decided yet.
+    pub fn cancel(&self) {
+        self.pending.complete(Err(NotResolved::Killed));
+        if let Some(region) = self.region.upgrade() {
+            region.pending.remove(self.pending.id);
+        }
+    }
+}
+
+impl Drop for FaultToken {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+impl Future for FaultToken {
+    type Output = Result<(), NotResolved>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.pending.state.lock();
+        match state.result {
+            Some(result) => Poll::Ready(result),
+            None => {
+                state.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl fmt::Debug for FaultToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultToken")
+            .field("id", &self.pending.id)
+            .field("offset", &self.pending.offset)
+            .field("result", &self.pending.state.lock().result)
+            .finish()
+    }
+}
+
+/// The faults that wait for a region.
+#[derive(Default)]
+pub(crate) struct PendingFaults {
+    list: Mutex<PendingList>,
+}
+
+#[derive(Default)]
+struct PendingList {
+    next: u64,
+    faults: Vec<Arc<Pending>>,
+}
+
+impl PendingFaults {
+    /// Completes what `phase` decides. Called after every change of state, once the phase is set.
+    pub(crate) fn settle(&self, phase: Phase) {
+        let mut list = self.list.lock();
+        if list.faults.is_empty() {
+            return;
+        }
+        let (decided, waiting) = list.faults.drain(..).partition(|fault| fault.verdict(phase).is_some());
+        list.faults = waiting;
+        drop(list);
+        let decided: Vec<Arc<Pending>> = decided;
+        for fault in decided {
+            if let Some(result) = fault.verdict(phase) {
+                fault.complete(result);
+            }
+        }
+    }
+
+    fn remove(&self, id: u64) {
+        self.list.lock().faults.retain(|fault| fault.id != id);
+    }
+}
+
+impl Drop for PendingFaults {
+    fn drop(&mut self) {
+        for fault in self.list.get_mut().faults.drain(..) {
+            fault.complete(Err(NotResolved::Sigbus));
+        }
+    }
+}
+
+impl Region {
+    /// Asks for the page at `offset` without waiting for it: [`Submitted::Ready`] if the region is enabled and not busy,
+    /// else a token that completes when it is, or when it is known that it will not be. [`Caller::on_disabled`] says whether
+    /// a disabled region is waited for.
+    ///
+    /// # Blocking
+    /// Never.
+    ///
+    /// # Errors
+    /// Nothing is queued: see [`SubmitError`].
+    pub fn fault_async<'a>(
+        &self,
+        offset: usize,
+        caller: impl Into<Caller<'a>>,
+        queue: &FaultQueue,
+    ) -> Result<Submitted, SubmitError> {
+        let caller = caller.into();
+        caller.flags.validate()?;
+        let shared = &self.shared;
+        if offset >= shared.len {
+            return Err(SubmitError::OutOfBounds { offset, len: shared.len });
+        }
+        let offset = offset / shared.page * shared.page;
+        if shared.protocol.phase() == Phase::Open {
+            return Ok(Submitted::Ready);
+        }
+        let mut list = shared.pending.list.lock();
+        let ours = |fault: &&Arc<Pending>| fault.offset == offset && Arc::ptr_eq(&fault.queue, &queue.shared);
+        if let Some(earlier) = list.faults.iter().find(ours) {
+            return Ok(Submitted::Pending { id: earlier.id });
+        }
+        let limit = queue.shared.limit;
+        let room = |n: usize| (n < limit).then_some(n + 1);
+        if queue.shared.outstanding.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
+            return Err(SubmitError::Full { limit });
+        }
+        list.next += 1;
+        let pending = Arc::new(Pending {
+            id: list.next,
+            offset,
+            policy: caller.on_disabled,
+            queue: Arc::clone(&queue.shared),
+            state: Mutex::default(),
+        });
+        list.faults.push(Arc::clone(&pending));
+        drop(list);
+        // On the list first, then a look at the phase; a changer sets the phase first, then looks at the list. Either it
+        // sees the fault, or this sees the phase: the list's lock orders the two.
+        shared.pending.settle(shared.protocol.phase());
+        Ok(Submitted::Queued(FaultToken { pending, region: Arc::downgrade(shared) }))
+    }
+}

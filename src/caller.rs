@@ -1,0 +1,133 @@
+//! The fault path: a caller that needs memory, with flags that say what may be done about it if it is not there.
+//!
+//! Everything that can meet a busy or a disabled region on a caller's behalf comes through [`Protocol::fault_once`]:
+//! it tries the read side of the memory lock, and leaves every other decision to [`crate::fault::decide`].
+
+use crate::fault::{
+    CallerLock, Decision, FaultFlags, NoLock, NotResolved, Outcome, Rules, Seen, Situation, Sleep, Woken, decide,
+    resolve,
+};
+use crate::gate::Phase;
+use crate::policy::OnDisabled;
+use crate::protocol::{Protocol, State};
+use crate::wait::{CancelToken, Waited};
+
+/// Who faults, and what it allows.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Caller<'a> {
+    /// What the caller allows to be done. `WRITE` says that the access is a store.
+    pub flags: FaultFlags,
+    /// What calls off its waits, if the flags have `KILLABLE` or `INTERRUPTIBLE`.
+    pub cancel: Option<&'a CancelToken>,
+    /// What it meets at a disabled region: [`OnDisabled::Block`] waits, the others do not.
+    pub on_disabled: OnDisabled,
+    /// Where this crate departs from the kernel.
+    pub rules: Rules,
+}
+
+impl<'a> Caller<'a> {
+    /// A caller with these flags, whose waits nobody calls off, and that does not wait at a disabled region.
+    pub fn new(flags: FaultFlags) -> Self {
+        Self { flags, cancel: None, on_disabled: OnDisabled::Sigbus, rules: Rules::CRATE }
+    }
+
+    /// Cancelling `token` ends its waits.
+    pub fn cancel(mut self, token: &'a CancelToken) -> Self {
+        self.cancel = Some(token);
+        self
+    }
+
+    /// What it meets at a disabled region.
+    pub fn on_disabled(mut self, policy: OnDisabled) -> Self {
+        self.on_disabled = policy;
+        self
+    }
+
+    pub(crate) fn with_flags(mut self, flags: FaultFlags) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancel.is_some_and(CancelToken::is_cancelled)
+    }
+}
+
+impl From<FaultFlags> for Caller<'_> {
+    fn from(flags: FaultFlags) -> Self {
+        Self::new(flags)
+    }
+}
+
+impl Protocol {
+    /// One try. `ready` runs under the read side of the memory lock, of an enabled region, and must neither wait for
+    /// another thread nor touch anything that can fault into a userfaultfd; it answers `None` if it found the region
+    /// busy after all.
+    ///
+    /// With NOWAIT nothing here sleeps: one try-read, one decision.
+    pub(crate) fn fault_once<R>(
+        &self,
+        caller: &Caller<'_>,
+        lock: &mut impl CallerLock,
+        mut ready: impl FnMut() -> Option<R>,
+    ) -> Result<R, Outcome> {
+        loop {
+            let (seen, busy) = match self.try_read() {
+                Some(state) => match *state {
+                    State::Enabled => match ready() {
+                        Some(value) => return Ok(value),
+                        None => (Seen::Contended, true),
+                    },
+                    State::Disabled | State::Gone => {
+                        let situation = Situation {
+                            exiting: caller.is_cancelled(),
+                            unserved: false,
+                            sigbus: caller.on_disabled != OnDisabled::Block || *state == State::Gone,
+                            user_mode_only: false,
+                            released: *state == State::Gone,
+                        };
+                        (Seen::Disabled(situation), false)
+                    }
+                },
+                None => (Seen::Contended, true),
+            };
+            let decision: Decision = decide(caller.flags, seen, caller.rules);
+            let answer = decision.carry_out(lock, |sleep| {
+                let cancel = if sleep == Sleep::Uninterruptible { None } else { caller.cancel };
+                let unwanted =
+                    |now| if busy { now == Phase::Busy } else { matches!(now, Phase::Busy | Phase::Disabled) };
+                match self.wait_while(unwanted, cancel, None) {
+                    Waited::Done | Waited::TimedOut => Woken::Done,
+                    Waited::Cancelled => Woken::Killed,
+                }
+            });
+            if let Some(outcome) = answer {
+                return Err(outcome);
+            }
+        }
+    }
+
+    /// The loop around [`fault_once`](Self::fault_once): first try, then TRIED, cancellation looked at in between.
+    pub(crate) fn on_behalf<R>(
+        &self,
+        caller: &Caller<'_>,
+        mut ready: impl FnMut() -> Option<R>,
+    ) -> Result<R, NotResolved> {
+        let mut value = None;
+        resolve(
+            caller.flags,
+            &mut NoLock::default(),
+            || caller.is_cancelled(),
+            |flags, lock| match self.fault_once(&caller.with_flags(flags), lock, &mut ready) {
+                Ok(ready) => {
+                    value = Some(ready);
+                    Outcome::Mapped
+                }
+                Err(outcome) => outcome,
+            },
+        )?;
+        // `resolve` answers Ok for Mapped only.
+        value.ok_or(NotResolved::Sigbus)
+    }
+}

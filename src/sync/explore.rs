@@ -1,0 +1,32 @@
+//! How the model's tests are run, and how each is shown to be able to fail.
+
+use super::Mutation;
+use std::env;
+use std::process::Command;
+
+const LEAVE_OUT: &str = "REVOCABLE_MODEL_LEAVE_OUT";
+
+/// Run `model` through every interleaving with at most so many preemptions.
+pub(crate) fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
+    super::model::sabotage(env::var(LEAVE_OUT).ok().map(|step| step.parse().expect("a mutation's number")));
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(model);
+}
+
+/// Run the test of this name with `step` left out, and see it fail with one of these messages.
+///
+/// In a process of its own, because a model that ends in a deadlock cannot be unwound.
+pub(crate) fn fails_without(step: Mutation, test: &str, says: &[&str]) {
+    let output = Command::new(env::current_exe().expect("a test has a binary"))
+        .args(["--exact", test, "--nocapture"])
+        .env(LEAVE_OUT, (step as u8).to_string())
+        .env("RUST_BACKTRACE", "0")
+        .output()
+        .expect("the test binary runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let ran = String::from_utf8_lossy(&output.stdout).contains("running 1 test");
+    assert!(ran, "there is no test {test}");
+    assert!(!output.status.success(), "{test} does not notice that {step:?} is left out");
+    assert!(says.iter().any(|words| said.contains(words)), "{test} without {step:?} fails otherwise:\n{said}");
+}
