@@ -100,7 +100,7 @@ impl RegionBuilder {
     pub fn build(self) -> Result<Region, BuildError> {
         let support = Support::current();
         let file = self.backing.open(&self.name, self.len)?;
-        let strategy = choose(self.strategy, &file, support)?;
+        let strategy = choose(self.strategy, &file, support, self.monitor.is_some())?;
         let monitor = match self.monitor {
             Some(monitor) => Some(monitor),
             None if support.userfaultfd() => Some(Monitor::shared()?),
@@ -139,7 +139,7 @@ impl RegionBuilder {
 }
 
 /// The strategy for a file: the one asked for, if it is possible, or the best that is.
-fn choose(asked: Option<Strategy>, file: &File, support: Support) -> Result<Strategy, BuildError> {
+fn choose(asked: Option<Strategy>, file: &File, support: Support, monitor: bool) -> Result<Strategy, BuildError> {
     let minor = if file.kind == Kind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
     let obstacle = |strategy| match (strategy, file.kind) {
         (Strategy::Replace, _) => None,
@@ -150,6 +150,8 @@ fn choose(asked: Option<Strategy>, file: &File, support: Support) -> Result<Stra
         (Strategy::Detach, Kind::Shmem) if !support.has(Feature::DONTUNMAP) => {
             Some("no MREMAP_DONTUNMAP on shared memory (Linux 5.13)")
         }
+        // A monitor that was handed in may have what this process could not get by itself; mapping tells.
+        (Strategy::Zap, _) if monitor => None,
         (Strategy::Zap, _) if !support.has(minor) => Some("no userfaultfd with minor faults (Linux 5.14)"),
         (Strategy::Zap, _) if !support.userfaultfd() => Some("no userfaultfd"),
         _ => None,
