@@ -64,6 +64,9 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap and membarrier");
 
+#[macro_use]
+mod trace;
+
 mod access;
 mod async_fault;
 mod backing;
@@ -73,6 +76,9 @@ pub mod fault;
 mod gate;
 mod group;
 mod guard;
+#[cfg(feature = "kvm")]
+#[cfg_attr(docsrs, doc(cfg(feature = "kvm")))]
+pub mod kvm;
 mod mapping;
 mod monitor;
 mod notify;
@@ -91,6 +97,9 @@ pub mod signal;
 mod stats;
 mod sync;
 mod sys;
+#[cfg(feature = "vm-memory")]
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
+pub mod vm_memory;
 mod wait;
 
 pub use access::{AtomicPrimitive, Primitive};

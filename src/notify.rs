@@ -130,6 +130,23 @@ pub struct Subscription {
 }
 
 impl Subscription {
+    pub(crate) fn new(region: &Arc<RegionShared>, range: Range<usize>, notifier: Arc<dyn InvalidateNotifier>) -> Self {
+        let end = range.end.min(region.len);
+        let range = range.start.min(end)..end;
+        let mut list = region.notifiers.list.lock();
+        let subscriber = Arc::new(Subscriber {
+            notifier,
+            range,
+            calling: Mutex::new(()),
+            caller: AtomicI32::new(0),
+            gone: AtomicBool::new(false),
+            revoked: AtomicBool::new(list.revoked),
+        });
+        list.subscribers.push(Arc::clone(&subscriber));
+        drop(list);
+        Self { region: Arc::clone(region), subscriber }
+    }
+
     /// What it is about: offsets in the region, in bytes.
     pub fn range(&self) -> Range<usize> {
         self.subscriber.range.clone()
@@ -169,19 +186,6 @@ impl Region {
     /// until the answer is dropped. Regions are revoked whole; the range is what the notifier is told, and remembers
     /// what it is about.
     pub fn subscribe(&self, range: Range<usize>, notifier: Arc<dyn InvalidateNotifier>) -> Subscription {
-        let end = range.end.min(self.shared.len);
-        let range = range.start.min(end)..end;
-        let mut list = self.shared.notifiers.list.lock();
-        let subscriber = Arc::new(Subscriber {
-            notifier,
-            range,
-            calling: Mutex::new(()),
-            caller: AtomicI32::new(0),
-            gone: AtomicBool::new(false),
-            revoked: AtomicBool::new(list.revoked),
-        });
-        list.subscribers.push(Arc::clone(&subscriber));
-        drop(list);
-        Subscription { region: Arc::clone(&self.shared), subscriber }
+        Subscription::new(&self.shared, range, notifier)
     }
 }

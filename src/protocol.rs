@@ -25,6 +25,7 @@ use crate::error::{Holders, RevokeError};
 use crate::gate::{Gate, NotDrained, Phase};
 use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, fence};
+use crate::trace;
 use crate::wait::{CancelToken, Event, Patience, Waited};
 use std::time::{Duration, Instant};
 
@@ -135,6 +136,20 @@ impl Protocol {
         self.memory.read()
     }
 
+    /// Runs `f` while no change of state is under way, and none begins.
+    ///
+    /// # Errors
+    /// [`RevokeError::Reentrant`] in the thread that changes the state.
+    #[cfg_attr(not(feature = "kvm"), expect(dead_code, reason = "only memslots start in step with the state so far"))]
+    pub(crate) fn at_rest<R>(&self, f: impl FnOnce(Phase) -> R) -> Result<R, RevokeError> {
+        // Relaxed: only ever compared with the reading thread's own key.
+        if self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid() {
+            return Err(RevokeError::Reentrant);
+        }
+        let _control = self.control.lock();
+        Ok(f(self.phase()))
+    }
+
     /// Waits until the region is in none of the phases that `unwanted` names.
     pub(crate) fn wait_while(
         &self,
@@ -237,9 +252,14 @@ impl Protocol {
 
     /// Waits for the guards and the pins.
     fn drain(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
+        let mut told = !trace::ENABLED;
         loop {
             // A thread whose help a guard's holder may need does not sleep for long.
-            let nap = mechanism.help().then(|| Instant::now() + Duration::from_millis(1));
+            let nap = match mechanism.help() {
+                true => Some(Instant::now() + Duration::from_millis(1)),
+                false if !told => Some(since + trace::SLOW),
+                false => None,
+            };
             let (slice, last) = match (patience, nap) {
                 (Patience::Forever, Some(nap)) => (Patience::Until(nap), false),
                 (Patience::Until(deadline), Some(nap)) if nap < deadline => (Patience::Until(nap), false),
@@ -247,7 +267,12 @@ impl Protocol {
             };
             match self.gate.drain(slice) {
                 Ok(()) => break,
-                Err(NotDrained::Held(_)) if !last => {}
+                Err(NotDrained::Held(_guards)) if !last => {
+                    if !told && since.elapsed() >= trace::SLOW {
+                        told = true;
+                        event!(WARN, guards = ?_guards, "slow guard");
+                    }
+                }
                 Err(NotDrained::Held(guards)) => {
                     return Err(gave_up(patience, since, Holders { guards, pins: self.pins() }));
                 }
@@ -261,6 +286,13 @@ impl Protocol {
         // The fence is the one between the gate's closing and this: see `pin`.
         fence(Ordering::SeqCst);
         let pinned = || self.pins.load(Ordering::SeqCst) > 0;
+        if trace::ENABLED && patience != Patience::Never {
+            let slow = since + trace::SLOW;
+            let first = if let Patience::Until(deadline) = patience { slow.min(deadline) } else { slow };
+            if self.waiters.wait_while(pinned, None, Some(first)) == Waited::TimedOut {
+                event!(WARN, pins = self.pins(), "slow guard");
+            }
+        }
         let pins_left = match patience {
             Patience::Forever => self.waiters.wait_while(pinned, None, None) != Waited::Done,
             Patience::Never => pinned(),

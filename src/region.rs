@@ -100,7 +100,7 @@ impl RegionBuilder {
     pub fn build(self) -> Result<Region, BuildError> {
         let support = Support::current();
         let file = self.backing.open(&self.name, self.len)?;
-        let strategy = choose(self.strategy, &file, support)?;
+        let strategy = choose(self.strategy, &file, support, self.monitor.is_some())?;
         let monitor = match self.monitor {
             Some(monitor) => Some(monitor),
             None if support.userfaultfd() => Some(Monitor::shared()?),
@@ -139,7 +139,7 @@ impl RegionBuilder {
 }
 
 /// The strategy for a file: the one asked for, if it is possible, or the best that is.
-fn choose(asked: Option<Strategy>, file: &File, support: Support) -> Result<Strategy, BuildError> {
+fn choose(asked: Option<Strategy>, file: &File, support: Support, monitor: bool) -> Result<Strategy, BuildError> {
     let minor = if file.kind == Kind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
     let obstacle = |strategy| match (strategy, file.kind) {
         (Strategy::Replace, _) => None,
@@ -150,6 +150,8 @@ fn choose(asked: Option<Strategy>, file: &File, support: Support) -> Result<Stra
         (Strategy::Detach, Kind::Shmem) if !support.has(Feature::DONTUNMAP) => {
             Some("no MREMAP_DONTUNMAP on shared memory (Linux 5.13)")
         }
+        // A monitor that was handed in may have what this process could not get by itself; mapping tells.
+        (Strategy::Zap, _) if monitor => None,
         (Strategy::Zap, _) if !support.has(minor) => Some("no userfaultfd with minor faults (Linux 5.14)"),
         (Strategy::Zap, _) if !support.userfaultfd() => Some("no userfaultfd"),
         _ => None,
@@ -195,6 +197,7 @@ impl RegionShared {
             Ok(Grade::Intended) => Ok(()),
             Ok(Grade::Degraded) => {
                 count(&self.counters.degraded);
+                event!(WARN, region = %self.name, addr = mapping.view.range.addr, "degraded");
                 Ok(())
             }
             Err(source) => Err(RevokeError::Sys { addr: mapping.view.range.addr, source }),
@@ -203,6 +206,7 @@ impl RegionShared {
 
     /// Disables, enables or ends for good, measured.
     fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
+        span!(DEBUG, "change", region = %self.name, to = ?to);
         let since = Instant::now();
         let Some(mut change) = self.protocol.begin(self, Some(to), patience)? else { return Ok(false) };
         let (counter, took) = match to {
@@ -217,7 +221,12 @@ impl RegionShared {
         };
         drop(change);
         count(counter);
-        took.record(since.elapsed());
+        let elapsed = since.elapsed();
+        took.record(elapsed);
+        match to {
+            State::Enabled => event!(DEBUG, region = %self.name, took = ?elapsed, "restored"),
+            State::Disabled | State::Gone => event!(DEBUG, region = %self.name, took = ?elapsed, "revoked"),
+        }
         Ok(true)
     }
 
@@ -415,12 +424,14 @@ impl Region {
 
     fn reset_with<R>(&self, patience: Patience, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
         let shared = &*self.shared;
+        span!(DEBUG, "reset", region = %shared.name);
         let Some(mut change) = shared.protocol.begin(shared, None, patience)? else { return Err(RevokeError::Gone) };
         change.hold()?;
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reset(&shared.owner)));
         let released = change.release();
         drop(change);
         count(&shared.counters.resets);
+        event!(DEBUG, region = %shared.name, "reset");
         match done {
             Ok(value) => released.map(|()| value),
             Err(panic) => std::panic::resume_unwind(panic),
