@@ -143,7 +143,7 @@ impl Mapping {
                     // Waiting is arranged in place. Nobody knows this range yet.
                     served.view.restore(file).map_err(Establish::Sys)?;
                 }
-                served.view.refuse().map_err(Establish::Sys)?;
+                served.view.refuse(*state == State::Gone).map_err(Establish::Sys)?;
             }
         }
         mappings.insert(served.view.range.addr, Arc::clone(served));

@@ -23,7 +23,7 @@
 
 use crate::error::{Holders, RevokeError};
 use crate::gate::{Gate, NotDrained, Phase};
-use crate::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, fence};
 use crate::wait::{CancelToken, Event, Patience, Waited};
 use std::time::{Duration, Instant};
@@ -38,8 +38,9 @@ pub(crate) trait Mechanism {
     fn want_pins_back(&self);
     /// Nothing reaches the memory when it returns; faults wait.
     fn hold(&self) -> Result<(), RevokeError>;
-    /// Nothing reaches the memory when it returns; accesses meet the policy.
-    fn refuse(&self) -> Result<(), RevokeError>;
+    /// Nothing reaches the memory when it returns; accesses meet the policy. `for_good`: it will never be restored, so
+    /// nobody is left waiting for that.
+    fn refuse(&self, for_good: bool) -> Result<(), RevokeError>;
     /// The memory is reachable again when it returns.
     fn restore(&self) -> Result<(), RevokeError>;
     /// Makes everything that waits for the region, in a page fault or elsewhere, look again. The phase is set by now.
@@ -81,6 +82,8 @@ pub(crate) struct Protocol {
     waiters: Event,
     /// Changes of state so far.
     epoch: AtomicU64,
+    /// Was the region enabled after the last of them?
+    enabled: AtomicBool,
 }
 
 impl Protocol {
@@ -93,12 +96,19 @@ impl Protocol {
             pins: AtomicUsize::new(0),
             waiters: Event::new(),
             epoch: AtomicU64::new(0),
+            enabled: AtomicBool::new(initial == State::Enabled),
         }
     }
 
     /// The state as of now, without waiting.
     pub(crate) fn phase(&self) -> Phase {
         self.gate.phase()
+    }
+
+    /// Was the region enabled after the last finished change?
+    pub(crate) fn was_enabled(&self) -> bool {
+        // Relaxed: an answer about the past.
+        self.enabled.load(Ordering::Relaxed)
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -273,7 +283,7 @@ impl Change<'_> {
         let was = self.now;
         // First the state, then the refusal: a region that refuses is disabled.
         self.set(to);
-        self.mechanism.refuse().or_else(|e| {
+        self.mechanism.refuse(to == State::Gone).or_else(|e| {
             self.mechanism.restore()?;
             self.set(was);
             Err(e)
@@ -283,7 +293,7 @@ impl Change<'_> {
     /// Gives back. On an error everything is as before.
     pub(crate) fn enable(&mut self) -> Result<(), RevokeError> {
         self.mechanism.restore().or_else(|e| {
-            self.mechanism.refuse()?;
+            self.mechanism.refuse(false)?;
             Err(e)
         })?;
         self.set(State::Enabled);
@@ -320,6 +330,7 @@ impl Drop for Change<'_> {
         // Each step lets somebody look again, so each comes after what they are to see.
         drop(self.memory.take());
         self.protocol.epoch.fetch_add(1, Ordering::Release);
+        self.protocol.enabled.store(self.now == State::Enabled, Ordering::Relaxed);
         self.protocol.gate.set_phase(self.now.phase());
         self.protocol.waiters.notify_all();
         self.mechanism.wake();

@@ -134,6 +134,8 @@ pub struct RegionStats {
     pub mappings: usize,
     /// Address space kept besides the mappings themselves (Detach), in bytes.
     pub alias_bytes: usize,
+    /// Page tables kept aside by disabled mappings (Detach), in bytes, at the most.
+    pub page_tables_kept: usize,
     /// How long disabling took, from the call to its return.
     pub disable: Latency,
     /// How long enabling took.
