@@ -64,6 +64,9 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap and membarrier");
 
+#[macro_use]
+mod trace;
+
 mod access;
 mod async_fault;
 mod backing;
@@ -71,10 +74,16 @@ mod caller;
 mod error;
 pub mod fault;
 mod gate;
+mod group;
 mod guard;
+#[cfg(feature = "kvm")]
+#[cfg_attr(docsrs, doc(cfg(feature = "kvm")))]
+pub mod kvm;
 mod mapping;
 mod monitor;
+mod notify;
 mod owner;
+pub mod pci;
 mod pin;
 mod policy;
 mod protocol;
@@ -88,6 +97,9 @@ pub mod signal;
 mod stats;
 mod sync;
 mod sys;
+#[cfg(feature = "vm-memory")]
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
+pub mod vm_memory;
 mod wait;
 
 pub use access::{AtomicPrimitive, Primitive};
@@ -98,9 +110,11 @@ pub use error::{
     AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, RevokeError,
 };
 pub use gate::HeldGuard;
+pub use group::{GroupError, ResetGroup};
 pub use guard::Access;
 pub use mapping::{MapOptions, Mapping};
 pub use monitor::Monitor;
+pub use notify::{InvalidateNotifier, NotifyError, Subscription};
 pub use owner::OwnerView;
 pub use pin::Pin;
 pub use policy::OnDisabled;
