@@ -124,9 +124,12 @@ impl Mapping {
         let served = &self.served;
         let region = &served.region;
         if let Server::Monitor(monitor) = &served.view.server {
+            // The others' faults come to the monitor too, while a reset makes them wait; but they need no answer, so they
+            // start no thread for that.
+            let target: Arc<dyn monitor::Served> = Arc::clone(served) as _;
+            let adopted = monitor.adopt(served.view.range, target);
             if served.view.strategy == Strategy::Zap || served.view.policy == OnDisabled::Block {
-                let target: Arc<dyn monitor::Served> = Arc::clone(served) as _;
-                monitor.adopt(served.view.range, target).map_err(Establish::Monitor)?;
+                adopted.and_then(|()| monitor.start()).map_err(Establish::Monitor)?;
             }
         }
         let state = region.protocol.read();

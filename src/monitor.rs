@@ -151,14 +151,21 @@ impl Monitor {
         &self.core.uffd
     }
 
-    /// From now on the faults of `range` are answered by `served`. Starts the threads if there are none yet.
+    /// From now on the faults of `range` are answered by `served`.
     pub(crate) fn adopt(&self, range: AddrRange, served: Arc<dyn Served>) -> Result<(), MonitorError> {
+        let mut mappings = self.core.mappings.write();
+        // Under the table's lock, as `die` goes through the table after setting this: either it finds the mapping there, or
+        // the mapping finds this.
         if self.core.dead.load(Ordering::Acquire) {
             return Err(MonitorError::Dead);
         }
-        self.threads.ensure_running()?;
-        self.core.mappings.write().insert(range.addr, (range, served));
+        mappings.insert(range.addr, (range, served));
         Ok(())
+    }
+
+    /// Starts the threads, if there are none yet.
+    pub(crate) fn start(&self) -> Result<(), MonitorError> {
+        self.threads.ensure_running()
     }
 
     /// The opposite of [`adopt`](Self::adopt). When it returns, no answer is under way for `range`, so its

@@ -214,12 +214,14 @@ impl View {
     pub(crate) fn refuse_for_good(&self) -> Result<(), SysError> {
         let mut place = self.place.lock();
         match place.content {
-            Content::Covered => Ok(()),
-            Content::Live | Content::Parked | Content::StandIn | Content::Barred | Content::Reserved => {
-                self.set_aside(&mut place);
-                self.refuse_somehow(&mut place)
-            }
+            // These need no answers.
+            Content::Covered | Content::Barred => return Ok(()),
+            Content::Live if !self.served_live() => return Ok(()),
+            // Only what is the region's own memory is moved to the alias.
+            Content::Live => self.set_aside(&mut place),
+            Content::Parked | Content::StandIn | Content::Reserved => {}
         }
+        self.refuse_somehow(&mut place)
     }
 
     /// The memory is reachable again. On an error the range still refuses (or waits) as before.
