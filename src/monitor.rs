@@ -254,8 +254,21 @@ impl Core {
         }));
         if answered.is_err() {
             self.counters.panics.fetch_add(1, Ordering::Relaxed);
+            self.give_up(fault.addr);
         }
         self.counters.answer.record(since.elapsed());
+    }
+
+    /// Fails closed where an answer has panicked: the next one would too. The mapping refuses from now on, and the thread
+    /// meets that instead of waiting for ever.
+    fn give_up(&self, addr: usize) {
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            let mappings = self.mappings.read();
+            if let Some((_, (_, served))) = mappings.range(..=addr).next_back().filter(|(_, (r, _))| r.contains(addr)) {
+                served.abandon();
+            }
+        }));
+        wake_page(&self.uffd, addr);
     }
 
     fn run(&self) {
@@ -359,5 +372,43 @@ impl Drop for Threads {
                 let _ = handle.join();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Panics {
+        abandoned: AtomicBool,
+    }
+
+    impl Served for Panics {
+        fn serve(&self, _: FaultMessage) {
+            panic!("for the test");
+        }
+
+        fn abandon(&self) {
+            self.abandoned.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_mapping_whose_answer_panics_refuses_from_then_on() {
+        let Ok(monitor) = Monitor::manual() else {
+            println!("SKIP: no userfaultfd");
+            assert!(std::env::var_os("REVOCABLE_CI").is_none(), "this machine is to run every test");
+            return;
+        };
+        let [panics, other] = [(); 2].map(|()| Arc::new(Panics::default()));
+        let page = page_size();
+        for (at, served) in [(16, &panics), (17, &other)] {
+            monitor.adopt(AddrRange::new(at * page, page), Arc::clone(served) as _).expect("it lives");
+        }
+        monitor.core.answer(FaultMessage { addr: 16 * page + 8, tid: 1, write: false });
+        assert!(panics.abandoned.load(Ordering::Relaxed));
+        assert!(!other.abandoned.load(Ordering::Relaxed));
+        assert_eq!(monitor.stats().panics, 1);
     }
 }
