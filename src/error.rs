@@ -322,7 +322,7 @@ pub enum PinError {
     /// The wait was cancelled.
     #[error("the wait was cancelled")]
     Cancelled,
-    /// The file gives no pages there.
+    /// The file gives no pages there, or the region has no owner's view to reach them by ([`OnRevoke::Drop`](crate::OnRevoke)).
     #[error("no memory: {0}")]
     NoMemory(SysError),
     /// The flags contradict themselves.
