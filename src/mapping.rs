@@ -271,30 +271,32 @@ impl Served {
         let mut mapped = 0;
         while from < end {
             let part = AddrRange::new(self.view.range.addr + from, end - from);
-            match uffd.map_present(part)? {
-                Continued::Bytes(n) => {
+            match uffd.map_present(part) {
+                Ok(Continued::Bytes(n)) => {
                     mapped += n / page;
                     from += n;
                 }
                 // Somebody was faster. Its waiters were woken by whoever mapped it, unless they came in between.
-                Continued::AlreadyMapped => {
+                Ok(Continued::AlreadyMapped) => {
                     if from == first {
                         let _ = uffd.wake(AddrRange::new(self.view.range.addr + from, page));
                     }
                     from += page;
                 }
-                Continued::Hole if from == first => self.region.owner.populate(self.offset + first, page)?,
+                Ok(Continued::Hole) if from == first => self.region.owner.populate(self.offset + first, page)?,
                 // Around the fault only what the file has is mapped.
-                Continued::Hole => from += page,
+                Ok(Continued::Hole) => from += page,
                 // Part of the window was unmapped or split off by the application: the page itself, or nothing.
-                Continued::NotRegistered if from == first && part.len == page => {
+                Ok(Continued::NotRegistered) if from == first && part.len == page => {
                     return Err(SysError::new("UFFDIO_CONTINUE", Errno::ENOENT));
                 }
-                Continued::NotRegistered if from <= first => {
+                Err(e) if from == first => return Err(e),
+                Ok(Continued::NotRegistered) | Err(_) if from <= first => {
                     return self.map_page(uffd, first);
                 }
-                Continued::NotRegistered => break,
-                Continued::TryAgain => std::thread::yield_now(),
+                // What is wrong behind it is not this fault's business.
+                Ok(Continued::NotRegistered) | Err(_) => break,
+                Ok(Continued::TryAgain) => std::thread::yield_now(),
             }
         }
         count(&self.region.counters.faults_mapped);
