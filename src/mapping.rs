@@ -348,7 +348,7 @@ impl monitor::Served for Served {
 
     fn abandon(&self) {
         self.close();
-        if self.view.refuse_for_good().is_err() {
+        if self.view.abandon().is_err() {
             count(&self.region.counters.degraded);
         }
     }

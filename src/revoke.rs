@@ -211,7 +211,7 @@ impl View {
     }
 
     /// The monitor is gone: whatever was to be answered by it refuses instead.
-    pub(crate) fn refuse_for_good(&self) -> Result<(), SysError> {
+    pub(crate) fn abandon(&self) -> Result<(), SysError> {
         let mut place = self.place.lock();
         match place.content {
             // These need no answers.
