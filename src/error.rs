@@ -97,6 +97,9 @@ pub enum MapError {
         /// What is missing.
         why: &'static str,
     },
+    /// Called from inside a reset callback of the same region, for whose end it would have to wait.
+    #[error("called from inside a reset callback of the same region: map it before or after")]
+    Reentrant,
     /// No monitor thread could be started, or the monitor is gone.
     #[error(transparent)]
     Monitor(#[from] MonitorError),

@@ -115,6 +115,7 @@ impl Mapping {
         mapping.establish().map_err(|e| match e {
             Establish::Sys(source) => sys(source),
             Establish::Monitor(e) => e.into(),
+            Establish::Reentrant => MapError::Reentrant,
         })?;
         Ok(mapping)
     }
@@ -132,7 +133,12 @@ impl Mapping {
                 adopted.and_then(|()| monitor.start()).map_err(Establish::Monitor)?;
             }
         }
-        let state = region.protocol.read();
+        let state = match region.protocol.try_read() {
+            Some(state) => state,
+            // In its own reset callback: it would wait for itself.
+            None if region.protocol.is_changed_by_caller() => return Err(Establish::Reentrant),
+            None => region.protocol.read(),
+        };
         let file = region.file.lock();
         let file = file.as_ref().map(AsFd::as_fd);
         let mut mappings = region.mappings.lock();
@@ -184,6 +190,7 @@ impl Mapping {
 enum Establish {
     Sys(SysError),
     Monitor(crate::MonitorError),
+    Reentrant,
 }
 
 impl Drop for Mapping {

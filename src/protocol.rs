@@ -105,6 +105,12 @@ impl Protocol {
         self.gate.phase()
     }
 
+    /// Is the calling thread inside a change of this state: in a notifier, or in a reset callback?
+    pub(crate) fn is_changed_by_caller(&self) -> bool {
+        // Relaxed: only ever compared with the reading thread's own key.
+        self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid()
+    }
+
     /// Was the region enabled after the last finished change?
     pub(crate) fn was_enabled(&self) -> bool {
         // Relaxed: an answer about the past.

@@ -1,7 +1,7 @@
 //! A reset makes faults wait, whatever the strategy, and waiting costs nothing.
 #![expect(unsafe_code, reason = "raw pointers are what is tested")]
 
-use revocable_mmio::{MapOptions, Monitor, Region, Strategy, Support};
+use revocable_mmio::{MapError, MapOptions, Monitor, Region, Strategy, Support};
 use std::thread;
 use std::time::Duration;
 
@@ -37,4 +37,13 @@ fn a_load_that_waits_for_the_end_of_a_reset_keeps_no_monitor_busy() {
         let faults = monitor.stats().faults - before;
         assert!(faults < 20, "{strategy}: the monitor saw {faults} faults of one waiting load");
     }
+}
+
+#[test]
+fn mapping_a_region_from_its_own_reset_callback_is_an_error() {
+    let region = Region::builder(1 << 20).build().expect("a region");
+    let mapped = region.reset(|_| region.map(MapOptions::new())).expect("nobody is in the way");
+    assert!(matches!(mapped, Err(MapError::Reentrant)), "{mapped:?}");
+    assert_eq!(region.stats().mappings, 0);
+    region.map(MapOptions::new()).expect("it maps").write::<u64>(0, 7).expect("enabled");
 }
