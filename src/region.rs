@@ -513,7 +513,8 @@ impl fmt::Debug for Region {
 
 /// Which server a mapping of a region gets.
 pub(crate) fn server(shared: &RegionShared, own: bool) -> Result<Server, MapError> {
-    if own && shared.strategy == Strategy::Zap {
+    // An access that does not recover would end the process where it is to resolve its own fault: a monitor does, then.
+    if own && shared.strategy == Strategy::Zap && crate::access::raw::RECOVERABLE {
         let uffd = crate::revoke::refuser().map_err(|source| MapError::Sys { len: 0, source })?;
         return Ok(Server::Own(uffd));
     }
