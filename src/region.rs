@@ -219,17 +219,16 @@ impl RegionShared {
     }
 
     /// Frees the page tables that Detach has put aside, in the background.
-    fn trim(&self) {
-        let views: Vec<Weak<Served>> = self.mappings.lock().values().map(Arc::downgrade).collect();
+    fn trim(self: &Arc<Self>) {
+        let region: Weak<Self> = Arc::downgrade(self);
+        let starts: Vec<usize> = self.mappings.lock().keys().copied().collect();
         let trimming = move || {
-            for served in views {
-                // One step at a time, so that neither an `enable()` nor the mapping's end waits for more than that.
-                let mut done = 0;
-                while let Some(served) = served.upgrade() {
-                    match served.view.trim(done) {
-                        Some(more) => done = more,
-                        None => break,
-                    }
+            for start in starts {
+                // One step at a time, so that neither an `enable()` nor the mapping's end waits for more than that. Under the
+                // list's lock, and holding nothing of the mapping's: when its drop has returned, it is unmapped.
+                let mut done = Some(0);
+                while let (Some(from), Some(region)) = (done, region.upgrade()) {
+                    done = region.mappings.lock().get(&start).and_then(|served| served.view.trim(from));
                 }
             }
         };
