@@ -79,6 +79,9 @@ pub struct Mapping {
 
 impl Mapping {
     pub(crate) fn new(region: &Arc<RegionShared>, options: MapOptions) -> Result<Self, MapError> {
+        if region.protocol.is_inherited() {
+            return Err(MapError::Forked);
+        }
         let (offset, len) = options.part(region)?;
         let sys = |source| MapError::Sys { len, source };
         let policy = options.on_disabled;
@@ -197,6 +200,10 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         let range = self.served.view.range;
         let region = &self.served.region;
+        if region.protocol.is_inherited() {
+            // There is no mapping, and there may be something else by now. The list keeps the rest as it is.
+            return;
+        }
         // The list's lock: no change of state is working on the range. `disown`: no monitor is. The range itself goes
         // with the last reference, which is this one: the list and the monitor gave theirs up.
         let mut mappings = region.mappings.lock();

@@ -5,6 +5,7 @@
 
 use crate::error::MonitorError;
 use crate::stats::{Histogram, MonitorStats};
+use crate::sys::thread::current_pid;
 use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError, page_size};
 use nix::errno::Errno;
@@ -102,7 +103,12 @@ impl Monitor {
             dead: AtomicBool::new(false),
             counters: Counters::default(),
         });
-        let threads = Arc::new(Threads { core: Arc::clone(&core), count, running: Mutex::new(Vec::new()) });
+        let threads = Arc::new(Threads {
+            core: Arc::clone(&core),
+            count,
+            running: Mutex::new(Vec::new()),
+            process: current_pid(),
+        });
         Ok(Self { core, threads })
     }
 
@@ -338,6 +344,8 @@ struct Threads {
     core: Arc<Core>,
     count: usize,
     running: Mutex<Vec<JoinHandle<()>>>,
+    /// Whose threads they are.
+    process: i32,
 }
 
 impl Threads {
@@ -363,6 +371,10 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
+        if self.process != current_pid() {
+            // A forked child has none of the threads, and the eventfd is its parent's too.
+            return;
+        }
         self.core.stopping.store(true, Ordering::Release);
         let _ = self.core.stop.write(1);
         for handle in self.running.get_mut().drain(..) {

@@ -84,6 +84,8 @@ pub(crate) struct Protocol {
     epoch: AtomicU64,
     /// Was the region enabled after the last of them?
     enabled: AtomicBool,
+    /// Whose mappings they are: see [`is_inherited`](Self::is_inherited).
+    process: i32,
 }
 
 impl Protocol {
@@ -97,12 +99,19 @@ impl Protocol {
             waiters: Event::new(),
             epoch: AtomicU64::new(0),
             enabled: AtomicBool::new(initial == State::Enabled),
+            process: crate::sys::thread::current_pid(),
         }
     }
 
     /// The state as of now, without waiting.
     pub(crate) fn phase(&self) -> Phase {
         self.gate.phase()
+    }
+
+    /// Is this a forked child's copy? The child has no mappings where its parent has them, maybe something else; and the
+    /// userfaultfds go on working on its parent's.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.process != crate::sys::thread::current_pid()
     }
 
     /// Is the calling thread inside a change of this state: in a notifier, or in a reset callback?
@@ -176,6 +185,9 @@ impl Protocol {
         goal: Option<State>,
         patience: Patience,
     ) -> Result<Option<Change<'a>>, RevokeError> {
+        if self.is_inherited() {
+            return Err(RevokeError::Forked);
+        }
         let since = Instant::now();
         let me = crate::sys::thread::current_tid();
         if self.changer.load(Ordering::Relaxed) == me {

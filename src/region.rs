@@ -294,6 +294,9 @@ impl Mechanism for RegionShared {
 /// Device memory that can be taken away from everyone who has it mapped, and given back.
 ///
 /// Dropping a region revokes it for good: its mappings stay, refusing, until they are dropped too.
+///
+/// A forked child inherits no mapping: where its parent has one, it has nothing, and later maybe something else. It can drop
+/// what it has inherited, which does nothing, and must not access it.
 pub struct Region {
     pub(crate) shared: Arc<RegionShared>,
 }
