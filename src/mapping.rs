@@ -1,5 +1,6 @@
 //! Mappings: one view of a region, or of a part of it, in this process's address space.
 
+use crate::backing::OnRevoke;
 use crate::error::MapError;
 use crate::monitor::{self, wake_page};
 use crate::policy::OnDisabled;
@@ -102,6 +103,7 @@ impl Mapping {
             server,
             ones,
             page: region.page,
+            drops_file: region.on_revoke == OnRevoke::Drop,
         })
         .map_err(sys)?;
         let served = Arc::new(Served {

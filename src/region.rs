@@ -169,7 +169,7 @@ pub(crate) struct RegionShared {
     pub(crate) len: usize,
     pub(crate) page: usize,
     pub(crate) kind: Kind,
-    on_revoke: OnRevoke,
+    pub(crate) on_revoke: OnRevoke,
     pub(crate) file_offset: u64,
     /// `None`: dropped on revocation.
     pub(crate) file: Mutex<Option<OwnedFd>>,

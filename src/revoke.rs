@@ -116,6 +116,8 @@ pub(crate) struct View {
     pub(crate) ones: Option<Arc<Tile>>,
     /// The file's page size, in bytes: ranges of hugetlb files are multiples of it.
     pub(crate) page: usize,
+    /// Revoked, nothing of the file may stay mapped, and the next one may be another ([`OnRevoke::Drop`](crate::OnRevoke)).
+    pub(crate) drops_file: bool,
     place: Mutex<Place>,
 }
 
@@ -151,6 +153,7 @@ impl View {
             alias,
             ones: spec.ones,
             page: spec.page,
+            drops_file: spec.drops_file,
             place: Mutex::new(place),
         })
     }
@@ -394,6 +397,7 @@ pub(crate) struct ViewSpec {
     pub(crate) server: Server,
     pub(crate) ones: Option<Arc<Tile>>,
     pub(crate) page: usize,
+    pub(crate) drops_file: bool,
 }
 
 /// Alignment at which page tables move in the largest subtrees: 1 GiB, 2 MiB, or a page.

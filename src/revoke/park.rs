@@ -31,6 +31,7 @@ impl View {
         match place.content {
             Content::Parked | Content::StandIn => return Ok(()),
             Content::Reserved => return self.stand_in(place, Waits::All),
+            _ if self.drops_file => return self.stand_in(place, Waits::All),
             Content::Live | Content::Covered | Content::Barred => {}
         }
         let uffd = self.server.uffd().ok_or(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS))?;
