@@ -5,6 +5,7 @@
 
 use crate::error::MonitorError;
 use crate::stats::{Histogram, MonitorStats};
+use crate::sys::thread::current_pid;
 use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError, page_size};
 use nix::errno::Errno;
@@ -119,7 +120,12 @@ impl Monitor {
             dead: AtomicBool::new(false),
             counters: Counters::default(),
         });
-        let threads = Arc::new(Threads { core: Arc::clone(&core), count, running: Mutex::new(Vec::new()) });
+        let threads = Arc::new(Threads {
+            core: Arc::clone(&core),
+            count,
+            running: Mutex::new(Vec::new()),
+            process: current_pid(),
+        });
         Ok(Self { core, threads })
     }
 
@@ -168,14 +174,21 @@ impl Monitor {
         &self.core.uffd
     }
 
-    /// From now on the faults of `range` are answered by `served`. Starts the threads if there are none yet.
+    /// From now on the faults of `range` are answered by `served`.
     pub(crate) fn adopt(&self, range: AddrRange, served: Arc<dyn Served>) -> Result<(), MonitorError> {
+        let mut mappings = self.core.mappings.write();
+        // Under the table's lock, as `die` goes through the table after setting this: either it finds the mapping there, or
+        // the mapping finds this.
         if self.core.dead.load(Ordering::Acquire) {
             return Err(MonitorError::Dead);
         }
-        self.threads.ensure_running()?;
-        self.core.mappings.write().insert(range.addr, (range, served));
+        mappings.insert(range.addr, (range, served));
         Ok(())
+    }
+
+    /// Starts the threads, if there are none yet.
+    pub(crate) fn start(&self) -> Result<(), MonitorError> {
+        self.threads.ensure_running()
     }
 
     /// The opposite of [`adopt`](Self::adopt). When it returns, no answer is under way for `range`, so its
@@ -278,8 +291,21 @@ impl Core {
         }));
         if answered.is_err() {
             self.counters.panics.fetch_add(1, Ordering::Relaxed);
+            self.give_up(fault.addr);
         }
         self.counters.answer.record(since.elapsed());
+    }
+
+    /// Fails closed where an answer has panicked: the next one would too. The mapping refuses from now on, and the thread
+    /// meets that instead of waiting for ever.
+    fn give_up(&self, addr: usize) {
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            let mappings = self.mappings.read();
+            if let Some((_, (_, served))) = mappings.range(..=addr).next_back().filter(|(_, (r, _))| r.contains(addr)) {
+                served.abandon();
+            }
+        }));
+        wake_page(&self.uffd, addr);
     }
 
     fn run(&self) {
@@ -349,6 +375,8 @@ struct Threads {
     core: Arc<Core>,
     count: usize,
     running: Mutex<Vec<JoinHandle<()>>>,
+    /// Whose threads they are.
+    process: i32,
 }
 
 impl Threads {
@@ -374,6 +402,10 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
+        if self.process != current_pid() {
+            // A forked child has none of the threads, and the eventfd is its parent's too.
+            return;
+        }
         self.core.stopping.store(true, Ordering::Release);
         let _ = self.core.stop.write(1);
         for handle in self.running.get_mut().drain(..) {
@@ -383,5 +415,43 @@ impl Drop for Threads {
                 let _ = handle.join();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Panics {
+        abandoned: AtomicBool,
+    }
+
+    impl Served for Panics {
+        fn serve(&self, _: FaultMessage) {
+            panic!("for the test");
+        }
+
+        fn abandon(&self) {
+            self.abandoned.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_mapping_whose_answer_panics_refuses_from_then_on() {
+        let Ok(monitor) = Monitor::manual() else {
+            println!("SKIP: no userfaultfd");
+            assert!(std::env::var_os("REVOCABLE_CI").is_none(), "this machine is to run every test");
+            return;
+        };
+        let [panics, other] = [(); 2].map(|()| Arc::new(Panics::default()));
+        let page = page_size();
+        for (at, served) in [(16, &panics), (17, &other)] {
+            monitor.adopt(AddrRange::new(at * page, page), Arc::clone(served) as _).expect("it lives");
+        }
+        monitor.core.answer(FaultMessage { addr: 16 * page + 8, tid: 1, write: false });
+        assert!(panics.abandoned.load(Ordering::Relaxed));
+        assert!(!other.abandoned.load(Ordering::Relaxed));
+        assert_eq!(monitor.stats().panics, 1);
     }
 }

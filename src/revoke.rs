@@ -116,6 +116,8 @@ pub(crate) struct View {
     pub(crate) ones: Option<Arc<Tile>>,
     /// The file's page size, in bytes: ranges of hugetlb files are multiples of it.
     pub(crate) page: usize,
+    /// Revoked, nothing of the file may stay mapped, and the next one may be another ([`OnRevoke::Drop`](crate::OnRevoke)).
+    pub(crate) drops_file: bool,
     place: Mutex<Place>,
 }
 
@@ -151,6 +153,7 @@ impl View {
             alias,
             ones: spec.ones,
             page: spec.page,
+            drops_file: spec.drops_file,
             place: Mutex::new(place),
         })
     }
@@ -211,15 +214,17 @@ impl View {
     }
 
     /// The monitor is gone: whatever was to be answered by it refuses instead.
-    pub(crate) fn refuse_for_good(&self) -> Result<(), SysError> {
+    pub(crate) fn abandon(&self) -> Result<(), SysError> {
         let mut place = self.place.lock();
         match place.content {
-            Content::Covered => Ok(()),
-            Content::Live | Content::Parked | Content::StandIn | Content::Barred | Content::Reserved => {
-                self.set_aside(&mut place);
-                self.refuse_somehow(&mut place)
-            }
+            // These need no answers.
+            Content::Covered | Content::Barred => return Ok(()),
+            Content::Live if !self.served_live() => return Ok(()),
+            // Only what is the region's own memory is moved to the alias.
+            Content::Live => self.set_aside(&mut place),
+            Content::Parked | Content::StandIn | Content::Reserved => {}
         }
+        self.refuse_somehow(&mut place)
     }
 
     /// The memory is reachable again. On an error the range still refuses (or waits) as before.
@@ -392,6 +397,7 @@ pub(crate) struct ViewSpec {
     pub(crate) server: Server,
     pub(crate) ones: Option<Arc<Tile>>,
     pub(crate) page: usize,
+    pub(crate) drops_file: bool,
 }
 
 /// Alignment at which page tables move in the largest subtrees: 1 GiB, 2 MiB, or a page.

@@ -201,12 +201,22 @@ pub(crate) unsafe fn move_onto(from: AddrRange, to: AddrRange, leave: Leave) -> 
     if at == libc::MAP_FAILED { Err(SysError::last("mremap")) } else { Ok(()) }
 }
 
-/// Is `range` still one mapping, that nobody has split by mprotect, munmap or mmap? An mremap to the same place
-/// and size changes nothing and answers EFAULT where the range is not within one mapping.
+/// Is `range` still one mapping, that nobody has split by mprotect, munmap or mmap? An mremap that is to grow a range
+/// which is not within one mapping answers EFAULT; one that cannot grow, ENOMEM (`vma_to_resize`, `check_prep_vma`). With
+/// equal sizes it looks at nothing. Where the kernel does not tell (hugetlb, device memory), the answer is yes.
 pub(crate) fn is_one_mapping(range: AddrRange) -> bool {
-    // SAFETY: without MREMAP_MAYMOVE and with equal sizes the call changes nothing.
-    let at = unsafe { libc::mremap(range.as_ptr().cast(), range.len, range.len, 0) };
-    at != libc::MAP_FAILED
+    // At the top of the main thread's stack: growing up to there never succeeds, as the stack is in the way.
+    // SAFETY: reads the auxiliary vector.
+    let stack = unsafe { libc::getauxval(libc::AT_EXECFN) };
+    let up_to = usize::try_from(stack).unwrap_or(0).next_multiple_of(super::page_size());
+    let Some(too_long) = up_to.checked_sub(range.addr).filter(|len| *len > range.len) else { return true };
+    let grows = |len| {
+        // SAFETY: the kernel refuses, and changes nothing: something is mapped where it would have to grow.
+        let at = unsafe { libc::mremap(range.as_ptr().cast(), len, too_long, 0) };
+        at != libc::MAP_FAILED || nix::errno::Errno::last() != nix::errno::Errno::EFAULT
+    };
+    // Device memory (VM_DONTEXPAND, VM_PFNMAP) answers EFAULT to any growing, of its first page alone too.
+    grows(range.len) || !grows(super::page_size())
 }
 
 /// The size of huge page that a memfd is made of, in bytes; 0 for base pages.
