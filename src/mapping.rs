@@ -124,10 +124,10 @@ impl Mapping {
         let served = &self.served;
         let region = &served.region;
         if let Server::Monitor(monitor) = &served.view.server {
-            if served.view.strategy == Strategy::Zap || served.view.policy == OnDisabled::Block {
-                let target: Arc<dyn monitor::Served> = Arc::clone(served) as _;
-                monitor.adopt(served.view.range, target).map_err(Establish::Monitor)?;
-            }
+            // The others' faults come to the monitor too, during a reset; it leaves them waiting, and need not run for that.
+            let needs_threads = served.view.strategy == Strategy::Zap || served.view.policy == OnDisabled::Block;
+            let target: Arc<dyn monitor::Served> = Arc::clone(served) as _;
+            monitor.adopt(served.view.range, target, needs_threads).map_err(Establish::Monitor)?;
         }
         let state = region.protocol.read();
         let file = region.file.lock();
@@ -252,6 +252,13 @@ impl Served {
         self.store_limit.store(if self.view.prot == Prot::ReadWrite { len } else { 0 }, Ordering::Relaxed);
     }
 
+    /// Under the read side of the memory lock of an enabled region: puts right what a change that failed half-way left.
+    pub(crate) fn heal(&self) {
+        if self.view.heal(self.region.file.lock().as_ref().map(AsFd::as_fd)) {
+            self.open();
+        }
+    }
+
     /// Accesses had better look first. A hint: the refusal itself is in the page tables.
     pub(crate) fn close(&self) {
         self.load_limit.store(0, Ordering::Relaxed);
@@ -336,16 +343,24 @@ impl monitor::Served for Served {
                     count(&counters.degraded);
                 }
             }
-            // A late message: what waited here has something else to meet by now.
-            State::Enabled | State::Disabled | State::Gone => wake_page(uffd, fault.addr),
+            // A late message: what waited here has something else to meet by now. Or one that a failed change left in.
+            State::Enabled => {
+                self.heal();
+                wake_page(uffd, fault.addr);
+            }
+            State::Disabled | State::Gone => wake_page(uffd, fault.addr),
         }
     }
 
-    fn abandon(&self) {
+    fn abandon(&self) -> bool {
         self.close();
-        if self.view.refuse_for_good().is_err() {
+        let refused = self.view.refuse_for_good().is_ok();
+        if !refused {
             count(&self.region.counters.degraded);
         }
+        // Replacing a mapping wakes nobody who waits in it.
+        self.view.wake();
+        refused
     }
 }
 
