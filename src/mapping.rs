@@ -271,6 +271,13 @@ impl Served {
         self.store_limit.store(if self.view.prot == Prot::ReadWrite { len } else { 0 }, Ordering::Relaxed);
     }
 
+    /// Under the read side of the memory lock of an enabled region: puts right what a change that failed half-way left.
+    pub(crate) fn heal(&self) {
+        if self.view.heal(self.region.file.lock().as_ref().map(AsFd::as_fd)) {
+            self.open();
+        }
+    }
+
     /// Accesses had better look first. A hint: the refusal itself is in the page tables.
     pub(crate) fn close(&self) {
         self.load_limit.store(0, Ordering::Relaxed);
@@ -359,16 +366,24 @@ impl monitor::Served for Served {
                     count(&counters.degraded);
                 }
             }
-            // A late message: what waited here has something else to meet by now.
-            State::Enabled | State::Disabled | State::Gone => wake_page(uffd, fault.addr),
+            // A late message: what waited here has something else to meet by now. Or one that a failed change left in.
+            State::Enabled => {
+                self.heal();
+                wake_page(uffd, fault.addr);
+            }
+            State::Disabled | State::Gone => wake_page(uffd, fault.addr),
         }
     }
 
-    fn abandon(&self) {
+    fn abandon(&self) -> bool {
         self.close();
-        if self.view.abandon().is_err() {
+        let refused = self.view.abandon().is_ok();
+        if !refused {
             count(&self.region.counters.degraded);
         }
+        // Replacing a mapping wakes nobody who waits in it.
+        self.view.wake();
+        refused
     }
 }
 

@@ -30,7 +30,8 @@ pub(crate) trait Served: Send + Sync {
     /// Answers a fault, or leaves it waiting for the holder of the memory lock. Never blocks on a lock.
     fn serve(&self, fault: FaultMessage);
     /// The monitor is gone for good: makes the mapping refuse, so that nobody waits for ever or reads what is not there.
-    fn abandon(&self);
+    /// Says whether that worked.
+    fn abandon(&self) -> bool;
 }
 
 /// Resolves the page faults of mappings; see [`RegionBuilder::monitor`](crate::RegionBuilder::monitor).
@@ -170,6 +171,16 @@ impl Monitor {
         }
     }
 
+    /// Starts the threads if there are none yet.
+    pub(crate) fn start(&self) -> Result<(), MonitorError> {
+        self.threads.ensure_running()
+    }
+
+    /// Has it failed, so that nobody answers faults any more?
+    pub(crate) fn is_dead(&self) -> bool {
+        self.core.dead.load(Ordering::Acquire)
+    }
+
     pub(crate) fn uffd(&self) -> &Uffd {
         &self.core.uffd
     }
@@ -179,16 +190,11 @@ impl Monitor {
         let mut mappings = self.core.mappings.write();
         // Under the table's lock, as `die` goes through the table after setting this: either it finds the mapping there, or
         // the mapping finds this.
-        if self.core.dead.load(Ordering::Acquire) {
+        if self.is_dead() {
             return Err(MonitorError::Dead);
         }
         mappings.insert(range.addr, (range, served));
         Ok(())
-    }
-
-    /// Starts the threads, if there are none yet.
-    pub(crate) fn start(&self) -> Result<(), MonitorError> {
-        self.threads.ensure_running()
     }
 
     /// The opposite of [`adopt`](Self::adopt). When it returns, no answer is under way for `range`, so its
@@ -266,7 +272,7 @@ impl Core {
     fn pump(&self, messages: &mut Vec<FaultMessage>, limit: usize) -> Result<usize, SysError> {
         messages.clear();
         let n = match self.uffd.read(messages, limit) {
-            Err(e) if e.errno == Errno::EINTR => return Ok(0),
+            Err(e) if matches!(e.errno, Errno::EINTR | Errno::EAGAIN) => return Ok(0),
             other => other?,
         };
         for fault in messages.iter() {
@@ -337,8 +343,9 @@ impl Core {
                 Err(_) => break,
             }
         }
-        if !self.stopping.load(Ordering::Acquire) {
-            self.die();
+        // A mapping that does not even refuse, for want of memory, say, would leave its threads waiting: try again.
+        while !self.stopping.load(Ordering::Acquire) && !self.die() {
+            thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -356,13 +363,15 @@ impl Core {
         }
     }
 
-    /// Fails closed.
-    fn die(&self) {
+    /// Fails closed; false if that has to be tried again.
+    fn die(&self) -> bool {
         self.dead.store(true, Ordering::Release);
+        let mut closed = true;
         for (_, served) in self.mappings.read().values() {
             // A panic here must not leave the rest of the mappings open.
-            let _ = catch_unwind(AssertUnwindSafe(|| served.abandon()));
+            closed &= catch_unwind(AssertUnwindSafe(|| served.abandon())).unwrap_or(true);
         }
+        closed
     }
 }
 
@@ -432,8 +441,9 @@ mod tests {
             panic!("for the test");
         }
 
-        fn abandon(&self) {
+        fn abandon(&self) -> bool {
             self.abandoned.store(true, Ordering::Relaxed);
+            true
         }
     }
 

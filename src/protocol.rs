@@ -365,21 +365,25 @@ impl<'a> Change<'a> {
         let was = self.now;
         // First the state, then the refusal: a region that refuses is disabled.
         self.set(to);
-        self.mechanism.refuse(to == State::Gone).or_else(|e| {
-            self.mechanism.restore()?;
-            self.set(was);
-            Err(e)
+        self.mechanism.refuse(to == State::Gone).inspect_err(|_| {
+            // What does not come back either goes on refusing. The region is not revoked as a whole, so it is not
+            // called disabled: the next `disable()` must try again, and not find that there is nothing to do.
+            if to != State::Gone {
+                let _ = self.mechanism.restore();
+                self.set(was);
+            }
         })
     }
 
     /// Gives back. On an error everything is as before.
     pub(crate) fn enable(&mut self) -> Result<(), RevokeError> {
-        self.mechanism.restore().or_else(|e| {
-            self.mechanism.refuse(false)?;
-            Err(e)
-        })?;
-        self.set(State::Enabled);
-        Ok(())
+        let restored = self.mechanism.restore();
+        // What was given back before the failure is taken away again. If that fails too, the region is not revoked as a
+        // whole, and so not called disabled.
+        if restored.is_ok() || self.mechanism.refuse(false).is_err() {
+            self.set(State::Enabled);
+        }
+        restored
     }
 
     /// Revokes or gives back, whichever `goal` asks for, if anything. On an error everything is as before.
@@ -397,9 +401,10 @@ impl<'a> Change<'a> {
         if self.now != State::Enabled {
             return Ok(());
         }
-        self.mechanism.hold().or_else(|e| {
-            self.mechanism.restore()?;
-            Err(e)
+        self.mechanism.hold().inspect_err(|_| {
+            if self.mechanism.restore().is_err() {
+                let _ = self.disable(State::Disabled);
+            }
         })
     }
 
@@ -408,7 +413,7 @@ impl<'a> Change<'a> {
         match self.now {
             State::Enabled => self.mechanism.restore().or_else(|e| {
                 // What cannot be given back is revoked: it refuses already, and now it says so.
-                self.disable(State::Disabled)?;
+                let _ = self.disable(State::Disabled);
                 Err(e)
             }),
             State::Disabled | State::Gone => Ok(()),

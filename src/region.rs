@@ -271,10 +271,13 @@ impl Mechanism for RegionShared {
     }
 
     fn refuse(&self, for_good: bool) -> Result<(), RevokeError> {
+        let mut refused = Ok(());
         for mapping in self.mappings.lock().values() {
             mapping.close();
-            self.grade(mapping.view.refuse(for_good), mapping)?;
+            // One that fails does not spare the others.
+            refused = refused.and(self.grade(mapping.view.refuse(for_good), mapping));
         }
+        refused?;
         if self.on_revoke == OnRevoke::Drop {
             *self.file.lock() = None;
         }
