@@ -17,6 +17,13 @@ enum Kind {
     Store,
 }
 
+/// Has an access been made before it came to the slow path?
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tried {
+    Not,
+    Faulted,
+}
+
 impl Mapping {
     /// One load. `offset` in bytes, a multiple of the size of `T`. Never torn, never a signal.
     ///
@@ -71,7 +78,8 @@ impl Mapping {
     ) -> Result<Result<T, T>, AccessError> {
         let at = self.at::<T>(offset);
         // SAFETY: `attempt` calls this with the offset checked; see the module's UNSAFETY.
-        let found = self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::compare_exchange(at, current, new) })?;
+        let found = self
+            .attempt::<T, _>(offset, Kind::Store, Tried::Not, || unsafe { raw::compare_exchange(at, current, new) })?;
         Ok(found.unwrap_or(Err(T::ALL_ONES)))
     }
 
@@ -85,7 +93,7 @@ impl Mapping {
     pub fn fetch_or<T: AtomicPrimitive>(&self, offset: usize, bits: T) -> Result<T, AccessError> {
         let at = self.at::<T>(offset);
         // SAFETY: as in `compare_exchange`.
-        let found = self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::fetch_or(at, bits) })?;
+        let found = self.attempt::<T, _>(offset, Kind::Store, Tried::Not, || unsafe { raw::fetch_or(at, bits) })?;
         Ok(found.unwrap_or(T::ALL_ONES))
     }
 
@@ -99,7 +107,7 @@ impl Mapping {
     pub fn fetch_and<T: AtomicPrimitive>(&self, offset: usize, bits: T) -> Result<T, AccessError> {
         let at = self.at::<T>(offset);
         // SAFETY: as in `compare_exchange`.
-        let found = self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::fetch_and(at, bits) })?;
+        let found = self.attempt::<T, _>(offset, Kind::Store, Tried::Not, || unsafe { raw::fetch_and(at, bits) })?;
         Ok(found.unwrap_or(T::ALL_ONES))
     }
 
@@ -176,7 +184,8 @@ impl Mapping {
     pub(crate) fn read_slow<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
         let at = self.at::<T>(offset);
         // SAFETY: as in `read`.
-        let value = self.attempt::<T, _>(offset, Kind::Load, || unsafe { raw::load(at) })?;
+        let load = || unsafe { raw::load(at) };
+        let value = self.attempt::<T, _>(offset, Kind::Load, self.was_tried::<T>(offset, Kind::Load), load)?;
         Ok(value.unwrap_or(T::ALL_ONES))
     }
 
@@ -185,7 +194,14 @@ impl Mapping {
     pub(crate) fn write_slow<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         let at = self.at::<T>(offset);
         // SAFETY: as in `write`.
-        self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::store(at, value) }).map(drop)
+        let store = || unsafe { raw::store(at, value) };
+        self.attempt::<T, _>(offset, Kind::Store, self.was_tried::<T>(offset, Kind::Store), store).map(drop)
+    }
+
+    /// Did the access come to the slow path because it faulted? What it would be let through for, it has tried. If
+    /// that has just changed, the answer is wrong and costs a fault to be resolved that there is not, or one more.
+    fn was_tried<T: Primitive>(&self, offset: usize, kind: Kind) -> Tried {
+        if self.admits::<T>(offset, kind) { Tried::Faulted } else { Tried::Not }
     }
 
     /// One access with everything that it may meet. `None`: an Unsupported Request.
@@ -193,6 +209,7 @@ impl Mapping {
         &self,
         offset: usize,
         kind: Kind,
+        tried: Tried,
         access: impl Fn() -> Result<R, Faulted>,
     ) -> Result<Option<R>, AccessError> {
         let served = &self.served;
@@ -201,10 +218,15 @@ impl Mapping {
             return Err(AccessError::ReadOnly { offset });
         }
         let mut patience = Patience::new(served);
+        let mut faulted = tried == Tried::Faulted;
         loop {
             match served.admit(offset)? {
                 Next::Unsupported => return Ok(None),
                 Next::Try => {}
+            }
+            // A signal costs as much as all the rest of resolving a fault: what has faulted is resolved first.
+            if std::mem::take(&mut faulted) {
+                served.after_fault(offset, &mut patience)?;
             }
             match served.guarded(&access) {
                 Some(Ok(value)) => return Ok(Some(value)),
