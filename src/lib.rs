@@ -1,6 +1,8 @@
 //! Device memory in user space that its owner can take away from every thread, system call, virtual CPU and
 //! process at once, and give back.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap and membarrier");
 
@@ -18,12 +20,12 @@ mod owner;
 mod pin;
 mod policy;
 mod protocol;
-#[doc(hidden)]
-pub mod raw_for_tests;
 mod region;
 mod register;
 mod resolve;
 mod revoke;
+#[cfg(feature = "safe-mmio")]
+mod safe_mmio;
 pub mod signal;
 mod stats;
 mod sync;
@@ -47,6 +49,9 @@ pub use policy::OnDisabled;
 pub use region::{FaultAround, Region, RegionBuilder};
 pub use register::Register;
 pub use revoke::Strategy;
+#[cfg(feature = "safe-mmio")]
+#[cfg_attr(docsrs, doc(cfg(feature = "safe-mmio")))]
+pub use safe_mmio::RevocableOps;
 pub use stats::{BUCKETS, Latency, MonitorStats, RegionStats};
 pub use sys::SysError;
 #[cfg(revocable_inject)]

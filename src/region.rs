@@ -3,7 +3,6 @@
 use crate::async_fault::PendingFaults;
 use crate::backing::{Backing, File, Kind, OnRevoke};
 use crate::error::{BuildError, MapError, RevokeError};
-use crate::gate::Phase;
 use crate::mapping::{MapOptions, Mapping, Served};
 use crate::monitor::Monitor;
 use crate::owner::OwnerView;
