@@ -9,6 +9,7 @@ use super::raw::{self, Faulted};
 use super::slow::{Next, Patience};
 use crate::error::{AccessError, CopyError};
 use crate::mapping::Mapping;
+use crate::policy::OnDisabled;
 use std::sync::atomic::Ordering;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -185,6 +186,18 @@ impl Mapping {
     #[cold]
     #[inline(never)]
     pub(crate) fn read_slow<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
+        if check::<T>(offset, self.len()).is_ok() {
+            match self.served.turns_away() {
+                Some(OnDisabled::Sigbus) => return Err(AccessError::Disabled { offset }),
+                Some(OnDisabled::AllOnes) => return Ok(T::ALL_ONES),
+                Some(OnDisabled::Block) | None => {}
+            }
+        }
+        self.read_slower(offset)
+    }
+
+    #[inline(never)]
+    fn read_slower<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
         let at = self.at::<T>(offset);
         // SAFETY: as in `read`.
         let load = || unsafe { raw::load(at) };
@@ -195,6 +208,18 @@ impl Mapping {
     #[cold]
     #[inline(never)]
     pub(crate) fn write_slow<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
+        if check::<T>(offset, self.len()).is_ok() && self.is_writable() {
+            match self.served.turns_away() {
+                Some(OnDisabled::Sigbus) => return Err(AccessError::Disabled { offset }),
+                Some(OnDisabled::AllOnes) => return Ok(()),
+                Some(OnDisabled::Block) | None => {}
+            }
+        }
+        self.write_slower(offset, value)
+    }
+
+    #[inline(never)]
+    fn write_slower<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         let at = self.at::<T>(offset);
         // SAFETY: as in `write`.
         let store = || unsafe { raw::store(at, value) };
