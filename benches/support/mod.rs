@@ -58,6 +58,11 @@ impl Samples {
         self.quantile(name, 0.5)
     }
 
+    /// In the order they came.
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
+    }
+
     pub(crate) fn table(&self, title: &str) {
         println!("\n{title}\n{:<44}{:>12}{:>12}{:>12}{:>9}", "", "p10", "p50", "p99", "samples");
         for name in &self.names {
@@ -186,10 +191,7 @@ impl Ratios {
 
     /// The end of a run: where it ran, and what came out.
     pub(crate) fn print(&self) {
-        println!("\nmachine {}", machine());
-        println!("kernel {}", read("/proc/sys/kernel/osrelease").trim());
-        println!("commit {}", said_by("git", &["describe", "--always", "--dirty", "--exclude=*"]));
-        println!("date {}", said_by("date", &["-u", "+%F"]));
+        println!("\n{}", provenance());
         println!("load {}", read("/proc/loadavg").trim());
         for (name, value, _) in &self.0 {
             println!("ratio {name} {value:.4}");
@@ -201,6 +203,14 @@ impl Ratios {
             }
         }
     }
+}
+
+/// Machine, kernel, commit and date, for whoever quotes a figure.
+pub(crate) fn provenance() -> String {
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let commit = said_by("git", &["describe", "--always", "--dirty", "--exclude=*"]);
+    let date = said_by("date", &["-u", "+%F"]);
+    format!("machine {}; kernel {}; commit {commit}; {date}", machine(), kernel.trim())
 }
 
 fn machine() -> String {

@@ -116,6 +116,25 @@ impl Drop for Map {
     }
 }
 
+/// madvise of many ranges by one call.
+pub(crate) fn process_madvise(maps: &[Map], advice: libc::c_int) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+    let fd = libc::c_int::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: a descriptor that the kernel just gave to us alone.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let ranges: Vec<_> = maps.iter().map(|map| libc::iovec { iov_base: map.at.cast(), iov_len: map.len }).collect();
+    // SAFETY: live iovecs of the bench's own ranges; of shared memory, no advice used here loses the content.
+    let n =
+        unsafe { libc::syscall(libc::SYS_process_madvise, fd.as_raw_fd(), ranges.as_ptr(), ranges.len(), advice, 0) };
+    let all: usize = maps.iter().map(|map| map.len).sum();
+    match usize::try_from(n) {
+        Ok(n) if n == all => Ok(()),
+        Ok(n) => Err(io::Error::other(format!("only {n} bytes of {all}"))),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
 /// A mapped range, for plain accesses.
 #[derive(Clone, Copy)]
 pub(crate) struct Bytes {
