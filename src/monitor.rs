@@ -21,9 +21,15 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+mod follow;
+
+use follow::Follower;
+
 /// A monitor that has just answered looks for the next fault for so long before it sleeps, if the one before came
 /// within that time. Waking a sleeping thread costs several times what answering costs.
 const SPIN: Duration = Duration::from_micros(120);
+/// No fault for so long, in milliseconds, ends a quick succession of them.
+const LULL_MS: u8 = 20;
 
 /// A mapping whose faults a monitor answers.
 pub(crate) trait Served: Send + Sync {
@@ -314,31 +320,33 @@ impl Core {
         wake_page(&self.uffd, addr);
     }
 
-    fn run(&self) {
+    fn run(&self, mut follower: Follower) {
         let mut messages = Vec::with_capacity(16);
-        let alone = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).is_ok_and(|set| {
-            (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).count() == 1
-        });
-        let mut idle_since = Instant::now();
+        let mut last = Instant::now();
+        // Do faults come in quick succession?
         let mut busy = false;
         while !self.stopping.load(Ordering::Acquire) {
             match self.pump(&mut messages, usize::MAX) {
-                Ok(0) if busy && idle_since.elapsed() < SPIN => {
-                    if alone {
-                        thread::yield_now();
-                    } else {
-                        std::hint::spin_loop();
-                    }
-                }
+                // Not while on the faulting thread's own CPU: it is there that the next fault is to come from. The others
+                // let whoever shares theirs go first.
+                Ok(0) if busy && !follower.is_bound() && last.elapsed() < SPIN => thread::yield_now(),
                 Ok(0) => {
-                    if !self.sleep() {
-                        break;
+                    let patience = if busy { PollTimeout::from(LULL_MS) } else { PollTimeout::NONE };
+                    match self.sleep(patience) {
+                        Woken::ByFault => {}
+                        Woken::ByTime => {
+                            busy = false;
+                            follower.release();
+                        }
+                        Woken::Gone => break,
                     }
-                    busy = idle_since.elapsed() < 2 * SPIN;
                 }
                 Ok(_) => {
-                    busy |= idle_since.elapsed() < 2 * SPIN;
-                    idle_since = Instant::now();
+                    busy = last.elapsed() < 2 * SPIN;
+                    last = Instant::now();
+                    if let (true, Some(fault)) = (busy, messages.last()) {
+                        follower.answered(fault.tid);
+                    }
                 }
                 Err(_) => break,
             }
@@ -349,17 +357,19 @@ impl Core {
         }
     }
 
-    /// Waits for a fault or the end; false if there is no userfaultfd to wait for any more.
-    fn sleep(&self) -> bool {
+    /// Waits for a fault, the end, or for so long.
+    fn sleep(&self, patience: PollTimeout) -> Woken {
         let mut fds =
             [PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN), PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, patience) {
+            Ok(0) => Woken::ByTime,
             Ok(_) => {
                 let gone = PollFlags::POLLNVAL | PollFlags::POLLERR | PollFlags::POLLHUP;
-                !fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)))
+                let gone = fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)));
+                if gone { Woken::Gone } else { Woken::ByFault }
             }
-            Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM) => true,
-            Err(_) => false,
+            Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM) => Woken::ByFault,
+            Err(_) => Woken::Gone,
         }
     }
 
@@ -373,6 +383,15 @@ impl Core {
         }
         closed
     }
+}
+
+/// Why a monitor's thread does not sleep any more.
+enum Woken {
+    /// Or by whatever else: it looks.
+    ByFault,
+    ByTime,
+    /// There is no userfaultfd to wait for any more.
+    Gone,
 }
 
 pub(crate) fn wake_page(uffd: &Uffd, addr: usize) {
@@ -391,6 +410,8 @@ struct Threads {
 impl Threads {
     fn ensure_running(&self) -> Result<(), MonitorError> {
         let mut running = self.running.lock();
+        // Several threads at one CPU would be in each other's way.
+        let follow = self.count == 1;
         while running.len() < self.count {
             let core = Arc::clone(&self.core);
             let name = format!("mmio-monitor-{}", running.len());
@@ -401,7 +422,7 @@ impl Threads {
                     all.remove(own);
                 }
                 let _ = all.thread_block();
-                core.run();
+                core.run(Follower::new(follow));
             });
             running.push(handle.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?);
         }

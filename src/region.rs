@@ -487,7 +487,7 @@ impl Region {
             pages_mapped: c.pages_mapped.load(Relaxed),
             faults_parked: c.faults_parked.load(Relaxed),
             faults_failed: c.faults_failed.load(Relaxed),
-            refused: c.refused.load(Relaxed),
+            refused: self.shared.protocol.gate.turned_away(),
             degraded: c.degraded.load(Relaxed),
             notifier_errors: self.shared.notifiers.errors.load(Relaxed),
             notifier_panics: self.shared.notifiers.panics.load(Relaxed),
