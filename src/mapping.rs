@@ -166,6 +166,9 @@ impl Mapping {
 
     /// The first byte. Accesses through it meet [`OnDisabled`] while the region is disabled. Valid until the mapping is
     /// dropped.
+    ///
+    /// The whole range is the mapping's until then. Rights may be taken away from a part of it (mprotect) and stay so;
+    /// nothing else may be mapped there, and nothing moved away: revoking, restoring and dropping work on the whole range.
     pub fn as_ptr(&self) -> *mut u8 {
         self.served.view.range.as_ptr()
     }
