@@ -43,7 +43,6 @@ impl MapOptions {
     }
 
     /// How long the mapping is, in bytes, a multiple of the region's page size. Default: up to the region's end.
-    #[expect(clippy::len_without_is_empty, reason = "a setter, not a container's length")]
     pub fn len(mut self, len: usize) -> Self {
         self.len = Some(len);
         self

@@ -43,8 +43,6 @@ pub enum UffdSource {
 #[derive(Debug)]
 pub(crate) struct Uffd {
     fd: OwnedFd,
-    /// False: a fault of the kernel on a user's behalf is refused (EFAULT) without a message.
-    pub(crate) sees_kernel_faults: bool,
 }
 
 /// A page fault that waits for an answer.
@@ -105,7 +103,7 @@ impl Uffd {
         };
         // SAFETY: a descriptor that the kernel just gave to us alone.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        Ok(Self { fd, sees_kernel_faults: source != UffdSource::UserModeOnly })
+        Ok(Self { fd })
     }
 
     fn from_device(flags: libc::c_int) -> Result<libc::c_int, SysError> {
@@ -228,7 +226,7 @@ fn uffdio_range(range: AddrRange) -> raw::uffdio_range {
 
 /// A fault from a message; anything else (events we never ask for) is nothing.
 fn decode(message: &raw::uffd_msg) -> Option<FaultMessage> {
-    if u32::from(message.event) != raw::UFFD_EVENT_PAGEFAULT as u32 {
+    if u32::from(message.event) != raw::UFFD_EVENT_PAGEFAULT {
         return None;
     }
     // SAFETY: `event` says that the page-fault member of the union was written.
