@@ -348,6 +348,8 @@ impl monitor::Served for Served {
         if self.view.refuse_for_good().is_err() {
             count(&self.region.counters.degraded);
         }
+        // Replacing a mapping wakes nobody who waits in it.
+        self.view.wake();
     }
 }
 

@@ -119,8 +119,16 @@ impl Monitor {
             dead: AtomicBool::new(false),
             counters: Counters::default(),
         });
-        let threads = Arc::new(Threads { core: Arc::clone(&core), count, running: Mutex::new(Vec::new()) });
+        let threads =
+            Arc::new(Threads { core: Arc::clone(&core), count, running: Mutex::default(), first: Mutex::default() });
         Ok(Self { core, threads })
+    }
+
+    /// Has every thread of the monitor call `first` before it answers its first fault: to install a seccomp filter, to
+    /// choose its CPUs. Its threads start with the first mapping that needs them: call this before. If `first` panics the
+    /// monitor is dead, and its mappings refuse.
+    pub fn on_thread_start(&self, first: impl Fn() + Send + Sync + 'static) {
+        *self.threads.first.lock() = Some(Arc::new(first));
     }
 
     /// Answers waiting faults, at most `budget` of them, without blocking; says how many there were.
@@ -175,6 +183,11 @@ impl Monitor {
         }
         self.threads.ensure_running()?;
         self.core.mappings.write().insert(range.addr, (range, served));
+        // A thread that died meanwhile has seen the mapping, and abandoned it, or is seen here.
+        if self.core.dead.load(Ordering::Acquire) {
+            self.disown(range);
+            return Err(MonitorError::Dead);
+        }
         Ok(())
     }
 
@@ -349,6 +362,8 @@ struct Threads {
     core: Arc<Core>,
     count: usize,
     running: Mutex<Vec<JoinHandle<()>>>,
+    /// What each does first: see [`Monitor::on_thread_start`].
+    first: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
 }
 
 impl Threads {
@@ -356,6 +371,7 @@ impl Threads {
         let mut running = self.running.lock();
         while running.len() < self.count {
             let core = Arc::clone(&self.core);
+            let first = self.first.lock().clone();
             let name = format!("mmio-monitor-{}", running.len());
             let handle = thread::Builder::new().name(name).spawn(move || {
                 // Signal handlers of the application are none of this thread's business.
@@ -364,7 +380,10 @@ impl Threads {
                     all.remove(own);
                 }
                 let _ = all.thread_block();
-                core.run();
+                match catch_unwind(AssertUnwindSafe(|| first.map(|first| first()))) {
+                    Ok(_) => core.run(),
+                    Err(_) => core.die(),
+                }
             });
             running.push(handle.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?);
         }

@@ -98,6 +98,8 @@ struct Place {
     detached: bool,
     /// Faults may wait in the server's userfaultfd that no wake has reached yet.
     parked_since_wake: bool,
+    /// Nobody answers its faults any more: it refuses for good.
+    abandoned: bool,
     /// What the stand-in's faults wait in.
     stand_in: Option<Uffd>,
 }
@@ -140,7 +142,13 @@ impl View {
             },
             Strategy::Zap | Strategy::Replace => None,
         };
-        let place = Place { content: Content::Reserved, detached: false, parked_since_wake: false, stand_in: None };
+        let place = Place {
+            content: Content::Reserved,
+            detached: false,
+            parked_since_wake: false,
+            abandoned: false,
+            stand_in: None,
+        };
         Ok(Self {
             range,
             file_offset: spec.file_offset,
@@ -213,6 +221,7 @@ impl View {
     /// The monitor is gone: whatever was to be answered by it refuses instead.
     pub(crate) fn refuse_for_good(&self) -> Result<(), SysError> {
         let mut place = self.place.lock();
+        place.abandoned = true;
         match place.content {
             Content::Covered => Ok(()),
             Content::Live | Content::Parked | Content::StandIn | Content::Barred | Content::Reserved => {
@@ -222,10 +231,12 @@ impl View {
         }
     }
 
-    /// The memory is reachable again. On an error the range still refuses (or waits) as before.
+    /// The memory is reachable again, unless it was refused for good. On an error the range still refuses (or waits) as
+    /// before.
     pub(crate) fn restore(&self, file: Option<BorrowedFd<'_>>) -> Result<(), SysError> {
         let mut place = self.place.lock();
         match place.content {
+            _ if place.abandoned => return Ok(()),
             Content::Live => return Ok(()),
             Content::Parked if !place.detached => self.unpark(&mut place)?,
             Content::Barred if !place.detached => self.unbar(&mut place)?,
