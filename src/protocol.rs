@@ -106,6 +106,11 @@ impl Protocol {
         self.gate.phase()
     }
 
+    /// Is the calling thread inside a change of this state: in a notifier, or in a reset callback?
+    pub(crate) fn is_changed_by_caller(&self) -> bool {
+        self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid()
+    }
+
     /// Was the region enabled after the last finished change?
     pub(crate) fn was_enabled(&self) -> bool {
         // Relaxed: an answer about the past.
@@ -185,9 +190,47 @@ impl Protocol {
         goal: Option<State>,
         patience: Patience,
     ) -> Result<Option<Change<'a>>, RevokeError> {
+        self.begin_among(mechanism, goal, patience, patience)
+    }
+
+    /// [`begin`](Self::begin) with a patience of its own for `readers` of the memory lock: those hold it for a single
+    /// access and wait for nobody, so a member of a group can wait a moment for them without a risk of deadlock.
+    pub(crate) fn begin_among<'a>(
+        &'a self,
+        mechanism: &'a dyn Mechanism,
+        goal: Option<State>,
+        patience: Patience,
+        readers: Patience,
+    ) -> Result<Option<Change<'a>>, RevokeError> {
         let since = Instant::now();
-        let me = crate::sys::thread::current_tid();
-        if self.changer.load(Ordering::Relaxed) == me {
+        let mut change = self.take_control(mechanism, patience)?;
+        if goal == Some(change.was) {
+            return Ok(None);
+        }
+        if change.was == State::Enabled {
+            change.told = true;
+            mechanism.before_revoke();
+        }
+        self.gate.shut().map_err(RevokeError::Barrier)?;
+        self.drain(mechanism, patience, since)?;
+        change.write_lock(readers, since)?;
+        Ok(Some(change))
+    }
+
+    /// The write side of the memory lock for an access of the owner's that nobody else may come in between; the state
+    /// stays, nothing is zapped, guards and pins are not waited for and nobody is told. Who meets the lock meets a
+    /// busy region, as in any change.
+    pub(crate) fn begin_privileged<'a>(&'a self, mechanism: &'a dyn Mechanism) -> Result<Change<'a>, RevokeError> {
+        let mut change = self.take_control(mechanism, Patience::Forever)?;
+        self.gate.shut().map_err(RevokeError::Barrier)?;
+        change.write_lock(Patience::Forever, Instant::now())?;
+        Ok(change)
+    }
+
+    /// One change at a time, and none from inside another of the same thread.
+    fn take_control<'a>(&'a self, mechanism: &'a dyn Mechanism, patience: Patience) -> Result<Change<'a>, RevokeError> {
+        let since = Instant::now();
+        if self.is_changed_by_caller() {
             return Err(RevokeError::Reentrant);
         }
         let control = match patience {
@@ -202,26 +245,9 @@ impl Protocol {
             // Busy ends before `control` is released.
             Phase::Gone | Phase::Busy => return Err(RevokeError::Gone),
         };
-        if goal == Some(was) {
-            return Ok(None);
-        }
         // Relaxed: only ever compared with the reading thread's own key.
-        self.changer.store(me, Ordering::Relaxed);
-        let mut change =
-            Change { protocol: self, mechanism, _control: control, memory: None, was, now: was, told: false };
-        if was == State::Enabled {
-            change.told = true;
-            mechanism.before_revoke();
-        }
-        self.gate.shut().map_err(RevokeError::Barrier)?;
-        self.drain(mechanism, patience, since)?;
-        let memory = match patience {
-            Patience::Forever => Some(self.memory.write()),
-            Patience::Never => self.memory.try_write(),
-            Patience::Until(deadline) => self.memory.try_write_until(deadline),
-        };
-        change.memory = Some(memory.ok_or_else(|| gave_up(patience, since, Holders::default()))?);
-        Ok(Some(change))
+        self.changer.store(crate::sys::thread::current_tid(), Ordering::Relaxed);
+        Ok(Change { protocol: self, mechanism, _control: control, memory: None, was, now: was, told: false })
     }
 
     /// Waits for the guards and the pins.
@@ -298,9 +324,20 @@ pub(crate) struct Change<'a> {
     told: bool,
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
     pub(crate) fn state(&self) -> State {
         self.now
+    }
+
+    fn write_lock(&mut self, patience: Patience, since: Instant) -> Result<(), RevokeError> {
+        let memory: &'a RwLock<State> = &self.protocol.memory;
+        let guard = match patience {
+            Patience::Forever => Some(memory.write()),
+            Patience::Never => memory.try_write(),
+            Patience::Until(deadline) => memory.try_write_until(deadline),
+        };
+        self.memory = Some(guard.ok_or_else(|| gave_up(patience, since, Holders::default()))?);
+        Ok(())
     }
 
     fn set(&mut self, state: State) {
@@ -332,6 +369,15 @@ impl Change<'_> {
         Ok(())
     }
 
+    /// Revokes or gives back, whichever `goal` asks for, if anything. On an error everything is as before.
+    pub(crate) fn become_state(&mut self, goal: State) -> Result<(), RevokeError> {
+        match (self.now, goal) {
+            (now, goal) if now == goal => Ok(()),
+            (_, State::Enabled) => self.enable(),
+            (_, State::Disabled | State::Gone) => self.disable(goal),
+        }
+    }
+
     /// Makes the memory unreachable while the state stays enabled: accesses wait for the end of the change. On an
     /// error everything is as before.
     pub(crate) fn hold(&mut self) -> Result<(), RevokeError> {
@@ -359,6 +405,11 @@ impl Change<'_> {
 
 impl Drop for Change<'_> {
     fn drop(&mut self) {
+        if self.memory.is_none() && self.protocol.phase() != Phase::Busy && !self.told {
+            // Nothing was begun: it had been what it was to become.
+            self.protocol.changer.store(0, Ordering::Relaxed);
+            return;
+        }
         // Each step lets somebody look again, so each comes after what they are to see.
         drop(self.memory.take());
         self.protocol.epoch.fetch_add(1, Ordering::Release);

@@ -127,7 +127,7 @@ impl RegionBuilder {
             protocol: Protocol::new(initial),
             mappings: Mutex::new(BTreeMap::new()),
             pinned: PinTable::default(),
-            notifiers: Notifiers::default(),
+            notifiers: Notifiers::new(self.enabled),
             pending: PendingFaults::default(),
             counters: RegionCounters::default(),
         };
@@ -484,6 +484,8 @@ impl Region {
             faults_failed: c.faults_failed.load(Relaxed),
             refused: c.refused.load(Relaxed),
             degraded: c.degraded.load(Relaxed),
+            notifier_errors: self.shared.notifiers.errors.load(Relaxed),
+            notifier_panics: self.shared.notifiers.panics.load(Relaxed),
             mappings: mappings.len(),
             alias_bytes: mappings.values().map(|m| m.view.alias_bytes()).sum(),
             page_tables_kept: mappings.values().map(|m| m.view.page_tables_kept()).sum(),

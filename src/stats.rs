@@ -130,6 +130,10 @@ pub struct RegionStats {
     pub refused: u64,
     /// Times that a mapping could not be revoked the intended way and a stronger way was taken: see ARCHITECTURE.md.
     pub degraded: u64,
+    /// Notifiers that answered with an error.
+    pub notifier_errors: u64,
+    /// Notifiers that panicked.
+    pub notifier_panics: u64,
     /// Mappings now.
     pub mappings: usize,
     /// Address space kept besides the mappings themselves (Detach), in bytes.

@@ -5,7 +5,7 @@ use super::ioctl::{SetMemslot, change};
 use crate::OnDisabled;
 use crate::gate::Phase;
 use crate::mapping::Mapping;
-use crate::notify::{InvalidateNotifier, Subscription};
+use crate::notify::{InvalidateNotifier, NotifyError, Subscription};
 use crate::revoke::{Server, Strategy};
 use crate::stats::count;
 use crate::sys::SysError;
@@ -312,20 +312,22 @@ impl Core {
 }
 
 impl InvalidateNotifier for Core {
-    fn before_revoke(&self, _range: Range<usize>) {
+    fn before_revoke(&self, _range: Range<usize>) -> Result<(), NotifyError> {
         let mut place = self.place.lock();
         place.revoked = true;
         if self.retention == Retention::Remove {
             // If KVM refuses, the slot stays, as with Keep: the mapping itself refuses, too.
             self.degraded(self.remove(&mut place));
         }
+        Ok(())
     }
 
-    fn after_restore(&self, _range: Range<usize>) {
+    fn after_restore(&self, _range: Range<usize>) -> Result<(), NotifyError> {
         let mut place = self.place.lock();
         place.revoked = false;
         // If KVM refuses, accesses come out as MMIO, and the exit handler makes them.
         self.degraded(self.install(&mut place));
+        Ok(())
     }
 }
 
