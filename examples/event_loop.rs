@@ -23,10 +23,10 @@ const BUDGET: usize = 16;
 const PAGES: usize = 256;
 
 /// Stands for a guest's driver: touches one page after the other, whatever becomes of the BAR.
-fn driver(bar: &Mapping, stop: &AtomicBool) -> (u64, u64) {
-    let (mut done, mut refused) = (0, 0);
+fn driver(bar: &Mapping, stop: &AtomicBool) -> (usize, u64) {
+    let (mut done, mut refused) = (0usize, 0);
     while !stop.load(Ordering::Relaxed) {
-        match bar.write::<u64>((done as usize % PAGES) * 4096, done) {
+        match bar.write((done % PAGES) * 4096, done as u64) {
             Ok(()) => done += 1,
             Err(AccessError::Disabled { .. }) => {
                 refused += 1;

@@ -142,10 +142,6 @@ fn child(test: &str, variant: &str) -> Option<ExitStatus> {
     Some(status.expect("it runs"))
 }
 
-fn is_child(variant: &str) -> bool {
-    std::env::var("REVOCABLE_SECCOMP_CHILD").is_ok_and(|which| which == variant)
-}
-
 struct Work {
     regions: Vec<Region>,
     mappings: Vec<Mapping>,
