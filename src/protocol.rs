@@ -85,6 +85,8 @@ pub(crate) struct Protocol {
     epoch: AtomicU64,
     /// Was the region enabled after the last of them?
     enabled: AtomicBool,
+    /// Whose mappings they are: see [`is_inherited`](Self::is_inherited).
+    process: i32,
 }
 
 impl Protocol {
@@ -98,6 +100,7 @@ impl Protocol {
             waiters: Event::new(),
             epoch: AtomicU64::new(0),
             enabled: AtomicBool::new(initial == State::Enabled),
+            process: crate::sys::thread::current_pid(),
         }
     }
 
@@ -106,8 +109,15 @@ impl Protocol {
         self.gate.phase()
     }
 
+    /// Is this a forked child's copy? The child has no mappings where its parent has them, maybe something else; and the
+    /// userfaultfds go on working on its parent's.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.process != crate::sys::thread::current_pid()
+    }
+
     /// Is the calling thread inside a change of this state: in a notifier, or in a reset callback?
     pub(crate) fn is_changed_by_caller(&self) -> bool {
+        // Relaxed: only ever compared with the reading thread's own key.
         self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid()
     }
 
@@ -230,6 +240,9 @@ impl Protocol {
     /// One change at a time, and none from inside another of the same thread.
     fn take_control<'a>(&'a self, mechanism: &'a dyn Mechanism, patience: Patience) -> Result<Change<'a>, RevokeError> {
         let since = Instant::now();
+        if self.is_inherited() {
+            return Err(RevokeError::Forked);
+        }
         if self.is_changed_by_caller() {
             return Err(RevokeError::Reentrant);
         }
@@ -352,21 +365,25 @@ impl<'a> Change<'a> {
         let was = self.now;
         // First the state, then the refusal: a region that refuses is disabled.
         self.set(to);
-        self.mechanism.refuse(to == State::Gone).or_else(|e| {
-            self.mechanism.restore()?;
-            self.set(was);
-            Err(e)
+        self.mechanism.refuse(to == State::Gone).inspect_err(|_| {
+            // What does not come back either goes on refusing. The region is not revoked as a whole, so it is not
+            // called disabled: the next `disable()` must try again, and not find that there is nothing to do.
+            if to != State::Gone {
+                let _ = self.mechanism.restore();
+                self.set(was);
+            }
         })
     }
 
     /// Gives back. On an error everything is as before.
     pub(crate) fn enable(&mut self) -> Result<(), RevokeError> {
-        self.mechanism.restore().or_else(|e| {
-            self.mechanism.refuse(false)?;
-            Err(e)
-        })?;
-        self.set(State::Enabled);
-        Ok(())
+        let restored = self.mechanism.restore();
+        // What was given back before the failure is taken away again. If that fails too, the region is not revoked as a
+        // whole, and so not called disabled.
+        if restored.is_ok() || self.mechanism.refuse(false).is_err() {
+            self.set(State::Enabled);
+        }
+        restored
     }
 
     /// Revokes or gives back, whichever `goal` asks for, if anything. On an error everything is as before.
@@ -384,9 +401,10 @@ impl<'a> Change<'a> {
         if self.now != State::Enabled {
             return Ok(());
         }
-        self.mechanism.hold().or_else(|e| {
-            self.mechanism.restore()?;
-            Err(e)
+        self.mechanism.hold().inspect_err(|_| {
+            if self.mechanism.restore().is_err() {
+                let _ = self.disable(State::Disabled);
+            }
         })
     }
 
@@ -395,7 +413,7 @@ impl<'a> Change<'a> {
         match self.now {
             State::Enabled => self.mechanism.restore().or_else(|e| {
                 // What cannot be given back is revoked: it refuses already, and now it says so.
-                self.disable(State::Disabled)?;
+                let _ = self.disable(State::Disabled);
                 Err(e)
             }),
             State::Disabled | State::Gone => Ok(()),

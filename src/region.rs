@@ -173,7 +173,7 @@ pub(crate) struct RegionShared {
     pub(crate) len: usize,
     pub(crate) page: usize,
     pub(crate) kind: Kind,
-    on_revoke: OnRevoke,
+    pub(crate) on_revoke: OnRevoke,
     pub(crate) file_offset: u64,
     /// `None`: dropped on revocation.
     pub(crate) file: Mutex<Option<OwnedFd>>,
@@ -231,17 +231,16 @@ impl RegionShared {
     }
 
     /// Frees the page tables that Detach has put aside, in the background.
-    fn trim(&self) {
-        let views: Vec<Weak<Served>> = self.mappings.lock().values().map(Arc::downgrade).collect();
+    fn trim(self: &Arc<Self>) {
+        let region: Weak<Self> = Arc::downgrade(self);
+        let starts: Vec<usize> = self.mappings.lock().keys().copied().collect();
         let trimming = move || {
-            for served in views {
-                // One step at a time, so that neither an `enable()` nor the mapping's end waits for more than that.
-                let mut done = 0;
-                while let Some(served) = served.upgrade() {
-                    match served.view.trim(done) {
-                        Some(more) => done = more,
-                        None => break,
-                    }
+            for start in starts {
+                // One step at a time, so that neither an `enable()` nor the mapping's end waits for more than that. Under the
+                // list's lock, and holding nothing of the mapping's: when its drop has returned, it is unmapped.
+                let mut done = Some(0);
+                while let (Some(from), Some(region)) = (done, region.upgrade()) {
+                    done = region.mappings.lock().get(&start).and_then(|served| served.view.trim(from));
                 }
             }
         };
@@ -272,10 +271,13 @@ impl Mechanism for RegionShared {
     }
 
     fn refuse(&self, for_good: bool) -> Result<(), RevokeError> {
+        let mut refused = Ok(());
         for mapping in self.mappings.lock().values() {
             mapping.close();
-            self.grade(mapping.view.refuse(for_good), mapping)?;
+            // One that fails does not spare the others.
+            refused = refused.and(self.grade(mapping.view.refuse(for_good), mapping));
         }
+        refused?;
         if self.on_revoke == OnRevoke::Drop {
             *self.file.lock() = None;
         }
@@ -311,6 +313,9 @@ impl Mechanism for RegionShared {
 /// Device memory that can be taken away from everyone who has it mapped, and given back.
 ///
 /// Dropping a region revokes it for good: its mappings stay, refusing, until they are dropped too.
+///
+/// A forked child inherits no mapping: where its parent has one, it has nothing, and later maybe something else. It can drop
+/// what it has inherited, which does nothing, and must not access it.
 pub struct Region {
     pub(crate) shared: Arc<RegionShared>,
 }
@@ -482,7 +487,7 @@ impl Region {
             pages_mapped: c.pages_mapped.load(Relaxed),
             faults_parked: c.faults_parked.load(Relaxed),
             faults_failed: c.faults_failed.load(Relaxed),
-            refused: c.refused.load(Relaxed),
+            refused: self.shared.protocol.gate.turned_away(),
             degraded: c.degraded.load(Relaxed),
             notifier_errors: self.shared.notifiers.errors.load(Relaxed),
             notifier_panics: self.shared.notifiers.panics.load(Relaxed),
@@ -533,7 +538,8 @@ impl fmt::Debug for Region {
 
 /// Which server a mapping of a region gets.
 pub(crate) fn server(shared: &RegionShared, own: bool) -> Result<Server, MapError> {
-    if own && shared.strategy == Strategy::Zap {
+    // An access that does not recover would end the process where it is to resolve its own fault: a monitor does, then.
+    if own && shared.strategy == Strategy::Zap && crate::access::raw::RECOVERABLE {
         let uffd = crate::revoke::refuser().map_err(|source| MapError::Sys { len: 0, source })?;
         return Ok(Server::Own(uffd));
     }

@@ -98,7 +98,6 @@ pub(crate) struct RegionCounters {
     pub(crate) pages_mapped: AtomicU64,
     pub(crate) faults_parked: AtomicU64,
     pub(crate) faults_failed: AtomicU64,
-    pub(crate) refused: AtomicU64,
     pub(crate) degraded: AtomicU64,
     pub(crate) disable: Histogram,
     pub(crate) enable: Histogram,

@@ -3,8 +3,8 @@
 #[expect(dead_code, reason = "each test file uses its part")]
 mod support;
 
-use revocable_mmio::{AccessError, Mapping, OnDisabled, RevokeError};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use revocable_mmio::{AccessError, MapOptions, Mapping, OnDisabled, Region, RevokeError, Strategy};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use support::matrix::{every_case, every_case_with};
@@ -184,5 +184,38 @@ fn a_panic_in_a_reset_passes_on_after_the_memory_is_back() {
         assert_eq!(mapping.read::<u64>(0), Ok(4), "{case}");
         assert_eq!(raw::load64(addr(&mapping)), Ok(4), "{case}");
         assert!(region.disable().expect("it revokes"), "{case}");
+    });
+}
+
+#[test]
+fn waiting_for_a_reset_burns_no_processor_time() {
+    support::start();
+    // Something that keeps the shared monitor's thread running.
+    let served = Region::builder(4096).strategy(Strategy::Zap).build();
+    let _served = served.as_ref().ok().map(|region| region.map(MapOptions::new()).expect("it maps"));
+    every_case(|case| {
+        if !case.can_wait() {
+            return;
+        }
+        let region = case.region(1);
+        let mapping = case.map(&region);
+        let base = addr(&mapping);
+        let (busy, tid) = (AtomicBool::new(false), AtomicI32::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                tid.store(nix::unistd::gettid().as_raw(), Ordering::SeqCst);
+                eventually("the reset begins", || busy.load(Ordering::SeqCst));
+                assert_eq!(raw::load64(base), Ok(0), "{case}");
+            });
+            let reset = region.reset(|_| {
+                busy.store(true, Ordering::SeqCst);
+                support::a_moment();
+                let before = support::count::thread_time(tid.load(Ordering::SeqCst));
+                thread::sleep(Duration::from_millis(100));
+                support::count::thread_time(tid.load(Ordering::SeqCst)) - before
+            });
+            let burned = reset.expect("it resets");
+            assert!(burned < Duration::from_millis(40), "{case}: {burned:?} in 100 ms");
+        });
     });
 }

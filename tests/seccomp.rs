@@ -38,6 +38,7 @@ const fn bits(value: libc::c_int) -> u64 {
 
 /// A thread that uses mappings, by this crate's accesses.
 const ACCESSOR: &[Allowed] = &[
+    allow!(SYS_gettid),
     // An access that met revoked memory comes back from the signal handler.
     allow!(SYS_rt_sigreturn),
     // Waiting for a region that is busy, or until it is enabled.
@@ -57,15 +58,22 @@ const MONITOR: &[Allowed] = &[
     allow!(SYS_madvise, 2, &[bits(libc::MADV_POPULATE_WRITE)]),
     allow!(SYS_futex, 1, FUTEX),
     allow!(SYS_sched_yield),
-    // Once, when it starts: is there a second CPU to spin on?
+    // It follows the thread whose faults it answers.
     allow!(SYS_sched_getaffinity),
+    allow!(SYS_sched_setaffinity),
+    // Where does the thread run that faults again and again?
+    allow!(SYS_openat, 2, &[bits(libc::O_RDONLY | libc::O_CLOEXEC)]),
+    allow!(SYS_pread64),
+    allow!(SYS_close),
 ];
 
 /// A thread that calls `disable`, `enable`, `reset`.
 const OWNER: &[Allowed] = &[
     allow!(SYS_gettid),
+    allow!(SYS_getpid),
     allow!(SYS_sched_yield),
     allow!(SYS_membarrier, 0, &[8]),
+    allow!(SYS_prlimit64, 1, &[libc::RLIMIT_AS as u64]),
     allow!(SYS_futex, 1, FUTEX),
     allow!(
         SYS_mmap,
@@ -90,8 +98,15 @@ const OWNER: &[Allowed] = &[
             bits(libc::MADV_NOHUGEPAGE),
         ]
     ),
-    allow!(SYS_ioctl, 1, &[nr::UFFDIO_REGISTER as u64, nr::UFFDIO_UNREGISTER as u64, nr::UFFDIO_WAKE as u64]),
+    allow!(
+        SYS_ioctl,
+        1,
+        &[nr::UFFDIO_REGISTER as u64, nr::UFFDIO_UNREGISTER as u64, nr::UFFDIO_WAKE as u64, PROCMAP_QUERY]
+    ),
 ];
+
+/// `_IOWR('f', 17, struct procmap_query)`, <linux/fs.h>.
+const PROCMAP_QUERY: u64 = 0xc068_6611;
 
 const RESOLVE: &[u64] = &[nr::UFFDIO_CONTINUE as u64, nr::UFFDIO_WAKE as u64];
 const FUTEX: &[u64] = &[
@@ -100,8 +115,9 @@ const FUTEX: &[u64] = &[
     bits(libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG),
 ];
 
-/// What the test itself needs: to end, and its sleeps.
-const OF_THE_TEST: &[Allowed] = &[allow!(SYS_exit_group), allow!(SYS_clock_nanosleep)];
+/// What the test itself needs: to end, its sleeps, and what std asks before each close in a debug build.
+const OF_THE_TEST: &[Allowed] =
+    &[allow!(SYS_exit_group), allow!(SYS_clock_nanosleep), allow!(SYS_fcntl, 1, &[bits(libc::F_GETFD)])];
 
 fn filter(lists: &[&[Allowed]]) -> BpfProgram {
     let mut rules: std::collections::BTreeMap<c_long, Vec<SeccompRule>> = std::collections::BTreeMap::new();
@@ -199,7 +215,7 @@ fn every_kind_of_thread_works_under_its_own_filter() {
     }
     // Start-up: everything is opened, mapped and tried once.
     let monitor = Monitor::with_threads(1).expect("a userfaultfd");
-    let program = filter(&[MONITOR]);
+    let program = filter(&[MONITOR, OF_THE_TEST]);
     monitor.on_thread_start(move || install(&program));
     let work = Arc::new(work(&monitor));
     let accesses = Arc::new(AtomicU64::new(0));

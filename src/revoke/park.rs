@@ -6,8 +6,8 @@
 //! `UFFD_FEATURE_EVENT_REMAP`, which lets a registration survive mremap; the price is an event that somebody has to
 //! read before mremap returns (`mremap_userfaultfd_complete`), which a thread does for just so long.
 
-use super::{Content, Place, View};
-use crate::sys::map::{self, Advice, Leave};
+use super::{Content, Place, Server, View};
+use crate::sys::map::{self, Advice, Leave, Prot};
 use crate::sys::uffd::{Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
@@ -31,18 +31,26 @@ impl View {
         match place.content {
             Content::Parked | Content::StandIn => return Ok(()),
             Content::Reserved => return self.stand_in(place, Waits::All),
+            _ if self.drops_file => return self.stand_in(place, Waits::All),
             Content::Live | Content::Covered | Content::Barred => {}
         }
         let uffd = self.server.uffd().ok_or(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS))?;
-        if !self.served_live() || place.detached {
-            match uffd.register(self.range, true) {
-                // Device files cannot be registered: something that can stands in for them.
-                Err(e) if e.errno == Errno::EINVAL => return self.stand_in(place, Waits::All),
-                other => other?,
-            }
+        // Also where the range should be registered already (Zap): registering twice changes nothing, and trusting to an
+        // earlier step that half failed would let the kernel fill the pages in again.
+        match uffd.register(self.range, true) {
+            // Device files cannot be registered: something that can stands in for them.
+            Err(e) if e.errno == Errno::EINVAL => return self.stand_in(place, Waits::All),
+            other => other?,
         }
         place.parked_since_wake = true;
-        self.zap()?;
+        if let Err(e) = self.zap() {
+            // Neither may live pages stay registered with somebody who does not serve them; whoever faults in between is
+            // helped by the monitor (`heal`).
+            if let (false, Server::Monitor(monitor)) = (self.served_live(), &self.server) {
+                let _ = uffd.unregister(self.range).or_else(|_| monitor.start());
+            }
+            return Err(e);
+        }
         place.content = Content::Parked;
         Ok(())
     }
@@ -89,12 +97,16 @@ impl View {
     #[expect(unsafe_code, reason = "UNSAFETY: maps a range that only the caller knows")]
     fn stage_stand_in(&self, staging: AddrRange, uffd: &Uffd) -> Result<(), SysError> {
         // SAFETY: a reservation that only the caller knows.
-        unsafe { map::map_anonymous(staging, self.prot) }?;
+        unsafe { map::map_anonymous(staging, Prot::None) }?;
         for advice in [Advice::DontFork, Advice::DontDump] {
             // SAFETY: as above; neither advice drops pages.
             unsafe { map::advise(staging, advice) }?;
         }
-        uffd.register(staging, false)
+        uffd.register(staging, false)?;
+        // Accessible only now: a process that locks its memory (mlockall) is given pages of what is accessible at once, and
+        // nobody would wait at those.
+        // SAFETY: as above.
+        unsafe { map::protect(staging, self.prot) }
     }
 }
 

@@ -5,7 +5,7 @@
 
 mod handed;
 
-use super::{AddrRange, SysError, may_fail};
+use super::{AddrRange, SysError, left_out, may_fail};
 use linux_raw_sys::general as raw;
 use linux_raw_sys::ioctl as nr;
 use nix::errno::Errno;
@@ -142,9 +142,14 @@ impl Uffd {
 
     fn ioctl<T>(&self, name: &'static str, request: u32, arg: &mut T) -> Result<(), SysError> {
         may_fail(name)?;
+        if left_out(name) {
+            return Ok(());
+        }
+        // A number of 32 bits, which musl takes as a signed one.
+        let request = request as libc::Ioctl;
         // SAFETY: `arg` is the structure that this request reads and writes, live and initialised; what the
         // request does to mappings is proven where it is called with a range.
-        let rc = unsafe { libc::ioctl(self.fd.as_raw_fd(), request.into(), std::ptr::from_mut(arg)) };
+        let rc = unsafe { libc::ioctl(self.fd.as_raw_fd(), request, std::ptr::from_mut(arg)) };
         if rc < 0 { Err(SysError::last(name)) } else { Ok(()) }
     }
 

@@ -48,6 +48,13 @@ pub(crate) fn thread_time(tid: i32) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
+/// What the descriptors are, for the messages of failed counts.
+pub(crate) fn fds() -> String {
+    let fds = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let names = fds.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    names.map(|name| name.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
 /// The descriptors that are userfaultfds.
 pub(crate) fn userfaultfds() -> Vec<i32> {
     let fds = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
