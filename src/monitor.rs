@@ -131,9 +131,17 @@ impl Monitor {
             core: Arc::clone(&core),
             count,
             running: Mutex::new(Vec::new()),
+            first: Mutex::default(),
             process: current_pid(),
         });
         Ok(Self { core, threads })
+    }
+
+    /// Has every thread of the monitor call `first` before it answers its first fault: to install a seccomp filter, to
+    /// choose its CPUs. Its threads start with the first mapping that needs them: call this before. If `first` panics the
+    /// monitor is dead, and its mappings refuse.
+    pub fn on_thread_start(&self, first: impl Fn() + Send + Sync + 'static) {
+        *self.threads.first.lock() = Some(Arc::new(first));
     }
 
     /// Answers waiting faults, at most `budget` of them, without blocking; says how many there were.
@@ -354,6 +362,11 @@ impl Core {
                 Err(_) => break,
             }
         }
+        self.fail();
+    }
+
+    /// Ends in one of the monitor's threads, unless it is wanted to.
+    fn fail(&self) {
         // A mapping that does not even refuse, for want of memory, say, would leave its threads waiting: try again.
         while !self.stopping.load(Ordering::Acquire) && !self.die() {
             thread::sleep(Duration::from_millis(10));
@@ -406,6 +419,8 @@ struct Threads {
     core: Arc<Core>,
     count: usize,
     running: Mutex<Vec<JoinHandle<()>>>,
+    /// What each does first: see [`Monitor::on_thread_start`].
+    first: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
     /// Whose threads they are.
     process: i32,
 }
@@ -417,6 +432,7 @@ impl Threads {
         let follow = self.count == 1;
         while running.len() < self.count {
             let core = Arc::clone(&self.core);
+            let first = self.first.lock().clone();
             let name = format!("mmio-monitor-{}", running.len());
             let handle = thread::Builder::new().name(name).spawn(move || {
                 // Signal handlers of the application are none of this thread's business.
@@ -425,7 +441,10 @@ impl Threads {
                     all.remove(own);
                 }
                 let _ = all.thread_block();
-                core.run(Follower::new(follow));
+                match catch_unwind(AssertUnwindSafe(|| first.map(|first| first()))) {
+                    Ok(_) => core.run(Follower::new(follow)),
+                    Err(_) => core.fail(),
+                }
             });
             running.push(handle.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?);
         }
