@@ -43,7 +43,6 @@ impl MapOptions {
     }
 
     /// How long the mapping is, in bytes, a multiple of the region's page size. Default: up to the region's end.
-    #[expect(clippy::len_without_is_empty, reason = "a setter, not a container's length")]
     pub fn len(mut self, len: usize) -> Self {
         self.len = Some(len);
         self
@@ -274,6 +273,13 @@ impl Served {
         self.store_limit.store(if self.view.prot == Prot::ReadWrite { len } else { 0 }, Ordering::Relaxed);
     }
 
+    /// Under the read side of the memory lock of an enabled region: puts right what a change that failed half-way left.
+    pub(crate) fn heal(&self) {
+        if self.view.heal(self.region.file.lock().as_ref().map(AsFd::as_fd)) {
+            self.open();
+        }
+    }
+
     /// Accesses had better look first. A hint: the refusal itself is in the page tables.
     pub(crate) fn close(&self) {
         self.load_limit.store(0, Ordering::Relaxed);
@@ -344,8 +350,10 @@ impl monitor::Served for Served {
         // NOWAIT: whoever holds the write side wakes this mapping's waiters after releasing it, and they fault again.
         let Some(state) = self.region.protocol.try_read() else {
             count(&counters.faults_parked);
+            event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, "fault, region busy");
             return;
         };
+        event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, state = ?*state, "fault");
         match *state {
             State::Enabled if self.view.strategy == Strategy::Zap => {
                 if self.map_pages(uffd, fault.addr - self.view.range.addr).is_err() {
@@ -360,16 +368,24 @@ impl monitor::Served for Served {
                     count(&counters.degraded);
                 }
             }
-            // A late message: what waited here has something else to meet by now.
-            State::Enabled | State::Disabled | State::Gone => wake_page(uffd, fault.addr),
+            // A late message: what waited here has something else to meet by now. Or one that a failed change left in.
+            State::Enabled => {
+                self.heal();
+                wake_page(uffd, fault.addr);
+            }
+            State::Disabled | State::Gone => wake_page(uffd, fault.addr),
         }
     }
 
-    fn abandon(&self) {
+    fn abandon(&self) -> bool {
         self.close();
-        if self.view.abandon().is_err() {
+        let refused = self.view.abandon().is_ok();
+        if !refused {
             count(&self.region.counters.degraded);
         }
+        // Replacing a mapping wakes nobody who waits in it.
+        self.view.wake();
+        refused
     }
 }
 

@@ -21,16 +21,23 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+mod follow;
+
+use follow::Follower;
+
 /// A monitor that has just answered looks for the next fault for so long before it sleeps, if the one before came
 /// within that time. Waking a sleeping thread costs several times what answering costs.
 const SPIN: Duration = Duration::from_micros(120);
+/// No fault for so long, in milliseconds, ends a quick succession of them.
+const LULL_MS: u8 = 20;
 
 /// A mapping whose faults a monitor answers.
 pub(crate) trait Served: Send + Sync {
     /// Answers a fault, or leaves it waiting for the holder of the memory lock. Never blocks on a lock.
     fn serve(&self, fault: FaultMessage);
     /// The monitor is gone for good: makes the mapping refuse, so that nobody waits for ever or reads what is not there.
-    fn abandon(&self);
+    /// Says whether that worked.
+    fn abandon(&self) -> bool;
 }
 
 /// Resolves the page faults of mappings; see [`RegionBuilder::monitor`](crate::RegionBuilder::monitor).
@@ -81,14 +88,31 @@ impl Monitor {
         Self::over(Uffd::open(features())?, 0)
     }
 
-    /// A monitor over a userfaultfd that somebody else opened, for example before privileges were dropped. `threads`
-    /// may be 0, as for [`manual`](Self::manual). A descriptor whose `UFFDIO_API` handshake is already done must
-    /// have been given `UFFD_FEATURE_MINOR_SHMEM` (and no event features).
+    /// A monitor over a userfaultfd that was opened elsewhere in this process, for example before privileges were
+    /// dropped. `threads` may be 0, as for [`manual`](Self::manual). A descriptor whose `UFFDIO_API` handshake is
+    /// already done must have been given `UFFD_FEATURE_MINOR_SHMEM` (and no event features).
+    ///
+    /// A userfaultfd serves the process that made it and no other, also after it was handed on: a launcher hands on
+    /// `/dev/userfaultfd` instead, see [`from_device`](Self::from_device).
     ///
     /// # Errors
-    /// `fd` is not a userfaultfd, or belongs to another address space (found when a mapping registers).
+    /// `fd` is not a userfaultfd, or serves another process ([`MonitorError::Foreign`]).
     pub fn from_fd(fd: OwnedFd, threads: usize) -> Result<Self, MonitorError> {
-        Self::over((Uffd::from_fd(fd, features())?, UffdSource::Device), threads)
+        let uffd = Uffd::from_fd(fd, features())?;
+        if !uffd.serves_this_process()? {
+            return Err(MonitorError::Foreign);
+        }
+        Self::over((uffd, UffdSource::HandedIn), threads)
+    }
+
+    /// A monitor over a new userfaultfd, by a `/dev/userfaultfd` that somebody else opened: a privileged launcher, who
+    /// handed it on over a socket or through exec. Needs no privilege. `threads` may be 0, as for
+    /// [`manual`](Self::manual).
+    ///
+    /// # Errors
+    /// `device` is not `/dev/userfaultfd` (Linux 6.1).
+    pub fn from_device(device: BorrowedFd<'_>, threads: usize) -> Result<Self, MonitorError> {
+        Self::over((Uffd::by_device(device, features())?, UffdSource::Device), threads)
     }
 
     fn over((uffd, source): (Uffd, UffdSource), count: usize) -> Result<Self, MonitorError> {
@@ -153,6 +177,16 @@ impl Monitor {
         }
     }
 
+    /// Starts the threads if there are none yet.
+    pub(crate) fn start(&self) -> Result<(), MonitorError> {
+        self.threads.ensure_running()
+    }
+
+    /// Has it failed, so that nobody answers faults any more?
+    pub(crate) fn is_dead(&self) -> bool {
+        self.core.dead.load(Ordering::Acquire)
+    }
+
     pub(crate) fn uffd(&self) -> &Uffd {
         &self.core.uffd
     }
@@ -162,16 +196,11 @@ impl Monitor {
         let mut mappings = self.core.mappings.write();
         // Under the table's lock, as `die` goes through the table after setting this: either it finds the mapping there, or
         // the mapping finds this.
-        if self.core.dead.load(Ordering::Acquire) {
+        if self.is_dead() {
             return Err(MonitorError::Dead);
         }
         mappings.insert(range.addr, (range, served));
         Ok(())
-    }
-
-    /// Starts the threads, if there are none yet.
-    pub(crate) fn start(&self) -> Result<(), MonitorError> {
-        self.threads.ensure_running()
     }
 
     /// The opposite of [`adopt`](Self::adopt). When it returns, no answer is under way for `range`, so its
@@ -200,6 +229,20 @@ impl AsFd for Monitor {
     }
 }
 
+/// The `userfaultfd` crate's own features do not name `UFFD_FEATURE_MINOR_SHMEM`, which strategy Zap needs:
+/// `UffdBuilder::require_features(FeatureFlags::from_bits_retain(1 << 10))`, with `user_mode_only(false)`.
+#[cfg(feature = "userfaultfd")]
+#[cfg_attr(docsrs, doc(cfg(feature = "userfaultfd")))]
+impl TryFrom<userfaultfd::Uffd> for Monitor {
+    type Error = MonitorError;
+
+    /// [`Monitor::from_fd`] with one thread.
+    fn try_from(uffd: userfaultfd::Uffd) -> Result<Self, MonitorError> {
+        // Not by `into_raw_fd`, which closes the descriptor (userfaultfd 0.9).
+        Self::from_fd(crate::revoke::dup(uffd.as_fd())?, 1)
+    }
+}
+
 impl fmt::Debug for Monitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Monitor")
@@ -219,11 +262,14 @@ struct Counters {
     answer: Histogram,
 }
 
+/// Mappings by first address.
+type Table = BTreeMap<usize, (AddrRange, Arc<dyn Served>)>;
+
 struct Core {
     uffd: Uffd,
     source: UffdSource,
     /// By first address. Held for reading while an answer is given: see `disown`.
-    mappings: RwLock<BTreeMap<usize, (AddrRange, Arc<dyn Served>)>>,
+    mappings: RwLock<Table>,
     stop: EventFd,
     stopping: AtomicBool,
     dead: AtomicBool,
@@ -235,7 +281,7 @@ impl Core {
     fn pump(&self, messages: &mut Vec<FaultMessage>, limit: usize) -> Result<usize, SysError> {
         messages.clear();
         let n = match self.uffd.read(messages, limit) {
-            Err(e) if e.errno == Errno::EINTR => return Ok(0),
+            Err(e) if matches!(e.errno, Errno::EINTR | Errno::EAGAIN) => return Ok(0),
             other => other?,
         };
         for fault in messages.iter() {
@@ -277,62 +323,78 @@ impl Core {
         wake_page(&self.uffd, addr);
     }
 
-    fn run(&self) {
+    fn run(&self, mut follower: Follower) {
         let mut messages = Vec::with_capacity(16);
-        let alone = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).is_ok_and(|set| {
-            (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).count() == 1
-        });
-        let mut idle_since = Instant::now();
+        let mut last = Instant::now();
+        // Do faults come in quick succession?
         let mut busy = false;
         while !self.stopping.load(Ordering::Acquire) {
             match self.pump(&mut messages, usize::MAX) {
-                Ok(0) if busy && idle_since.elapsed() < SPIN => {
-                    if alone {
-                        thread::yield_now();
-                    } else {
-                        std::hint::spin_loop();
-                    }
-                }
+                // Not while on the faulting thread's own CPU: it is there that the next fault is to come from. The others
+                // let whoever shares theirs go first.
+                Ok(0) if busy && !follower.is_bound() && last.elapsed() < SPIN => thread::yield_now(),
                 Ok(0) => {
-                    if !self.sleep() {
-                        break;
+                    let patience = if busy { PollTimeout::from(LULL_MS) } else { PollTimeout::NONE };
+                    match self.sleep(patience) {
+                        Woken::ByFault => {}
+                        Woken::ByTime => {
+                            busy = false;
+                            follower.release();
+                        }
+                        Woken::Gone => break,
                     }
-                    busy = idle_since.elapsed() < 2 * SPIN;
                 }
                 Ok(_) => {
-                    busy |= idle_since.elapsed() < 2 * SPIN;
-                    idle_since = Instant::now();
+                    busy = last.elapsed() < 2 * SPIN;
+                    last = Instant::now();
+                    if let (true, Some(fault)) = (busy, messages.last()) {
+                        follower.answered(fault.tid);
+                    }
                 }
                 Err(_) => break,
             }
         }
-        if !self.stopping.load(Ordering::Acquire) {
-            self.die();
+        // A mapping that does not even refuse, for want of memory, say, would leave its threads waiting: try again.
+        while !self.stopping.load(Ordering::Acquire) && !self.die() {
+            thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Waits for a fault or the end; false if there is no userfaultfd to wait for any more.
-    fn sleep(&self) -> bool {
+    /// Waits for a fault, the end, or for so long.
+    fn sleep(&self, patience: PollTimeout) -> Woken {
         let mut fds =
             [PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN), PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, patience) {
+            Ok(0) => Woken::ByTime,
             Ok(_) => {
                 let gone = PollFlags::POLLNVAL | PollFlags::POLLERR | PollFlags::POLLHUP;
-                !fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)))
+                let gone = fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)));
+                if gone { Woken::Gone } else { Woken::ByFault }
             }
-            Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM) => true,
-            Err(_) => false,
+            Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM) => Woken::ByFault,
+            Err(_) => Woken::Gone,
         }
     }
 
-    /// Fails closed.
-    fn die(&self) {
+    /// Fails closed; false if that has to be tried again.
+    fn die(&self) -> bool {
         self.dead.store(true, Ordering::Release);
+        let mut closed = true;
         for (_, served) in self.mappings.read().values() {
             // A panic here must not leave the rest of the mappings open.
-            let _ = catch_unwind(AssertUnwindSafe(|| served.abandon()));
+            closed &= catch_unwind(AssertUnwindSafe(|| served.abandon())).unwrap_or(true);
         }
+        closed
     }
+}
+
+/// Why a monitor's thread does not sleep any more.
+enum Woken {
+    /// Or by whatever else: it looks.
+    ByFault,
+    ByTime,
+    /// There is no userfaultfd to wait for any more.
+    Gone,
 }
 
 pub(crate) fn wake_page(uffd: &Uffd, addr: usize) {
@@ -351,6 +413,8 @@ struct Threads {
 impl Threads {
     fn ensure_running(&self) -> Result<(), MonitorError> {
         let mut running = self.running.lock();
+        // Several threads at one CPU would be in each other's way.
+        let follow = self.count == 1;
         while running.len() < self.count {
             let core = Arc::clone(&self.core);
             let name = format!("mmio-monitor-{}", running.len());
@@ -361,7 +425,7 @@ impl Threads {
                     all.remove(own);
                 }
                 let _ = all.thread_block();
-                core.run();
+                core.run(Follower::new(follow));
             });
             running.push(handle.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?);
         }
@@ -401,8 +465,9 @@ mod tests {
             panic!("for the test");
         }
 
-        fn abandon(&self) {
+        fn abandon(&self) -> bool {
             self.abandoned.store(true, Ordering::Relaxed);
+            true
         }
     }
 

@@ -25,6 +25,7 @@ use crate::error::{Holders, RevokeError};
 use crate::gate::{Gate, NotDrained, Phase};
 use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, fence};
+use crate::trace;
 use crate::wait::{CancelToken, Event, Patience, Waited};
 use std::time::{Duration, Instant};
 
@@ -145,6 +146,20 @@ impl Protocol {
         self.memory.read()
     }
 
+    /// Runs `f` while no change of state is under way, and none begins.
+    ///
+    /// # Errors
+    /// [`RevokeError::Reentrant`] in the thread that changes the state.
+    #[cfg_attr(not(feature = "kvm"), expect(dead_code, reason = "only memslots start in step with the state so far"))]
+    pub(crate) fn at_rest<R>(&self, f: impl FnOnce(Phase) -> R) -> Result<R, RevokeError> {
+        // Relaxed: only ever compared with the reading thread's own key.
+        if self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid() {
+            return Err(RevokeError::Reentrant);
+        }
+        let _control = self.control.lock();
+        Ok(f(self.phase()))
+    }
+
     /// Waits until the region is in none of the phases that `unwanted` names.
     pub(crate) fn wait_while(
         &self,
@@ -185,12 +200,50 @@ impl Protocol {
         goal: Option<State>,
         patience: Patience,
     ) -> Result<Option<Change<'a>>, RevokeError> {
+        self.begin_among(mechanism, goal, patience, patience)
+    }
+
+    /// [`begin`](Self::begin) with a patience of its own for `readers` of the memory lock: those hold it for a single
+    /// access and wait for nobody, so a member of a group can wait a moment for them without a risk of deadlock.
+    pub(crate) fn begin_among<'a>(
+        &'a self,
+        mechanism: &'a dyn Mechanism,
+        goal: Option<State>,
+        patience: Patience,
+        readers: Patience,
+    ) -> Result<Option<Change<'a>>, RevokeError> {
+        let since = Instant::now();
+        let mut change = self.take_control(mechanism, patience)?;
+        if goal == Some(change.was) {
+            return Ok(None);
+        }
+        if change.was == State::Enabled {
+            change.told = true;
+            mechanism.before_revoke();
+        }
+        self.gate.shut().map_err(RevokeError::Barrier)?;
+        self.drain(mechanism, patience, since)?;
+        change.write_lock(readers, since)?;
+        Ok(Some(change))
+    }
+
+    /// The write side of the memory lock for an access of the owner's that nobody else may come in between; the state
+    /// stays, nothing is zapped, guards and pins are not waited for and nobody is told. Who meets the lock meets a
+    /// busy region, as in any change.
+    pub(crate) fn begin_privileged<'a>(&'a self, mechanism: &'a dyn Mechanism) -> Result<Change<'a>, RevokeError> {
+        let mut change = self.take_control(mechanism, Patience::Forever)?;
+        self.gate.shut().map_err(RevokeError::Barrier)?;
+        change.write_lock(Patience::Forever, Instant::now())?;
+        Ok(change)
+    }
+
+    /// One change at a time, and none from inside another of the same thread.
+    fn take_control<'a>(&'a self, mechanism: &'a dyn Mechanism, patience: Patience) -> Result<Change<'a>, RevokeError> {
+        let since = Instant::now();
         if self.is_inherited() {
             return Err(RevokeError::Forked);
         }
-        let since = Instant::now();
-        let me = crate::sys::thread::current_tid();
-        if self.changer.load(Ordering::Relaxed) == me {
+        if self.is_changed_by_caller() {
             return Err(RevokeError::Reentrant);
         }
         let control = match patience {
@@ -205,33 +258,21 @@ impl Protocol {
             // Busy ends before `control` is released.
             Phase::Gone | Phase::Busy => return Err(RevokeError::Gone),
         };
-        if goal == Some(was) {
-            return Ok(None);
-        }
         // Relaxed: only ever compared with the reading thread's own key.
-        self.changer.store(me, Ordering::Relaxed);
-        let mut change =
-            Change { protocol: self, mechanism, _control: control, memory: None, was, now: was, told: false };
-        if was == State::Enabled {
-            change.told = true;
-            mechanism.before_revoke();
-        }
-        self.gate.shut().map_err(RevokeError::Barrier)?;
-        self.drain(mechanism, patience, since)?;
-        let memory = match patience {
-            Patience::Forever => Some(self.memory.write()),
-            Patience::Never => self.memory.try_write(),
-            Patience::Until(deadline) => self.memory.try_write_until(deadline),
-        };
-        change.memory = Some(memory.ok_or_else(|| gave_up(patience, since, Holders::default()))?);
-        Ok(Some(change))
+        self.changer.store(crate::sys::thread::current_tid(), Ordering::Relaxed);
+        Ok(Change { protocol: self, mechanism, _control: control, memory: None, was, now: was, told: false })
     }
 
     /// Waits for the guards and the pins.
     fn drain(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
+        let mut told = !trace::ENABLED;
         loop {
             // A thread whose help a guard's holder may need does not sleep for long.
-            let nap = mechanism.help().then(|| Instant::now() + Duration::from_millis(1));
+            let nap = match mechanism.help() {
+                true => Some(Instant::now() + Duration::from_millis(1)),
+                false if !told => Some(since + trace::SLOW),
+                false => None,
+            };
             let (slice, last) = match (patience, nap) {
                 (Patience::Forever, Some(nap)) => (Patience::Until(nap), false),
                 (Patience::Until(deadline), Some(nap)) if nap < deadline => (Patience::Until(nap), false),
@@ -239,7 +280,12 @@ impl Protocol {
             };
             match self.gate.drain(slice) {
                 Ok(()) => break,
-                Err(NotDrained::Held(_)) if !last => {}
+                Err(NotDrained::Held(_guards)) if !last => {
+                    if !told && since.elapsed() >= trace::SLOW {
+                        told = true;
+                        event!(WARN, guards = ?_guards, "slow guard");
+                    }
+                }
                 Err(NotDrained::Held(guards)) => {
                     return Err(gave_up(patience, since, Holders { guards, pins: self.pins() }));
                 }
@@ -253,6 +299,13 @@ impl Protocol {
         // The fence is the one between the gate's closing and this: see `pin`.
         fence(Ordering::SeqCst);
         let pinned = || self.pins.load(Ordering::SeqCst) > 0;
+        if trace::ENABLED && patience != Patience::Never {
+            let slow = since + trace::SLOW;
+            let first = if let Patience::Until(deadline) = patience { slow.min(deadline) } else { slow };
+            if self.waiters.wait_while(pinned, None, Some(first)) == Waited::TimedOut {
+                event!(WARN, pins = self.pins(), "slow guard");
+            }
+        }
         let pins_left = match patience {
             Patience::Forever => self.waiters.wait_while(pinned, None, None) != Waited::Done,
             Patience::Never => pinned(),
@@ -284,9 +337,20 @@ pub(crate) struct Change<'a> {
     told: bool,
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
     pub(crate) fn state(&self) -> State {
         self.now
+    }
+
+    fn write_lock(&mut self, patience: Patience, since: Instant) -> Result<(), RevokeError> {
+        let memory: &'a RwLock<State> = &self.protocol.memory;
+        let guard = match patience {
+            Patience::Forever => Some(memory.write()),
+            Patience::Never => memory.try_write(),
+            Patience::Until(deadline) => memory.try_write_until(deadline),
+        };
+        self.memory = Some(guard.ok_or_else(|| gave_up(patience, since, Holders::default()))?);
+        Ok(())
     }
 
     fn set(&mut self, state: State) {
@@ -301,21 +365,34 @@ impl Change<'_> {
         let was = self.now;
         // First the state, then the refusal: a region that refuses is disabled.
         self.set(to);
-        self.mechanism.refuse(to == State::Gone).or_else(|e| {
-            self.mechanism.restore()?;
-            self.set(was);
-            Err(e)
+        self.mechanism.refuse(to == State::Gone).inspect_err(|_| {
+            // What does not come back either goes on refusing. The region is not revoked as a whole, so it is not
+            // called disabled: the next `disable()` must try again, and not find that there is nothing to do.
+            if to != State::Gone {
+                let _ = self.mechanism.restore();
+                self.set(was);
+            }
         })
     }
 
     /// Gives back. On an error everything is as before.
     pub(crate) fn enable(&mut self) -> Result<(), RevokeError> {
-        self.mechanism.restore().or_else(|e| {
-            self.mechanism.refuse(false)?;
-            Err(e)
-        })?;
-        self.set(State::Enabled);
-        Ok(())
+        let restored = self.mechanism.restore();
+        // What was given back before the failure is taken away again. If that fails too, the region is not revoked as a
+        // whole, and so not called disabled.
+        if restored.is_ok() || self.mechanism.refuse(false).is_err() {
+            self.set(State::Enabled);
+        }
+        restored
+    }
+
+    /// Revokes or gives back, whichever `goal` asks for, if anything. On an error everything is as before.
+    pub(crate) fn become_state(&mut self, goal: State) -> Result<(), RevokeError> {
+        match (self.now, goal) {
+            (now, goal) if now == goal => Ok(()),
+            (_, State::Enabled) => self.enable(),
+            (_, State::Disabled | State::Gone) => self.disable(goal),
+        }
     }
 
     /// Makes the memory unreachable while the state stays enabled: accesses wait for the end of the change. On an
@@ -324,19 +401,19 @@ impl Change<'_> {
         if self.now != State::Enabled {
             return Ok(());
         }
-        self.mechanism.hold().or_else(|e| {
-            self.mechanism.restore()?;
-            Err(e)
+        self.mechanism.hold().inspect_err(|_| {
+            if self.mechanism.restore().is_err() {
+                let _ = self.disable(State::Disabled);
+            }
         })
     }
 
     /// Ends a [`hold`](Self::hold).
     pub(crate) fn release(&mut self) -> Result<(), RevokeError> {
         match self.now {
-            State::Enabled => self.mechanism.restore().or_else(|e| {
+            State::Enabled => self.mechanism.restore().inspect_err(|_| {
                 // What cannot be given back is revoked: it refuses already, and now it says so.
-                self.disable(State::Disabled)?;
-                Err(e)
+                let _ = self.disable(State::Disabled);
             }),
             State::Disabled | State::Gone => Ok(()),
         }
@@ -345,6 +422,11 @@ impl Change<'_> {
 
 impl Drop for Change<'_> {
     fn drop(&mut self) {
+        if self.memory.is_none() && self.protocol.phase() != Phase::Busy && !self.told {
+            // Nothing was begun: it had been what it was to become.
+            self.protocol.changer.store(0, Ordering::Relaxed);
+            return;
+        }
         // Each step lets somebody look again, so each comes after what they are to see.
         drop(self.memory.take());
         self.protocol.epoch.fetch_add(1, Ordering::Release);

@@ -5,6 +5,7 @@ use crate::backing::{Backing, File, Kind, OnRevoke};
 use crate::error::{BuildError, MapError, RevokeError};
 use crate::mapping::{MapOptions, Mapping, Served};
 use crate::monitor::Monitor;
+use crate::notify::Notifiers;
 use crate::owner::OwnerView;
 use crate::pin::PinTable;
 use crate::protocol::{Mechanism, Protocol, State};
@@ -99,7 +100,7 @@ impl RegionBuilder {
     pub fn build(self) -> Result<Region, BuildError> {
         let support = Support::current();
         let file = self.backing.open(&self.name, self.len)?;
-        let strategy = choose(self.strategy, &file, support)?;
+        let strategy = choose(self.strategy, &file, support, self.monitor.is_some())?;
         let monitor = match self.monitor {
             Some(monitor) => Some(monitor),
             None if support.userfaultfd() => Some(Monitor::shared()?),
@@ -126,6 +127,7 @@ impl RegionBuilder {
             protocol: Protocol::new(initial),
             mappings: Mutex::new(BTreeMap::new()),
             pinned: PinTable::default(),
+            notifiers: Notifiers::new(self.enabled),
             pending: PendingFaults::default(),
             counters: RegionCounters::default(),
         };
@@ -137,7 +139,7 @@ impl RegionBuilder {
 }
 
 /// The strategy for a file: the one asked for, if it is possible, or the best that is.
-fn choose(asked: Option<Strategy>, file: &File, support: Support) -> Result<Strategy, BuildError> {
+fn choose(asked: Option<Strategy>, file: &File, support: Support, monitor: bool) -> Result<Strategy, BuildError> {
     let minor = if file.kind == Kind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
     let obstacle = |strategy| match (strategy, file.kind) {
         (Strategy::Replace, _) => None,
@@ -148,6 +150,8 @@ fn choose(asked: Option<Strategy>, file: &File, support: Support) -> Result<Stra
         (Strategy::Detach, Kind::Shmem) if !support.has(Feature::DONTUNMAP) => {
             Some("no MREMAP_DONTUNMAP on shared memory (Linux 5.13)")
         }
+        // A monitor that was handed in may have what this process could not get by itself; mapping tells.
+        (Strategy::Zap, _) if monitor => None,
         (Strategy::Zap, _) if !support.has(minor) => Some("no userfaultfd with minor faults (Linux 5.14)"),
         (Strategy::Zap, _) if !support.userfaultfd() => Some("no userfaultfd"),
         _ => None,
@@ -182,6 +186,7 @@ pub(crate) struct RegionShared {
     /// By first address.
     pub(crate) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
     pub(crate) pinned: PinTable,
+    pub(crate) notifiers: Notifiers,
     pub(crate) pending: PendingFaults,
     pub(crate) counters: RegionCounters,
 }
@@ -192,6 +197,7 @@ impl RegionShared {
             Ok(Grade::Intended) => Ok(()),
             Ok(Grade::Degraded) => {
                 count(&self.counters.degraded);
+                event!(WARN, region = %self.name, addr = mapping.view.range.addr, "degraded");
                 Ok(())
             }
             Err(source) => Err(RevokeError::Sys { addr: mapping.view.range.addr, source }),
@@ -200,6 +206,7 @@ impl RegionShared {
 
     /// Disables, enables or ends for good, measured.
     fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
+        span!(DEBUG, "change", region = %self.name, to = ?to);
         let since = Instant::now();
         let Some(mut change) = self.protocol.begin(self, Some(to), patience)? else { return Ok(false) };
         let (counter, took) = match to {
@@ -214,7 +221,12 @@ impl RegionShared {
         };
         drop(change);
         count(counter);
-        took.record(since.elapsed());
+        let elapsed = since.elapsed();
+        took.record(elapsed);
+        match to {
+            State::Enabled => event!(DEBUG, region = %self.name, took = ?elapsed, "restored"),
+            State::Disabled | State::Gone => event!(DEBUG, region = %self.name, took = ?elapsed, "revoked"),
+        }
         Ok(true)
     }
 
@@ -238,9 +250,13 @@ impl RegionShared {
 }
 
 impl Mechanism for RegionShared {
-    fn before_revoke(&self) {}
+    fn before_revoke(&self) {
+        self.notifiers.before_revoke();
+    }
 
-    fn after_restore(&self) {}
+    fn after_restore(&self) {
+        self.notifiers.after_restore();
+    }
 
     fn want_pins_back(&self) {
         self.pinned.tell();
@@ -255,10 +271,13 @@ impl Mechanism for RegionShared {
     }
 
     fn refuse(&self, for_good: bool) -> Result<(), RevokeError> {
+        let mut refused = Ok(());
         for mapping in self.mappings.lock().values() {
             mapping.close();
-            self.grade(mapping.view.refuse(for_good), mapping)?;
+            // One that fails does not spare the others.
+            refused = refused.and(self.grade(mapping.view.refuse(for_good), mapping));
         }
+        refused?;
         if self.on_revoke == OnRevoke::Drop {
             *self.file.lock() = None;
         }
@@ -410,12 +429,14 @@ impl Region {
 
     fn reset_with<R>(&self, patience: Patience, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
         let shared = &*self.shared;
+        span!(DEBUG, "reset", region = %shared.name);
         let Some(mut change) = shared.protocol.begin(shared, None, patience)? else { return Err(RevokeError::Gone) };
         change.hold()?;
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reset(&shared.owner)));
         let released = change.release();
         drop(change);
         count(&shared.counters.resets);
+        event!(DEBUG, region = %shared.name, "reset");
         match done {
             Ok(value) => released.map(|()| value),
             Err(panic) => std::panic::resume_unwind(panic),
@@ -466,8 +487,10 @@ impl Region {
             pages_mapped: c.pages_mapped.load(Relaxed),
             faults_parked: c.faults_parked.load(Relaxed),
             faults_failed: c.faults_failed.load(Relaxed),
-            refused: c.refused.load(Relaxed),
+            refused: self.shared.protocol.gate.turned_away(),
             degraded: c.degraded.load(Relaxed),
+            notifier_errors: self.shared.notifiers.errors.load(Relaxed),
+            notifier_panics: self.shared.notifiers.panics.load(Relaxed),
             mappings: mappings.len(),
             alias_bytes: mappings.values().map(|m| m.view.alias_bytes()).sum(),
             page_tables_kept: mappings.values().map(|m| m.view.page_tables_kept()).sum(),

@@ -130,6 +130,7 @@ pub(crate) enum Grade {
 
 impl View {
     pub(crate) fn reserve(spec: ViewSpec) -> Result<Self, SysError> {
+        sweep();
         let align = alignment(spec.len).max(spec.page);
         let range = map::reserve(spec.len, align)?;
         let alias = match spec.strategy {
@@ -197,7 +198,11 @@ impl View {
         };
         match intended {
             Ok(()) => Ok(Grade::Intended),
-            Err(_) => self.refuse_somehow(&mut place).map(|()| Grade::Degraded),
+            Err(_) => match self.refuse_somehow(&mut place) {
+                // It waits instead of refusing, and is as unreachable.
+                Err(_) if matches!(place.content, Content::Parked | Content::StandIn) => Ok(Grade::Degraded),
+                refused => refused.map(|()| Grade::Degraded),
+            },
         }
     }
 
@@ -240,6 +245,18 @@ impl View {
         Ok(())
     }
 
+    /// For a range of an enabled region, under the read side of the memory lock: puts right what a change whose system
+    /// calls failed has left behind. A live range that is none of a userfaultfd's business is registered with none.
+    /// Says whether the range is live.
+    pub(crate) fn heal(&self, file: Option<BorrowedFd<'_>>) -> bool {
+        let live = self.place.lock().content == Content::Live;
+        match self.server.uffd() {
+            Some(uffd) if live && !self.served_live() => uffd.unregister(self.range).is_ok(),
+            _ if live => true,
+            _ => self.restore(file).is_ok(),
+        }
+    }
+
     /// Makes everyone who may wait in this range fault again and meet what is there now.
     pub(crate) fn wake(&self) {
         let mut place = self.place.lock();
@@ -261,6 +278,10 @@ impl View {
     #[expect(unsafe_code, reason = "UNSAFETY: moves between the view's own range and its own alias")]
     fn set_aside(&self, place: &mut Place) {
         if let (Some(alias), false) = (self.alias, place.detached) {
+            // Asked first: mremap unmaps its target before it finds that the source does not move (`mremap_to`).
+            if !map::is_one_mapping(self.range) {
+                return;
+            }
             // SAFETY: range and alias are the view's own. The kernel leaves a mapping in the range, whose page
             // tables are empty; whatever a concurrent access faults into it is dropped by what comes next
             // (`cover`, `park` and `bar` all drop the range's pages as their last step).
@@ -321,6 +342,9 @@ impl View {
 
     /// Registers the live range with its server.
     fn serve(&self) -> Result<(), SysError> {
+        if matches!(&self.server, Server::Monitor(monitor) if monitor.is_dead()) {
+            return Err(SysError::new("UFFDIO_REGISTER", Errno::EBADF));
+        }
         match self.server.uffd() {
             Some(uffd) => uffd.register(self.range, true),
             None => Err(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS)),
@@ -336,10 +360,13 @@ impl View {
             // A locked mapping (mlock, mlockall) refuses the plain advice.
             Err(e) if e.errno == Errno::EINVAL => {
                 // SAFETY: as above.
-                unsafe { map::advise(self.range, Advice::DontNeedLocked) }
+                match unsafe { map::advise(self.range, Advice::DontNeedLocked) } {
+                    Err(e) if e.errno == Errno::ENOMEM && map::has_hole(self.range) => Ok(()),
+                    other => other,
+                }
             }
             // Holes that the application has made are passed over and told at the end (madvise(2)).
-            Err(e) if e.errno == Errno::ENOMEM && !map::is_one_mapping(self.range) => Ok(()),
+            Err(e) if e.errno == Errno::ENOMEM && map::has_hole(self.range) => Ok(()),
             other => other,
         }
     }
@@ -411,10 +438,25 @@ fn alignment(len: usize) -> usize {
     }
 }
 
+/// Ranges that could not be unmapped, waiting for another try.
+static LEFT_OVER: Mutex<Vec<AddrRange>> = Mutex::new(Vec::new());
+
+/// Unmaps a range that its owner gives up. Where the kernel refuses (ENOMEM: the range has become part of a larger mapping,
+/// and splitting that would exceed vm.max_map_count), it is made to reach nothing, and unmapped later.
 #[expect(unsafe_code, reason = "UNSAFETY: unmaps a range that its owner gives up")]
 fn release(range: AddrRange) {
-    // SAFETY: the callers own the range and use it no more. Failing (ENOMEM on a split) leaks address space only.
-    let _ = unsafe { map::unmap(range) };
+    // SAFETY: the callers own the range and use it no more.
+    if unsafe { map::unmap(range) }.is_err() {
+        cover::shut(range);
+        LEFT_OVER.lock().push(range);
+    }
+}
+
+/// Unmaps what could not be unmapped before.
+#[expect(unsafe_code, reason = "UNSAFETY: unmaps ranges that their owners gave up")]
+fn sweep() {
+    // SAFETY: as in `release`; a range that is still mapped is still nobody else's.
+    LEFT_OVER.lock().retain(|range| unsafe { map::unmap(*range) }.is_err());
 }
 
 /// The process-wide userfaultfd in SIGBUS mode: nobody reads it, whoever faults in it gets SIGBUS.

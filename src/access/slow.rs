@@ -7,7 +7,7 @@ use crate::gate::Phase;
 use crate::mapping::Served;
 use crate::protocol::State;
 use crate::revoke::{Server, Strategy};
-use crate::stats::count;
+use std::sync::atomic::Ordering;
 
 /// What an access that did not succeed at once is to do.
 pub(super) enum Next {
@@ -30,25 +30,52 @@ impl Patience {
 }
 
 impl Served {
+    /// A region that is disabled, and whose policy has nobody wait: the answer is known, and is to cost no more than the
+    /// memory would have.
+    #[inline]
+    pub(super) fn turns_away(&self) -> Option<OnDisabled> {
+        let protocol = &self.region.protocol;
+        let policy = self.view.policy;
+        let known = policy != OnDisabled::Block && protocol.phase() == Phase::Disabled;
+        known.then(|| {
+            protocol.gate.turn_away();
+            policy
+        })
+    }
+
     /// Looks at the state and waits as the policy and the caller allow, until the access may be tried.
     pub(super) fn admit(&self, offset: usize) -> Result<Next, AccessError> {
         let protocol = &self.region.protocol;
         loop {
             let phase = protocol.phase();
             let wait_for = match (phase, self.view.policy) {
-                (Phase::Open, _) => return Ok(Next::Try),
+                (Phase::Open, _) => {
+                    if self.load_limit.load(Ordering::Relaxed) == 0 {
+                        self.mend();
+                    }
+                    return Ok(Next::Try);
+                }
                 (Phase::Disabled | Phase::Gone, OnDisabled::AllOnes) => {
-                    count(&self.region.counters.refused);
+                    protocol.gate.turn_away();
                     return Ok(Next::Unsupported);
                 }
                 (Phase::Disabled, OnDisabled::Sigbus) => {
-                    count(&self.region.counters.refused);
+                    protocol.gate.turn_away();
                     return Err(AccessError::Disabled { offset });
                 }
                 (Phase::Gone, _) => return Err(AccessError::Gone { offset }),
                 (Phase::Disabled, OnDisabled::Block) | (Phase::Busy, _) => phase,
             };
             let _ = protocol.wait_while(|now| now == wait_for, None, None);
+        }
+    }
+
+    /// The region is enabled, and this mapping is not: a change failed half-way and could not be undone.
+    #[cold]
+    fn mend(&self) {
+        if let Some(state) = self.region.protocol.try_read().filter(|state| **state == State::Enabled) {
+            self.heal();
+            drop(state);
         }
     }
 
@@ -65,13 +92,17 @@ impl Served {
     /// An access faulted. Resolves the fault where that is the accessing thread's business, and decides whether
     /// trying again makes sense.
     pub(super) fn after_fault(&self, offset: usize, patience: &mut Patience) -> Result<(), AccessError> {
-        if let (Server::Own(uffd), Strategy::Zap) = (&self.view.server, self.view.strategy) {
-            // Under the read side of the memory lock; whoever holds the write side is waited for by `admit`.
-            if let Some(state) = self.region.protocol.try_read() {
-                if *state == State::Enabled {
+        // Under the read side of the memory lock; whoever holds the write side is waited for by `admit`.
+        if let Some(state) = self.region.protocol.try_read().filter(|state| **state == State::Enabled) {
+            match (&self.view.server, self.view.strategy) {
+                (Server::Own(uffd), Strategy::Zap) => {
                     self.map_pages(uffd, offset).map_err(|_| AccessError::NoMemory { offset })?;
                 }
+                // Nothing should refuse here, unless a change failed half-way and could not be undone.
+                _ if patience.left < 8 => self.heal(),
+                _ => {}
             }
+            drop(state);
         }
         // A fault at a region that changed its state meanwhile is no surprise.
         let epoch = self.region.protocol.epoch();

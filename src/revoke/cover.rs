@@ -75,7 +75,21 @@ fn empty_file() -> Result<Arc<OwnedFd>, SysError> {
 
 /// Makes what covers are made of, so that revoking does not have to.
 pub(crate) fn prepare() -> Result<(), SysError> {
+    map::maps();
     empty_file().map(drop)
+}
+
+/// Makes a range that its owner has given up, and that could not be unmapped, reach nothing.
+#[expect(unsafe_code, reason = "UNSAFETY: replaces mappings in a range that its owner has given up")]
+pub(super) fn shut(range: AddrRange) {
+    let covered = empty_file().and_then(|empty| {
+        // SAFETY: the callers own the range, and nobody uses it any more.
+        unsafe { map::map_shared(range, empty.as_fd(), 0, map::Prot::None) }
+    });
+    if covered.is_err() {
+        // SAFETY: as above; nothing is moved.
+        let _ = unsafe { map::protect(range, map::Prot::None) };
+    }
 }
 
 impl View {
@@ -134,6 +148,8 @@ impl View {
     pub(super) fn unbar(&self, place: &mut Place) -> Result<(), SysError> {
         if !matches!(self.server, super::Server::Own(_)) || !self.served_live() {
             super::refuser()?.unregister(self.range)?;
+            // From here on the kernel fills pages in; if the rest fails, the caller has it refused anew.
+            place.content = Content::Live;
             if self.served_live() {
                 self.serve()?;
             }

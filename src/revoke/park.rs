@@ -6,7 +6,7 @@
 //! `UFFD_FEATURE_EVENT_REMAP`, which lets a registration survive mremap; the price is an event that somebody has to
 //! read before mremap returns (`mremap_userfaultfd_complete`), which a thread does for just so long.
 
-use super::{Content, Place, View};
+use super::{Content, Place, Server, View};
 use crate::sys::map::{self, Advice, Leave, Prot};
 use crate::sys::uffd::{Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError};
@@ -35,15 +35,22 @@ impl View {
             Content::Live | Content::Covered | Content::Barred => {}
         }
         let uffd = self.server.uffd().ok_or(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS))?;
-        if !self.served_live() || place.detached {
-            match uffd.register(self.range, true) {
-                // Device files cannot be registered: something that can stands in for them.
-                Err(e) if e.errno == Errno::EINVAL => return self.stand_in(place, Waits::All),
-                other => other?,
-            }
+        // Also where the range should be registered already (Zap): registering twice changes nothing, and trusting to an
+        // earlier step that half failed would let the kernel fill the pages in again.
+        match uffd.register(self.range, true) {
+            // Device files cannot be registered: something that can stands in for them.
+            Err(e) if e.errno == Errno::EINVAL => return self.stand_in(place, Waits::All),
+            other => other?,
         }
         place.parked_since_wake = true;
-        self.zap()?;
+        if let Err(e) = self.zap() {
+            // Neither may live pages stay registered with somebody who does not serve them; whoever faults in between is
+            // helped by the monitor (`heal`).
+            if let (false, Server::Monitor(monitor)) = (self.served_live(), &self.server) {
+                let _ = uffd.unregister(self.range).or_else(|_| monitor.start());
+            }
+            return Err(e);
+        }
         place.content = Content::Parked;
         Ok(())
     }
