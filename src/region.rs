@@ -443,9 +443,20 @@ impl Region {
         }
     }
 
-    /// Hands in a file for a device that was dropped on revocation ([`OnRevoke::Drop`]), before `enable()`.
-    pub fn supply(&self, device: OwnedFd) {
-        *self.shared.file.lock() = Some(device);
+    /// Hands in a file for a device that was dropped on revocation ([`OnRevoke::Drop`]), before `enable()`. An `enable()` that
+    /// fails drops it again.
+    ///
+    /// # Errors
+    /// The region has its file; `device` is handed back.
+    pub fn supply(&self, device: OwnedFd) -> Result<(), OwnedFd> {
+        let mut file = self.shared.file.lock();
+        match *file {
+            Some(_) => Err(device),
+            None => {
+                *file = Some(device);
+                Ok(())
+            }
+        }
     }
 
     /// The device side's view, which no revocation touches.

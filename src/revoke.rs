@@ -22,6 +22,7 @@ use crate::sys::map::{self, Advice, Leave, Prot};
 use crate::sys::uffd::Uffd;
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
+use park::Waits;
 use parking_lot::Mutex;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -173,7 +174,7 @@ impl View {
             Content::Reserved | Content::Covered | Content::Barred => return Ok(Grade::Intended),
         }
         self.set_aside(&mut place);
-        match self.park(&mut place) {
+        match self.park(&mut place, Waits::All) {
             Ok(()) => Ok(Grade::Intended),
             Err(_) => self.refuse_somehow(&mut place).map(|()| Grade::Degraded),
         }
@@ -193,7 +194,7 @@ impl View {
             _ if self.served_live() && matches!(self.server, Server::Own(_)) && place.content != Content::Reserved => {
                 self.bar(&mut place)
             }
-            OnDisabled::Block if !for_good => self.park(&mut place),
+            OnDisabled::Block if !for_good => self.park(&mut place, Waits::UserMode),
             OnDisabled::Block | OnDisabled::Sigbus | OnDisabled::AllOnes => self.cover(&mut place),
         };
         match intended {
