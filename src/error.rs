@@ -97,6 +97,9 @@ pub enum MapError {
         /// What is missing.
         why: &'static str,
     },
+    /// This process is a forked child of the region's.
+    #[error("the region belongs to the process that this one was forked from: make one here")]
+    Forked,
     /// No monitor thread could be started, or the monitor is gone.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
@@ -183,6 +186,9 @@ pub enum RevokeError {
     /// The region was dropped.
     #[error("the region is gone")]
     Gone,
+    /// This process is a forked child of the region's, and has none of its mappings.
+    #[error("the region belongs to the process that this one was forked from: make one here")]
+    Forked,
     /// A system call failed on one mapping, and everything was put back.
     #[error("mapping at {addr:#x}: {source}")]
     Sys {

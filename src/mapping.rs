@@ -80,6 +80,9 @@ pub struct Mapping {
 impl Mapping {
     pub(crate) fn new(region: &Arc<RegionShared>, options: MapOptions) -> Result<Self, MapError> {
         let (offset, len) = options.part(region)?;
+        if region.is_forked() {
+            return Err(MapError::Forked);
+        }
         let sys = |source| MapError::Sys { len, source };
         let policy = options.on_disabled;
         let server = crate::region::server(region, options.accessors_only)?;
@@ -99,6 +102,7 @@ impl Mapping {
             server,
             ones,
             page: region.page,
+            sample: region.owner.as_ptr().addr(),
         })
         .map_err(sys)?;
         let served = Arc::new(Served {
@@ -187,6 +191,10 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         let range = self.served.view.range;
         let region = &self.served.region;
+        // A child has none of it, and locks that another thread of the parent's held are held for good.
+        if region.is_forked() {
+            return;
+        }
         // The list's lock: no change of state is working on the range. `disown`: no monitor is. The range itself goes
         // with the last reference, which is this one: the list and the monitor gave theirs up.
         let mut mappings = region.mappings.lock();

@@ -6,7 +6,7 @@
 use crate::error::MonitorError;
 use crate::stats::{Histogram, MonitorStats};
 use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
-use crate::sys::{AddrRange, SysError, page_size};
+use crate::sys::{AddrRange, SysError, fork, page_size};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -52,7 +52,7 @@ impl Monitor {
         static SHARED: Mutex<(Weak<Core>, Weak<Threads>)> = Mutex::new((Weak::new(), Weak::new()));
         let mut shared = SHARED.lock();
         if let (Some(core), Some(threads)) = (shared.0.upgrade(), shared.1.upgrade()) {
-            if !core.dead.load(Ordering::Acquire) {
+            if !core.dead.load(Ordering::Acquire) && threads.generation == fork::generation() {
                 return Ok(Self { core, threads });
             }
         }
@@ -120,7 +120,12 @@ impl Monitor {
             dead: AtomicBool::new(false),
             counters: Counters::default(),
         });
-        let threads = Arc::new(Threads { core: Arc::clone(&core), count, running: Mutex::new(Vec::new()) });
+        let threads = Arc::new(Threads {
+            generation: fork::generation(),
+            core: Arc::clone(&core),
+            count,
+            running: Mutex::new(Vec::new()),
+        });
         Ok(Self { core, threads })
     }
 
@@ -362,6 +367,8 @@ pub(crate) fn wake_page(uffd: &Uffd, addr: usize) {
 }
 
 struct Threads {
+    /// The process they run in.
+    generation: u64,
     core: Arc<Core>,
     count: usize,
     running: Mutex<Vec<JoinHandle<()>>>,
@@ -390,6 +397,11 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
+        // A forked child has no such threads, but shares the eventfd that stops the parent's.
+        if self.generation != fork::generation() {
+            std::mem::forget(std::mem::take(self.running.get_mut()));
+            return;
+        }
         self.core.stopping.store(true, Ordering::Release);
         let _ = self.core.stop.write(1);
         for handle in self.running.get_mut().drain(..) {

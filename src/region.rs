@@ -130,6 +130,7 @@ impl RegionBuilder {
             notifiers: Notifiers::new(self.enabled),
             pending: PendingFaults::default(),
             counters: RegionCounters::default(),
+            generation: crate::sys::fork::generation(),
         };
         if on_revoke == OnRevoke::Drop && initial == State::Disabled {
             *shared.file.lock() = None;
@@ -189,9 +190,26 @@ pub(crate) struct RegionShared {
     pub(crate) notifiers: Notifiers,
     pub(crate) pending: PendingFaults,
     pub(crate) counters: RegionCounters,
+    /// The process it was made in.
+    generation: u64,
 }
 
 impl RegionShared {
+    /// Is this a forked child of the process that made the region? See `sys::fork`.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.generation != crate::sys::fork::generation()
+    }
+
+    /// Ends it for good, whatever it takes; without anybody to tell of a failure, there is only the next try.
+    fn end(&self) {
+        while let Err(RevokeError::Sys { .. } | RevokeError::Barrier(_)) = self.change(State::Gone, Patience::Forever) {
+            if self.mappings.lock().is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn grade(&self, done: Result<Grade, SysError>, mapping: &Served) -> Result<(), RevokeError> {
         match done {
             Ok(Grade::Intended) => Ok(()),
@@ -207,6 +225,9 @@ impl RegionShared {
     /// Disables, enables or ends for good, measured.
     fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
         span!(DEBUG, "change", region = %self.name, to = ?to);
+        if self.is_forked() {
+            return Err(RevokeError::Forked);
+        }
         let since = Instant::now();
         let Some(mut change) = self.protocol.begin(self, Some(to), patience)? else { return Ok(false) };
         let (counter, took) = match to {
@@ -428,6 +449,9 @@ impl Region {
     fn reset_with<R>(&self, patience: Patience, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
         let shared = &*self.shared;
         span!(DEBUG, "reset", region = %shared.name);
+        if shared.is_forked() {
+            return Err(RevokeError::Forked);
+        }
         let Some(mut change) = shared.protocol.begin(shared, None, patience)? else { return Err(RevokeError::Gone) };
         change.hold()?;
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reset(&shared.owner)));
@@ -507,13 +531,16 @@ impl Drop for Region {
     fn drop(&mut self) {
         let shared = &self.shared;
         // A drop waits for nobody: what guards and pins still promise is kept, and ended in the background.
-        if let Err(RevokeError::Busy(_) | RevokeError::WouldDeadlock { .. } | RevokeError::TimedOut { .. }) =
-            shared.change(State::Gone, Patience::Never)
-        {
-            let later = Arc::clone(shared);
-            let _ = std::thread::Builder::new()
-                .name("mmio-drop".to_owned())
-                .spawn(move || later.change(State::Gone, Patience::Forever));
+        match shared.change(State::Gone, Patience::Never) {
+            Ok(_) | Err(RevokeError::Gone | RevokeError::Forked) => {}
+            Err(e) => {
+                let later = Arc::clone(shared);
+                let spawned = std::thread::Builder::new().name("mmio-drop".to_owned()).spawn(move || later.end());
+                // No thread can be had: better wait than leave it reachable, unless that would be for ever.
+                if spawned.is_err() && !matches!(e, RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant) {
+                    shared.end();
+                }
+            }
         }
     }
 }
