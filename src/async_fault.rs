@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -136,7 +137,8 @@ impl Pending {
         self.queue.completed.lock().push_back(completion);
         let _ = self.queue.ready.write(1);
         if let Some(waker) = waker {
-            waker.wake();
+            // A task's panic is its own: the change of state that brings this goes on to its end.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
     }
 

@@ -97,9 +97,12 @@ pub enum MapError {
         /// What is missing.
         why: &'static str,
     },
-    /// This process is a forked child of the region's.
-    #[error("the region belongs to the process that this one was forked from: make one here")]
+    /// Called in a forked child: its parent's monitor cannot serve it.
+    #[error("the region is the parent's: a forked child builds one of its own")]
     Forked,
+    /// Called from inside a reset callback of the same region, for whose end it would have to wait.
+    #[error("called from inside a reset callback of the same region: map it before or after")]
+    Reentrant,
     /// No monitor thread could be started, or the monitor is gone.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
@@ -176,6 +179,9 @@ pub enum RevokeError {
     /// Called from inside a notifier or a reset callback of the same region.
     #[error("called from inside a notifier or reset callback of the same region: change its state from elsewhere")]
     Reentrant,
+    /// Called in a forked child: mappings are not inherited.
+    #[error("the region is the parent's: a forked child has none of its mappings and cannot change it")]
+    Forked,
     /// The kernel refused membarrier(2), which it had granted before (a seccomp filter?): nobody can tell whether guards
     /// are held.
     #[error("membarrier was refused: {0}; let membarrier(2) through the seccomp filter")]
@@ -186,9 +192,6 @@ pub enum RevokeError {
     /// The region was dropped.
     #[error("the region is gone")]
     Gone,
-    /// This process is a forked child of the region's, and has none of its mappings.
-    #[error("the region belongs to the process that this one was forked from: make one here")]
-    Forked,
     /// A system call failed on one mapping, and everything was put back.
     #[error("mapping at {addr:#x}: {source}")]
     Sys {
@@ -331,7 +334,7 @@ pub enum PinError {
     /// The wait was cancelled.
     #[error("the wait was cancelled")]
     Cancelled,
-    /// The file gives no pages there.
+    /// The file gives no pages there, or the region has no owner's view to reach them by ([`OnRevoke::Drop`](crate::OnRevoke)).
     #[error("no memory: {0}")]
     NoMemory(SysError),
     /// The flags contradict themselves.

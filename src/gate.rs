@@ -187,6 +187,21 @@ impl Gate {
         self.drained.notify_all();
     }
 
+    /// Counts an access that looked at the phase and did not enter. Cheaper than a counter that all threads share.
+    #[inline]
+    pub(crate) fn turn_away(&self) {
+        let slot = self.slots.get(threads::current());
+        // Relaxed, both: *Owned*, and only ever summed up.
+        let before = slot.turned_away.load(Ordering::Relaxed);
+        slot.turned_away.store(before + 1, Ordering::Relaxed);
+    }
+
+    /// How often [`turn_away`](Self::turn_away) was called.
+    pub(crate) fn turned_away(&self) -> u64 {
+        // Relaxed: as there.
+        self.slots.each().map(|(_, slot)| slot.turned_away.load(Ordering::Relaxed)).sum()
+    }
+
     /// What the gate lets through now.
     #[inline]
     pub(crate) fn phase(&self) -> Phase {

@@ -5,8 +5,9 @@
 
 use crate::error::MonitorError;
 use crate::stats::{Histogram, MonitorStats};
+use crate::sys::thread::current_pid;
 use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
-use crate::sys::{AddrRange, SysError, fork, page_size};
+use crate::sys::{AddrRange, SysError, page_size};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -20,9 +21,15 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+mod follow;
+
+use follow::Follower;
+
 /// A monitor that has just answered looks for the next fault for so long before it sleeps, if the one before came
 /// within that time. Waking a sleeping thread costs several times what answering costs.
 const SPIN: Duration = Duration::from_micros(120);
+/// No fault for so long, in milliseconds, ends a quick succession of them.
+const LULL_MS: u8 = 20;
 
 /// A mapping whose faults a monitor answers.
 pub(crate) trait Served: Send + Sync {
@@ -52,7 +59,7 @@ impl Monitor {
         static SHARED: Mutex<(Weak<Core>, Weak<Threads>)> = Mutex::new((Weak::new(), Weak::new()));
         let mut shared = SHARED.lock();
         if let (Some(core), Some(threads)) = (shared.0.upgrade(), shared.1.upgrade()) {
-            if !core.dead.load(Ordering::Acquire) && threads.generation == fork::generation() {
+            if !core.dead.load(Ordering::Acquire) && threads.process == current_pid() {
                 return Ok(Self { core, threads });
             }
         }
@@ -121,12 +128,20 @@ impl Monitor {
             counters: Counters::default(),
         });
         let threads = Arc::new(Threads {
-            generation: fork::generation(),
             core: Arc::clone(&core),
             count,
             running: Mutex::new(Vec::new()),
+            first: Mutex::default(),
+            process: current_pid(),
         });
         Ok(Self { core, threads })
+    }
+
+    /// Has every thread of the monitor call `first` before it answers its first fault: to install a seccomp filter, to
+    /// choose its CPUs. Its threads start with the first mapping that needs them: call this before. If `first` panics the
+    /// monitor is dead, and its mappings refuse.
+    pub fn on_thread_start(&self, first: impl Fn() + Send + Sync + 'static) {
+        *self.threads.first.lock() = Some(Arc::new(first));
     }
 
     /// Answers waiting faults, at most `budget` of them, without blocking; says how many there were.
@@ -184,15 +199,15 @@ impl Monitor {
         &self.core.uffd
     }
 
-    /// From now on the faults of `range` are answered by `served`. With `start`, by running threads.
-    pub(crate) fn adopt(&self, range: AddrRange, served: Arc<dyn Served>, start: bool) -> Result<(), MonitorError> {
-        if start {
-            if self.is_dead() {
-                return Err(MonitorError::Dead);
-            }
-            self.start()?;
+    /// From now on the faults of `range` are answered by `served`.
+    pub(crate) fn adopt(&self, range: AddrRange, served: Arc<dyn Served>) -> Result<(), MonitorError> {
+        let mut mappings = self.core.mappings.write();
+        // Under the table's lock, as `die` goes through the table after setting this: either it finds the mapping there, or
+        // the mapping finds this.
+        if self.is_dead() {
+            return Err(MonitorError::Dead);
         }
-        self.core.mappings.write().insert(range.addr, (range, served));
+        mappings.insert(range.addr, (range, served));
         Ok(())
     }
 
@@ -255,11 +270,14 @@ struct Counters {
     answer: Histogram,
 }
 
+/// Mappings by first address.
+type Table = BTreeMap<usize, (AddrRange, Arc<dyn Served>)>;
+
 struct Core {
     uffd: Uffd,
     source: UffdSource,
     /// By first address. Held for reading while an answer is given: see `disown`.
-    mappings: RwLock<BTreeMap<usize, (AddrRange, Arc<dyn Served>)>>,
+    mappings: RwLock<Table>,
     stop: EventFd,
     stopping: AtomicBool,
     dead: AtomicBool,
@@ -296,56 +314,78 @@ impl Core {
         }));
         if answered.is_err() {
             self.counters.panics.fetch_add(1, Ordering::Relaxed);
+            self.give_up(fault.addr);
         }
         self.counters.answer.record(since.elapsed());
     }
 
-    fn run(&self) {
+    /// Fails closed where an answer has panicked: the next one would too. The mapping refuses from now on, and the thread
+    /// meets that instead of waiting for ever.
+    fn give_up(&self, addr: usize) {
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            let mappings = self.mappings.read();
+            if let Some((_, (_, served))) = mappings.range(..=addr).next_back().filter(|(_, (r, _))| r.contains(addr)) {
+                served.abandon();
+            }
+        }));
+        wake_page(&self.uffd, addr);
+    }
+
+    fn run(&self, mut follower: Follower) {
         let mut messages = Vec::with_capacity(16);
-        let alone = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).is_ok_and(|set| {
-            (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).count() == 1
-        });
-        let mut idle_since = Instant::now();
+        let mut last = Instant::now();
+        // Do faults come in quick succession?
         let mut busy = false;
         while !self.stopping.load(Ordering::Acquire) {
             match self.pump(&mut messages, usize::MAX) {
-                Ok(0) if busy && idle_since.elapsed() < SPIN => {
-                    if alone {
-                        thread::yield_now();
-                    } else {
-                        std::hint::spin_loop();
-                    }
-                }
+                // Not while on the faulting thread's own CPU: it is there that the next fault is to come from. The others
+                // let whoever shares theirs go first.
+                Ok(0) if busy && !follower.is_bound() && last.elapsed() < SPIN => thread::yield_now(),
                 Ok(0) => {
-                    if !self.sleep() {
-                        break;
+                    let patience = if busy { PollTimeout::from(LULL_MS) } else { PollTimeout::NONE };
+                    match self.sleep(patience) {
+                        Woken::ByFault => {}
+                        Woken::ByTime => {
+                            busy = false;
+                            follower.release();
+                        }
+                        Woken::Gone => break,
                     }
-                    busy = idle_since.elapsed() < 2 * SPIN;
                 }
                 Ok(_) => {
-                    busy |= idle_since.elapsed() < 2 * SPIN;
-                    idle_since = Instant::now();
+                    busy = last.elapsed() < 2 * SPIN;
+                    last = Instant::now();
+                    if let (true, Some(fault)) = (busy, messages.last()) {
+                        follower.answered(fault.tid);
+                    }
                 }
                 Err(_) => break,
             }
         }
+        self.fail();
+    }
+
+    /// Ends in one of the monitor's threads, unless it is wanted to.
+    fn fail(&self) {
         // A mapping that does not even refuse, for want of memory, say, would leave its threads waiting: try again.
         while !self.stopping.load(Ordering::Acquire) && !self.die() {
             thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Waits for a fault or the end; false if there is no userfaultfd to wait for any more.
-    fn sleep(&self) -> bool {
+    /// Waits for a fault, the end, or for so long.
+    fn sleep(&self, patience: PollTimeout) -> Woken {
         let mut fds =
             [PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN), PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, patience) {
+            Ok(0) => Woken::ByTime,
             Ok(_) => {
                 let gone = PollFlags::POLLNVAL | PollFlags::POLLERR | PollFlags::POLLHUP;
-                !fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)))
+                let gone = fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)));
+                if gone { Woken::Gone } else { Woken::ByFault }
             }
-            Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM) => true,
-            Err(_) => false,
+            Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM) => Woken::ByFault,
+            Err(_) => Woken::Gone,
         }
     }
 
@@ -361,24 +401,38 @@ impl Core {
     }
 }
 
+/// Why a monitor's thread does not sleep any more.
+enum Woken {
+    /// Or by whatever else: it looks.
+    ByFault,
+    ByTime,
+    /// There is no userfaultfd to wait for any more.
+    Gone,
+}
+
 pub(crate) fn wake_page(uffd: &Uffd, addr: usize) {
     let page = page_size();
     let _ = uffd.wake(AddrRange::new(addr & !(page - 1), page));
 }
 
 struct Threads {
-    /// The process they run in.
-    generation: u64,
     core: Arc<Core>,
     count: usize,
     running: Mutex<Vec<JoinHandle<()>>>,
+    /// What each does first: see [`Monitor::on_thread_start`].
+    first: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
+    /// Whose threads they are.
+    process: i32,
 }
 
 impl Threads {
     fn ensure_running(&self) -> Result<(), MonitorError> {
         let mut running = self.running.lock();
+        // Several threads at one CPU would be in each other's way.
+        let follow = self.count == 1;
         while running.len() < self.count {
             let core = Arc::clone(&self.core);
+            let first = self.first.lock().clone();
             let name = format!("mmio-monitor-{}", running.len());
             let handle = thread::Builder::new().name(name).spawn(move || {
                 // Signal handlers of the application are none of this thread's business.
@@ -387,7 +441,10 @@ impl Threads {
                     all.remove(own);
                 }
                 let _ = all.thread_block();
-                core.run();
+                match catch_unwind(AssertUnwindSafe(|| first.map(|first| first()))) {
+                    Ok(_) => core.run(Follower::new(follow)),
+                    Err(_) => core.fail(),
+                }
             });
             running.push(handle.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?);
         }
@@ -397,9 +454,8 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        // A forked child has no such threads, but shares the eventfd that stops the parent's.
-        if self.generation != fork::generation() {
-            std::mem::forget(std::mem::take(self.running.get_mut()));
+        if self.process != current_pid() {
+            // A forked child has none of the threads, and the eventfd is its parent's too.
             return;
         }
         self.core.stopping.store(true, Ordering::Release);
@@ -411,5 +467,44 @@ impl Drop for Threads {
                 let _ = handle.join();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Panics {
+        abandoned: AtomicBool,
+    }
+
+    impl Served for Panics {
+        fn serve(&self, _: FaultMessage) {
+            panic!("for the test");
+        }
+
+        fn abandon(&self) -> bool {
+            self.abandoned.store(true, Ordering::Relaxed);
+            true
+        }
+    }
+
+    #[test]
+    fn a_mapping_whose_answer_panics_refuses_from_then_on() {
+        let Ok(monitor) = Monitor::manual() else {
+            println!("SKIP: no userfaultfd");
+            assert!(std::env::var_os("REVOCABLE_CI").is_none(), "this machine is to run every test");
+            return;
+        };
+        let [panics, other] = [(); 2].map(|()| Arc::new(Panics::default()));
+        let page = page_size();
+        for (at, served) in [(16, &panics), (17, &other)] {
+            monitor.adopt(AddrRange::new(at * page, page), Arc::clone(served) as _).expect("it lives");
+        }
+        monitor.core.answer(FaultMessage { addr: 16 * page + 8, tid: 1, write: false });
+        assert!(panics.abandoned.load(Ordering::Relaxed));
+        assert!(!other.abandoned.load(Ordering::Relaxed));
+        assert_eq!(monitor.stats().panics, 1);
     }
 }

@@ -85,6 +85,8 @@ pub(crate) struct Protocol {
     epoch: AtomicU64,
     /// Was the region enabled after the last of them?
     enabled: AtomicBool,
+    /// Whose mappings they are: see [`is_inherited`](Self::is_inherited).
+    process: i32,
 }
 
 impl Protocol {
@@ -98,6 +100,7 @@ impl Protocol {
             waiters: Event::new(),
             epoch: AtomicU64::new(0),
             enabled: AtomicBool::new(initial == State::Enabled),
+            process: crate::sys::thread::current_pid(),
         }
     }
 
@@ -106,8 +109,15 @@ impl Protocol {
         self.gate.phase()
     }
 
+    /// Is this a forked child's copy? The child has no mappings where its parent has them, maybe something else; and the
+    /// userfaultfds go on working on its parent's.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.process != crate::sys::thread::current_pid()
+    }
+
     /// Is the calling thread inside a change of this state: in a notifier, or in a reset callback?
     pub(crate) fn is_changed_by_caller(&self) -> bool {
+        // Relaxed: only ever compared with the reading thread's own key.
         self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid()
     }
 
@@ -230,6 +240,9 @@ impl Protocol {
     /// One change at a time, and none from inside another of the same thread.
     fn take_control<'a>(&'a self, mechanism: &'a dyn Mechanism, patience: Patience) -> Result<Change<'a>, RevokeError> {
         let since = Instant::now();
+        if self.is_inherited() {
+            return Err(RevokeError::Forked);
+        }
         if self.is_changed_by_caller() {
             return Err(RevokeError::Reentrant);
         }
@@ -398,10 +411,9 @@ impl<'a> Change<'a> {
     /// Ends a [`hold`](Self::hold).
     pub(crate) fn release(&mut self) -> Result<(), RevokeError> {
         match self.now {
-            State::Enabled => self.mechanism.restore().or_else(|e| {
+            State::Enabled => self.mechanism.restore().inspect_err(|_| {
                 // What cannot be given back is revoked: it refuses already, and now it says so.
                 let _ = self.disable(State::Disabled);
-                Err(e)
             }),
             State::Disabled | State::Gone => Ok(()),
         }

@@ -130,7 +130,6 @@ impl RegionBuilder {
             notifiers: Notifiers::new(self.enabled),
             pending: PendingFaults::default(),
             counters: RegionCounters::default(),
-            generation: crate::sys::fork::generation(),
         };
         if on_revoke == OnRevoke::Drop && initial == State::Disabled {
             *shared.file.lock() = None;
@@ -174,7 +173,7 @@ pub(crate) struct RegionShared {
     pub(crate) len: usize,
     pub(crate) page: usize,
     pub(crate) kind: Kind,
-    on_revoke: OnRevoke,
+    pub(crate) on_revoke: OnRevoke,
     pub(crate) file_offset: u64,
     /// `None`: dropped on revocation.
     pub(crate) file: Mutex<Option<OwnedFd>>,
@@ -190,16 +189,9 @@ pub(crate) struct RegionShared {
     pub(crate) notifiers: Notifiers,
     pub(crate) pending: PendingFaults,
     pub(crate) counters: RegionCounters,
-    /// The process it was made in.
-    generation: u64,
 }
 
 impl RegionShared {
-    /// Is this a forked child of the process that made the region? See `sys::fork`.
-    pub(crate) fn is_forked(&self) -> bool {
-        self.generation != crate::sys::fork::generation()
-    }
-
     /// Ends it for good, whatever it takes; without anybody to tell of a failure, there is only the next try.
     fn end(&self) {
         while let Err(RevokeError::Sys { .. } | RevokeError::Barrier(_)) = self.change(State::Gone, Patience::Forever) {
@@ -225,9 +217,6 @@ impl RegionShared {
     /// Disables, enables or ends for good, measured.
     fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
         span!(DEBUG, "change", region = %self.name, to = ?to);
-        if self.is_forked() {
-            return Err(RevokeError::Forked);
-        }
         let since = Instant::now();
         let Some(mut change) = self.protocol.begin(self, Some(to), patience)? else { return Ok(false) };
         let (counter, took) = match to {
@@ -252,17 +241,16 @@ impl RegionShared {
     }
 
     /// Frees the page tables that Detach has put aside, in the background.
-    fn trim(&self) {
-        let views: Vec<Weak<Served>> = self.mappings.lock().values().map(Arc::downgrade).collect();
+    fn trim(self: &Arc<Self>) {
+        let region: Weak<Self> = Arc::downgrade(self);
+        let starts: Vec<usize> = self.mappings.lock().keys().copied().collect();
         let trimming = move || {
-            for served in views {
-                // One step at a time, so that neither an `enable()` nor the mapping's end waits for more than that.
-                let mut done = 0;
-                while let Some(served) = served.upgrade() {
-                    match served.view.trim(done) {
-                        Some(more) => done = more,
-                        None => break,
-                    }
+            for start in starts {
+                // One step at a time, so that neither an `enable()` nor the mapping's end waits for more than that. Under the
+                // list's lock, and holding nothing of the mapping's: when its drop has returned, it is unmapped.
+                let mut done = Some(0);
+                while let (Some(from), Some(region)) = (done, region.upgrade()) {
+                    done = region.mappings.lock().get(&start).and_then(|served| served.view.trim(from));
                 }
             }
         };
@@ -335,6 +323,9 @@ impl Mechanism for RegionShared {
 /// Device memory that can be taken away from everyone who has it mapped, and given back.
 ///
 /// Dropping a region revokes it for good: its mappings stay, refusing, until they are dropped too.
+///
+/// A forked child inherits no mapping: where its parent has one, it has nothing, and later maybe something else. It can drop
+/// what it has inherited, which does nothing, and must not access it.
 pub struct Region {
     pub(crate) shared: Arc<RegionShared>,
 }
@@ -449,9 +440,6 @@ impl Region {
     fn reset_with<R>(&self, patience: Patience, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
         let shared = &*self.shared;
         span!(DEBUG, "reset", region = %shared.name);
-        if shared.is_forked() {
-            return Err(RevokeError::Forked);
-        }
         let Some(mut change) = shared.protocol.begin(shared, None, patience)? else { return Err(RevokeError::Gone) };
         change.hold()?;
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reset(&shared.owner)));
@@ -509,7 +497,7 @@ impl Region {
             pages_mapped: c.pages_mapped.load(Relaxed),
             faults_parked: c.faults_parked.load(Relaxed),
             faults_failed: c.faults_failed.load(Relaxed),
-            refused: c.refused.load(Relaxed),
+            refused: self.shared.protocol.gate.turned_away(),
             degraded: c.degraded.load(Relaxed),
             notifier_errors: self.shared.notifiers.errors.load(Relaxed),
             notifier_panics: self.shared.notifiers.panics.load(Relaxed),
@@ -563,7 +551,8 @@ impl fmt::Debug for Region {
 
 /// Which server a mapping of a region gets.
 pub(crate) fn server(shared: &RegionShared, own: bool) -> Result<Server, MapError> {
-    if own && shared.strategy == Strategy::Zap {
+    // An access that does not recover would end the process where it is to resolve its own fault: a monitor does, then.
+    if own && shared.strategy == Strategy::Zap && crate::access::raw::RECOVERABLE {
         let uffd = crate::revoke::refuser().map_err(|source| MapError::Sys { len: 0, source })?;
         return Ok(Server::Own(uffd));
     }

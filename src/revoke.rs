@@ -21,7 +21,7 @@ pub(crate) use cover::{Tile, prepare};
 use crate::OnDisabled;
 use crate::sys::map::{self, Advice, Leave, Prot};
 use crate::sys::uffd::Uffd;
-use crate::sys::{AddrRange, SysError, fork};
+use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use parts::Part;
@@ -124,8 +124,8 @@ pub(crate) struct View {
     pub(crate) page: usize,
     /// An address where the region's file is mapped all the time, 0 for none.
     sample: usize,
-    /// The process it was made in.
-    generation: u64,
+    /// Revoked, nothing of the file may stay mapped, and the next one may be another ([`OnRevoke::Drop`](crate::OnRevoke)).
+    pub(crate) drops_file: bool,
     place: Mutex<Place>,
 }
 
@@ -170,7 +170,7 @@ impl View {
             ones: spec.ones,
             page: spec.page,
             sample: spec.sample,
-            generation: fork::generation(),
+            drops_file: spec.drops_file,
             place: Mutex::new(place),
         })
     }
@@ -243,17 +243,21 @@ impl View {
     }
 
     /// The monitor is gone: whatever was to be answered by it refuses instead.
-    pub(crate) fn refuse_for_good(&self) -> Result<(), SysError> {
+    pub(crate) fn abandon(&self) -> Result<(), SysError> {
         let mut place = self.place.lock();
         match place.content {
-            Content::Covered => Ok(()),
-            Content::Live | Content::Parked | Content::StandIn | Content::Barred | Content::Reserved => {
-                if place.content == Content::Live && self.set_aside(&mut place).is_err() {
+            // These need no answers.
+            Content::Covered | Content::Barred => return Ok(()),
+            Content::Live if !self.served_live() => return Ok(()),
+            // Only what is the region's own memory is moved to the alias.
+            Content::Live => {
+                if self.set_aside(&mut place).is_err() {
                     return self.refuse_whole(&mut place);
                 }
-                self.refuse_somehow(&mut place)
             }
+            Content::Parked | Content::StandIn | Content::Reserved => {}
         }
+        self.refuse_somehow(&mut place)
     }
 
     /// The memory is reachable again. On an error the range still refuses (or waits) as before.
@@ -438,10 +442,6 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        // A forked child has none of its ranges, and may have put something of its own there.
-        if self.generation != fork::generation() {
-            return;
-        }
         release(self.range);
         if let Some(alias) = self.alias {
             release(alias);
@@ -489,6 +489,7 @@ pub(crate) struct ViewSpec {
     pub(crate) page: usize,
     /// An address where the region's file is mapped all the time, 0 for none.
     pub(crate) sample: usize,
+    pub(crate) drops_file: bool,
 }
 
 /// Alignment at which page tables move in the largest subtrees: 1 GiB, 2 MiB, or a page.
@@ -525,9 +526,10 @@ fn sweep() {
 
 /// The process-wide userfaultfd in SIGBUS mode: nobody reads it, whoever faults in it gets SIGBUS.
 pub(crate) fn refuser() -> Result<Arc<Uffd>, SysError> {
-    static REFUSER: Mutex<Option<(u64, Arc<Uffd>)>> = Mutex::new(None);
+    // By process: a userfaultfd that a forked child has inherited is its parent's.
+    static REFUSER: Mutex<Option<(i32, Arc<Uffd>)>> = Mutex::new(None);
     let mut refuser = REFUSER.lock();
-    let here = fork::generation();
+    let here = crate::sys::thread::current_pid();
     if let Some((_, uffd)) = refuser.as_ref().filter(|(made, _)| *made == here) {
         return Ok(Arc::clone(uffd));
     }

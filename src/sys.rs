@@ -4,7 +4,6 @@
 //! ([`AddrRange`]): the callers own the ranges and say so in their safety proofs.
 
 pub(crate) mod barrier;
-pub(crate) mod fork;
 #[cfg(not(revocable_model))]
 pub(crate) mod futex;
 pub(crate) mod map;

@@ -54,7 +54,7 @@ fn a_store_that_returned_is_in_and_one_that_failed_is_not() {
         let mut counted = [0u64; 4];
         let since = std::time::Instant::now();
         let mut rounds = 0;
-        while since.elapsed() < time {
+        while rounds < 8 || since.elapsed() < time {
             counted = thread::scope(|scope| {
                 let mapping = &mapping;
                 let counters: Vec<_> = slots
@@ -82,7 +82,6 @@ fn a_store_that_returned_is_in_and_one_that_failed_is_not() {
             }
             rounds += 1;
         }
-        assert!(rounds > 3, "{case}: {rounds} rounds");
     });
 }
 

@@ -53,6 +53,14 @@ pub(crate) fn count(n: u64) -> String {
     out
 }
 
+/// `1,234`, `15.0 M`: short, for a line that is rewritten.
+pub(crate) fn rounded(n: u64) -> String {
+    match n {
+        0..100_000 => count(n),
+        _ => format!("{:.1} M", n as f64 / 1e6),
+    }
+}
+
 /// `2 MiB`, `1 GiB`, `4 KiB`.
 pub(crate) fn bytes(n: usize) -> String {
     for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {

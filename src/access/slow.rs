@@ -7,7 +7,6 @@ use crate::gate::Phase;
 use crate::mapping::Served;
 use crate::protocol::State;
 use crate::revoke::{Server, Strategy};
-use crate::stats::count;
 use std::sync::atomic::Ordering;
 
 /// What an access that did not succeed at once is to do.
@@ -31,6 +30,19 @@ impl Patience {
 }
 
 impl Served {
+    /// A region that is disabled, and whose policy has nobody wait: the answer is known, and is to cost no more than the
+    /// memory would have.
+    #[inline]
+    pub(super) fn turns_away(&self) -> Option<OnDisabled> {
+        let protocol = &self.region.protocol;
+        let policy = self.view.policy;
+        let known = policy != OnDisabled::Block && protocol.phase() == Phase::Disabled;
+        known.then(|| {
+            protocol.gate.turn_away();
+            policy
+        })
+    }
+
     /// Looks at the state and waits as the policy and the caller allow, until the access may be tried.
     pub(super) fn admit(&self, offset: usize) -> Result<Next, AccessError> {
         let protocol = &self.region.protocol;
@@ -44,11 +56,11 @@ impl Served {
                     return Ok(Next::Try);
                 }
                 (Phase::Disabled | Phase::Gone, OnDisabled::AllOnes) => {
-                    count(&self.region.counters.refused);
+                    protocol.gate.turn_away();
                     return Ok(Next::Unsupported);
                 }
                 (Phase::Disabled, OnDisabled::Sigbus) => {
-                    count(&self.region.counters.refused);
+                    protocol.gate.turn_away();
                     return Err(AccessError::Disabled { offset });
                 }
                 (Phase::Gone, _) => return Err(AccessError::Gone { offset }),

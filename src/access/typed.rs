@@ -9,12 +9,20 @@ use super::raw::{self, Faulted};
 use super::slow::{Next, Patience};
 use crate::error::{AccessError, CopyError};
 use crate::mapping::Mapping;
+use crate::policy::OnDisabled;
 use std::sync::atomic::Ordering;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Load,
     Store,
+}
+
+/// Has an access been made before it came to the slow path?
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tried {
+    Not,
+    Faulted,
 }
 
 macro_rules! read_modify_write {
@@ -29,7 +37,7 @@ macro_rules! read_modify_write {
         pub fn $name<T: AtomicPrimitive>(&self, offset: usize, value: T) -> Result<T, AccessError> {
             let at = self.at::<T>(offset);
             // SAFETY: as in `compare_exchange`.
-            let found = self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::$name(at, value) })?;
+            let found = self.attempt::<T, _>(offset, Kind::Store, Tried::Not, || unsafe { raw::$name(at, value) })?;
             Ok(found.unwrap_or(T::ALL_ONES))
         }
     )* };
@@ -89,7 +97,8 @@ impl Mapping {
     ) -> Result<Result<T, T>, AccessError> {
         let at = self.at::<T>(offset);
         // SAFETY: `attempt` calls this with the offset checked; see the module's UNSAFETY.
-        let found = self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::compare_exchange(at, current, new) })?;
+        let found = self
+            .attempt::<T, _>(offset, Kind::Store, Tried::Not, || unsafe { raw::compare_exchange(at, current, new) })?;
         Ok(found.unwrap_or(Err(T::ALL_ONES)))
     }
 
@@ -177,18 +186,50 @@ impl Mapping {
     #[cold]
     #[inline(never)]
     pub(crate) fn read_slow<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
+        if check::<T>(offset, self.len()).is_ok() {
+            match self.served.turns_away() {
+                Some(OnDisabled::Sigbus) => return Err(AccessError::Disabled { offset }),
+                Some(OnDisabled::AllOnes) => return Ok(T::ALL_ONES),
+                Some(OnDisabled::Block) | None => {}
+            }
+        }
+        self.read_slower(offset)
+    }
+
+    #[inline(never)]
+    fn read_slower<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
         let at = self.at::<T>(offset);
         // SAFETY: as in `read`.
-        let value = self.attempt::<T, _>(offset, Kind::Load, || unsafe { raw::load(at) })?;
+        let load = || unsafe { raw::load(at) };
+        let value = self.attempt::<T, _>(offset, Kind::Load, self.was_tried::<T>(offset, Kind::Load), load)?;
         Ok(value.unwrap_or(T::ALL_ONES))
     }
 
     #[cold]
     #[inline(never)]
     pub(crate) fn write_slow<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
+        if check::<T>(offset, self.len()).is_ok() && self.is_writable() {
+            match self.served.turns_away() {
+                Some(OnDisabled::Sigbus) => return Err(AccessError::Disabled { offset }),
+                Some(OnDisabled::AllOnes) => return Ok(()),
+                Some(OnDisabled::Block) | None => {}
+            }
+        }
+        self.write_slower(offset, value)
+    }
+
+    #[inline(never)]
+    fn write_slower<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         let at = self.at::<T>(offset);
         // SAFETY: as in `write`.
-        self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::store(at, value) }).map(drop)
+        let store = || unsafe { raw::store(at, value) };
+        self.attempt::<T, _>(offset, Kind::Store, self.was_tried::<T>(offset, Kind::Store), store).map(drop)
+    }
+
+    /// Did the access come to the slow path because it faulted? What it would be let through for, it has tried. If
+    /// that has just changed, the answer is wrong and costs a fault to be resolved that there is not, or one more.
+    fn was_tried<T: Primitive>(&self, offset: usize, kind: Kind) -> Tried {
+        if self.admits::<T>(offset, kind) { Tried::Faulted } else { Tried::Not }
     }
 
     /// One access with everything that it may meet. `None`: an Unsupported Request.
@@ -196,6 +237,7 @@ impl Mapping {
         &self,
         offset: usize,
         kind: Kind,
+        tried: Tried,
         access: impl Fn() -> Result<R, Faulted>,
     ) -> Result<Option<R>, AccessError> {
         let served = &self.served;
@@ -204,10 +246,15 @@ impl Mapping {
             return Err(AccessError::ReadOnly { offset });
         }
         let mut patience = Patience::new(served);
+        let mut faulted = tried == Tried::Faulted;
         loop {
             match served.admit(offset)? {
                 Next::Unsupported => return Ok(None),
                 Next::Try => {}
+            }
+            // A signal costs as much as all the rest of resolving a fault: what has faulted is resolved first.
+            if std::mem::take(&mut faulted) {
+                served.after_fault(offset, &mut patience)?;
             }
             match served.guarded(&access) {
                 Some(Ok(value)) => return Ok(Some(value)),

@@ -200,3 +200,18 @@ fn guards_cost_a_nanosecond_or_two_however_many_threads_enter() {
     });
     println!("close and open           {closing:.0} ns");
 }
+
+#[test]
+fn accesses_turned_away_are_counted_over_all_threads_and_keep_no_drain_waiting() {
+    for gate in gates() {
+        gate.shut().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| (0..1000).for_each(|_| gate.turn_away()));
+            }
+        });
+        gate.turn_away();
+        assert_eq!(gate.turned_away(), 3001);
+        gate.drain(Patience::Never).unwrap();
+    }
+}

@@ -182,7 +182,8 @@ impl PciError {
             Self::Revoke(e) => match &e.source {
                 RevokeError::Busy(_) | RevokeError::TimedOut { .. } => Errno::EBUSY,
                 RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant => Errno::EDEADLK,
-                RevokeError::Gone | RevokeError::NoFile | RevokeError::Forked => Errno::ENODEV,
+                RevokeError::Gone | RevokeError::NoFile => Errno::ENODEV,
+                RevokeError::Forked => Errno::EPERM,
                 RevokeError::Sys { source, .. } => source.errno,
                 RevokeError::Barrier(e) => return e.raw_os_error().unwrap_or(Errno::EIO as i32),
             },

@@ -7,7 +7,7 @@
 //! read before mremap returns (`mremap_userfaultfd_complete`), which a thread does for just so long.
 
 use super::{Content, Place, Server, View};
-use crate::sys::map::{self, Advice, Leave};
+use crate::sys::map::{self, Advice, Leave, Prot};
 use crate::sys::uffd::{Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
@@ -31,6 +31,7 @@ impl View {
         match place.content {
             Content::Parked | Content::StandIn => return Ok(()),
             Content::Reserved => return self.stand_in(place, Waits::All),
+            _ if self.drops_file => return self.stand_in(place, Waits::All),
             Content::Live | Content::Covered | Content::Barred => {}
         }
         let uffd = self.server.uffd().ok_or(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS))?;
@@ -98,12 +99,16 @@ impl View {
     #[expect(unsafe_code, reason = "UNSAFETY: maps a range that only the caller knows")]
     fn stage_stand_in(&self, staging: AddrRange, uffd: &Uffd) -> Result<(), SysError> {
         // SAFETY: a reservation that only the caller knows.
-        unsafe { map::map_anonymous(staging, self.prot) }?;
+        unsafe { map::map_anonymous(staging, Prot::None) }?;
         for advice in [Advice::DontFork, Advice::DontDump] {
             // SAFETY: as above; neither advice drops pages.
             unsafe { map::advise(staging, advice) }?;
         }
-        uffd.register(staging, false)
+        uffd.register(staging, false)?;
+        // Accessible only now: a process that locks its memory (mlockall) is given pages of what is accessible at once, and
+        // nobody would wait at those.
+        // SAFETY: as above.
+        unsafe { map::protect(staging, self.prot) }
     }
 }
 

@@ -33,10 +33,10 @@ impl Progress {
         self.next = Instant::now() + Self::pause(self.rewrites);
         let stats = shared.region.stats();
         let all = |of: fn(&Tally) -> &AtomicU64| {
-            output::count(shared.tallies.iter().map(|t| of(t).load(Ordering::Relaxed)).sum())
+            output::rounded(shared.tallies.iter().map(|t| of(t).load(Ordering::Relaxed)).sum())
         };
         let line = format!(
-            "{:>3} of {of} s  {} revocations  {} resets  {} accesses reached, {} refused",
+            "{:>3} of {of} s: {} revocations, {} resets; accesses: {} reached, {} refused",
             at.as_secs(),
             output::count(stats.disables),
             output::count(stats.resets),
@@ -109,15 +109,11 @@ impl Report<'_> {
             self.took.as_secs_f64(),
             self.seed
         )?;
-        writeln!(
-            out,
-            "{:>2}  {:<22} {:>15} {:>15} {:>24}",
-            "", "worker", "reached", "refused", "wholly while revoked"
-        )?;
+        writeln!(out, "{:>2}  {:<22} {:>15} {:>15} {:>15}", "", "worker", "reached", "refused", "while revoked")?;
         for (number, (way, tally)) in self.ways.iter().zip(&self.shared.tallies).enumerate() {
             let n = |counter: &AtomicU64| output::count(counter.load(Ordering::Relaxed));
             let (reached, refused, inside) = (n(&tally.reached), n(&tally.refused), n(&tally.inside_disabled));
-            writeln!(out, "{number:>2}  {:<22} {reached:>15} {refused:>15} {inside:>24}", way.name())?;
+            writeln!(out, "{number:>2}  {:<22} {reached:>15} {refused:>15} {inside:>15}", way.name())?;
         }
         writeln!(out)?;
         for (what, latency) in [("disable()", stats.disable), ("enable()", stats.enable)] {

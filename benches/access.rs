@@ -1,0 +1,396 @@
+//! What one access costs that cannot kill the process: beside the raw access, and beside what one would guard it with
+//! instead.
+//!
+//! Every result goes through a `black_box`, on all sides alike: the compiler unrolls and vectorises a plain summing loop
+//! over raw loads, but no loop over inline assembly, and would compare loops instead of loads. A store's value comes out of
+//! one for the same reason.
+#![expect(unsafe_code, reason = "raw accesses to compare with")]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use arc_swap::ArcSwap;
+use nix::libc;
+use parking_lot::RwLock;
+use revocable_mmio::{AccessError, MapOptions, Mapping, Region};
+use std::hint::black_box;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use support::raw::{Map, PAGE, memfd};
+use support::{Contest, Ratios, Samples, pick};
+
+const LEN: usize = 4 << 20;
+/// Variable offsets stay within what the first-level cache holds.
+const WINDOW: usize = 16 << 10;
+const STAMP: u64 = 0x5245_564f_4341_424c;
+const TURN: Duration = Duration::from_micros(100);
+const PAUSE: Duration = Duration::ZERO;
+
+fn main() {
+    let mut samples = Samples::default();
+    single(&mut samples);
+    copies(&mut samples);
+    failing(&mut samples);
+    samples.table("one access");
+    let mut ratios = Ratios::default();
+    for (of, to, at_most) in [
+        ("register_read", "raw_load", Some(1.1)),
+        ("register_write", "raw_store", Some(1.1)),
+        ("mapping_read", "raw_load_at", Some(2.0)),
+        ("mapping_write", "raw_store_at", Some(2.0)),
+        ("guard", "raw_load", Some(8.0)),
+        ("parking_lot", "raw_load", None),
+        ("arc_swap", "raw_load", None),
+        ("crossbeam_pin", "raw_load", None),
+        ("copy_4k", "memcpy_4k", Some(1.03)),
+        ("copy_1m", "memcpy_1m", Some(1.03)),
+        ("copy_in_4k", "memcpy_in_4k", Some(1.03)),
+        ("copy_in_1m", "memcpy_in_1m", Some(1.03)),
+        ("failing", "signal_round_trip", Some(1.5)),
+    ] {
+        ratios.of(&samples, &format!("access.{of}/{to}"), of, to, at_most);
+    }
+    for (name, of, at_most) in [("access.guard_ns", "guard", 2.0), ("access.seen_disabled_ns", "seen_disabled", 5.0)] {
+        ratios.add(name, samples.p50(of).unwrap_or(f64::NAN), Some(at_most));
+    }
+    let (alone, together) = crowd();
+    ratios.add("access.guard_every_cpu/guard_alone", together / alone, Some(1.1));
+    ratios.print();
+}
+
+/// A region full of stamps.
+fn stamped() -> (Region, Mapping) {
+    let region = Region::builder(LEN).build().expect("a region");
+    for offset in (0..LEN).step_by(8) {
+        region.owner().write(offset, STAMP).expect("inside the region");
+    }
+    let mapping = region.map(MapOptions::new()).expect("a mapping");
+    // Faults are another bench's business.
+    let mut everything = vec![0; LEN];
+    mapping.read_slice(0, &mut everything).expect("an enabled region");
+    mapping.write_slice(0, &everything).expect("an enabled region");
+    (region, mapping)
+}
+
+/// Offsets that the compiler cannot know.
+#[inline(always)]
+fn next(offset: usize) -> usize {
+    black_box((offset + 72) % WINDOW)
+}
+
+fn single(samples: &mut Samples) {
+    let (_region, mapping) = stamped();
+    let at = mapping.as_ptr().cast::<u64>();
+    let register = mapping.register::<u64>(0).expect("inside the mapping");
+    let locked = RwLock::new(());
+    let swapped = ArcSwap::from_pointee(());
+    let collector = crossbeam_epoch::Collector::new();
+    let handle = collector.register();
+
+    // SAFETY: inside the mapping, which lives, aligned, of a region that stays enabled.
+    let load = |at: *const u64| unsafe { at.read_volatile() };
+    // SAFETY: as above; nobody holds a reference to region memory.
+    let store = |at: *mut u64, value: u64| unsafe { at.write_volatile(value) };
+
+    assert_eq!(load(at), STAMP);
+    assert_eq!(register.read().expect("enabled"), STAMP);
+
+    let mut contest = Contest::new("access", PAUSE);
+    contest.many("raw_load", TURN, move |n| {
+        let at = at;
+        for _ in 0..n {
+            black_box(load(at));
+        }
+    });
+    contest.many("register_read", TURN, move |n| {
+        // On both sides what is accessed is known before the loop: a black box might change what is in memory.
+        let register = register;
+        for _ in 0..n {
+            match register.read() {
+                Ok(value) => black_box(value),
+                Err(_) => refused(),
+            };
+        }
+    });
+    contest.many("raw_store", TURN, move |n| {
+        let at = at;
+        for _ in 0..n {
+            store(at, black_box(STAMP));
+        }
+    });
+    contest.many("register_write", TURN, move |n| {
+        let register = register;
+        for _ in 0..n {
+            if register.write(black_box(STAMP)).is_err() {
+                refused();
+            }
+        }
+    });
+    contest.many("raw_load_at", TURN, move |n| {
+        let at = at;
+        let mut offset = 0;
+        for _ in 0..n {
+            black_box(load(at.wrapping_byte_add(offset)));
+            offset = next(offset);
+        }
+    });
+    contest.many("mapping_read", TURN, |n| {
+        let mut offset = 0;
+        for _ in 0..n {
+            match mapping.read::<u64>(offset) {
+                Ok(value) => black_box(value),
+                Err(_) => refused(),
+            };
+            offset = next(offset);
+        }
+    });
+    contest.many("raw_store_at", TURN, move |n| {
+        let at = at;
+        let mut offset = 0;
+        for _ in 0..n {
+            store(at.wrapping_byte_add(offset), black_box(STAMP));
+            offset = next(offset);
+        }
+    });
+    contest.many("mapping_write", TURN, |n| {
+        let mut offset = 0;
+        for _ in 0..n {
+            if mapping.write(offset, black_box(STAMP)).is_err() {
+                refused();
+            }
+            offset = next(offset);
+        }
+    });
+    contest.many("guard", TURN, |n| {
+        for _ in 0..n {
+            let Ok(guard) = mapping.try_access() else { refused() };
+            black_box(load(guard.as_ptr().cast()));
+        }
+    });
+    contest.many("parking_lot", TURN, |n| {
+        for _ in 0..n {
+            let guard = locked.read();
+            black_box(load(at));
+            drop(guard);
+        }
+    });
+    contest.many("arc_swap", TURN, |n| {
+        for _ in 0..n {
+            let guard = swapped.load();
+            black_box(load(at));
+            drop(guard);
+        }
+    });
+    contest.many("crossbeam_pin", TURN, |n| {
+        for _ in 0..n {
+            let guard = handle.pin();
+            black_box(load(at));
+            drop(guard);
+        }
+    });
+    contest.run(pick(300, 30), samples);
+    assert_eq!(load(at), STAMP, "the stores were these");
+    contest.criterion();
+}
+
+#[cold]
+fn refused() -> ! {
+    panic!("an enabled region refused");
+}
+
+fn copies(samples: &mut Samples) {
+    let (_region, mapping) = stamped();
+    let at = mapping.as_ptr();
+    for (name, len) in [("4k", 4 << 10), ("1m", 1 << 20)] {
+        // One buffer for both sides: where it lies in memory decides more than the code does.
+        let buffer = std::cell::RefCell::new(vec![0_u8; len]);
+        let mut contest = Contest::new("copy", PAUSE);
+        contest.many(&format!("memcpy_{name}"), TURN, |n| {
+            let buffer = &mut *buffer.borrow_mut();
+            for _ in 0..n {
+                // SAFETY: inside the mapping; the buffer is as long.
+                unsafe { std::ptr::copy_nonoverlapping(at, buffer.as_mut_ptr(), len) };
+                black_box(&mut *buffer);
+            }
+        });
+        contest.many(&format!("copy_{name}"), TURN, |n| {
+            let buffer = &mut *buffer.borrow_mut();
+            for _ in 0..n {
+                mapping.read_slice(0, buffer).expect("an enabled region");
+                black_box(&mut *buffer);
+            }
+        });
+        contest.many(&format!("memcpy_in_{name}"), TURN, |n| {
+            let buffer = &*buffer.borrow();
+            for _ in 0..n {
+                // SAFETY: inside the mapping, writable; the buffer is as long.
+                unsafe { std::ptr::copy_nonoverlapping(black_box(buffer.as_ptr()), at, len) };
+            }
+        });
+        contest.many(&format!("copy_in_{name}"), TURN, |n| {
+            let buffer = &*buffer.borrow();
+            for _ in 0..n {
+                mapping.write_slice(0, black_box(buffer)).expect("an enabled region");
+            }
+        });
+        contest.run(pick(300, 30), samples);
+        drop(contest);
+        assert!(buffer.borrow().chunks(8).all(|word| word == STAMP.to_ne_bytes()), "the copies were whole");
+    }
+}
+
+/// Accesses to a region that is disabled.
+fn failing(samples: &mut Samples) {
+    let (region, mapping) = stamped();
+    let register = mapping.register::<u64>(0).expect("inside the mapping");
+    assert!(region.disable().expect("nothing is in the way"));
+    let mut contest = Contest::new("failing", PAUSE);
+    contest.each("failing", 32, |n, report| {
+        let since = Instant::now();
+        for _ in 0..n {
+            let refusal = black_box(register.read());
+            assert!(matches!(refusal, Err(AccessError::Disabled { .. })));
+        }
+        report(n, since.elapsed());
+    });
+    contest.many("seen_disabled", TURN, |n| {
+        for _ in 0..n {
+            match mapping.read::<u64>(8) {
+                Err(AccessError::Disabled { offset }) => black_box(offset),
+                _ => refused(),
+            };
+        }
+    });
+    signal::add(&mut contest);
+    contest.run(pick(300, 30), samples);
+}
+
+/// The least that a signal can cost: a load that faults, and a handler that goes on behind it.
+#[cfg(target_arch = "x86_64")]
+mod signal {
+    use super::*;
+
+    extern "C" fn skip(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+        // SAFETY: the kernel passes a ucontext_t.
+        let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+        let registers = &mut context.uc_mcontext.gregs;
+        registers[libc::REG_RIP as usize] = registers[libc::REG_R8 as usize];
+    }
+
+    /// The signal that revoked memory raises, by the same kind of fault: a load beyond the end of a file.
+    pub(super) fn add(contest: &mut Contest<'_>) {
+        let file = memfd(0, 0).expect("an empty file");
+        let map = Map::new(file.as_fd(), PAGE, PAGE);
+        contest.each("signal_round_trip", 32, move |n, report| {
+            let crates = exchange(&action());
+            let since = Instant::now();
+            for _ in 0..n {
+                load_and_skip(map.addr());
+            }
+            report(n, since.elapsed());
+            exchange(&crates);
+        });
+    }
+
+    fn load_and_skip(at: usize) {
+        let mut loaded = 1_u64;
+        // SAFETY: faults at a page of the bench's own, and goes on behind the load.
+        unsafe {
+            std::arch::asm!(
+                "lea r8, [rip + 2f]",
+                "mov {loaded}, qword ptr [{at}]",
+                "2:",
+                at = in(reg) at,
+                loaded = inout(reg) loaded,
+                out("r8") _,
+                options(nostack, readonly),
+            );
+        }
+        assert_eq!(loaded, 1, "there was nothing to be loaded");
+    }
+
+    fn action() -> libc::sigaction {
+        // SAFETY: all-zero is a valid sigaction.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = skip;
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        action
+    }
+
+    fn exchange(new: &libc::sigaction) -> libc::sigaction {
+        let mut old = action();
+        // SAFETY: live sigactions; the crate's own comes back before one of its accesses is made.
+        let rc = unsafe { libc::sigaction(libc::SIGBUS, new, &raw mut old) };
+        assert_eq!(rc, 0);
+        old
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod signal {
+    use super::*;
+
+    /// No fault: a signal to oneself, with a handler that does nothing.
+    pub(super) fn add(contest: &mut Contest<'_>) {
+        extern "C" fn nothing(_: libc::c_int) {}
+        let handler: extern "C" fn(libc::c_int) = nothing;
+        // SAFETY: a handler of the right type.
+        unsafe { libc::signal(libc::SIGUSR1, handler as *const () as usize) };
+        contest.many("signal_round_trip", TURN, |n| {
+            for _ in 0..n {
+                // SAFETY: takes a number only.
+                unsafe { libc::raise(libc::SIGUSR1) };
+            }
+        });
+    }
+}
+
+/// The CPU time of one guarded load in ns, by one thread and by one on every CPU, by turns. CPU time: others may use the
+/// same CPUs.
+fn crowd() -> (f64, f64) {
+    let (_region, mapping) = stamped();
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let n = pick(2_000_000, 200_000);
+    let mut samples = Samples::default();
+    for _ in 0..pick(30, 5) {
+        for (name, threads) in [("alone", 1), ("together", cpus)] {
+            let ready = AtomicUsize::new(0);
+            let work = || {
+                let guarded = |n| {
+                    for _ in 0..n {
+                        let Ok(guard) = mapping.try_access() else { refused() };
+                        // SAFETY: inside the mapping, kept reachable by the guard.
+                        black_box(unsafe { guard.as_ptr().cast::<u64>().read_volatile() });
+                    }
+                };
+                ready.fetch_add(1, Ordering::SeqCst);
+                while ready.load(Ordering::SeqCst) < threads {
+                    guarded(100);
+                }
+                let before = thread_cpu_time();
+                guarded(n);
+                let took = thread_cpu_time() - before;
+                took
+            };
+            thread::scope(|scope| {
+                let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+                samples.record(name, n, work());
+                for other in others {
+                    samples.record(name, n, other.join().expect("no panic"));
+                }
+            });
+        }
+    }
+    samples.table("one guard, CPU time");
+    (samples.p50("alone").unwrap_or(f64::NAN), samples.p50("together").unwrap_or(f64::NAN))
+}
+
+fn thread_cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a live timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::from_secs(time.tv_sec.unsigned_abs()) + Duration::from_nanos(time.tv_nsec.unsigned_abs())
+}

@@ -1,0 +1,322 @@
+//! What revoking and giving back cost, by size and by strategy, beside what one would use instead; and whether others that
+//! are mapped too make it slower.
+//!
+//! At least one other thread of the process runs all the time, so that no TLB flush stays on one CPU. All mappings are of
+//! one file whose pages are all there, and all their page-table entries are there before each revocation. The rivals
+//! revoke nothing reliably: after `dontneed` the kernel maps the pages again at the next access, and `munmap` leaves the
+//! addresses to anyone.
+//!
+//! A full run takes 5 GiB of memory. With `REVOCABLE_BENCH_SVG=FILE` it draws its plot there.
+
+#[path = "support/mod.rs"]
+mod support;
+#[path = "support/svg.rs"]
+mod svg;
+
+use nix::libc;
+use revocable_mmio::{Backing, MapOptions, Mapping, Region, Strategy};
+use std::hint::black_box;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use support::raw::{Bytes, Map, PAGE, memfd, process_madvise};
+use support::{Contest, Ratios, Samples, pick, short, skip};
+
+const MIB: usize = 1 << 20;
+const GIB: usize = 1 << 30;
+const HUGE: usize = 2 * MIB;
+/// MADV_GUARD_INSTALL and MADV_GUARD_REMOVE, for files since Linux 6.15.
+const GUARD_INSTALL: libc::c_int = 102;
+const GUARD_REMOVE: libc::c_int = 103;
+
+fn main() {
+    let mut samples = Samples::default();
+    let mut ratios = Ratios::default();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                black_box((0..1000).fold(0_u64, |sum, i| black_box(sum + i)));
+            }
+        });
+        by_size(&mut samples);
+        others(&mut ratios);
+        batch(&mut ratios);
+        hugetlb(&mut samples);
+        criterion();
+        over.store(true, Ordering::Relaxed);
+    });
+    samples.table("disable, enable, enable and touch every page");
+    conclude(&samples, &mut ratios);
+    if let (Ok(file), false) = (std::env::var("REVOCABLE_BENCH_SVG"), short()) {
+        std::fs::write(&file, svg::plot(&samples)).expect("the plot's file");
+        println!("plot {file}");
+    }
+    ratios.print();
+}
+
+fn conclude(samples: &Samples, ratios: &mut Ratios) {
+    let mut ratio = |name: &str, of: &str, to: &str, at_most| {
+        ratios.of(samples, &format!("revoke.{name}"), of, to, at_most);
+    };
+    ratio("detach_1g/dontneed_1g", "disable detach 1g", "disable dontneed 1g", Some(0.005));
+    ratio("detach_4g/detach_2m", "disable detach 4g", "disable detach 2m", Some(3.0));
+    let touch = |strategy: &str| format!("enable+touch {strategy} 1g");
+    ratio("detach_enable_touch_1g/zap_enable_touch_1g", &touch("detach"), &touch("zap"), Some(0.1));
+    for rival in ["zap", "replace", "mprotect", "munmap", "guard"] {
+        let (of, to) = (format!("disable {rival} 1g"), "disable dontneed 1g");
+        ratio(&format!("{rival}_1g/dontneed_1g"), &of, to, None);
+    }
+    ratio("detach_16m/dontneed_16m", "disable detach 16m", "disable dontneed 16m", None);
+    for rival in ["zap", "replace"] {
+        let (of, to) = (format!("disable {rival} 1g huge"), "disable dontneed 1g huge");
+        ratio(&format!("{rival}_1g/dontneed_1g, hugetlb"), &of, to, None);
+    }
+}
+
+/// Something that can be revoked.
+struct Subject<'a> {
+    name: &'static str,
+    bytes: Bytes,
+    disable: Box<dyn Fn() + 'a>,
+    enable: Box<dyn Fn() + 'a>,
+}
+
+impl Subject<'_> {
+    /// One round, from all pages mapped to all pages mapped.
+    fn measure(&self, size: &str, page: usize, samples: &mut Samples) {
+        let Self { name, bytes, .. } = self;
+        let since = Instant::now();
+        (self.disable)();
+        samples.record(&format!("disable {name} {size}"), 1, since.elapsed());
+        let since = Instant::now();
+        (self.enable)();
+        samples.record(&format!("enable {name} {size}"), 1, since.elapsed());
+        bytes.touch(page);
+        samples.record(&format!("enable+touch {name} {size}"), 1, since.elapsed());
+    }
+}
+
+fn by_size(samples: &mut Samples) {
+    let sizes: &[(&str, usize)] = pick(
+        &[("2m", 2 * MIB), ("16m", 16 * MIB), ("128m", 128 * MIB), ("1g", GIB)],
+        &[("2m", 2 * MIB), ("16m", 16 * MIB)],
+    );
+    let all = [Strategy::Detach, Strategy::Replace, Strategy::Zap];
+    for (name, len) in sizes {
+        one_size(name, *len, (0, PAGE), &all, true, samples);
+    }
+    if !short() {
+        one_size("4g", 4 * GIB, (0, PAGE), &[Strategy::Detach], false, samples);
+    }
+}
+
+/// All subjects of one size by turns; `(flags, page)` say what the memory is made of.
+fn one_size(
+    size: &str,
+    len: usize,
+    (flags, page): (libc::c_uint, usize),
+    strategies: &[Strategy],
+    rivals: bool,
+    samples: &mut Samples,
+) {
+    let file = memfd(len, flags).expect("memory");
+    let regions: Vec<_> = strategies.iter().map(|strategy| region(*strategy, &file, len)).collect();
+    let maps: Vec<_> = (0..4).map(|_| Map::new(file.as_fd(), len, page.max(len.min(GIB)))).collect();
+    let mut subjects: Vec<_> = regions
+        .iter()
+        .map(|(region, mapping)| Subject {
+            name: match region.strategy() {
+                Strategy::Detach => "detach",
+                Strategy::Replace => "replace",
+                _ => "zap",
+            },
+            bytes: bytes(mapping),
+            disable: Box::new(|| assert!(region.disable().expect("nothing is in the way"))),
+            enable: Box::new(|| assert!(region.enable().expect("nothing is in the way"))),
+        })
+        .collect();
+    if rivals {
+        subjects.extend(plain(&maps, file.as_fd()));
+    }
+    for subject in &subjects {
+        subject.bytes.touch(page);
+    }
+    let rounds = pick(if len >= GIB { 9 } else { 25 }, 7);
+    for round in 0..rounds {
+        for subject in &subjects {
+            // The first round warms up.
+            let mut nothing = Samples::default();
+            subject.measure(size, page, if round == 0 { &mut nothing } else { &mut *samples });
+        }
+    }
+}
+
+/// What there is without this crate.
+fn plain<'a>(maps: &'a [Map], file: std::os::fd::BorrowedFd<'a>) -> Vec<Subject<'a>> {
+    let [dontneed, mprotect, munmap, guard] = maps else { unreachable!("four maps") };
+    let subject = |name, map: &Map, disable: Box<dyn Fn() + 'a>, enable: Box<dyn Fn() + 'a>| Subject {
+        name,
+        bytes: map.bytes(),
+        disable,
+        enable,
+    };
+    let mut subjects = vec![
+        subject(
+            "dontneed",
+            dontneed,
+            Box::new(|| dontneed.advise(libc::MADV_DONTNEED).expect("own memory")),
+            Box::new(|| ()),
+        ),
+        subject(
+            "mprotect",
+            mprotect,
+            Box::new(|| mprotect.protect(libc::PROT_NONE)),
+            Box::new(|| mprotect.protect(libc::PROT_READ | libc::PROT_WRITE)),
+        ),
+        subject("munmap", munmap, Box::new(|| munmap.unmap()), Box::new(move || munmap.fill(file))),
+    ];
+    match guard.advise(GUARD_INSTALL) {
+        Ok(()) => {
+            guard.advise(GUARD_REMOVE).expect("what was installed");
+            subjects.push(subject(
+                "guard",
+                guard,
+                Box::new(|| guard.advise(GUARD_INSTALL).expect("as before")),
+                Box::new(|| guard.advise(GUARD_REMOVE).expect("as before")),
+            ));
+        }
+        Err(e) => println!("no MADV_GUARD_INSTALL here: {e}"),
+    }
+    subjects
+}
+
+fn region(strategy: Strategy, file: &OwnedFd, len: usize) -> (Region, Mapping) {
+    let fd = file.try_clone().expect("a descriptor");
+    let region = Region::builder(len).strategy(strategy).backing(Backing::File { fd, offset: 0, device: None });
+    let region = region.build().expect("a region");
+    let mapping = region.map(MapOptions::new()).expect("a mapping");
+    (region, mapping)
+}
+
+fn bytes(mapping: &Mapping) -> Bytes {
+    #[expect(unsafe_code, reason = "UNSAFETY: accessed while the mapping lives and its region is enabled")]
+    // SAFETY: as the reason says.
+    unsafe {
+        Bytes::new(mapping.as_ptr(), mapping.len())
+    }
+}
+
+/// One region's changes while there are many others.
+fn others(ratios: &mut Ratios) {
+    let file = memfd(2 * MIB, 0).expect("2 MiB");
+    let one = memfd(PAGE, 0).expect("a page");
+    let subjects = [Strategy::Detach, Strategy::Zap].map(|strategy| region(strategy, &file, 2 * MIB));
+    let mut samples = Samples::default();
+    let measure = |stage: &str, samples: &mut Samples| {
+        for _ in 0..pick(400, 40) {
+            for (region, mapping) in &subjects {
+                bytes(mapping).touch(PAGE);
+                let since = Instant::now();
+                assert!(region.disable().expect("nothing is in the way"));
+                let name = format!("disable 2m {}, {stage}", region.strategy());
+                samples.record(&name, 1, since.elapsed());
+                assert!(region.enable().expect("nothing is in the way"));
+            }
+        }
+    };
+    measure("alone", &mut samples);
+    let mut regions = Vec::new();
+    for more in pick([100, 1000], [20, 100]) {
+        regions.extend((regions.len()..more).map(|_| region(Strategy::Zap, &one, PAGE)));
+        measure(&format!("{more} other regions"), &mut samples);
+    }
+    let mappings: usize = pick(10_000, 500);
+    let per_region = mappings / 10;
+    let holders: Vec<_> = (0..10).map(|_| region(Strategy::Detach, &one, PAGE)).collect();
+    let map = |(region, _): &(Region, Mapping)| region.map(MapOptions::new()).expect("a mapping");
+    let many: Vec<Mapping> = holders.iter().flat_map(|h| (0..per_region).map(move |_| map(h))).collect();
+    measure(&format!("{} other mappings", many.len()), &mut samples);
+    let stages = samples.names().len() / 2;
+    samples.table("disable of one region beside many");
+    for strategy in ["detach", "zap"] {
+        let at = |stage: usize| samples.names()[2 * stage + usize::from(strategy == "zap")].as_str();
+        for stage in 1..stages {
+            let what = at(stage).rsplit(", ").next().unwrap_or_default().replace(' ', "_");
+            ratios.of(&samples, &format!("revoke.{strategy}_beside_{what}/alone"), at(stage), at(0), Some(1.25));
+        }
+    }
+}
+
+/// Many mappings zapped one by one, and by one call.
+fn batch(ratios: &mut Ratios) {
+    const MAPS: usize = 64;
+    let file = memfd(HUGE, 0).expect("2 MiB");
+    let maps: Vec<_> = (0..MAPS).map(|_| Map::new(file.as_fd(), HUGE, HUGE)).collect();
+    if let Err(e) = process_madvise(&maps, libc::MADV_DONTNEED) {
+        return skip("process_madvise", &format!("not for this process's own memory (before Linux 6.13): {e}"));
+    }
+    // What is mapped decides what there is to flush: all of it, or a page of each.
+    let mut samples = Samples::default();
+    for (what, step) in [("full", PAGE), ("sparse", HUGE)] {
+        for _ in 0..pick(40, 8) {
+            for one_call in [false, true] {
+                maps.iter().for_each(|map| map.bytes().touch(step));
+                let since = Instant::now();
+                if one_call {
+                    process_madvise(&maps, libc::MADV_DONTNEED).expect("as before");
+                } else {
+                    maps.iter().for_each(|map| map.advise(libc::MADV_DONTNEED).expect("own memory"));
+                }
+                let name = format!("64 x 2m {what}, {}", if one_call { "process_madvise" } else { "madvise each" });
+                samples.record(&name, 1, since.elapsed());
+            }
+        }
+        let name = |how: &str| format!("64 x 2m {what}, {how}");
+        let ratio = format!("revoke.process_madvise_{what}/madvise_{what}");
+        ratios.of(&samples, &ratio, &name("process_madvise"), &name("madvise each"), None);
+    }
+    samples.table("64 mappings zapped");
+}
+
+/// The same with huge pages of 2 MiB, borrowed from the system for as long as it takes.
+fn hugetlb(samples: &mut Samples) {
+    const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+    let sizes: &[(&str, usize)] =
+        pick(&[("16m huge", 16 * MIB), ("128m huge", 128 * MIB), ("1g huge", GIB)], &[("16m huge", 16 * MIB)]);
+    let most = sizes.iter().map(|(_, len)| len / HUGE).max().unwrap_or(0);
+    let pool = || std::fs::read_to_string(POOL).ok().and_then(|pages| pages.trim().parse::<usize>().ok());
+    let Some(before) = pool() else { return skip("hugetlb", "no huge pages of 2 MiB in this kernel") };
+    let _ = std::fs::write(POOL, (before + most).to_string());
+    if pool().is_some_and(|now| now >= before + most) {
+        for (name, len) in sizes {
+            one_size(name, *len, (libc::MFD_HUGETLB, HUGE), &[Strategy::Zap, Strategy::Replace], true, samples);
+        }
+    } else {
+        skip("hugetlb", "huge pages of 2 MiB cannot be reserved by this process");
+    }
+    let _ = std::fs::write(POOL, before.to_string());
+}
+
+fn criterion() {
+    if short() {
+        return;
+    }
+    let len = 16 * MIB;
+    let file = memfd(len, 0).expect("16 MiB");
+    let regions = [Strategy::Detach, Strategy::Replace, Strategy::Zap].map(|strategy| region(strategy, &file, len));
+    let mut contest = Contest::new("disable 16m", Duration::ZERO);
+    for (region, mapping) in &regions {
+        contest.each(&region.strategy().to_string(), 1, |n, report| {
+            for _ in 0..n {
+                bytes(mapping).touch(PAGE);
+                let since = Instant::now();
+                assert!(region.disable().expect("nothing is in the way"));
+                report(1, since.elapsed());
+                assert!(region.enable().expect("nothing is in the way"));
+            }
+        });
+    }
+    contest.criterion();
+}

@@ -1,0 +1,178 @@
+//! The rivals' tools: plain mappings and a plain userfaultfd, with nothing between them and the kernel.
+//!
+//! UNSAFETY: mappings that only the bench knows, and accesses inside of them.
+#![expect(unsafe_code, reason = "raw system calls and accesses are what is measured")]
+
+use nix::libc;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+pub(crate) const PAGE: usize = 4096;
+
+/// A memfd, all of whose pages are there; `flags` as for memfd_create(2).
+pub(crate) fn memfd(len: usize, flags: libc::c_uint) -> io::Result<OwnedFd> {
+    // SAFETY: a C string.
+    let fd = unsafe { libc::memfd_create(c"bench".as_ptr(), libc::MFD_CLOEXEC | flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor that the kernel just gave to us alone.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    if len == 0 {
+        return Ok(fd);
+    }
+    let len = libc::off_t::try_from(len).map_err(io::Error::other)?;
+    // SAFETY: takes numbers only.
+    let rc = unsafe { libc::fallocate(fd.as_raw_fd(), 0, 0, len) };
+    if rc == 0 { Ok(fd) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A shared mapping of a file.
+pub(crate) struct Map {
+    at: *mut u8,
+    len: usize,
+    whole: (*mut u8, usize),
+}
+
+// SAFETY: an address range, accessed by volatile accesses and system calls only.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
+
+impl Map {
+    /// At a multiple of `align`, without huge pages.
+    pub(crate) fn new(fd: BorrowedFd<'_>, len: usize, align: usize) -> Self {
+        let reserved = len + align;
+        // SAFETY: without MAP_FIXED, nothing of anyone's is replaced.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                reserved,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(start, libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
+        let start = start.cast::<u8>();
+        let at = start.wrapping_add(start.align_offset(align));
+        let map = Self { at, len, whole: (start, reserved) };
+        map.fill(fd);
+        map
+    }
+
+    /// Maps the file (anew) over the range.
+    pub(crate) fn fill(&self, fd: BorrowedFd<'_>) {
+        // SAFETY: the range is inside of the reservation made above.
+        let at = unsafe {
+            libc::mmap(
+                self.at.cast(),
+                self.len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_FIXED,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(at, libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
+        // Hugetlb knows no such advice, and needs none.
+        let _ = self.advise(libc::MADV_NOHUGEPAGE);
+    }
+
+    /// To be used while the map lives.
+    pub(crate) fn bytes(&self) -> Bytes {
+        // SAFETY: mapped until the drop; a bench that unmaps it in between fills it again before it looks.
+        unsafe { Bytes::new(self.at, self.len) }
+    }
+
+    pub(crate) fn addr(&self) -> usize {
+        self.at.addr()
+    }
+
+    pub(crate) fn advise(&self, advice: libc::c_int) -> io::Result<()> {
+        // SAFETY: the bench's own range; of shared memory, no advice used here loses the content.
+        let rc = unsafe { libc::madvise(self.at.cast(), self.len, advice) };
+        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    pub(crate) fn protect(&self, prot: libc::c_int) {
+        // SAFETY: the bench's own range.
+        let rc = unsafe { libc::mprotect(self.at.cast(), self.len, prot) };
+        assert_eq!(rc, 0, "mprotect: {}", io::Error::last_os_error());
+    }
+
+    pub(crate) fn unmap(&self) {
+        // SAFETY: the bench's own range.
+        let rc = unsafe { libc::munmap(self.at.cast(), self.len) };
+        assert_eq!(rc, 0, "munmap: {}", io::Error::last_os_error());
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: the whole reservation; what was unmapped of it was not given to anyone else by the bench.
+        unsafe { libc::munmap(self.whole.0.cast(), self.whole.1) };
+    }
+}
+
+/// madvise of many ranges by one call.
+pub(crate) fn process_madvise(maps: &[Map], advice: libc::c_int) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+    let fd = libc::c_int::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: a descriptor that the kernel just gave to us alone.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let ranges: Vec<_> = maps.iter().map(|map| libc::iovec { iov_base: map.at.cast(), iov_len: map.len }).collect();
+    // SAFETY: live iovecs of the bench's own ranges; of shared memory, no advice used here loses the content.
+    let n =
+        unsafe { libc::syscall(libc::SYS_process_madvise, fd.as_raw_fd(), ranges.as_ptr(), ranges.len(), advice, 0) };
+    let all: usize = maps.iter().map(|map| map.len).sum();
+    match usize::try_from(n) {
+        Ok(n) if n == all => Ok(()),
+        Ok(n) => Err(io::Error::other(format!("only {n} bytes of {all}"))),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A mapped range, for plain accesses.
+#[derive(Clone, Copy)]
+pub(crate) struct Bytes {
+    at: *mut u8,
+    len: usize,
+}
+
+impl Bytes {
+    /// # Safety
+    /// The range stays mapped as long as it is accessed by this.
+    pub(crate) unsafe fn new(at: *mut u8, len: usize) -> Self {
+        Self { at, len }
+    }
+
+    pub(crate) fn len(self) -> usize {
+        self.len
+    }
+
+    /// One store.
+    #[inline]
+    pub(crate) fn store(self, offset: usize, value: u8) {
+        assert!(offset < self.len);
+        // SAFETY: inside the range, which `new`'s caller keeps; whoever else writes there, the store is volatile.
+        unsafe { self.at.wrapping_add(offset).write_volatile(value) };
+    }
+
+    /// One load.
+    #[inline]
+    pub(crate) fn load(self, offset: usize) -> u8 {
+        assert!(offset < self.len);
+        // SAFETY: as in `store`.
+        unsafe { self.at.wrapping_add(offset).read_volatile() }
+    }
+
+    /// Stores to the first byte of every `step` bytes.
+    pub(crate) fn touch(self, step: usize) {
+        for offset in (0..self.len).step_by(step) {
+            self.store(offset, 1);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! A monitor's thread that goes where the faults are.
+//!
+//! Each fault wakes the monitor, and each answer the thread that faulted. If they sleep on two CPUs, both have to be
+//! brought back from idle by an interrupt, which on a virtual machine takes tens of microseconds; on one CPU there are
+//! two context switches instead. The kernel can't know (a woken thread might run for long, and beside its waker), but
+//! here the waker always waits for the woken. So while one thread's faults come in quick succession, the monitor
+//! binds itself to that thread's CPU, and it gives that up when they end.
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// Faults between two looks at where they come from. A look costs about what a fault does, and a move some ten of them.
+const LOOK_EVERY: u32 = 16;
+
+const THIS_THREAD: Pid = Pid::from_raw(0);
+
+pub(super) struct Follower {
+    /// Where this thread may run; `None`: it stays where the scheduler puts it.
+    allowed: Option<CpuSet>,
+    faults: u32,
+    /// Whose faults they were at the last look, and what the kernel tells of it.
+    thread: Option<(u32, File)>,
+    bound_to: Option<usize>,
+}
+
+impl Follower {
+    /// For the calling thread, if `follow`. Makes the calls that it will make later, so that a seccomp filter that kills for
+    /// them does it now.
+    pub(super) fn new(follow: bool) -> Self {
+        let allowed =
+            sched_getaffinity(THIS_THREAD).ok().filter(|all| follow && sched_setaffinity(THIS_THREAD, all).is_ok());
+        Self { allowed, faults: 0, thread: None, bound_to: None }
+    }
+
+    /// Is this thread where the faults come from?
+    pub(super) fn is_bound(&self) -> bool {
+        self.bound_to.is_some()
+    }
+
+    /// One of a quick succession of faults was answered; `tid` is whose it was, 0 if unknown.
+    pub(super) fn answered(&mut self, tid: u32) {
+        self.faults += 1;
+        if self.faults < LOOK_EVERY || tid == 0 {
+            return;
+        }
+        self.faults = 0;
+        let Some(allowed) = &self.allowed else { return };
+        match &self.thread {
+            Some((known, stat)) if *known == tid => {
+                let Some(cpu) = last_cpu(stat) else { return };
+                let mut one = CpuSet::new();
+                let there = self.bound_to == Some(cpu);
+                if !there && allowed.is_set(cpu) == Ok(true) && one.set(cpu).is_ok() {
+                    self.bound_to = sched_setaffinity(THIS_THREAD, &one).is_ok().then_some(cpu);
+                }
+            }
+            // Several threads' faults: no place is right for all.
+            _ => self.thread = File::open(format!("/proc/self/task/{tid}/stat")).ok().map(|stat| (tid, stat)),
+        }
+    }
+
+    /// The succession has ended.
+    pub(super) fn release(&mut self) {
+        self.thread = None;
+        self.faults = 0;
+        if let (Some(_), Some(allowed)) = (self.bound_to.take(), &self.allowed) {
+            let _ = sched_setaffinity(THIS_THREAD, allowed);
+        }
+    }
+}
+
+/// The CPU that a thread last ran on: field 39 of /proc/PID/task/TID/stat, see proc_pid_stat(5).
+fn last_cpu(stat: &File) -> Option<usize> {
+    let mut buffer = [0; 1024];
+    let n = stat.read_at(&mut buffer, 0).ok()?;
+    let line = std::str::from_utf8(&buffer[..n]).ok()?;
+    // The second field is a name in parentheses, which may hold anything; the third follows its last one.
+    line.rsplit_once(") ")?.1.split(' ').nth(39 - 3)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::thread::current_tid;
+
+    fn here() -> usize {
+        nix::sched::sched_getcpu().unwrap()
+    }
+
+    #[test]
+    fn a_follower_goes_where_the_faults_come_from_and_is_free_again_afterwards() {
+        let before = sched_getaffinity(THIS_THREAD).unwrap();
+        let tid = u32::try_from(current_tid()).unwrap();
+        let mut follower = Follower::new(true);
+        for _ in 0..2 * LOOK_EVERY {
+            follower.answered(tid);
+        }
+        assert!(follower.is_bound());
+        let mut one = CpuSet::new();
+        one.set(here()).unwrap();
+        assert_eq!(sched_getaffinity(THIS_THREAD).unwrap(), one);
+        follower.release();
+        assert!(!follower.is_bound());
+        assert_eq!(sched_getaffinity(THIS_THREAD).unwrap(), before);
+    }
+
+    #[test]
+    fn threads_that_take_turns_are_not_followed_nor_is_anyone_when_not_asked_to() {
+        let tid = u32::try_from(current_tid()).unwrap();
+        let mut follower = Follower::new(true);
+        for round in 0..8 * LOOK_EVERY {
+            follower.answered(if round / LOOK_EVERY % 2 == 0 { tid } else { 1 });
+        }
+        assert!(!follower.is_bound());
+        let mut follower = Follower::new(false);
+        for _ in 0..4 * LOOK_EVERY {
+            follower.answered(tid);
+        }
+        assert!(!follower.is_bound());
+    }
+}
