@@ -59,7 +59,7 @@ impl Monitor {
         static SHARED: Mutex<(Weak<Core>, Weak<Threads>)> = Mutex::new((Weak::new(), Weak::new()));
         let mut shared = SHARED.lock();
         if let (Some(core), Some(threads)) = (shared.0.upgrade(), shared.1.upgrade()) {
-            if !core.dead.load(Ordering::Acquire) {
+            if !core.dead.load(Ordering::Acquire) && threads.process == current_pid() {
                 return Ok(Self { core, threads });
             }
         }

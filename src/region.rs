@@ -192,6 +192,16 @@ pub(crate) struct RegionShared {
 }
 
 impl RegionShared {
+    /// Ends it for good, whatever it takes; without anybody to tell of a failure, there is only the next try.
+    fn end(&self) {
+        while let Err(RevokeError::Sys { .. } | RevokeError::Barrier(_)) = self.change(State::Gone, Patience::Forever) {
+            if self.mappings.lock().is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn grade(&self, done: Result<Grade, SysError>, mapping: &Served) -> Result<(), RevokeError> {
         match done {
             Ok(Grade::Intended) => Ok(()),
@@ -520,13 +530,16 @@ impl Drop for Region {
     fn drop(&mut self) {
         let shared = &self.shared;
         // A drop waits for nobody: what guards and pins still promise is kept, and ended in the background.
-        if let Err(RevokeError::Busy(_) | RevokeError::WouldDeadlock { .. } | RevokeError::TimedOut { .. }) =
-            shared.change(State::Gone, Patience::Never)
-        {
-            let later = Arc::clone(shared);
-            let _ = std::thread::Builder::new()
-                .name("mmio-drop".to_owned())
-                .spawn(move || later.change(State::Gone, Patience::Forever));
+        match shared.change(State::Gone, Patience::Never) {
+            Ok(_) | Err(RevokeError::Gone | RevokeError::Forked) => {}
+            Err(e) => {
+                let later = Arc::clone(shared);
+                let spawned = std::thread::Builder::new().name("mmio-drop".to_owned()).spawn(move || later.end());
+                // No thread can be had: better wait than leave it reachable, unless that would be for ever.
+                if spawned.is_err() && !matches!(e, RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant) {
+                    shared.end();
+                }
+            }
         }
     }
 }
