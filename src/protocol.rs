@@ -24,9 +24,12 @@
 use crate::error::{Holders, RevokeError};
 use crate::gate::{Gate, NotDrained, Phase};
 use crate::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, fence};
+use crate::sync::{Mutation, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, broken, fence};
 use crate::wait::{CancelToken, Event, Patience, Waited};
 use std::time::{Duration, Instant};
+
+#[cfg(all(test, revocable_model))]
+mod model;
 
 /// What the protocol drives. The real one makes system calls; the model's is a fake kernel.
 pub(crate) trait Mechanism {
@@ -38,8 +41,9 @@ pub(crate) trait Mechanism {
     fn want_pins_back(&self);
     /// Nothing reaches the memory when it returns; faults wait.
     fn hold(&self) -> Result<(), RevokeError>;
-    /// Nothing reaches the memory when it returns; accesses meet the policy.
-    fn refuse(&self) -> Result<(), RevokeError>;
+    /// Nothing reaches the memory when it returns; accesses meet the policy, or are refused if `to` is `Gone`: nobody would
+    /// end their wait.
+    fn refuse(&self, to: State) -> Result<(), RevokeError>;
     /// The memory is reachable again when it returns.
     fn restore(&self) -> Result<(), RevokeError>;
     /// Makes everything that waits for the region, in a page fault or elsewhere, look again. The phase is set by now.
@@ -111,8 +115,17 @@ impl Protocol {
     }
 
     /// The read side of the memory lock, without waiting.
+    ///
+    /// Who does not get it sees the phase as Busy, or as what came after: otherwise it would spin for a while instead of
+    /// waiting.
     pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, State>> {
-        self.memory.try_read()
+        let state = self.memory.try_read();
+        if state.is_none() && !broken(Mutation::TryFence) {
+            // Acquire: pairs with the heavy barrier in `Gate::shut`, after the store of Busy and before the lock is
+            // taken, through the lock's own word, which the failed try has read.
+            fence(Ordering::Acquire);
+        }
+        state
     }
 
     /// The read side of the memory lock, waiting for a writer as long as it takes.
@@ -132,24 +145,26 @@ impl Protocol {
 
     /// Counts a pin in, under the read side of the memory lock of an enabled region; false while a revocation drains.
     ///
-    /// # The race, in cases
-    /// This adds to the count, passes a fence, then reads the phase; a changer closes the gate, passes a fence (in
-    /// `shut`), then reads the count. 1. The changer's fence is first: this sees Busy, and counts itself out. 2. This
-    /// one's is first: the changer sees the count, and waits.
+    /// A pin is counted in under a guard, so it has no race of its own: a guard is refused by a gate that closes, or
+    /// waited for by the drain, and the changer reads the count after that. And who holds a guard already, which the drain
+    /// waits for, gets its pin.
     pub(crate) fn pin(&self) -> bool {
-        self.pins.fetch_add(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        let open = self.phase() == Phase::Open;
-        if !open {
-            self.unpin();
+        let guard = self.gate.enter();
+        if guard.is_err() && !broken(Mutation::PinRefusal) {
+            return false;
         }
-        open
+        // Relaxed: the end of the guard orders it before the changer's load in `drain`.
+        self.pins.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     pub(crate) fn unpin(&self) {
-        // SeqCst, and at least Release: what was done under the pin comes before the revocation that waited for it.
-        self.pins.fetch_sub(1, Ordering::SeqCst);
-        self.waiters.notify_all();
+        // Release pairs with the Acquire in `drain`: what was done under the pin comes before the revocation that
+        // waited for it.
+        self.pins.fetch_sub(1, Ordering::Release);
+        if !broken(Mutation::UnpinNotify) {
+            self.waiters.notify_all();
+        }
     }
 
     /// The first half of every change of state: afterwards nobody uses the memory under a guard or a pin, nobody
@@ -164,6 +179,12 @@ impl Protocol {
         let me = crate::sys::thread::current_tid();
         if self.changer.load(Ordering::Relaxed) == me {
             return Err(RevokeError::Reentrant);
+        }
+        // The holder of a guard must not wait for `control`: whoever has it may be draining, and wait for that guard. While
+        // the guard lives the region is enabled, so enabling it is done.
+        let guards = self.gate.held_by_caller();
+        if guards > 0 && !broken(Mutation::OwnGuards) {
+            return if goal == Some(State::Enabled) { Ok(None) } else { Err(RevokeError::WouldDeadlock { guards }) };
         }
         let control = match patience {
             Patience::Forever => Some(self.control.lock()),
@@ -189,7 +210,13 @@ impl Protocol {
             mechanism.before_revoke();
         }
         self.gate.shut().map_err(RevokeError::Barrier)?;
+        if broken(Mutation::DrainUnderLock) {
+            change.memory = Some(self.memory.write());
+        }
         self.drain(mechanism, patience, since)?;
+        if broken(Mutation::DrainUnderLock) {
+            return Ok(Some(change));
+        }
         let memory = match patience {
             Patience::Forever => Some(self.memory.write()),
             Patience::Never => self.memory.try_write(),
@@ -202,13 +229,7 @@ impl Protocol {
     /// Waits for the guards and the pins.
     fn drain(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
         loop {
-            // A thread whose help a guard's holder may need does not sleep for long.
-            let nap = mechanism.help().then(|| Instant::now() + Duration::from_millis(1));
-            let (slice, last) = match (patience, nap) {
-                (Patience::Forever, Some(nap)) => (Patience::Until(nap), false),
-                (Patience::Until(deadline), Some(nap)) if nap < deadline => (Patience::Until(nap), false),
-                _ => (patience, true),
-            };
+            let (slice, last) = slice(mechanism, patience);
             match self.gate.drain(slice) {
                 Ok(()) => break,
                 Err(NotDrained::Held(_)) if !last => {}
@@ -219,21 +240,37 @@ impl Protocol {
                 Err(NotDrained::Barrier(e)) => return Err(RevokeError::Barrier(e)),
             }
         }
+        // Only now: a guard that the drain waited for may have counted a pin in. See `pin`.
         if self.pins() > 0 && patience != Patience::Never {
             mechanism.want_pins_back();
         }
-        // The fence is the one between the gate's closing and this: see `pin`.
-        fence(Ordering::SeqCst);
-        let pinned = || self.pins.load(Ordering::SeqCst) > 0;
-        let pins_left = match patience {
-            Patience::Forever => self.waiters.wait_while(pinned, None, None) != Waited::Done,
-            Patience::Never => pinned(),
-            Patience::Until(deadline) => self.waiters.wait_while(pinned, None, Some(deadline)) != Waited::Done,
-        };
-        if pins_left {
-            return Err(gave_up(patience, since, Holders { guards: Vec::new(), pins: self.pins() }));
+        // Acquire pairs with the Release in `unpin`.
+        let pinned = || self.pins.load(Ordering::Acquire) > 0 && !broken(Mutation::PinsIgnored);
+        loop {
+            let (slice, last) = slice(mechanism, patience);
+            let unpinned = match slice {
+                Patience::Forever => self.waiters.wait_while(pinned, None, None) == Waited::Done,
+                Patience::Never => !pinned(),
+                Patience::Until(deadline) => self.waiters.wait_while(pinned, None, Some(deadline)) == Waited::Done,
+            };
+            if unpinned {
+                return Ok(());
+            }
+            if last {
+                return Err(gave_up(patience, since, Holders { guards: Vec::new(), pins: self.pins() }));
+            }
         }
-        Ok(())
+    }
+}
+
+/// How long to wait at a stretch, and whether patience ends with it: a thread whose help the holder of a guard or a pin
+/// may need (to have a fault resolved, say) does not sleep for long.
+fn slice(mechanism: &dyn Mechanism, patience: Patience) -> (Patience, bool) {
+    let nap = mechanism.help().then(|| Instant::now() + Duration::from_millis(1));
+    match (patience, nap) {
+        (Patience::Forever, Some(nap)) => (Patience::Until(nap), false),
+        (Patience::Until(deadline), Some(nap)) if nap < deadline => (Patience::Until(nap), false),
+        _ => (patience, true),
     }
 }
 
@@ -263,7 +300,7 @@ impl Change<'_> {
 
     fn set(&mut self, state: State) {
         self.now = state;
-        if let Some(memory) = &mut self.memory {
+        if let (Some(memory), false) = (&mut self.memory, broken(Mutation::StateUnset)) {
             **memory = state;
         }
     }
@@ -273,7 +310,7 @@ impl Change<'_> {
         let was = self.now;
         // First the state, then the refusal: a region that refuses is disabled.
         self.set(to);
-        self.mechanism.refuse().or_else(|e| {
+        self.mechanism.refuse(to).or_else(|e| {
             self.mechanism.restore()?;
             self.set(was);
             Err(e)
@@ -283,7 +320,7 @@ impl Change<'_> {
     /// Gives back. On an error everything is as before.
     pub(crate) fn enable(&mut self) -> Result<(), RevokeError> {
         self.mechanism.restore().or_else(|e| {
-            self.mechanism.refuse()?;
+            self.mechanism.refuse(self.now)?;
             Err(e)
         })?;
         self.set(State::Enabled);
@@ -318,11 +355,21 @@ impl Change<'_> {
 impl Drop for Change<'_> {
     fn drop(&mut self) {
         // Each step lets somebody look again, so each comes after what they are to see.
+        if broken(Mutation::WakeFirst) {
+            self.mechanism.wake();
+        }
         drop(self.memory.take());
         self.protocol.epoch.fetch_add(1, Ordering::Release);
+        if broken(Mutation::NotifyFirst) {
+            self.protocol.waiters.notify_all();
+        }
         self.protocol.gate.set_phase(self.now.phase());
-        self.protocol.waiters.notify_all();
-        self.mechanism.wake();
+        if !broken(Mutation::NotifyFirst) {
+            self.protocol.waiters.notify_all();
+        }
+        if !broken(Mutation::WakeFirst) {
+            self.mechanism.wake();
+        }
         if self.now == State::Enabled && (self.told || self.was == State::Disabled) {
             self.mechanism.after_restore();
         }

@@ -8,6 +8,7 @@ use crate::mapping::{MapOptions, Mapping, Served};
 use crate::monitor::Monitor;
 use crate::owner::OwnerView;
 use crate::pin::PinTable;
+use crate::policy::OnDisabled;
 use crate::protocol::{Mechanism, Protocol, State};
 use crate::revoke::{Grade, Server, Strategy};
 use crate::stats::{RegionCounters, RegionStats, count};
@@ -118,7 +119,7 @@ impl RegionBuilder {
             protocol: Protocol::new(initial),
             mappings: Mutex::new(BTreeMap::new()),
             pinned: PinTable::default(),
-            pending: PendingFaults::default(),
+            pending: Arc::default(),
             counters: RegionCounters::default(),
         };
         if on_revoke == OnRevoke::Drop && initial == State::Disabled {
@@ -173,7 +174,7 @@ pub(crate) struct RegionShared {
     /// By first address.
     pub(crate) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
     pub(crate) pinned: PinTable,
-    pub(crate) pending: PendingFaults,
+    pub(crate) pending: Arc<PendingFaults>,
     pub(crate) counters: RegionCounters,
 }
 
@@ -227,10 +228,15 @@ impl Mechanism for RegionShared {
         Ok(())
     }
 
-    fn refuse(&self) -> Result<(), RevokeError> {
+    fn refuse(&self, to: State) -> Result<(), RevokeError> {
         for mapping in self.mappings.lock().values() {
             mapping.close();
-            self.grade(mapping.view.refuse(), mapping)?;
+            let for_good = to == State::Gone && mapping.view.policy == OnDisabled::Block;
+            let refused = match for_good {
+                true => mapping.view.refuse_for_good().map(|()| Grade::Intended),
+                false => mapping.view.refuse(),
+            };
+            self.grade(refused, mapping)?;
         }
         if self.on_revoke == OnRevoke::Drop {
             *self.file.lock() = None;
@@ -256,7 +262,7 @@ impl Mechanism for RegionShared {
         for mapping in self.mappings.lock().values() {
             mapping.view.wake();
         }
-        self.pending.settle(self.protocol.phase());
+        self.pending.settle(|| self.protocol.phase());
     }
 
     fn help(&self) -> bool {
@@ -435,6 +441,8 @@ impl Region {
             refused: c.refused.load(Relaxed),
             degraded: c.degraded.load(Relaxed),
             mappings: mappings.len(),
+            guards: self.shared.protocol.gate.held_guards().iter().map(|held| held.count).sum(),
+            pins: self.shared.protocol.pins(),
             alias_bytes: mappings.values().map(|m| m.view.alias_bytes()).sum(),
             disable: c.disable.snapshot(),
             enable: c.enable.snapshot(),

@@ -132,6 +132,10 @@ pub struct RegionStats {
     pub degraded: u64,
     /// Mappings now.
     pub mappings: usize,
+    /// Guards held now, on all threads; a hint while guards come and go.
+    pub guards: u64,
+    /// Pins held now.
+    pub pins: usize,
     /// Address space kept besides the mappings themselves (Detach), in bytes.
     pub alias_bytes: usize,
     /// How long disabling took, from the call to its return.

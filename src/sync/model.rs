@@ -1,5 +1,9 @@
 //! The same primitives over loom, in the shape of the real ones (parking_lot's: no poison, `Option` from `try_`).
 //!
+//! loom looks for other orders of two operations only where both are operations to it, and a lock's release is none: a
+//! `try_lock` would be tried before and after another thread's critical section, and never inside. So each lock has a
+//! [`Tries`] beside it, on which a release and a try are operations that depend on each other.
+//!
 //! Timed waits have no clock here: they are plain waits that never time out, so a program that is live only
 //! thanks to its timeouts deadlocks in the model, and is reported.
 
@@ -69,22 +73,52 @@ impl Generation {
     }
 }
 
+/// Stands for the word in a lock: written before the lock is taken and before it is released, read by each try and by what
+/// follows a failed one. Relaxed read-modify-writes: they order nothing between threads that have no fences of their own,
+/// and there is only one value to read.
 #[derive(Debug)]
-pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+struct Tries(AtomicU32);
+
+impl Tries {
+    fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    fn operation(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 #[derive(Debug)]
-pub(crate) struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
+pub(crate) struct Mutex<T> {
+    lock: loom::sync::Mutex<T>,
+    tries: Tries,
+}
+
+#[derive(Debug)]
+pub(crate) struct MutexGuard<'a, T> {
+    guard: Option<loom::sync::MutexGuard<'a, T>>,
+    tries: &'a Tries,
+}
+
+impl<T> Drop for MutexGuard<'_, T> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.tries.operation();
+        }
+    }
+}
 
 const WAITING: &str = "the guard is only away inside Condvar::wait";
 
 impl<T> Mutex<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self(loom::sync::Mutex::new(value))
+        Self { lock: loom::sync::Mutex::new(value), tries: Tries::new() }
     }
 
     #[track_caller]
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        MutexGuard(Some(self.0.lock().expect("loom does not poison")))
+        MutexGuard { guard: Some(self.lock.lock().expect("loom does not poison")), tries: &self.tries }
     }
 
     /// As patient as `lock`: see the module.
@@ -94,20 +128,21 @@ impl<T> Mutex<T> {
     }
 
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        self.0.try_lock().ok().map(|guard| MutexGuard(Some(guard)))
+        self.tries.operation();
+        self.lock.try_lock().ok().map(|guard| MutexGuard { guard: Some(guard), tries: &self.tries })
     }
 }
 
 impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
-        self.0.as_ref().expect(WAITING)
+        self.guard.as_ref().expect(WAITING)
     }
 }
 
 impl<T> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        self.0.as_mut().expect(WAITING)
+        self.guard.as_mut().expect(WAITING)
     }
 }
 
@@ -131,8 +166,9 @@ impl Condvar {
 
     #[track_caller]
     pub(crate) fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
-        let inner = guard.0.take().expect(WAITING);
-        guard.0 = Some(self.0.wait(inner).expect("loom does not poison"));
+        guard.tries.operation();
+        let inner = guard.guard.take().expect(WAITING);
+        guard.guard = Some(self.0.wait(inner).expect("loom does not poison"));
     }
 
     #[track_caller]
@@ -159,27 +195,82 @@ impl Condvar {
 /// loom's lock has no fairness: that a new reader queues behind a waiting writer is not modelled, so a read
 /// lock taken twice by one thread is not caught here.
 #[derive(Debug)]
-pub(crate) struct RwLock<T>(loom::sync::RwLock<T>);
+pub(crate) struct RwLock<T> {
+    lock: loom::sync::RwLock<T>,
+    tries: Tries,
+}
 
-pub(crate) use loom::sync::{RwLockReadGuard, RwLockWriteGuard};
+#[derive(Debug)]
+pub(crate) struct RwLockReadGuard<'a, T> {
+    guard: loom::sync::RwLockReadGuard<'a, T>,
+    tries: &'a Tries,
+}
+
+#[derive(Debug)]
+pub(crate) struct RwLockWriteGuard<'a, T> {
+    guard: loom::sync::RwLockWriteGuard<'a, T>,
+    tries: &'a Tries,
+}
+
+impl<T> Deref for RwLockReadGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> Deref for RwLockWriteGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> DerefMut for RwLockWriteGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
+    }
+}
+
+impl<T> Drop for RwLockReadGuard<'_, T> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.tries.operation();
+        }
+    }
+}
+
+impl<T> Drop for RwLockWriteGuard<'_, T> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.tries.operation();
+        }
+    }
+}
 
 impl<T> RwLock<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self(loom::sync::RwLock::new(value))
+        Self { lock: loom::sync::RwLock::new(value), tries: Tries::new() }
     }
 
     #[track_caller]
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
-        self.0.read().expect("loom does not poison")
+        RwLockReadGuard { guard: self.lock.read().expect("loom does not poison"), tries: &self.tries }
     }
 
     #[track_caller]
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
-        self.0.write().expect("loom does not poison")
+        self.tries.operation();
+        RwLockWriteGuard { guard: self.lock.write().expect("loom does not poison"), tries: &self.tries }
     }
 
     pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
-        self.0.try_read().ok()
+        self.tries.operation();
+        let Ok(guard) = self.lock.try_read() else {
+            self.tries.operation();
+            return None;
+        };
+        Some(RwLockReadGuard { guard, tries: &self.tries })
     }
 
     /// As patient as `write`: see the module.
@@ -189,6 +280,7 @@ impl<T> RwLock<T> {
     }
 
     pub(crate) fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
-        self.0.try_write().ok()
+        self.tries.operation();
+        self.lock.try_write().ok().map(|guard| RwLockWriteGuard { guard, tries: &self.tries })
     }
 }
