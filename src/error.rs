@@ -117,6 +117,9 @@ pub enum MonitorError {
     /// `with_threads(0)`.
     #[error("a monitor of 0 threads: use Monitor::manual() for one that your event loop drives")]
     NoThreads,
+    /// The userfaultfd was made by another process, and serves that one.
+    #[error("this userfaultfd serves the process that made it: hand on /dev/userfaultfd, see Monitor::from_device")]
+    Foreign,
     /// Its userfaultfd was closed behind its back. Its mappings refuse from then on.
     #[error("the monitor's userfaultfd is gone; build the region with another monitor")]
     Dead,

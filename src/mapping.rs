@@ -143,7 +143,7 @@ impl Mapping {
                     // Waiting is arranged in place. Nobody knows this range yet.
                     served.view.restore(file).map_err(Establish::Sys)?;
                 }
-                served.view.refuse().map_err(Establish::Sys)?;
+                served.view.refuse(*state == State::Gone).map_err(Establish::Sys)?;
             }
         }
         mappings.insert(served.view.range.addr, Arc::clone(served));
@@ -320,8 +320,10 @@ impl monitor::Served for Served {
         // NOWAIT: whoever holds the write side wakes this mapping's waiters after releasing it, and they fault again.
         let Some(state) = self.region.protocol.try_read() else {
             count(&counters.faults_parked);
+            event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, "fault, region busy");
             return;
         };
+        event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, state = ?*state, "fault");
         match *state {
             State::Enabled if self.view.strategy == Strategy::Zap => {
                 if self.map_pages(uffd, fault.addr - self.view.range.addr).is_err() {

@@ -80,14 +80,31 @@ impl Monitor {
         Self::over(Uffd::open(features())?, 0)
     }
 
-    /// A monitor over a userfaultfd that somebody else opened, for example before privileges were dropped. `threads`
-    /// may be 0, as for [`manual`](Self::manual). A descriptor whose `UFFDIO_API` handshake is already done must
-    /// have been given `UFFD_FEATURE_MINOR_SHMEM` (and no event features).
+    /// A monitor over a userfaultfd that was opened elsewhere in this process, for example before privileges were
+    /// dropped. `threads` may be 0, as for [`manual`](Self::manual). A descriptor whose `UFFDIO_API` handshake is
+    /// already done must have been given `UFFD_FEATURE_MINOR_SHMEM` (and no event features).
+    ///
+    /// A userfaultfd serves the process that made it and no other, also after it was handed on: a launcher hands on
+    /// `/dev/userfaultfd` instead, see [`from_device`](Self::from_device).
     ///
     /// # Errors
-    /// `fd` is not a userfaultfd, or belongs to another address space (found when a mapping registers).
+    /// `fd` is not a userfaultfd, or serves another process ([`MonitorError::Foreign`]).
     pub fn from_fd(fd: OwnedFd, threads: usize) -> Result<Self, MonitorError> {
-        Self::over((Uffd::from_fd(fd, features())?, UffdSource::Device), threads)
+        let uffd = Uffd::from_fd(fd, features())?;
+        if !uffd.serves_this_process()? {
+            return Err(MonitorError::Foreign);
+        }
+        Self::over((uffd, UffdSource::HandedIn), threads)
+    }
+
+    /// A monitor over a new userfaultfd, by a `/dev/userfaultfd` that somebody else opened: a privileged launcher, who
+    /// handed it on over a socket or through exec. Needs no privilege. `threads` may be 0, as for
+    /// [`manual`](Self::manual).
+    ///
+    /// # Errors
+    /// `device` is not `/dev/userfaultfd` (Linux 6.1).
+    pub fn from_device(device: BorrowedFd<'_>, threads: usize) -> Result<Self, MonitorError> {
+        Self::over((Uffd::by_device(device, features())?, UffdSource::Device), threads)
     }
 
     fn over((uffd, source): (Uffd, UffdSource), count: usize) -> Result<Self, MonitorError> {
@@ -184,6 +201,20 @@ fn features() -> UffdFeatures {
 impl AsFd for Monitor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.core.uffd.as_fd()
+    }
+}
+
+/// The `userfaultfd` crate's own features do not name `UFFD_FEATURE_MINOR_SHMEM`, which strategy Zap needs:
+/// `UffdBuilder::require_features(FeatureFlags::from_bits_retain(1 << 10))`, with `user_mode_only(false)`.
+#[cfg(feature = "userfaultfd")]
+#[cfg_attr(docsrs, doc(cfg(feature = "userfaultfd")))]
+impl TryFrom<userfaultfd::Uffd> for Monitor {
+    type Error = MonitorError;
+
+    /// [`Monitor::from_fd`] with one thread.
+    fn try_from(uffd: userfaultfd::Uffd) -> Result<Self, MonitorError> {
+        // Not by `into_raw_fd`, which closes the descriptor (userfaultfd 0.9).
+        Self::from_fd(crate::revoke::dup(uffd.as_fd())?, 1)
     }
 }
 

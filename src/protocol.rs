@@ -23,8 +23,9 @@
 
 use crate::error::{Holders, RevokeError};
 use crate::gate::{Gate, NotDrained, Phase};
-use crate::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Mutation, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, broken, fence};
+use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutation, RwLock, RwLockReadGuard, RwLockWriteGuard, TryMutex, TryMutexGuard, broken, fence};
+use crate::trace;
 use crate::wait::{CancelToken, Event, Patience, Waited};
 use std::time::{Duration, Instant};
 
@@ -41,9 +42,9 @@ pub(crate) trait Mechanism {
     fn want_pins_back(&self);
     /// Nothing reaches the memory when it returns; faults wait.
     fn hold(&self) -> Result<(), RevokeError>;
-    /// Nothing reaches the memory when it returns; accesses meet the policy, or are refused if `to` is `Gone`: nobody would
-    /// end their wait.
-    fn refuse(&self, to: State) -> Result<(), RevokeError>;
+    /// Nothing reaches the memory when it returns; accesses meet the policy. `for_good`: it will never be restored, so
+    /// nobody is left waiting for that.
+    fn refuse(&self, for_good: bool) -> Result<(), RevokeError>;
     /// The memory is reachable again when it returns.
     fn restore(&self) -> Result<(), RevokeError>;
     /// Makes everything that waits for the region, in a page fault or elsewhere, look again. The phase is set by now.
@@ -74,7 +75,7 @@ impl State {
 
 pub(crate) struct Protocol {
     /// One change of state at a time, from its first notifier to its last.
-    control: Mutex<()>,
+    control: TryMutex,
     /// The thread that holds `control`, 0 for none.
     changer: AtomicI32,
     /// The memory lock.
@@ -85,24 +86,38 @@ pub(crate) struct Protocol {
     waiters: Event,
     /// Changes of state so far.
     epoch: AtomicU64,
+    /// Was the region enabled after the last of them?
+    enabled: AtomicBool,
 }
 
 impl Protocol {
     pub(crate) fn new(initial: State) -> Self {
         Self {
-            control: Mutex::new(()),
+            control: TryMutex::new(()),
             changer: AtomicI32::new(0),
             memory: RwLock::new(initial),
             gate: Gate::new(initial.phase()),
             pins: AtomicUsize::new(0),
             waiters: Event::new(),
             epoch: AtomicU64::new(0),
+            enabled: AtomicBool::new(initial == State::Enabled),
         }
     }
 
     /// The state as of now, without waiting.
     pub(crate) fn phase(&self) -> Phase {
         self.gate.phase()
+    }
+
+    /// Is the calling thread inside a change of this state: in a notifier, or in a reset callback?
+    pub(crate) fn is_changed_by_caller(&self) -> bool {
+        self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid()
+    }
+
+    /// Was the region enabled after the last finished change?
+    pub(crate) fn was_enabled(&self) -> bool {
+        // Relaxed: an answer about the past.
+        self.enabled.load(Ordering::Relaxed)
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -131,6 +146,21 @@ impl Protocol {
     /// The read side of the memory lock, waiting for a writer as long as it takes.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
         self.memory.read()
+    }
+
+    /// Runs `f` while no change of state is under way, and none begins.
+    ///
+    /// # Errors
+    /// [`RevokeError::Reentrant`] in the thread that changes the state, [`RevokeError::WouldDeadlock`] in one that holds a
+    /// guard which another thread's change waits for.
+    #[cfg_attr(not(feature = "kvm"), expect(dead_code, reason = "only memslots start in step with the state so far"))]
+    pub(crate) fn at_rest<R>(&self, f: impl FnOnce(Phase) -> R) -> Result<R, RevokeError> {
+        // Relaxed: only ever compared with the reading thread's own key.
+        if self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid() {
+            return Err(RevokeError::Reentrant);
+        }
+        let _control = self.lock_control(Patience::Forever)?;
+        Ok(f(self.phase()))
     }
 
     /// Waits until the region is in none of the phases that `unwanted` names.
@@ -175,64 +205,99 @@ impl Protocol {
         goal: Option<State>,
         patience: Patience,
     ) -> Result<Option<Change<'a>>, RevokeError> {
+        self.begin_among(mechanism, goal, patience, patience)
+    }
+
+    /// [`begin`](Self::begin) with a patience of its own for `readers` of the memory lock: those hold it for a single
+    /// access and wait for nobody, so a member of a group can wait a moment for them without a risk of deadlock.
+    pub(crate) fn begin_among<'a>(
+        &'a self,
+        mechanism: &'a dyn Mechanism,
+        goal: Option<State>,
+        patience: Patience,
+        readers: Patience,
+    ) -> Result<Option<Change<'a>>, RevokeError> {
         let since = Instant::now();
-        let me = crate::sys::thread::current_tid();
-        if self.changer.load(Ordering::Relaxed) == me {
+        // While a guard lives the region is enabled: for its holder, enabling it is done.
+        if goal == Some(State::Enabled) && self.gate.held_by_caller() > 0 {
+            return Ok(None);
+        }
+        let mut change = self.take_control(mechanism, patience)?;
+        if goal == Some(change.was) {
+            return Ok(None);
+        }
+        if change.was == State::Enabled {
+            change.told = true;
+            mechanism.before_revoke();
+        }
+        self.gate.shut().map_err(RevokeError::Barrier)?;
+        if broken(Mutation::DrainUnderLock) {
+            change.write_lock(readers, since)?;
+        }
+        self.drain(mechanism, patience, since)?;
+        if !broken(Mutation::DrainUnderLock) {
+            change.write_lock(readers, since)?;
+        }
+        Ok(Some(change))
+    }
+
+    /// The write side of the memory lock for an access of the owner's that nobody else may come in between; the state
+    /// stays, nothing is zapped, guards and pins are not waited for and nobody is told. Who meets the lock meets a
+    /// busy region, as in any change.
+    pub(crate) fn begin_privileged<'a>(&'a self, mechanism: &'a dyn Mechanism) -> Result<Change<'a>, RevokeError> {
+        let mut change = self.take_control(mechanism, Patience::Forever)?;
+        self.gate.shut().map_err(RevokeError::Barrier)?;
+        change.write_lock(Patience::Forever, Instant::now())?;
+        Ok(change)
+    }
+
+    /// One change at a time, and none from inside another of the same thread.
+    fn take_control<'a>(&'a self, mechanism: &'a dyn Mechanism, patience: Patience) -> Result<Change<'a>, RevokeError> {
+        if self.is_changed_by_caller() {
             return Err(RevokeError::Reentrant);
         }
-        // The holder of a guard must not wait for `control`: whoever has it may be draining, and wait for that guard. While
-        // the guard lives the region is enabled, so enabling it is done.
-        let guards = self.gate.held_by_caller();
-        if guards > 0 && !broken(Mutation::OwnGuards) {
-            return if goal == Some(State::Enabled) { Ok(None) } else { Err(RevokeError::WouldDeadlock { guards }) };
-        }
-        let control = match patience {
-            Patience::Forever => Some(self.control.lock()),
-            Patience::Never => self.control.try_lock(),
-            Patience::Until(deadline) => self.control.try_lock_until(deadline),
-        };
-        let control = control.ok_or_else(|| gave_up(patience, since, Holders::default()))?;
+        let control = self.lock_control(patience)?;
         let was = match self.phase() {
             Phase::Open => State::Enabled,
             Phase::Disabled => State::Disabled,
             // Busy ends before `control` is released.
             Phase::Gone | Phase::Busy => return Err(RevokeError::Gone),
         };
-        if goal == Some(was) {
-            return Ok(None);
-        }
         // Relaxed: only ever compared with the reading thread's own key.
-        self.changer.store(me, Ordering::Relaxed);
-        let mut change =
-            Change { protocol: self, mechanism, _control: control, memory: None, was, now: was, told: false };
-        if was == State::Enabled {
-            change.told = true;
-            mechanism.before_revoke();
-        }
-        self.gate.shut().map_err(RevokeError::Barrier)?;
-        if broken(Mutation::DrainUnderLock) {
-            change.memory = Some(self.memory.write());
-        }
-        self.drain(mechanism, patience, since)?;
-        if broken(Mutation::DrainUnderLock) {
-            return Ok(Some(change));
-        }
-        let memory = match patience {
-            Patience::Forever => Some(self.memory.write()),
-            Patience::Never => self.memory.try_write(),
-            Patience::Until(deadline) => self.memory.try_write_until(deadline),
+        self.changer.store(crate::sys::thread::current_tid(), Ordering::Relaxed);
+        Ok(Change { protocol: self, mechanism, _control: control, memory: None, was, now: was, told: false })
+    }
+
+    /// The right to change the state. The holder of a guard does not wait for it: whoever has it may be waiting for that
+    /// guard.
+    fn lock_control(&self, patience: Patience) -> Result<TryMutexGuard<'_>, RevokeError> {
+        let since = Instant::now();
+        let guards = if broken(Mutation::OwnGuards) { 0 } else { self.gate.held_by_caller() };
+        let control = match patience {
+            _ if guards > 0 => self.control.try_lock(),
+            Patience::Forever => Some(self.control.lock()),
+            Patience::Never => self.control.try_lock(),
+            Patience::Until(deadline) => self.control.try_lock_until(deadline),
         };
-        change.memory = Some(memory.ok_or_else(|| gave_up(patience, since, Holders::default()))?);
-        Ok(Some(change))
+        control.ok_or_else(|| match patience {
+            Patience::Forever | Patience::Until(_) if guards > 0 => RevokeError::WouldDeadlock { guards },
+            _ => gave_up(patience, since, Holders::default()),
+        })
     }
 
     /// Waits for the guards and the pins.
     fn drain(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
+        let mut slow = trace::ENABLED.then(|| since + trace::SLOW);
+        let mut is_slow = || slow.take_if(|slow| Instant::now() >= *slow).is_some();
         loop {
             let (slice, last) = slice(mechanism, patience);
             match self.gate.drain(slice) {
                 Ok(()) => break,
-                Err(NotDrained::Held(_)) if !last => {}
+                Err(NotDrained::Held(_guards)) if !last => {
+                    if is_slow() {
+                        event!(WARN, guards = ?_guards, "slow guard");
+                    }
+                }
                 Err(NotDrained::Held(guards)) => {
                     return Err(gave_up(patience, since, Holders { guards, pins: self.pins() }));
                 }
@@ -259,14 +324,21 @@ impl Protocol {
             if last {
                 return Err(gave_up(patience, since, Holders { guards: Vec::new(), pins: self.pins() }));
             }
+            if is_slow() {
+                event!(WARN, pins = self.pins(), "slow guard");
+            }
         }
     }
 }
 
-/// How long to wait at a stretch, and whether patience ends with it: a thread whose help the holder of a guard or a pin
-/// may need (to have a fault resolved, say) does not sleep for long.
+/// How long to wait at a stretch, and whether patience ends with it. A thread whose help the holder of a guard or a pin
+/// may need (to have a fault resolved, say) does not sleep for long, nor does one that is to tell who is slow.
 fn slice(mechanism: &dyn Mechanism, patience: Patience) -> (Patience, bool) {
-    let nap = mechanism.help().then(|| Instant::now() + Duration::from_millis(1));
+    let nap = match mechanism.help() {
+        true => Some(Duration::from_millis(1)),
+        false => trace::ENABLED.then_some(trace::SLOW),
+    };
+    let nap = nap.map(|nap| Instant::now() + nap);
     match (patience, nap) {
         (Patience::Forever, Some(nap)) => (Patience::Until(nap), false),
         (Patience::Until(deadline), Some(nap)) if nap < deadline => (Patience::Until(nap), false),
@@ -286,16 +358,27 @@ fn gave_up(patience: Patience, since: Instant, holders: Holders) -> RevokeError 
 pub(crate) struct Change<'a> {
     protocol: &'a Protocol,
     mechanism: &'a dyn Mechanism,
-    _control: MutexGuard<'a, ()>,
+    _control: TryMutexGuard<'a>,
     memory: Option<RwLockWriteGuard<'a, State>>,
     was: State,
     now: State,
     told: bool,
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
     pub(crate) fn state(&self) -> State {
         self.now
+    }
+
+    fn write_lock(&mut self, patience: Patience, since: Instant) -> Result<(), RevokeError> {
+        let memory: &'a RwLock<State> = &self.protocol.memory;
+        let guard = match patience {
+            Patience::Forever => Some(memory.write()),
+            Patience::Never => memory.try_write(),
+            Patience::Until(deadline) => memory.try_write_until(deadline),
+        };
+        self.memory = Some(guard.ok_or_else(|| gave_up(patience, since, Holders::default()))?);
+        Ok(())
     }
 
     fn set(&mut self, state: State) {
@@ -310,7 +393,7 @@ impl Change<'_> {
         let was = self.now;
         // First the state, then the refusal: a region that refuses is disabled.
         self.set(to);
-        self.mechanism.refuse(to).or_else(|e| {
+        self.mechanism.refuse(to == State::Gone).or_else(|e| {
             self.mechanism.restore()?;
             self.set(was);
             Err(e)
@@ -320,11 +403,20 @@ impl Change<'_> {
     /// Gives back. On an error everything is as before.
     pub(crate) fn enable(&mut self) -> Result<(), RevokeError> {
         self.mechanism.restore().or_else(|e| {
-            self.mechanism.refuse(self.now)?;
+            self.mechanism.refuse(false)?;
             Err(e)
         })?;
         self.set(State::Enabled);
         Ok(())
+    }
+
+    /// Revokes or gives back, whichever `goal` asks for, if anything. On an error everything is as before.
+    pub(crate) fn become_state(&mut self, goal: State) -> Result<(), RevokeError> {
+        match (self.now, goal) {
+            (now, goal) if now == goal => Ok(()),
+            (_, State::Enabled) => self.enable(),
+            (_, State::Disabled | State::Gone) => self.disable(goal),
+        }
     }
 
     /// Makes the memory unreachable while the state stays enabled: accesses wait for the end of the change. On an
@@ -354,12 +446,18 @@ impl Change<'_> {
 
 impl Drop for Change<'_> {
     fn drop(&mut self) {
+        if self.memory.is_none() && self.protocol.phase() != Phase::Busy && !self.told {
+            // Nothing was begun: it had been what it was to become.
+            self.protocol.changer.store(0, Ordering::Relaxed);
+            return;
+        }
         // Each step lets somebody look again, so each comes after what they are to see.
         if broken(Mutation::WakeFirst) {
             self.mechanism.wake();
         }
         drop(self.memory.take());
         self.protocol.epoch.fetch_add(1, Ordering::Release);
+        self.protocol.enabled.store(self.now == State::Enabled, Ordering::Relaxed);
         if broken(Mutation::NotifyFirst) {
             self.protocol.waiters.notify_all();
         }

@@ -3,12 +3,11 @@
 use crate::async_fault::PendingFaults;
 use crate::backing::{Backing, File, Kind, OnRevoke};
 use crate::error::{BuildError, MapError, RevokeError};
-use crate::gate::Phase;
 use crate::mapping::{MapOptions, Mapping, Served};
 use crate::monitor::Monitor;
+use crate::notify::Notifiers;
 use crate::owner::OwnerView;
 use crate::pin::PinTable;
-use crate::policy::OnDisabled;
 use crate::protocol::{Mechanism, Protocol, State};
 use crate::revoke::{Grade, Server, Strategy};
 use crate::stats::{RegionCounters, RegionStats, count};
@@ -19,7 +18,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// How many pages one fault maps (Zap).
@@ -47,6 +46,7 @@ pub struct RegionBuilder {
     monitor: Option<Monitor>,
     fault_around: FaultAround,
     enabled: bool,
+    trim_detached: bool,
 }
 
 impl RegionBuilder {
@@ -86,6 +86,13 @@ impl RegionBuilder {
         self
     }
 
+    /// Detach keeps a disabled mapping's page tables (up to 2 MiB for 1 GiB), so that `enable()` need not fill them again.
+    /// With this, a background thread frees them after each `disable()`: for those who mostly revoke for good.
+    pub fn trim_detached(mut self) -> Self {
+        self.trim_detached = true;
+        self
+    }
+
     /// Makes the region.
     ///
     /// # Errors
@@ -93,7 +100,7 @@ impl RegionBuilder {
     pub fn build(self) -> Result<Region, BuildError> {
         let support = Support::current();
         let file = self.backing.open(&self.name, self.len)?;
-        let strategy = choose(self.strategy, &file, support)?;
+        let strategy = choose(self.strategy, &file, support, self.monitor.is_some())?;
         let monitor = match self.monitor {
             Some(monitor) => Some(monitor),
             None if support.userfaultfd() => Some(Monitor::shared()?),
@@ -116,9 +123,11 @@ impl RegionBuilder {
             strategy,
             monitor,
             fault_around: self.fault_around,
+            trim_detached: self.trim_detached,
             protocol: Protocol::new(initial),
             mappings: Mutex::new(BTreeMap::new()),
             pinned: PinTable::default(),
+            notifiers: Notifiers::new(self.enabled),
             pending: Arc::default(),
             counters: RegionCounters::default(),
         };
@@ -130,7 +139,7 @@ impl RegionBuilder {
 }
 
 /// The strategy for a file: the one asked for, if it is possible, or the best that is.
-fn choose(asked: Option<Strategy>, file: &File, support: Support) -> Result<Strategy, BuildError> {
+fn choose(asked: Option<Strategy>, file: &File, support: Support, monitor: bool) -> Result<Strategy, BuildError> {
     let minor = if file.kind == Kind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
     let obstacle = |strategy| match (strategy, file.kind) {
         (Strategy::Replace, _) => None,
@@ -141,6 +150,8 @@ fn choose(asked: Option<Strategy>, file: &File, support: Support) -> Result<Stra
         (Strategy::Detach, Kind::Shmem) if !support.has(Feature::DONTUNMAP) => {
             Some("no MREMAP_DONTUNMAP on shared memory (Linux 5.13)")
         }
+        // A monitor that was handed in may have what this process could not get by itself; mapping tells.
+        (Strategy::Zap, _) if monitor => None,
         (Strategy::Zap, _) if !support.has(minor) => Some("no userfaultfd with minor faults (Linux 5.14)"),
         (Strategy::Zap, _) if !support.userfaultfd() => Some("no userfaultfd"),
         _ => None,
@@ -170,10 +181,12 @@ pub(crate) struct RegionShared {
     pub(crate) strategy: Strategy,
     pub(crate) monitor: Option<Monitor>,
     pub(crate) fault_around: FaultAround,
+    trim_detached: bool,
     pub(crate) protocol: Protocol,
     /// By first address.
     pub(crate) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
     pub(crate) pinned: PinTable,
+    pub(crate) notifiers: Notifiers,
     pub(crate) pending: Arc<PendingFaults>,
     pub(crate) counters: RegionCounters,
 }
@@ -184,6 +197,7 @@ impl RegionShared {
             Ok(Grade::Intended) => Ok(()),
             Ok(Grade::Degraded) => {
                 count(&self.counters.degraded);
+                event!(WARN, region = %self.name, addr = mapping.view.range.addr, "degraded");
                 Ok(())
             }
             Err(source) => Err(RevokeError::Sys { addr: mapping.view.range.addr, source }),
@@ -192,6 +206,7 @@ impl RegionShared {
 
     /// Disables, enables or ends for good, measured.
     fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
+        span!(DEBUG, "change", region = %self.name, to = ?to);
         let since = Instant::now();
         let Some(mut change) = self.protocol.begin(self, Some(to), patience)? else { return Ok(false) };
         let (counter, took) = match to {
@@ -206,15 +221,43 @@ impl RegionShared {
         };
         drop(change);
         count(counter);
-        took.record(since.elapsed());
+        let elapsed = since.elapsed();
+        took.record(elapsed);
+        match to {
+            State::Enabled => event!(DEBUG, region = %self.name, took = ?elapsed, "restored"),
+            State::Disabled | State::Gone => event!(DEBUG, region = %self.name, took = ?elapsed, "revoked"),
+        }
         Ok(true)
+    }
+
+    /// Frees the page tables that Detach has put aside, in the background.
+    fn trim(&self) {
+        let views: Vec<Weak<Served>> = self.mappings.lock().values().map(Arc::downgrade).collect();
+        let trimming = move || {
+            for served in views {
+                // One step at a time, so that neither an `enable()` nor the mapping's end waits for more than that.
+                let mut done = 0;
+                while let Some(served) = served.upgrade() {
+                    match served.view.trim(done) {
+                        Some(more) => done = more,
+                        None => break,
+                    }
+                }
+            }
+        };
+        // Without a thread the page tables stay, which costs memory and nothing else.
+        let _ = std::thread::Builder::new().name("mmio-trim".to_owned()).spawn(trimming);
     }
 }
 
 impl Mechanism for RegionShared {
-    fn before_revoke(&self) {}
+    fn before_revoke(&self) {
+        self.notifiers.before_revoke();
+    }
 
-    fn after_restore(&self) {}
+    fn after_restore(&self) {
+        self.notifiers.after_restore();
+    }
 
     fn want_pins_back(&self) {
         self.pinned.tell();
@@ -228,15 +271,10 @@ impl Mechanism for RegionShared {
         Ok(())
     }
 
-    fn refuse(&self, to: State) -> Result<(), RevokeError> {
+    fn refuse(&self, for_good: bool) -> Result<(), RevokeError> {
         for mapping in self.mappings.lock().values() {
             mapping.close();
-            let for_good = to == State::Gone && mapping.view.policy == OnDisabled::Block;
-            let refused = match for_good {
-                true => mapping.view.refuse_for_good().map(|()| Grade::Intended),
-                false => mapping.view.refuse(),
-            };
-            self.grade(refused, mapping)?;
+            self.grade(mapping.view.refuse(for_good), mapping)?;
         }
         if self.on_revoke == OnRevoke::Drop {
             *self.file.lock() = None;
@@ -288,6 +326,7 @@ impl Region {
             monitor: None,
             fault_around: FaultAround::default(),
             enabled: true,
+            trim_detached: false,
         }
     }
 
@@ -301,12 +340,7 @@ impl Region {
 
     /// Is the memory reachable through its mappings? While a change is under way: was it before?
     pub fn is_enabled(&self) -> bool {
-        match self.shared.protocol.phase() {
-            Phase::Open => true,
-            Phase::Disabled | Phase::Gone => false,
-            // `hold` keeps the state: a region that is being reset is enabled.
-            Phase::Busy => self.shared.protocol.try_read().is_none_or(|state| *state == State::Enabled),
-        }
+        self.shared.protocol.was_enabled()
     }
 
     /// Revokes every mapping. When it returns, nothing reaches the memory through any of them until
@@ -319,7 +353,7 @@ impl Region {
     /// # Errors
     /// The state is as before: see [`RevokeError`].
     pub fn disable(&self) -> Result<bool, RevokeError> {
-        self.shared.change(State::Disabled, Patience::Forever)
+        self.disable_with(Patience::Forever)
     }
 
     /// [`disable`](Self::disable) that never waits.
@@ -327,7 +361,7 @@ impl Region {
     /// # Errors
     /// [`RevokeError::Busy`] where `disable` would wait.
     pub fn try_disable(&self) -> Result<bool, RevokeError> {
-        self.shared.change(State::Disabled, Patience::Never)
+        self.disable_with(Patience::Never)
     }
 
     /// [`disable`](Self::disable) that gives up after `patience`.
@@ -335,7 +369,15 @@ impl Region {
     /// # Errors
     /// [`RevokeError::TimedOut`] says for whom it waited.
     pub fn disable_timeout(&self, patience: Duration) -> Result<bool, RevokeError> {
-        self.shared.change(State::Disabled, until(patience))
+        self.disable_with(until(patience))
+    }
+
+    fn disable_with(&self, patience: Patience) -> Result<bool, RevokeError> {
+        let changed = self.shared.change(State::Disabled, patience)?;
+        if changed && self.shared.trim_detached {
+            self.shared.trim();
+        }
+        Ok(changed)
     }
 
     /// Gives every mapping its memory back, with the content it had. Says whether this call changed the state.
@@ -382,12 +424,14 @@ impl Region {
 
     fn reset_with<R>(&self, patience: Patience, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
         let shared = &*self.shared;
+        span!(DEBUG, "reset", region = %shared.name);
         let Some(mut change) = shared.protocol.begin(shared, None, patience)? else { return Err(RevokeError::Gone) };
         change.hold()?;
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reset(&shared.owner)));
         let released = change.release();
         drop(change);
         count(&shared.counters.resets);
+        event!(DEBUG, region = %shared.name, "reset");
         match done {
             Ok(value) => released.map(|()| value),
             Err(panic) => std::panic::resume_unwind(panic),
@@ -440,10 +484,13 @@ impl Region {
             faults_failed: c.faults_failed.load(Relaxed),
             refused: c.refused.load(Relaxed),
             degraded: c.degraded.load(Relaxed),
+            notifier_errors: self.shared.notifiers.errors.load(Relaxed),
+            notifier_panics: self.shared.notifiers.panics.load(Relaxed),
             mappings: mappings.len(),
             guards: self.shared.protocol.gate.held_guards().iter().map(|held| held.count).sum(),
             pins: self.shared.protocol.pins(),
             alias_bytes: mappings.values().map(|m| m.view.alias_bytes()).sum(),
+            page_tables_kept: mappings.values().map(|m| m.view.page_tables_kept()).sum(),
             disable: c.disable.snapshot(),
             enable: c.enable.snapshot(),
         }

@@ -1,12 +1,16 @@
 //! Faults, and single accesses on a caller's behalf, as its flags allow.
+//!
+//! UNSAFETY: accesses region memory by address, in the owner's view, which the region keeps, or in a mapping that `&self`
+//! keeps. Whoever else writes there meanwhile, the accesses are single and recoverable.
+#![expect(unsafe_code, reason = "accesses memory by address")]
 
+use crate::access::raw::{self, Faulted};
 use crate::access::{Primitive, check};
 use crate::caller::Caller;
 use crate::error::{AccessError, FaultError};
 use crate::fault::{CallerLock, FaultFlags, NotResolved, Outcome, Resolved, resolve};
 use crate::gate::Phase;
 use crate::mapping::Mapping;
-use crate::owner::OwnerView;
 use crate::policy::OnDisabled;
 use crate::region::{Region, RegionShared};
 use crate::revoke::Strategy;
@@ -128,7 +132,10 @@ impl Mapping {
     /// # Errors
     /// See [`AccessError`]; [`AccessError::WouldBlock`] for NOWAIT, [`AccessError::Cancelled`] if called off.
     pub fn read_with<'a, T: Primitive>(&self, offset: usize, caller: impl Into<Caller<'a>>) -> Result<T, AccessError> {
-        self.behalf::<T, T>(offset, &caller.into(), T::ALL_ONES, |view, at| view.read(at))
+        self.behalf::<T, T>(offset, &caller.into(), T::ALL_ONES, |at| {
+            // SAFETY: `behalf` has checked the place, and it stays mapped: see there.
+            unsafe { raw::load(at) }
+        })
     }
 
     /// One store as the caller's flags allow; see [`read_with`](Self::read_with).
@@ -148,7 +155,10 @@ impl Mapping {
             check::<T>(offset, self.len())?;
             return Err(AccessError::ReadOnly { offset });
         }
-        self.behalf::<T, ()>(offset, &caller.into(), (), |view, at| view.write(at, value))
+        self.behalf::<T, ()>(offset, &caller.into(), (), |at| {
+            // SAFETY: as in `read_with`.
+            unsafe { raw::store(at, value) }
+        })
     }
 
     /// [`read`](Self::read) that never waits.
@@ -172,16 +182,19 @@ impl Mapping {
         offset: usize,
         caller: &Caller<'_>,
         unsupported: R,
-        access: impl Fn(&OwnerView, usize) -> Result<R, AccessError>,
+        access: impl Fn(*mut T) -> Result<R, Faulted>,
     ) -> Result<R, AccessError> {
         check::<T>(offset, self.len())?;
         let caller = caller.on_disabled(self.on_disabled());
         let region = &*self.served.region;
-        if region.owner.is_empty() {
-            return Err(AccessError::NoMemory { offset });
-        }
-        match region.protocol.on_behalf(&caller, || Some(access(&region.owner, self.served.offset + offset))) {
-            Ok(done) => done.map_err(|_| AccessError::NoMemory { offset }),
+        // A device that is dropped on revocation has no owner's view; its faults are the kernel's to resolve, so the
+        // mapping itself will do.
+        let at = match region.owner.is_empty() {
+            true => self.as_ptr().wrapping_add(offset),
+            false => region.owner.as_ptr().wrapping_add(self.served.offset + offset),
+        };
+        match region.protocol.on_behalf(&caller, || Some(access(at.cast()))) {
+            Ok(done) => done.map_err(|Faulted| AccessError::NoMemory { offset }),
             Err(NotResolved::Sigbus) if self.on_disabled() == OnDisabled::AllOnes => Ok(unsupported),
             Err(NotResolved::Sigbus) if region.protocol.phase() == Phase::Gone => Err(AccessError::Gone { offset }),
             Err(NotResolved::Sigbus) => Err(AccessError::Disabled { offset }),

@@ -176,7 +176,7 @@ impl View {
     }
 
     /// Nothing reaches the memory any more when it returns, and accesses meet what the policy says.
-    pub(crate) fn refuse(&self) -> Result<Grade, SysError> {
+    pub(crate) fn refuse(&self, for_good: bool) -> Result<Grade, SysError> {
         let mut place = self.place.lock();
         if matches!(place.content, Content::Covered | Content::Barred) {
             return Ok(Grade::Intended);
@@ -189,8 +189,8 @@ impl View {
             _ if self.served_live() && matches!(self.server, Server::Own(_)) && place.content != Content::Reserved => {
                 self.bar(&mut place)
             }
-            OnDisabled::Block => self.park(&mut place),
-            OnDisabled::Sigbus | OnDisabled::AllOnes => self.cover(&mut place),
+            OnDisabled::Block if !for_good => self.park(&mut place),
+            OnDisabled::Block | OnDisabled::Sigbus | OnDisabled::AllOnes => self.cover(&mut place),
         };
         match intended {
             Ok(()) => Ok(Grade::Intended),
@@ -337,6 +337,24 @@ impl View {
             Err(e) if e.errno == Errno::ENOMEM && !map::is_one_mapping(self.range) => Ok(()),
             other => other,
         }
+    }
+
+    /// Frees a part of the page tables that are aside, from `done` bytes on; how far it came, `None` at the end.
+    #[expect(unsafe_code, reason = "UNSAFETY: drops page-table entries of shared memory in the view's own alias")]
+    pub(crate) fn trim(&self, done: usize) -> Option<usize> {
+        const STEP: usize = 64 << 20;
+        let place = self.place.lock();
+        let alias = self.alias.filter(|alias| place.detached && done < alias.len)?;
+        let part = AddrRange::new(alias.addr + done, STEP.min(alias.len - done));
+        // SAFETY: a part of the view's own alias, which nobody accesses; shared memory, whose content stays in the file.
+        unsafe { map::advise(part, Advice::DontNeed) }.ok()?;
+        Some(done + part.len)
+    }
+
+    /// Bytes of page tables that are aside, at the most: one entry of 8 bytes for each page.
+    pub(crate) fn page_tables_kept(&self) -> usize {
+        let detached = self.place.lock().detached;
+        if detached { self.range.len / self.page * 8 } else { 0 }
     }
 
     /// Bytes of address space kept beside the range.

@@ -25,6 +25,8 @@ use nix::libc::{SIGBUS, SIGSEGV, sigaction, siginfo_t};
 use std::sync::OnceLock;
 
 mod chain;
+#[cfg(all(test, not(revocable_model)))]
+mod tests;
 
 /// Why the handlers are not in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -130,6 +130,10 @@ pub struct RegionStats {
     pub refused: u64,
     /// Times that a mapping could not be revoked the intended way and a stronger way was taken: see ARCHITECTURE.md.
     pub degraded: u64,
+    /// Notifiers that answered with an error.
+    pub notifier_errors: u64,
+    /// Notifiers that panicked.
+    pub notifier_panics: u64,
     /// Mappings now.
     pub mappings: usize,
     /// Guards held now, on all threads; a hint while guards come and go.
@@ -138,6 +142,8 @@ pub struct RegionStats {
     pub pins: usize,
     /// Address space kept besides the mappings themselves (Detach), in bytes.
     pub alias_bytes: usize,
+    /// Page tables kept aside by disabled mappings (Detach), in bytes, at the most.
+    pub page_tables_kept: usize,
     /// How long disabling took, from the call to its return.
     pub disable: Latency,
     /// How long enabling took.

@@ -17,6 +17,24 @@ enum Kind {
     Store,
 }
 
+macro_rules! read_modify_write {
+    ($($(#[$doc:meta])* $name:ident;)*) => { $(
+        $(#[$doc])*
+        ///
+        /// # Blocking
+        /// As [`read`](Self::read).
+        ///
+        /// # Errors
+        /// See [`AccessError`].
+        pub fn $name<T: AtomicPrimitive>(&self, offset: usize, value: T) -> Result<T, AccessError> {
+            let at = self.at::<T>(offset);
+            // SAFETY: as in `compare_exchange`.
+            let found = self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::$name(at, value) })?;
+            Ok(found.unwrap_or(T::ALL_ONES))
+        }
+    )* };
+}
+
 impl Mapping {
     /// One load. `offset` in bytes, a multiple of the size of `T`. Never torn, never a signal.
     ///
@@ -75,32 +93,17 @@ impl Mapping {
         Ok(found.unwrap_or(Err(T::ALL_ONES)))
     }
 
-    /// Sets bits; answers what was there.
-    ///
-    /// # Blocking
-    /// As [`read`](Self::read).
-    ///
-    /// # Errors
-    /// See [`AccessError`].
-    pub fn fetch_or<T: AtomicPrimitive>(&self, offset: usize, bits: T) -> Result<T, AccessError> {
-        let at = self.at::<T>(offset);
-        // SAFETY: as in `compare_exchange`.
-        let found = self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::fetch_or(at, bits) })?;
-        Ok(found.unwrap_or(T::ALL_ONES))
-    }
-
-    /// Keeps only `bits`; answers what was there.
-    ///
-    /// # Blocking
-    /// As [`read`](Self::read).
-    ///
-    /// # Errors
-    /// See [`AccessError`].
-    pub fn fetch_and<T: AtomicPrimitive>(&self, offset: usize, bits: T) -> Result<T, AccessError> {
-        let at = self.at::<T>(offset);
-        // SAFETY: as in `compare_exchange`.
-        let found = self.attempt::<T, _>(offset, Kind::Store, || unsafe { raw::fetch_and(at, bits) })?;
-        Ok(found.unwrap_or(T::ALL_ONES))
+    read_modify_write! {
+        /// Stores `value`; answers what was there.
+        swap;
+        /// Adds, wrapping around; answers what was there.
+        fetch_add;
+        /// Sets the bits of `value`; answers what was there.
+        fetch_or;
+        /// Keeps only the bits of `value`; answers what was there.
+        fetch_and;
+        /// Flips the bits of `value`; answers what was there.
+        fetch_xor;
     }
 
     /// Copies out of the mapping. Not one access: other writers may come in between.

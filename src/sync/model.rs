@@ -1,8 +1,10 @@
 //! The same primitives over loom, in the shape of the real ones (parking_lot's: no poison, `Option` from `try_`).
 //!
 //! loom looks for other orders of two operations only where both are operations to it, and a lock's release is none: a
-//! `try_lock` would be tried before and after another thread's critical section, and never inside. So each lock has a
-//! [`Tries`] beside it, on which a release and a try are operations that depend on each other.
+//! try would be made before and after another thread's critical section, and never inside. So [`RwLock`] has [`Tries`]
+//! beside it, on which a release and a try are operations that depend on each other. And a try that is about to be made when
+//! another thread takes the lock is blocked by loom like any other: [`TryMutex`] is made of parts that are never tried; who
+//! has the write side of an `RwLock` waits for nobody that tries it.
 //!
 //! Timed waits have no clock here: they are plain waits that never time out, so a program that is live only
 //! thanks to its timeouts deadlocks in the model, and is reported.
@@ -90,59 +92,80 @@ impl Tries {
 }
 
 #[derive(Debug)]
-pub(crate) struct Mutex<T> {
-    lock: loom::sync::Mutex<T>,
-    tries: Tries,
-}
+pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
 #[derive(Debug)]
-pub(crate) struct MutexGuard<'a, T> {
-    guard: Option<loom::sync::MutexGuard<'a, T>>,
-    tries: &'a Tries,
-}
-
-impl<T> Drop for MutexGuard<'_, T> {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.tries.operation();
-        }
-    }
-}
+pub(crate) struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
 
 const WAITING: &str = "the guard is only away inside Condvar::wait";
 
 impl<T> Mutex<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self { lock: loom::sync::Mutex::new(value), tries: Tries::new() }
+        Self(loom::sync::Mutex::new(value))
     }
 
     #[track_caller]
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        MutexGuard { guard: Some(self.lock.lock().expect("loom does not poison")), tries: &self.tries }
-    }
-
-    /// As patient as `lock`: see the module.
-    #[track_caller]
-    pub(crate) fn try_lock_until(&self, _: Instant) -> Option<MutexGuard<'_, T>> {
-        Some(self.lock())
-    }
-
-    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        self.tries.operation();
-        self.lock.try_lock().ok().map(|guard| MutexGuard { guard: Some(guard), tries: &self.tries })
+        MutexGuard(Some(self.0.lock().expect("loom does not poison")))
     }
 }
 
 impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
-        self.guard.as_ref().expect(WAITING)
+        self.0.as_ref().expect(WAITING)
     }
 }
 
 impl<T> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        self.guard.as_mut().expect(WAITING)
+        self.0.as_mut().expect(WAITING)
+    }
+}
+
+/// A lock that is also tried: see the module.
+#[derive(Debug)]
+pub(crate) struct TryMutex {
+    taken: Mutex<bool>,
+    free: Condvar,
+}
+
+#[derive(Debug)]
+pub(crate) struct TryMutexGuard<'a>(&'a TryMutex);
+
+impl TryMutex {
+    pub(crate) fn new((): ()) -> Self {
+        Self { taken: Mutex::new(false), free: Condvar::new() }
+    }
+
+    #[track_caller]
+    pub(crate) fn lock(&self) -> TryMutexGuard<'_> {
+        let mut taken = self.taken.lock();
+        while *taken {
+            self.free.wait(&mut taken);
+        }
+        *taken = true;
+        TryMutexGuard(self)
+    }
+
+    pub(crate) fn try_lock(&self) -> Option<TryMutexGuard<'_>> {
+        let was = std::mem::replace(&mut *self.taken.lock(), true);
+        (!was).then(|| TryMutexGuard(self))
+    }
+
+    /// As patient as `lock`: see the module.
+    #[track_caller]
+    pub(crate) fn try_lock_until(&self, _: Instant) -> Option<TryMutexGuard<'_>> {
+        Some(self.lock())
+    }
+}
+
+impl Drop for TryMutexGuard<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            *self.0.taken.lock() = false;
+            self.0.free.notify_one();
+        }
     }
 }
 
@@ -166,9 +189,8 @@ impl Condvar {
 
     #[track_caller]
     pub(crate) fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
-        guard.tries.operation();
-        let inner = guard.guard.take().expect(WAITING);
-        guard.guard = Some(self.0.wait(inner).expect("loom does not poison"));
+        let inner = guard.0.take().expect(WAITING);
+        guard.0 = Some(self.0.wait(inner).expect("loom does not poison"));
     }
 
     #[track_caller]

@@ -36,6 +36,7 @@ pub(crate) enum Advice {
     DontFork,
     DontDump,
     NoHugePage,
+    PopulateRead,
     PopulateWrite,
 }
 
@@ -47,6 +48,7 @@ impl Advice {
             Advice::DontFork => libc::MADV_DONTFORK,
             Advice::DontDump => libc::MADV_DONTDUMP,
             Advice::NoHugePage => libc::MADV_NOHUGEPAGE,
+            Advice::PopulateRead => libc::MADV_POPULATE_READ,
             Advice::PopulateWrite => libc::MADV_POPULATE_WRITE,
         }
     }

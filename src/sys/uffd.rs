@@ -3,6 +3,8 @@
 //! UNSAFETY: ioctls whose argument is a structure of linux-raw-sys's; each passes a live, initialised one.
 #![expect(unsafe_code, reason = "userfaultfd ioctls have no safe form")]
 
+mod handed;
+
 use super::{AddrRange, SysError, may_fail};
 use linux_raw_sys::general as raw;
 use linux_raw_sys::ioctl as nr;
@@ -32,6 +34,8 @@ pub enum UffdSource {
     Device,
     /// The system call with full rights (CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1).
     Syscall,
+    /// Opened by somebody else, who knows how.
+    HandedIn,
     /// `UFFD_USER_MODE_ONLY` (5.11), open to anyone: a system call that would fault gets EFAULT instead.
     UserModeOnly,
 }
@@ -97,23 +101,11 @@ impl Uffd {
             UffdSource::Device => Self::from_device(flags)?,
             UffdSource::Syscall => Self::from_syscall(flags)?,
             UffdSource::UserModeOnly => Self::from_syscall(flags | raw::UFFD_USER_MODE_ONLY as libc::c_int)?,
+            UffdSource::HandedIn => return Err(SysError::new("userfaultfd", Errno::EINVAL)),
         };
         // SAFETY: a descriptor that the kernel just gave to us alone.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
         Ok(Self { fd, sees_kernel_faults: source != UffdSource::UserModeOnly })
-    }
-
-    /// A userfaultfd that somebody else opened. The API handshake may be done or not.
-    pub(crate) fn from_fd(fd: OwnedFd, features: UffdFeatures) -> Result<Self, SysError> {
-        let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL).map_err(|e| SysError::new("fcntl", e))?;
-        let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
-        nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(flags)).map_err(|e| SysError::new("fcntl", e))?;
-        let uffd = Self { fd, sees_kernel_faults: true };
-        match uffd.handshake(features) {
-            // A second handshake is EINVAL: its first owner has done it, with features of its choice.
-            Ok(_) | Err(SysError { errno: Errno::EINVAL, .. }) => Ok(uffd),
-            Err(e) => Err(e),
-        }
     }
 
     fn from_device(flags: libc::c_int) -> Result<libc::c_int, SysError> {

@@ -11,7 +11,7 @@ fn state_of(world: &World) -> State {
 /// A guard's holder faults, pins, nests and calls while a disable may wait for its guard.
 #[test]
 fn the_holder_of_a_guard_may_fault_pin_and_nest() {
-    explore(2, || {
+    explore(3, || {
         let world = World::new(Kind::Zap, OnDisabled::Sigbus, State::Enabled);
         let monitor = spawn(&world, 1, |world| world.kernel.monitor(&world.protocol));
         let user = spawn(&world, 2, |world| {
@@ -28,6 +28,25 @@ fn the_holder_of_a_guard_may_fault_pin_and_nest() {
         user.join().unwrap();
         world.kernel.stop();
         monitor.join().unwrap();
+    });
+}
+
+/// The owner's own access takes the memory lock and waits for no guard: their holders wait for it instead.
+#[test]
+fn a_privileged_access_waits_for_no_guard_and_their_holders_go_on_after_it() {
+    explore(2, || {
+        let world = World::new(Kind::Zap, OnDisabled::Sigbus, State::Enabled);
+        let monitor = spawn(&world, 1, |world| world.kernel.monitor(&world.protocol));
+        let user = spawn(&world, 2, |world| {
+            let Ok(_guard) = world.protocol.gate.enter() else { return };
+            assert_eq!(world.kernel.access(), Met::Memory, "the region stays enabled");
+            assert_eq!(world.behalf(&Caller::new(FaultFlags::WAIT)), Ok(()));
+        });
+        drop(world.protocol.begin_privileged(&world.kernel).unwrap());
+        user.join().unwrap();
+        world.kernel.stop();
+        monitor.join().unwrap();
+        assert_eq!(state_of(&world), State::Enabled);
     });
 }
 
@@ -87,7 +106,7 @@ fn who_waits_for_a_pin_gets_it() {
 
 #[test]
 fn of_two_that_disable_one_does_it_and_of_tries_the_busy_one_is_told() {
-    explore(2, || {
+    explore(3, || {
         let world = World::new(Kind::Detach, OnDisabled::Sigbus, State::Enabled);
         let other = spawn(&world, 1, |world| world.change(State::Disabled, Patience::Forever).unwrap());
         let tries = spawn(&world, 2, |world| match world.change(State::Disabled, Patience::Never) {

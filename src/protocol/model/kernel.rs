@@ -208,8 +208,8 @@ impl Mechanism for Kernel {
         self.put(if broken(Mutation::HoldRefuses) { Content::Covered } else { Content::Parked })
     }
 
-    fn refuse(&self, to: State) -> Result<(), RevokeError> {
-        let waits = self.policy == OnDisabled::Block && to != State::Gone;
+    fn refuse(&self, for_good: bool) -> Result<(), RevokeError> {
+        let waits = self.policy == OnDisabled::Block && !for_good;
         self.put(if waits { Content::Parked } else { Content::Covered })
     }
 

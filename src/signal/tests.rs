@@ -9,10 +9,9 @@
     reason = "test scaffolding on memory of its own"
 )]
 
+use crate::access::raw::{self, Faulted};
+use crate::signal;
 use nix::libc::{self, c_int, c_void, siginfo_t};
-use revocable_mmio::raw_for_tests as raw;
-use revocable_mmio::raw_for_tests::Faulted;
-use revocable_mmio::signal;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 use std::ptr::null_mut;
@@ -445,7 +444,7 @@ fn child() {
 
 fn run(name: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "signal::tests::child", "--nocapture", "--test-threads=1"])
         .env(SCENARIO, name)
         .output()
         .unwrap()
