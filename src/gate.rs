@@ -89,6 +89,18 @@ pub(crate) enum NotDrained {
     Barrier(io::Error),
 }
 
+/// The number of the model's thread that runs now, from 1.
+#[cfg(revocable_model)]
+pub(crate) fn model_thread() -> i32 {
+    threads::tid_of(threads::current()) + 1
+}
+
+/// Gives the model's thread that runs now a number, from 0.
+#[cfg(all(test, revocable_model))]
+pub(crate) fn adopt(number: usize) {
+    threads::adopt(number);
+}
+
 /// Lets guards in while it is open, and can be closed and drained.
 pub(crate) struct Gate {
     phase: AtomicU32,
@@ -277,6 +289,13 @@ impl Gate {
                 if held.is_empty() { Ok(()) } else { Err(NotDrained::Held(guards(held))) }
             }
         }
+    }
+
+    /// How many guards the calling thread holds.
+    pub(crate) fn held_by_caller(&self) -> u64 {
+        let slot = self.slots.get(threads::current());
+        // Relaxed: *Owned*.
+        slot.entered.load(Ordering::Relaxed).wrapping_sub(slot.left.load(Ordering::Relaxed))
     }
 
     /// Which threads hold guards now. While the gate is open, only a hint.

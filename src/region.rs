@@ -128,7 +128,7 @@ impl RegionBuilder {
             mappings: Mutex::new(BTreeMap::new()),
             pinned: PinTable::default(),
             notifiers: Notifiers::new(self.enabled),
-            pending: PendingFaults::default(),
+            pending: Arc::default(),
             counters: RegionCounters::default(),
         };
         if on_revoke == OnRevoke::Drop && initial == State::Disabled {
@@ -187,7 +187,7 @@ pub(crate) struct RegionShared {
     pub(crate) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
     pub(crate) pinned: PinTable,
     pub(crate) notifiers: Notifiers,
-    pub(crate) pending: PendingFaults,
+    pub(crate) pending: Arc<PendingFaults>,
     pub(crate) counters: RegionCounters,
 }
 
@@ -312,7 +312,7 @@ impl Mechanism for RegionShared {
         for mapping in self.mappings.lock().values() {
             mapping.view.wake();
         }
-        self.pending.settle(self.protocol.phase());
+        self.pending.settle(|| self.protocol.phase());
     }
 
     fn help(&self) -> bool {
@@ -513,6 +513,8 @@ impl Region {
             notifier_errors: self.shared.notifiers.errors.load(Relaxed),
             notifier_panics: self.shared.notifiers.panics.load(Relaxed),
             mappings: mappings.len(),
+            guards: self.shared.protocol.gate.held_guards().iter().map(|held| held.count).sum(),
+            pins: self.shared.protocol.pins(),
             alias_bytes: mappings.values().map(|m| m.view.alias_bytes()).sum(),
             page_tables_kept: mappings.values().map(|m| m.view.page_tables_kept()).sum(),
             disable: c.disable.snapshot(),
