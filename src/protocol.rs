@@ -315,7 +315,6 @@ impl Protocol {
                     return Err(gave_up(patience, since, Holders { guards, pins: self.pins() }));
                 }
                 Err(NotDrained::HeldByCaller(own)) => return Err(RevokeError::WouldDeadlock { guards: own.count }),
-                Err(NotDrained::Barrier(e)) => return Err(RevokeError::Barrier(e)),
             }
         }
         // Only now: a guard that the drain waited for may have counted a pin in. See `pin`.
