@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 /// How long a group waits for those who are in the middle of a single access to a member. They hold nothing else and
 /// wait for nobody, so this is no deadlock; without it a group under load would be busy for ever.
-const READERS: Duration = Duration::from_millis(20);
+const READERS: Duration = Duration::from_millis(100);
 
 /// A change of a group's state failed; every member is as before.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +70,7 @@ impl ResetGroup {
     /// [`Region::reset`] it must not change a member's state; a panic in it passes on after the mappings are back.
     ///
     /// # Blocking
-    /// For single accesses that others are in the middle of, 20 ms at most; else not at all.
+    /// For single accesses that others are in the middle of, 100 ms at most; else not at all.
     ///
     /// # Errors
     /// Busy: nothing was reset. From giving memory back: that member is disabled, the others are as before.

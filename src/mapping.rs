@@ -43,7 +43,6 @@ impl MapOptions {
     }
 
     /// How long the mapping is, in bytes, a multiple of the region's page size. Default: up to the region's end.
-    #[expect(clippy::len_without_is_empty, reason = "a setter, not a container's length")]
     pub fn len(mut self, len: usize) -> Self {
         self.len = Some(len);
         self
@@ -166,6 +165,9 @@ impl Mapping {
 
     /// The first byte. Accesses through it meet [`OnDisabled`] while the region is disabled. Valid until the mapping is
     /// dropped.
+    ///
+    /// The whole range is the mapping's until then. Rights may be taken away from a part of it (mprotect) and stay so;
+    /// nothing else may be mapped there, and nothing moved away: revoking, restoring and dropping work on the whole range.
     pub fn as_ptr(&self) -> *mut u8 {
         self.served.view.range.as_ptr()
     }

@@ -270,11 +270,14 @@ struct Counters {
     answer: Histogram,
 }
 
+/// Mappings by first address.
+type Table = BTreeMap<usize, (AddrRange, Arc<dyn Served>)>;
+
 struct Core {
     uffd: Uffd,
     source: UffdSource,
     /// By first address. Held for reading while an answer is given: see `disown`.
-    mappings: RwLock<BTreeMap<usize, (AddrRange, Arc<dyn Served>)>>,
+    mappings: RwLock<Table>,
     stop: EventFd,
     stopping: AtomicBool,
     dead: AtomicBool,

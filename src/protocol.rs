@@ -411,10 +411,9 @@ impl<'a> Change<'a> {
     /// Ends a [`hold`](Self::hold).
     pub(crate) fn release(&mut self) -> Result<(), RevokeError> {
         match self.now {
-            State::Enabled => self.mechanism.restore().or_else(|e| {
+            State::Enabled => self.mechanism.restore().inspect_err(|_| {
                 // What cannot be given back is revoked: it refuses already, and now it says so.
                 let _ = self.disable(State::Disabled);
-                Err(e)
             }),
             State::Disabled | State::Gone => Ok(()),
         }

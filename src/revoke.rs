@@ -86,8 +86,8 @@ enum Content {
     StandIn,
     /// Another mapping, which refuses: an empty file, or all-ones.
     Covered,
-    /// The region's mapping itself, no pages mapped, in a userfaultfd in SIGBUS mode. For a range that the
-    /// application has split by mprotect or munmap: covering it would undo that.
+    /// The region's mapping itself, no pages mapped, in a userfaultfd in SIGBUS mode. For accessors only, and for a range
+    /// that the application has split by mprotect: covering it would undo that.
     Barred,
 }
 

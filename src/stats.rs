@@ -50,6 +50,7 @@ impl Latency {
     /// An upper bound of the duration that `share` (0 to 1) of all stayed below; `None` if nothing was recorded.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let count = self.count();
+        #[expect(clippy::cast_possible_truncation, reason = "at most the count, which is a u64")]
         let mut left = (share.clamp(0.0, 1.0) * count as f64).ceil().max(1.0) as u64;
         for (i, n) in self.buckets.iter().enumerate() {
             if *n >= left {

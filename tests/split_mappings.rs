@@ -27,10 +27,10 @@ fn rights(at: usize) -> String {
 fn rights_that_the_application_has_changed_survive_a_revocation() {
     for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
         for policy in [OnDisabled::Sigbus, OnDisabled::AllOnes, OnDisabled::Block] {
-            let region = Region::builder(8 << 20).strategy(strategy).build().expect("the strategy is there");
+            let region = Region::builder(5 << 20).strategy(strategy).build().expect("the strategy is there");
             let page = region.page_size();
             let mapping = region.map(MapOptions::new().on_disabled(policy)).expect("it maps");
-            for at in (0..region.len()).step_by(page) {
+            for at in (0..region.len()).step_by(8 * page) {
                 mapping.write::<u64>(at, at as u64 + 1).expect("enabled");
             }
             make_read_only(&mapping, 4 << 20, page);
@@ -48,7 +48,7 @@ fn rights_that_the_application_has_changed_survive_a_revocation() {
                 region.enable().expect("comes back");
                 assert_eq!(rights(changed), "r--s", "{strategy} {policy:?}");
                 assert_eq!(rights(changed - page), "rw-s", "{strategy} {policy:?}");
-                for at in (0..region.len()).step_by(page) {
+                for at in (0..region.len()).step_by(8 * page) {
                     assert_eq!(mapping.read::<u64>(at), Ok(at as u64 + 1), "{strategy} {policy:?}");
                 }
                 region.reset(|_| ()).expect("nobody is in the way");

@@ -158,6 +158,7 @@ impl Device {
     fn zap(&self, _turn: &TurnGuard<'_>) -> Result<(), PciError> {
         let mut changes = Changes::begin(&self.members, Patience::Forever)?;
         changes.hold()?;
+        self.members.iter().for_each(|member| crate::stats::count(&member.counters.resets));
         Ok(changes.release()?)
     }
 }

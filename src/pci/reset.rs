@@ -94,7 +94,7 @@ impl Bus {
     /// through the owners' views, as in [`PciBuilder::on_reset`](super::PciBuilder::on_reset).
     ///
     /// # Blocking
-    /// For single accesses that others are in the middle of, 20 ms at most; else not at all.
+    /// For single accesses that others are in the middle of, 100 ms at most; else not at all.
     ///
     /// # Errors
     /// A function that is not the caller's (EINVAL), no function at all (ENODEV), one that somebody else changes, guards

@@ -95,7 +95,7 @@ pub(super) fn shut(range: AddrRange) {
 impl View {
     /// Covers the range as the policy says. The kernel drops the range's pages with what it replaces.
     pub(super) fn cover(&self, place: &mut Place) -> Result<(), SysError> {
-        // What the application has split it means to keep split, and a hole may hold something of its own.
+        // What the application has split it means to keep split.
         let split = place.content != Content::Reserved && !self.drops_file && !map::is_one_mapping(self.range);
         match (&self.ones, self.policy) {
             _ if split => self.bar(place),

@@ -256,16 +256,23 @@ fn plug(range: AddrRange) {
 
 /// Is `range` still within one mapping, that nobody has split by mprotect, munmap or mmap?
 pub(crate) fn is_one_mapping(range: AddrRange) -> bool {
-    mapping_around(range.addr)
-        .unwrap_or_else(|| {
-            // Before 6.11: an mremap to the same place and size changes nothing, and answers EFAULT for a range that is not
-            // within one mapping. (From 6.17 on it takes any.)
-            // SAFETY: without MREMAP_MAYMOVE and with equal sizes the call changes nothing.
-            let at = unsafe { libc::mremap(range.as_ptr().cast(), range.len, range.len, 0) };
-            if at == libc::MAP_FAILED { AddrRange::new(0, 0) } else { range }
-        })
-        .end()
-        >= range.end()
+    // Before 6.11 the list is read. (An mremap to the same place and size tells nothing: it succeeds over splits and
+    // holes on every kernel, see "Always allow a shrinking remap" in mm/mremap.c.)
+    let around = mapping_around(range.addr).or_else(|| mapping_listed(range.addr));
+    around.is_some_and(|mapping| mapping.end() >= range.end())
+}
+
+/// The mapping that contains an address, from the text of /proc/self/maps.
+fn mapping_listed(addr: usize) -> Option<AddrRange> {
+    use std::io::BufRead;
+    let list = std::io::BufReader::new(std::fs::File::open("/proc/self/maps").ok()?);
+    list.lines().map_while(Result::ok).find_map(|line| {
+        let (start, rest) = line.split_once('-')?;
+        let (end, _) = rest.split_once(' ')?;
+        let [start, end] = [start, end].map(|text| usize::from_str_radix(text, 16).unwrap_or(0));
+        let mapping = AddrRange::new(start, end.saturating_sub(start));
+        mapping.contains(addr).then_some(mapping)
+    })
 }
 
 /// Is there a part of `range` where nothing is mapped? msync(2) answers ENOMEM then, and does nothing to shared memory.
@@ -339,4 +346,30 @@ pub(crate) fn seal(fd: BorrowedFd<'_>, frozen: bool) -> Result<(), SysError> {
     }
     fcntl(fd, FcntlArg::F_ADD_SEALS(seals)).map_err(|e| SysError::new("fcntl(F_ADD_SEALS)", e))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn reading_the_list_finds_the_mapping_that_the_query_finds() {
+        let page = crate::sys::page_size();
+        let outer = reserve(6 * page, page).expect("address space");
+        let file = memfd(c"split", 4 * page as u64, 0).expect("a memfd");
+        let range = AddrRange::new(outer.addr + page, 4 * page);
+        // SAFETY: inner pages of a reservation made here.
+        unsafe { map_shared(range, file.as_fd(), 0, Prot::ReadWrite) }.expect("mapped");
+        assert_eq!(mapping_listed(range.addr).map(AddrRange::end), Some(range.end()));
+        // SAFETY: as above.
+        unsafe { unmap(AddrRange::new(range.addr + 2 * page, page)) }.expect("a hole");
+        let first = AddrRange::new(range.addr, 2 * page);
+        assert_eq!(mapping_listed(range.addr), Some(first));
+        assert_eq!(mapping_listed(range.addr + 2 * page), None);
+        if let Some(queried) = mapping_around(range.addr) {
+            assert_eq!(queried, first);
+        }
+        assert!(!is_one_mapping(range));
+    }
 }

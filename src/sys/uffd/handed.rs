@@ -22,7 +22,7 @@ impl Uffd {
         let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL).map_err(|e| SysError::new("fcntl", e))?;
         let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
         nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(flags)).map_err(|e| SysError::new("fcntl", e))?;
-        let uffd = Self { fd, sees_kernel_faults: true };
+        let uffd = Self { fd };
         match uffd.handshake(features) {
             // A second handshake is EINVAL: its first owner has done it, with features of its choice.
             Ok(_) | Err(SysError { errno: Errno::EINVAL, .. }) => Ok(uffd),
@@ -41,7 +41,7 @@ impl Uffd {
         }
         // SAFETY: a descriptor that the kernel just gave to us alone.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let uffd = Self { fd, sees_kernel_faults: true };
+        let uffd = Self { fd };
         uffd.handshake(features)?;
         Ok(uffd)
     }
