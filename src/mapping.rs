@@ -102,6 +102,7 @@ impl Mapping {
             server,
             ones,
             page: region.page,
+            sample: region.owner.as_ptr().addr(),
             drops_file: region.on_revoke == OnRevoke::Drop,
         })
         .map_err(sys)?;

@@ -128,7 +128,7 @@ impl RegionBuilder {
             mappings: Mutex::new(BTreeMap::new()),
             pinned: PinTable::default(),
             notifiers: Notifiers::new(self.enabled),
-            pending: PendingFaults::default(),
+            pending: Arc::default(),
             counters: RegionCounters::default(),
         };
         if on_revoke == OnRevoke::Drop && initial == State::Disabled {
@@ -187,11 +187,21 @@ pub(crate) struct RegionShared {
     pub(crate) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
     pub(crate) pinned: PinTable,
     pub(crate) notifiers: Notifiers,
-    pub(crate) pending: PendingFaults,
+    pub(crate) pending: Arc<PendingFaults>,
     pub(crate) counters: RegionCounters,
 }
 
 impl RegionShared {
+    /// Ends it for good, whatever it takes; without anybody to tell of a failure, there is only the next try.
+    fn end(&self) {
+        while let Err(RevokeError::Sys { .. } | RevokeError::Barrier(_)) = self.change(State::Gone, Patience::Forever) {
+            if self.mappings.lock().is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn grade(&self, done: Result<Grade, SysError>, mapping: &Served) -> Result<(), RevokeError> {
         match done {
             Ok(Grade::Intended) => Ok(()),
@@ -302,7 +312,7 @@ impl Mechanism for RegionShared {
         for mapping in self.mappings.lock().values() {
             mapping.view.wake();
         }
-        self.pending.settle(self.protocol.phase());
+        self.pending.settle(|| self.protocol.phase());
     }
 
     fn help(&self) -> bool {
@@ -443,9 +453,20 @@ impl Region {
         }
     }
 
-    /// Hands in a file for a device that was dropped on revocation ([`OnRevoke::Drop`]), before `enable()`.
-    pub fn supply(&self, device: OwnedFd) {
-        *self.shared.file.lock() = Some(device);
+    /// Hands in a file for a device that was dropped on revocation ([`OnRevoke::Drop`]), before `enable()`. An `enable()` that
+    /// fails drops it again.
+    ///
+    /// # Errors
+    /// The region has its file; `device` is handed back.
+    pub fn supply(&self, device: OwnedFd) -> Result<(), OwnedFd> {
+        let mut file = self.shared.file.lock();
+        match *file {
+            Some(_) => Err(device),
+            None => {
+                *file = Some(device);
+                Ok(())
+            }
+        }
     }
 
     /// The device side's view, which no revocation touches.
@@ -492,6 +513,8 @@ impl Region {
             notifier_errors: self.shared.notifiers.errors.load(Relaxed),
             notifier_panics: self.shared.notifiers.panics.load(Relaxed),
             mappings: mappings.len(),
+            guards: self.shared.protocol.gate.held_guards().iter().map(|held| held.count).sum(),
+            pins: self.shared.protocol.pins(),
             alias_bytes: mappings.values().map(|m| m.view.alias_bytes()).sum(),
             page_tables_kept: mappings.values().map(|m| m.view.page_tables_kept()).sum(),
             disable: c.disable.snapshot(),
@@ -509,13 +532,16 @@ impl Drop for Region {
     fn drop(&mut self) {
         let shared = &self.shared;
         // A drop waits for nobody: what guards and pins still promise is kept, and ended in the background.
-        if let Err(RevokeError::Busy(_) | RevokeError::WouldDeadlock { .. } | RevokeError::TimedOut { .. }) =
-            shared.change(State::Gone, Patience::Never)
-        {
-            let later = Arc::clone(shared);
-            let _ = std::thread::Builder::new()
-                .name("mmio-drop".to_owned())
-                .spawn(move || later.change(State::Gone, Patience::Forever));
+        match shared.change(State::Gone, Patience::Never) {
+            Ok(_) | Err(RevokeError::Gone | RevokeError::Forked) => {}
+            Err(e) => {
+                let later = Arc::clone(shared);
+                let spawned = std::thread::Builder::new().name("mmio-drop".to_owned()).spawn(move || later.end());
+                // No thread can be had: better wait than leave it reachable, unless that would be for ever.
+                if spawned.is_err() && !matches!(e, RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant) {
+                    shared.end();
+                }
+            }
         }
     }
 }

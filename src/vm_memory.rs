@@ -1,4 +1,4 @@
-//! Feature `vm-memory`: a mapping as a region of guest memory, for devices written against [`vm_memory`](::vm_memory).
+//! Feature `vm-memory`: a mapping as a region of guest memory, for devices written against [`vm_memory`](https://docs.rs/vm-memory).
 //!
 //! A virtio device that follows a descriptor into a plain mapping of revoked memory takes SIGBUS, and the VM dies with
 //! it. Through a [`RevocableRegion`] the same access is an error that says why, and the device can fail its request.

@@ -50,8 +50,9 @@ impl Samples {
     pub(crate) fn quantile(&self, name: &str, share: f64) -> Option<f64> {
         let mut sorted = self.by_name.get(name)?.clone();
         sorted.sort_by(f64::total_cmp);
-        let at = ((sorted.len() - 1) as f64 * share).round();
-        sorted.get(at as usize).copied()
+        #[expect(clippy::cast_possible_truncation, reason = "an index, after the rounding")]
+        let at = ((sorted.len() - 1) as f64 * share).round() as usize;
+        sorted.get(at).copied()
     }
 
     pub(crate) fn p50(&self, name: &str) -> Option<f64> {
@@ -122,7 +123,10 @@ impl<'a> Contest<'a> {
             operations(black_box(n));
             let took = since.elapsed();
             if took > turn / 2 {
-                n = (n as f64 * turn.as_secs_f64() / took.as_secs_f64()).ceil().max(1.0) as u64;
+                let fitting = (n as f64 * turn.as_secs_f64() / took.as_secs_f64()).ceil().max(1.0);
+                #[expect(clippy::cast_possible_truncation, reason = "at most twice what n was")]
+                let fitting = fitting as u64;
+                n = fitting;
                 break;
             }
             n *= 2;

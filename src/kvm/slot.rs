@@ -290,7 +290,10 @@ impl Core {
             return change(&*self.vm, &slot);
         }
         std::thread::scope(|scope| {
-            let ioctl = scope.spawn(|| change(&*self.vm, &slot));
+            let helper = std::thread::Builder::new().name("mmio-memslot".to_owned());
+            let started = helper.spawn_scoped(scope, || change(&*self.vm, &slot));
+            let ioctl = started
+                .map_err(|e| SysError::new("clone", nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
             while !ioctl.is_finished() {
                 region.monitor.as_ref().map(crate::Monitor::help);
                 std::thread::park_timeout(Duration::from_micros(200));

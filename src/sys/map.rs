@@ -284,8 +284,11 @@ pub(crate) fn has_hole(range: AddrRange) -> bool {
 
 /// This process's list of mappings. Opened once, before anyone may lock it out of /proc.
 pub(crate) fn maps() -> Option<&'static std::fs::File> {
-    static MAPS: std::sync::OnceLock<Option<std::fs::File>> = std::sync::OnceLock::new();
-    MAPS.get_or_init(|| std::fs::File::open("/proc/self/maps").ok()).as_ref()
+    static MAPS: std::sync::OnceLock<(i32, Option<std::fs::File>)> = std::sync::OnceLock::new();
+    let here = super::thread::current_pid();
+    let (made, maps) = MAPS.get_or_init(|| (here, std::fs::File::open("/proc/self/maps").ok()));
+    // In a forked child it tells of the parent.
+    maps.as_ref().filter(|_| *made == here)
 }
 
 /// The mapping that `addr` is in, empty if it is in none; `None` if the kernel can't be asked (`PROCMAP_QUERY`, 6.11; /proc).

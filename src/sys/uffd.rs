@@ -26,6 +26,17 @@ bitflags::bitflags! {
     }
 }
 
+impl UffdFeatures {
+    /// Asked for only where the kernel has them: one that it does not know makes it refuse the whole handshake (EINVAL). What
+    /// cannot do without one is not chosen, see [`Support`](crate::Support).
+    const DISPENSABLE: Self =
+        Self::THREAD_ID.union(Self::MINOR_HUGETLBFS).union(Self::MINOR_SHMEM).union(Self::EXACT_ADDRESS);
+
+    fn within(self, offered: Self) -> Self {
+        self.difference(Self::DISPENSABLE.difference(offered))
+    }
+}
+
 /// How a process came by its userfaultfd, which decides whose faults it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -128,9 +139,20 @@ impl Uffd {
 
     /// `UFFDIO_API`: once per descriptor. Answers what the kernel offers.
     fn handshake(&self, features: UffdFeatures) -> Result<UffdFeatures, SysError> {
+        let dispensable = features.intersects(UffdFeatures::DISPENSABLE);
+        let features = if dispensable { features.within(Self::offered_here()) } else { features };
         let mut api = raw::uffdio_api { api: raw::UFFD_API.into(), features: features.bits(), ioctls: 0 };
         self.ioctl("UFFDIO_API", nr::UFFDIO_API, &mut api)?;
         Ok(UffdFeatures::from_bits_truncate(api.features))
+    }
+
+    /// What the kernel offers, asked once; everything, if nobody can be asked.
+    fn offered_here() -> UffdFeatures {
+        static OFFERED: std::sync::OnceLock<UffdFeatures> = std::sync::OnceLock::new();
+        *OFFERED.get_or_init(|| {
+            let sources = [UffdSource::Device, UffdSource::Syscall, UffdSource::UserModeOnly];
+            sources.into_iter().find_map(|source| Self::offered(source).ok()).unwrap_or(UffdFeatures::all())
+        })
     }
 
     /// What the kernel offers, asked of a throw-away descriptor (a handshake can be done once).
@@ -238,4 +260,31 @@ fn decode(message: &raw::uffd_msg) -> Option<FaultMessage> {
         tid,
         write: fault.flags & u64::from(raw::UFFD_PAGEFAULT_FLAG_WRITE) != 0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_kernel_is_not_asked_for_what_can_be_done_without() {
+        let wanted = UffdFeatures::MINOR_SHMEM | UffdFeatures::EXACT_ADDRESS | UffdFeatures::SIGBUS;
+        // Linux 5.15 has no EXACT_ADDRESS, 5.10 no minor faults.
+        assert_eq!(wanted.within(UffdFeatures::MINOR_SHMEM), UffdFeatures::MINOR_SHMEM | UffdFeatures::SIGBUS);
+        assert_eq!(wanted.within(UffdFeatures::empty()), UffdFeatures::SIGBUS);
+        assert_eq!(wanted.within(UffdFeatures::all()), wanted);
+    }
+
+    #[test]
+    fn a_kernel_that_is_asked_for_what_it_does_not_know_refuses_the_handshake() {
+        let unknown = UffdFeatures::from_bits_retain(1 << 62);
+        let Ok(offered) = Uffd::offered(UffdSource::UserModeOnly) else {
+            println!("SKIP: no userfaultfd");
+            assert!(std::env::var_os("REVOCABLE_CI").is_none(), "this machine is to run every test");
+            return;
+        };
+        assert!(!offered.is_empty());
+        let refused = Uffd::open_by(UffdSource::UserModeOnly, unknown).expect_err("there is no such feature");
+        assert_eq!(refused.errno, Errno::EINVAL);
+    }
 }

@@ -70,7 +70,7 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context:
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
     #[cfg(target_arch = "x86_64")]
     {
-        context.uc_mcontext.gregs[libc::REG_RIP as usize] = resume.cast_signed() as i64;
+        context.uc_mcontext.gregs[libc::REG_RIP as usize] = i64::try_from(resume).unwrap_or(0);
     }
     #[cfg(target_arch = "aarch64")]
     {
@@ -272,4 +272,12 @@ pub(crate) fn ignore_nothing(signal: nix::sys::signal::Signal) {
     let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler does nothing.
     unsafe { sigaction(signal, &action) }.expect("it can be handled");
+}
+
+/// Drops bitwise copies of both, in a forked child, where the originals are never used again.
+pub(crate) fn drop_copies(region: &revocable_mmio::Region, mapping: &revocable_mmio::Mapping) {
+    // SAFETY: the child exits right after, without dropping the originals.
+    drop(unsafe { std::ptr::read(mapping) });
+    // SAFETY: as above.
+    drop(unsafe { std::ptr::read(region) });
 }
