@@ -16,9 +16,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a group waits for those who are in the middle of a single access to a member. They hold nothing else and
-/// wait for nobody, so this is no deadlock; without it a group under load would be busy for ever.
-const READERS: Duration = Duration::from_millis(100);
+/// How long a group, or a region's drop, waits for those who are in the middle of a single access to a member. They hold
+/// nothing else and wait for nobody, so this is no deadlock; without it a group under load would be busy for ever.
+pub(crate) const READERS: Duration = Duration::from_millis(100);
 
 /// A change of a group's state failed; every member is as before.
 #[derive(Debug, thiserror::Error)]

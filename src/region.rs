@@ -218,7 +218,14 @@ impl RegionShared {
     fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
         span!(DEBUG, "change", region = %self.name, to = ?to);
         let since = Instant::now();
-        let Some(mut change) = self.protocol.begin(self, Some(to), patience)? else { return Ok(false) };
+        // A drop waits for no guard and no pin, but for single accesses and answers that others are in the middle of: it
+        // would leave the memory reachable behind a fault that was answered just now.
+        let readers = match (to, patience) {
+            (State::Gone, Patience::Never) => Patience::Until(since + crate::group::READERS),
+            _ => patience,
+        };
+        let begun = self.protocol.begin_among(self, Some(to), patience, readers)?;
+        let Some(mut change) = begun else { return Ok(false) };
         let (counter, took) = match to {
             State::Enabled => {
                 change.enable()?;
