@@ -1,6 +1,7 @@
 //! BAR accesses on a caller's behalf, beside the lock and the load that they cannot do without; and hot resets of 1 to 64
 //! functions, which must cost as much more as there are more of them.
 
+#[expect(dead_code, reason = "shared with benches that use all of it")]
 mod support;
 
 use parking_lot::RwLock;
