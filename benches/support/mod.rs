@@ -223,7 +223,8 @@ fn machine() -> String {
         let line = info.lines().find(|line| line.starts_with(name));
         line.and_then(|line| line.split(": ").nth(1)).unwrap_or("").to_owned()
     };
-    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    // Not only those that this thread has bound itself to.
+    let cpus = info.lines().filter(|line| line.starts_with("processor")).count();
     let guest = if info.contains("hypervisor") { ", virtual" } else { "" };
     format!("{} {}, {cpus} CPUs{guest}", std::env::consts::ARCH, field("model name"))
 }

@@ -5,6 +5,7 @@ pub(crate) mod child;
 pub(crate) mod count;
 pub(crate) mod matrix;
 pub(crate) mod raw;
+pub(crate) mod stress;
 
 use revocable_mmio::{Feature, Support};
 use std::io::Write;
