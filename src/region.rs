@@ -216,9 +216,16 @@ impl RegionShared {
 
     /// Disables, enables or ends for good, measured.
     fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
+        self.change_among(to, patience, patience)
+    }
+
+    /// With a patience of its own for those who are in the middle of a single access: see `Protocol::begin_among`.
+    fn change_among(&self, to: State, patience: Patience, readers: Patience) -> Result<bool, RevokeError> {
         span!(DEBUG, "change", region = %self.name, to = ?to);
         let since = Instant::now();
-        let Some(mut change) = self.protocol.begin(self, Some(to), patience)? else { return Ok(false) };
+        let Some(mut change) = self.protocol.begin_among(self, Some(to), patience, readers)? else {
+            return Ok(false);
+        };
         let (counter, took) = match to {
             State::Enabled => {
                 change.enable()?;
@@ -519,7 +526,9 @@ impl Drop for Region {
     fn drop(&mut self) {
         let shared = &self.shared;
         // A drop waits for nobody: what guards and pins still promise is kept, and ended in the background.
-        match shared.change(State::Gone, Patience::Never) {
+        // Nor is a monitor in the middle of an answer a reason to leave it reachable when this returns.
+        let readers = until(Duration::from_millis(100));
+        match shared.change_among(State::Gone, Patience::Never, readers) {
             Ok(_) | Err(RevokeError::Gone | RevokeError::Forked) => {}
             Err(e) => {
                 let later = Arc::clone(shared);
