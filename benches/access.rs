@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "raw accesses to compare with")]
 
 #[path = "support/mod.rs"]
+#[expect(dead_code, reason = "each bench needs a part of it")]
 mod support;
 
 use arc_swap::ArcSwap;
@@ -372,8 +373,7 @@ fn crowd() -> (f64, f64) {
                 }
                 let before = thread_cpu_time();
                 guarded(n);
-                let took = thread_cpu_time() - before;
-                took
+                thread_cpu_time() - before
             };
             thread::scope(|scope| {
                 let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();

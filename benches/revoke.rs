@@ -9,11 +9,14 @@
 //! A full run takes 5 GiB of memory. With `REVOCABLE_BENCH_SVG=FILE` it draws its plot there.
 
 #[path = "support/mod.rs"]
+#[expect(dead_code, reason = "each bench needs a part of it")]
 mod support;
 #[path = "support/svg.rs"]
 mod svg;
 
 use nix::libc;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use revocable_mmio::{Backing, MapOptions, Mapping, Region, Strategy};
 use std::hint::black_box;
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,8 +37,15 @@ fn main() {
     let mut samples = Samples::default();
     let mut ratios = Ratios::default();
     let over = AtomicBool::new(false);
+    // Starts the shared monitor before this thread binds itself: it would inherit that.
+    let _early = region(Strategy::Zap, &memfd(PAGE, 0).expect("a page"), PAGE);
+    let cpus = sched_getaffinity(Pid::from_raw(0)).expect("the CPUs of this thread");
+    let mut each = (0..CpuSet::count()).filter(|cpu| cpus.is_set(*cpu) == Ok(true));
+    let (this, other) = (each.next(), each.next());
+    bind(this);
     thread::scope(|scope| {
         scope.spawn(|| {
+            bind(other);
             while !over.load(Ordering::Relaxed) {
                 black_box((0..1000).fold(0_u64, |sum, i| black_box(sum + i)));
             }
@@ -56,23 +66,32 @@ fn main() {
     ratios.print();
 }
 
+/// Keeps the calling thread on one CPU, so that there is another one that has to be told of each revocation.
+fn bind(cpu: Option<usize>) {
+    let mut one = CpuSet::new();
+    if cpu.is_some_and(|cpu| one.set(cpu).is_ok()) {
+        sched_setaffinity(Pid::from_raw(0), &one).expect("a CPU that was ours before");
+    }
+}
+
 fn conclude(samples: &Samples, ratios: &mut Ratios) {
     let mut ratio = |name: &str, of: &str, to: &str, at_most| {
         ratios.of(samples, &format!("revoke.{name}"), of, to, at_most);
     };
     ratio("detach_1g/dontneed_1g", "disable detach 1g", "disable dontneed 1g", Some(0.005));
-    ratio("detach_4g/detach_2m", "disable detach 4g", "disable detach 2m", Some(3.0));
+    ratio("detach_4g/detach_2m", "disable detach 4g", "disable detach beside 4g: 2m", Some(3.0));
     let touch = |strategy: &str| format!("enable+touch {strategy} 1g");
     ratio("detach_enable_touch_1g/zap_enable_touch_1g", &touch("detach"), &touch("zap"), Some(0.1));
+    ratio("detach_enable_touch_1g/touch_1g", &touch("detach"), "touch detach 1g", None);
     for rival in ["zap", "replace", "mprotect", "munmap", "guard"] {
         let (of, to) = (format!("disable {rival} 1g"), "disable dontneed 1g");
         ratio(&format!("{rival}_1g/dontneed_1g"), &of, to, None);
     }
     ratio("detach_16m/dontneed_16m", "disable detach 16m", "disable dontneed 16m", None);
-    for rival in ["zap", "replace"] {
-        let (of, to) = (format!("disable {rival} 1g huge"), "disable dontneed 1g huge");
-        ratio(&format!("{rival}_1g/dontneed_1g, hugetlb"), &of, to, None);
-    }
+    // Not by the rivals': mappings of one hugetlb file share page tables where they can (`huge_pmd_share`), so that
+    // dropping one's costs nothing, and a mapping that a userfaultfd watches shares none.
+    ratio("zap_1g_hugetlb/zap_1g", "disable zap 1g huge", "disable zap 1g", None);
+    ratio("replace_1g_hugetlb/replace_1g", "disable replace 1g huge", "disable replace 1g", None);
 }
 
 /// Something that can be revoked.
@@ -95,6 +114,10 @@ impl Subject<'_> {
         samples.record(&format!("enable {name} {size}"), 1, since.elapsed());
         bytes.touch(page);
         samples.record(&format!("enable+touch {name} {size}"), 1, since.elapsed());
+        // What touching costs by itself: misses of the TLB and of the caches.
+        let since = Instant::now();
+        bytes.touch(page);
+        samples.record(&format!("touch {name} {size}"), 1, since.elapsed());
     }
 }
 
@@ -105,10 +128,36 @@ fn by_size(samples: &mut Samples) {
     );
     let all = [Strategy::Detach, Strategy::Replace, Strategy::Zap];
     for (name, len) in sizes {
-        one_size(name, *len, (0, PAGE), &all, true, samples);
+        one_size(name, *len, (0, PAGE), &all, samples);
     }
     if !short() {
-        one_size("4g", 4 * GIB, (0, PAGE), &[Strategy::Detach], false, samples);
+        smallest_and_largest(samples);
+    }
+}
+
+/// The two by turns: what a flush of the other CPUs costs changes with what they are doing.
+fn smallest_and_largest(samples: &mut Samples) {
+    let file = memfd(4 * GIB, 0).expect("memory");
+    let pair =
+        [("beside 4g: 2m", 2 * MIB), ("4g", 4 * GIB)].map(|(size, len)| (size, region(Strategy::Detach, &file, len)));
+    pair.iter().for_each(|(_, (_, mapping))| bytes(mapping).touch(PAGE));
+    for _ in 0..12 {
+        for (size, pair) in &pair {
+            subject(pair).measure(size, PAGE, samples);
+        }
+    }
+}
+
+fn subject((region, mapping): &(Region, Mapping)) -> Subject<'_> {
+    Subject {
+        name: match region.strategy() {
+            Strategy::Detach => "detach",
+            Strategy::Replace => "replace",
+            _ => "zap",
+        },
+        bytes: bytes(mapping),
+        disable: Box::new(|| assert!(region.disable().expect("nothing is in the way"))),
+        enable: Box::new(|| assert!(region.enable().expect("nothing is in the way"))),
     }
 }
 
@@ -118,28 +167,13 @@ fn one_size(
     len: usize,
     (flags, page): (libc::c_uint, usize),
     strategies: &[Strategy],
-    rivals: bool,
     samples: &mut Samples,
 ) {
     let file = memfd(len, flags).expect("memory");
     let regions: Vec<_> = strategies.iter().map(|strategy| region(*strategy, &file, len)).collect();
     let maps: Vec<_> = (0..4).map(|_| Map::new(file.as_fd(), len, page.max(len.min(GIB)))).collect();
-    let mut subjects: Vec<_> = regions
-        .iter()
-        .map(|(region, mapping)| Subject {
-            name: match region.strategy() {
-                Strategy::Detach => "detach",
-                Strategy::Replace => "replace",
-                _ => "zap",
-            },
-            bytes: bytes(mapping),
-            disable: Box::new(|| assert!(region.disable().expect("nothing is in the way"))),
-            enable: Box::new(|| assert!(region.enable().expect("nothing is in the way"))),
-        })
-        .collect();
-    if rivals {
-        subjects.extend(plain(&maps, file.as_fd()));
-    }
+    let mut subjects: Vec<_> = regions.iter().map(subject).collect();
+    subjects.extend(plain(&maps, file.as_fd()));
     for subject in &subjects {
         subject.bytes.touch(page);
     }
@@ -291,7 +325,7 @@ fn hugetlb(samples: &mut Samples) {
     let _ = std::fs::write(POOL, (before + most).to_string());
     if pool().is_some_and(|now| now >= before + most) {
         for (name, len) in sizes {
-            one_size(name, *len, (libc::MFD_HUGETLB, HUGE), &[Strategy::Zap, Strategy::Replace], true, samples);
+            one_size(name, *len, (libc::MFD_HUGETLB, HUGE), &[Strategy::Zap, Strategy::Replace], samples);
         }
     } else {
         skip("hugetlb", "huge pages of 2 MiB cannot be reserved by this process");

@@ -10,6 +10,7 @@ use crate::fault::{
 use crate::gate::Phase;
 use crate::policy::OnDisabled;
 use crate::protocol::{Protocol, State};
+use crate::sync::{Mutation, RwLockReadGuard, broken};
 use crate::wait::{CancelToken, Waited};
 
 /// Who faults, and what it allows.
@@ -85,19 +86,20 @@ impl Protocol {
         mut ready: impl FnMut() -> Option<R>,
     ) -> Result<R, Outcome> {
         loop {
-            let (seen, busy) = match self.try_read() {
-                Some(state) => match *state {
-                    state if admits(state) => match ready() {
+            let locked = if broken(Mutation::NowaitReads) { Some(self.read()) } else { self.try_read() };
+            let (seen, busy) = match locked {
+                Some(state) => match State::clone(&state) {
+                    now if admits(now) => match unlocked_if_broken(state, &mut ready) {
                         Some(value) => return Ok(value),
                         None => (Seen::Contended, true),
                     },
-                    State::Enabled | State::Disabled | State::Gone => {
+                    now @ (State::Enabled | State::Disabled | State::Gone) => {
                         let situation = Situation {
                             exiting: caller.is_cancelled(),
                             unserved: false,
-                            sigbus: caller.on_disabled != OnDisabled::Block || *state == State::Gone,
+                            sigbus: caller.on_disabled != OnDisabled::Block || now == State::Gone,
                             user_mode_only: false,
-                            released: *state == State::Gone,
+                            released: now == State::Gone,
                         };
                         (Seen::Disabled(situation), false)
                     }
@@ -148,4 +150,16 @@ impl Protocol {
         // `resolve` answers Ok for Mapped only.
         value.ok_or(NotResolved::Sigbus)
     }
+}
+
+/// Answers under the lock; the model's tests see what happens if not.
+#[inline(always)]
+fn unlocked_if_broken<R>(state: RwLockReadGuard<'_, State>, ready: &mut impl FnMut() -> R) -> R {
+    if broken(Mutation::FaultUnlocked) {
+        drop(state);
+        return ready();
+    }
+    let value = ready();
+    drop(state);
+    value
 }

@@ -107,7 +107,7 @@ pub use async_fault::{Completion, FaultQueue, FaultToken, Submitted};
 pub use backing::{Backing, OnRevoke};
 pub use caller::Caller;
 pub use error::{
-    AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, RevokeError,
+    AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, RevokeError, SubmitError,
 };
 pub use gate::HeldGuard;
 pub use group::{GroupError, ResetGroup};

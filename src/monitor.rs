@@ -10,7 +10,8 @@ use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError, page_size};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,11 +26,10 @@ mod follow;
 
 use follow::Follower;
 
-/// A monitor that has just answered looks for the next fault for so long before it sleeps, if the one before came
-/// within that time. Waking a sleeping thread costs several times what answering costs.
-const SPIN: Duration = Duration::from_micros(120);
-/// No fault for so long, in milliseconds, ends a quick succession of them.
-const LULL_MS: u8 = 20;
+/// Faults that come within so long of each other are a quick succession.
+const QUICK: Duration = Duration::from_micros(250);
+/// No fault for so long ends it.
+const LULL: Duration = Duration::from_millis(20);
 
 /// A mapping whose faults a monitor answers.
 pub(crate) trait Served: Send + Sync {
@@ -116,13 +116,13 @@ impl Monitor {
     }
 
     fn over((uffd, source): (Uffd, UffdSource), count: usize) -> Result<Self, MonitorError> {
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|e| SysError::new("eventfd", e))?;
+        let bell = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
+            .map_err(|e| SysError::new("timerfd_create", e))?;
         let core = Arc::new(Core {
             uffd,
             source,
             mappings: RwLock::new(BTreeMap::new()),
-            stop,
+            bell,
             stopping: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             counters: Counters::default(),
@@ -152,10 +152,10 @@ impl Monitor {
     /// # Errors
     /// The userfaultfd is gone. Every mapping it served refuses from now on.
     pub fn handle_ready(&self, budget: usize) -> Result<usize, MonitorError> {
-        let mut messages = Vec::new();
+        let mut batch = Batch::new();
         let mut done = 0;
         while done < budget {
-            match self.core.pump(&mut messages, budget - done) {
+            match self.core.pump(&mut batch, budget - done) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(e) => {
@@ -278,7 +278,9 @@ struct Core {
     source: UffdSource,
     /// By first address. Held for reading while an answer is given: see `disown`.
     mappings: RwLock<Table>,
-    stop: EventFd,
+    /// Rings at the end, and for a thread that follows another when it may be time to give up. A timer of its own, as
+    /// poll's would have to be set for each fault.
+    bell: TimerFd,
     stopping: AtomicBool,
     dead: AtomicBool,
     counters: Counters,
@@ -286,19 +288,20 @@ struct Core {
 
 impl Core {
     /// Reads what waits (at most `limit`) and answers it.
-    fn pump(&self, messages: &mut Vec<FaultMessage>, limit: usize) -> Result<usize, SysError> {
-        messages.clear();
-        let n = match self.uffd.read(messages, limit) {
+    fn pump(&self, batch: &mut Batch, limit: usize) -> Result<usize, SysError> {
+        batch.faults.clear();
+        let n = match self.uffd.read(&mut batch.faults, limit) {
             Err(e) if matches!(e.errno, Errno::EINTR | Errno::EAGAIN) => return Ok(0),
             other => other?,
         };
-        for fault in messages.iter() {
-            self.answer(*fault);
+        for fault in &batch.faults {
+            batch.answered = self.answer(*fault);
         }
         Ok(n)
     }
 
-    fn answer(&self, fault: FaultMessage) {
+    /// Says when it was done.
+    fn answer(&self, fault: FaultMessage) -> Instant {
         let since = Instant::now();
         self.counters.faults.fetch_add(1, Ordering::Relaxed);
         let answered = catch_unwind(AssertUnwindSafe(|| {
@@ -316,7 +319,9 @@ impl Core {
             self.counters.panics.fetch_add(1, Ordering::Relaxed);
             self.give_up(fault.addr);
         }
-        self.counters.answer.record(since.elapsed());
+        let done = Instant::now();
+        self.counters.answer.record(done - since);
+        done
     }
 
     /// Fails closed where an answer has panicked: the next one would too. The mapping refuses from now on, and the thread
@@ -332,31 +337,29 @@ impl Core {
     }
 
     fn run(&self, mut follower: Follower) {
-        let mut messages = Vec::with_capacity(16);
-        let mut last = Instant::now();
-        // Do faults come in quick succession?
-        let mut busy = false;
+        let mut batch = Batch::new();
         while !self.stopping.load(Ordering::Acquire) {
-            match self.pump(&mut messages, usize::MAX) {
-                // Not while on the faulting thread's own CPU: it is there that the next fault is to come from. The others
-                // let whoever shares theirs go first.
-                Ok(0) if busy && !follower.is_bound() && last.elapsed() < SPIN => thread::yield_now(),
-                Ok(0) => {
-                    let patience = if busy { PollTimeout::from(LULL_MS) } else { PollTimeout::NONE };
-                    match self.sleep(patience) {
-                        Woken::ByFault => {}
-                        Woken::ByTime => {
-                            busy = false;
-                            follower.release();
-                        }
-                        Woken::Gone => break,
-                    }
+            match self.sleep() {
+                Woken::ByFault => {}
+                // Setting the bell, or not, also silences it. At the end it may be overheard: `stopping` is not.
+                Woken::ByBell if batch.answered.elapsed() < LULL => self.ring_in(LULL),
+                Woken::ByBell => {
+                    follower.release();
+                    self.ring_in(Duration::ZERO);
                 }
+                Woken::Gone => break,
+            }
+            let before = batch.answered;
+            match self.pump(&mut batch, usize::MAX) {
+                Ok(0) => {}
                 Ok(_) => {
-                    busy = last.elapsed() < 2 * SPIN;
-                    last = Instant::now();
-                    if let (true, Some(fault)) = (busy, messages.last()) {
+                    let quick = batch.answered - before < QUICK;
+                    if let (true, Some(fault)) = (quick, batch.faults.last()) {
+                        let new = !follower.is_following();
                         follower.answered(fault.tid);
+                        if new && follower.is_following() {
+                            self.ring_in(LULL);
+                        }
                     }
                 }
                 Err(_) => break,
@@ -373,16 +376,24 @@ impl Core {
         }
     }
 
-    /// Waits for a fault, the end, or for so long.
-    fn sleep(&self, patience: PollTimeout) -> Woken {
+    /// Zero: never.
+    fn ring_in(&self, time: Duration) {
+        let _ = self.bell.set(Expiration::OneShot(TimeSpec::from_duration(time)), TimerSetTimeFlags::empty());
+    }
+
+    /// Waits for a fault or for the bell.
+    fn sleep(&self) -> Woken {
         let mut fds =
-            [PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN), PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, patience) {
-            Ok(0) => Woken::ByTime,
+            [PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN), PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) => {
+                let is = |fd: &PollFd<'_>, what| fd.revents().is_some_and(|r| r.intersects(what));
                 let gone = PollFlags::POLLNVAL | PollFlags::POLLERR | PollFlags::POLLHUP;
-                let gone = fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)));
-                if gone { Woken::Gone } else { Woken::ByFault }
+                match &fds {
+                    fds if fds.iter().any(|fd| is(fd, gone)) => Woken::Gone,
+                    [_, bell] if is(bell, PollFlags::POLLIN) => Woken::ByBell,
+                    _ => Woken::ByFault,
+                }
             }
             Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM) => Woken::ByFault,
             Err(_) => Woken::Gone,
@@ -401,11 +412,24 @@ impl Core {
     }
 }
 
+/// Faults that were read together.
+struct Batch {
+    faults: Vec<FaultMessage>,
+    /// When the last of them was answered.
+    answered: Instant,
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self { faults: Vec::with_capacity(16), answered: Instant::now() }
+    }
+}
+
 /// Why a monitor's thread does not sleep any more.
 enum Woken {
     /// Or by whatever else: it looks.
     ByFault,
-    ByTime,
+    ByBell,
     /// There is no userfaultfd to wait for any more.
     Gone,
 }
@@ -459,7 +483,7 @@ impl Drop for Threads {
             return;
         }
         self.core.stopping.store(true, Ordering::Release);
-        let _ = self.core.stop.write(1);
+        self.core.ring_in(Duration::from_nanos(1));
         for handle in self.running.get_mut().drain(..) {
             // The last owner can be one of the threads themselves only if a served mapping drops it there; a thread
             // cannot join itself.

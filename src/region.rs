@@ -128,7 +128,7 @@ impl RegionBuilder {
             mappings: Mutex::new(BTreeMap::new()),
             pinned: PinTable::default(),
             notifiers: Notifiers::new(self.enabled),
-            pending: PendingFaults::default(),
+            pending: Arc::default(),
             counters: RegionCounters::default(),
         };
         if on_revoke == OnRevoke::Drop && initial == State::Disabled {
@@ -187,7 +187,7 @@ pub(crate) struct RegionShared {
     pub(crate) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
     pub(crate) pinned: PinTable,
     pub(crate) notifiers: Notifiers,
-    pub(crate) pending: PendingFaults,
+    pub(crate) pending: Arc<PendingFaults>,
     pub(crate) counters: RegionCounters,
 }
 
@@ -319,7 +319,7 @@ impl Mechanism for RegionShared {
         for mapping in self.mappings.lock().values() {
             mapping.view.wake();
         }
-        self.pending.settle(self.protocol.phase());
+        self.pending.settle(|| self.protocol.phase());
     }
 
     fn help(&self) -> bool {
@@ -460,9 +460,20 @@ impl Region {
         }
     }
 
-    /// Hands in a file for a device that was dropped on revocation ([`OnRevoke::Drop`]), before `enable()`.
-    pub fn supply(&self, device: OwnedFd) {
-        *self.shared.file.lock() = Some(device);
+    /// Hands in a file for a device that was dropped on revocation ([`OnRevoke::Drop`]), before `enable()`. An `enable()` that
+    /// fails drops it again.
+    ///
+    /// # Errors
+    /// The region has its file; `device` is handed back.
+    pub fn supply(&self, device: OwnedFd) -> Result<(), OwnedFd> {
+        let mut file = self.shared.file.lock();
+        match *file {
+            Some(_) => Err(device),
+            None => {
+                *file = Some(device);
+                Ok(())
+            }
+        }
     }
 
     /// The device side's view, which no revocation touches.
@@ -509,6 +520,8 @@ impl Region {
             notifier_errors: self.shared.notifiers.errors.load(Relaxed),
             notifier_panics: self.shared.notifiers.panics.load(Relaxed),
             mappings: mappings.len(),
+            guards: self.shared.protocol.gate.held_guards().iter().map(|held| held.count).sum(),
+            pins: self.shared.protocol.pins(),
             alias_bytes: mappings.values().map(|m| m.view.alias_bytes()).sum(),
             page_tables_kept: mappings.values().map(|m| m.view.page_tables_kept()).sum(),
             disable: c.disable.snapshot(),

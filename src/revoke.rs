@@ -23,6 +23,7 @@ use crate::sys::map::{self, Advice, Leave, Prot};
 use crate::sys::uffd::Uffd;
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
+use park::Waits;
 use parking_lot::Mutex;
 use parts::Part;
 use std::fmt;
@@ -188,7 +189,7 @@ impl View {
             Content::Parked | Content::StandIn => return Ok(Grade::Intended),
             Content::Reserved | Content::Covered | Content::Barred => return Ok(Grade::Intended),
         }
-        let done = self.set_aside(&mut place).and_then(|()| self.park(&mut place));
+        let done = self.set_aside(&mut place).and_then(|()| self.park(&mut place, Waits::All));
         match done {
             Ok(()) => Ok(Grade::Intended),
             Err(_) => self.refuse_somehow(&mut place).map(|()| Grade::Degraded),
@@ -209,7 +210,7 @@ impl View {
             _ if self.served_live() && matches!(self.server, Server::Own(_)) && place.content != Content::Reserved => {
                 self.bar(&mut place)
             }
-            OnDisabled::Block if !for_good => self.park(&mut place),
+            OnDisabled::Block if !for_good => self.park(&mut place, Waits::UserMode),
             OnDisabled::Block | OnDisabled::Sigbus | OnDisabled::AllOnes => self.cover(&mut place),
         };
         match intended {

@@ -136,6 +136,10 @@ pub struct RegionStats {
     pub notifier_panics: u64,
     /// Mappings now.
     pub mappings: usize,
+    /// Guards held now, on all threads; a hint while guards come and go.
+    pub guards: u64,
+    /// Pins held now.
+    pub pins: usize,
     /// Address space kept besides the mappings themselves (Detach), in bytes.
     pub alias_bytes: usize,
     /// Page tables kept aside by disabled mappings (Detach), in bytes, at the most.

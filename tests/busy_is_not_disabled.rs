@@ -160,7 +160,7 @@ fn a_change_of_state_waits_for_a_reset_and_the_try_verbs_do_not() {
             if !over.load(Ordering::SeqCst) {
                 assert!(matches!(given_up, Err(RevokeError::TimedOut { .. })), "{case}: {given_up:?}");
                 assert!(took >= Duration::from_millis(10), "{case}: {took:?}");
-                assert_eq!(region.disable().expect("it revokes"), true, "{case}");
+                assert!(region.disable().expect("it revokes"), "{case}");
             }
             assert!(over.load(Ordering::SeqCst), "{case}: disable waited for the reset");
         });

@@ -34,7 +34,8 @@ fn nothing_of_a_dropped_device_stays_and_the_supplied_one_takes_its_place() {
         assert_eq!(mapping.read::<u64>(0), Ok(7), "{policy:?}");
         region.disable().expect("nobody is in the way");
         assert_eq!(mapped_devices(), 0, "{policy:?}");
-        region.supply(device(9));
+        region.supply(device(9)).expect("it has none");
+        assert!(region.supply(device(8)).is_err(), "it has one: handed back");
         region.enable().expect("it has a file again");
         assert_eq!(mapping.read::<u64>(0), Ok(9), "{policy:?}");
         assert_eq!(region.stats().degraded, 0, "{policy:?}");

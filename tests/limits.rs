@@ -1,6 +1,7 @@
 //! Many mappings and regions, and what happens at the process's limits: a clear error, and nothing half-made.
 #![expect(unsafe_code, reason = "maps pages until the kernel refuses")]
 
+#[expect(dead_code, reason = "each test file uses its part")]
 mod support;
 
 use nix::libc;

@@ -67,8 +67,8 @@ impl Model {
         let mut mask = vec![0; 256];
         mask[4..6].copy_from_slice(&0x0507u16.to_le_bytes());
         mask[0xc..0xe].fill(0xff);
-        mask[0x10..0x14].copy_from_slice(&(!(BAR0_SIZE as u32 - 1)).to_le_bytes());
-        mask[0x18..0x1c].copy_from_slice(&(!(BAR2_SIZE as u32 - 1)).to_le_bytes());
+        mask[0x10..0x14].copy_from_slice(&(!(BAR0_SIZE - 1)).to_le_bytes()[..4]);
+        mask[0x18..0x1c].copy_from_slice(&(!(BAR2_SIZE - 1)).to_le_bytes()[..4]);
         mask[0x1c..0x20].fill(0xff);
         mask[0x3c] = 0xff;
         mask[DEVCTL..DEVCTL + 2].copy_from_slice(&0x7dffu16.to_le_bytes());

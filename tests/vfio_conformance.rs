@@ -3,6 +3,8 @@
 //! Every row of `vfio/rows.tsv` is replayed and must come out as it did on Linux 6.12, or stands in `vfio/differs.tsv` (what
 //! the library does instead, which is checked too, and why), or in `vfio/cannot.tsv` (why there is nothing to try).
 #![cfg(target_arch = "x86_64")]
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "a system call and its errno, or a handler's record")]
+#![expect(clippy::cast_possible_truncation, reason = "x86-64 only: usize is 64 bits; signals and codes are small")]
 #![expect(unsafe_code, reason = "raw accesses, signals and system calls on memory that is being revoked")]
 
 #[path = "vfio/child.rs"]
@@ -41,7 +43,7 @@ fn replay(strategy: Strategy) {
     signals::on_the_ordinary_stack();
     if let Err(e) = Region::builder(4096).strategy(strategy).build() {
         println!("SKIP: {e}");
-        assert!(std::env::var_os("REVOCABLE_CI").is_none(), "everything must run here: {e}");
+        assert!(!std::env::var("REVOCABLE_CI").is_ok_and(|v| v == "1"), "everything must run here: {e}");
         return;
     }
     let mut suite = Suite::load(strategy);

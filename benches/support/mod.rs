@@ -50,8 +50,9 @@ impl Samples {
     pub(crate) fn quantile(&self, name: &str, share: f64) -> Option<f64> {
         let mut sorted = self.by_name.get(name)?.clone();
         sorted.sort_by(f64::total_cmp);
-        let at = ((sorted.len() - 1) as f64 * share).round();
-        sorted.get(at as usize).copied()
+        #[expect(clippy::cast_possible_truncation, reason = "an index, after the rounding")]
+        let at = ((sorted.len() - 1) as f64 * share).round() as usize;
+        sorted.get(at).copied()
     }
 
     pub(crate) fn p50(&self, name: &str) -> Option<f64> {
@@ -122,7 +123,10 @@ impl<'a> Contest<'a> {
             operations(black_box(n));
             let took = since.elapsed();
             if took > turn / 2 {
-                n = (n as f64 * turn.as_secs_f64() / took.as_secs_f64()).ceil().max(1.0) as u64;
+                let fitting = (n as f64 * turn.as_secs_f64() / took.as_secs_f64()).ceil().max(1.0);
+                #[expect(clippy::cast_possible_truncation, reason = "at most twice what n was")]
+                let fitting = fitting as u64;
+                n = fitting;
                 break;
             }
             n *= 2;
@@ -219,7 +223,8 @@ fn machine() -> String {
         let line = info.lines().find(|line| line.starts_with(name));
         line.and_then(|line| line.split(": ").nth(1)).unwrap_or("").to_owned()
     };
-    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    // Not only those that this thread has bound itself to.
+    let cpus = info.lines().filter(|line| line.starts_with("processor")).count();
     let guest = if info.contains("hypervisor") { ", virtual" } else { "" };
     format!("{} {}, {cpus} CPUs{guest}", std::env::consts::ARCH, field("model name"))
 }

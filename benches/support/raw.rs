@@ -119,7 +119,7 @@ impl Drop for Map {
 /// madvise of many ranges by one call.
 pub(crate) fn process_madvise(maps: &[Map], advice: libc::c_int) -> io::Result<()> {
     // SAFETY: takes numbers only.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) };
     let fd = libc::c_int::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
     // SAFETY: a descriptor that the kernel just gave to us alone.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };

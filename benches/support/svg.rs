@@ -14,13 +14,13 @@ const SERIES: [(&str, &str, &str, bool); 6] = [
     ("munmap", "munmap + mmap", "#8f6fb0", true),
     ("guard", "MADV_GUARD", "#b08900", true),
 ];
-const WIDTH: f64 = 470.0;
+const WIDTH: f64 = 460.0;
 const HEIGHT: f64 = 330.0;
 const TOP: f64 = 84.0;
 const LEFT: [f64; 2] = [70.0, 720.0];
 /// Powers of ten of nanoseconds.
-const DECADES: [(i32, &str); 7] =
-    [(3, "1 µs"), (4, "10 µs"), (5, "100 µs"), (6, "1 ms"), (7, "10 ms"), (8, "100 ms"), (9, "1 s")];
+const DECADES: [(i32, &str); 8] =
+    [(3, "1 µs"), (4, "10 µs"), (5, "100 µs"), (6, "1 ms"), (7, "10 ms"), (8, "100 ms"), (9, "1 s"), (10, "10 s")];
 
 fn x(panel: usize, size: usize) -> f64 {
     let exponent = [1.0, 4.0, 7.0, 10.0, 12.0][size];
@@ -28,7 +28,7 @@ fn x(panel: usize, size: usize) -> f64 {
 }
 
 fn y(ns: f64) -> f64 {
-    TOP + HEIGHT * (1.0 - (ns.log10() - 3.0) / 6.0)
+    TOP + HEIGHT * (1.0 - (ns.log10() - 3.0) / 7.0)
 }
 
 pub(crate) fn plot(samples: &Samples) -> String {
@@ -58,7 +58,7 @@ pub(crate) fn plot(samples: &Samples) -> String {
         485.0,
         "start",
         "#555",
-        &format!("p50, memory all mapped before, another thread running. {}", provenance()),
+        &format!("p50; all pages mapped before; another thread running. {}", provenance()),
     );
     svg.push_str("</svg>\n");
     svg
@@ -118,11 +118,12 @@ fn lines(svg: &mut String, panel: usize, prefix: &str, samples: &Samples) {
     }
     ends.sort_by(|a, b| a.0.1.total_cmp(&b.0.1));
     let mut lowest = f64::MIN;
-    for ((_, y), label, colour) in ends {
+    for ((x, y), label, colour) in ends {
         // Labels of lines that end close together make room for each other.
         let at = y.max(lowest + 16.0);
         lowest = at;
         let from = LEFT[panel] + WIDTH + 14.0;
+        line(svg, (x + 5.0, y), (from - 4.0, at), &format!("{colour}\" stroke-opacity=\"0.35"));
         text(svg, from, at + 4.0, "start", colour, label);
     }
 }

@@ -44,11 +44,23 @@ impl Served {
     }
 
     /// Looks at the state and waits as the policy and the caller allow, until the access may be tried.
+    ///
+    /// While a change of state waits for guards and pins the region is busy and enabled still, and accesses go on: the
+    /// caller may hold one of those guards or pins. What is waited for is the memory lock; whoever has its write side has
+    /// waited for them already.
     pub(super) fn admit(&self, offset: usize) -> Result<Next, AccessError> {
         let protocol = &self.region.protocol;
         loop {
-            let phase = protocol.phase();
-            let wait_for = match (phase, self.view.policy) {
+            let phase = match protocol.phase() {
+                Phase::Busy => match protocol.try_read().as_deref() {
+                    Some(State::Enabled) => Phase::Open,
+                    Some(State::Disabled) => Phase::Disabled,
+                    Some(State::Gone) => Phase::Gone,
+                    None => Phase::Busy,
+                },
+                settled => settled,
+            };
+            let unwanted: &dyn Fn(Phase) -> bool = match (phase, self.view.policy) {
                 (Phase::Open, _) => {
                     if self.load_limit.load(Ordering::Relaxed) == 0 {
                         self.mend();
@@ -64,9 +76,10 @@ impl Served {
                     return Err(AccessError::Disabled { offset });
                 }
                 (Phase::Gone, _) => return Err(AccessError::Gone { offset }),
-                (Phase::Disabled, OnDisabled::Block) | (Phase::Busy, _) => phase,
+                (Phase::Disabled, OnDisabled::Block) => &|now| matches!(now, Phase::Busy | Phase::Disabled),
+                (Phase::Busy, _) => &|now| now == Phase::Busy,
             };
-            let _ = protocol.wait_while(|now| now == wait_for, None, None);
+            let _ = protocol.wait_while(unwanted, None, None);
         }
     }
 
@@ -85,8 +98,13 @@ impl Served {
         if raw::RECOVERABLE {
             return Some(access());
         }
-        let _guard = self.region.protocol.gate.enter().ok()?;
-        Some(access())
+        match self.region.protocol.gate.enter() {
+            Ok(_guard) => Some(access()),
+            Err(_) => {
+                let _ = self.region.protocol.wait_while(|now| now == Phase::Busy, None, None);
+                None
+            }
+        }
     }
 
     /// An access faulted. Resolves the fault where that is the accessing thread's business, and decides whether

@@ -69,25 +69,27 @@ impl Device {
     }
 
     fn write_piece(self: &Arc<Self>, at: usize, bytes: &[u8]) -> Result<(), PciError> {
-        let turn = self.turn.take()?;
-        let (power, express) = {
-            let config = self.config.lock();
-            (config.power, config.express)
-        };
-        if covers(at, bytes.len(), COMMAND) {
-            return self.write_command(&turn, at, bytes);
-        }
-        if power.is_some_and(|cap| at == cap + PM_CTRL) {
-            return self.write_power_control(&turn, at, bytes);
-        }
-        self.config.lock().write(at, bytes);
+        let mut config = self.config.lock();
+        let power = config.power.is_some_and(|cap| at == cap + PM_CTRL);
         // Device control's high byte.
-        let control = express.map(|cap| cap + EXP_DEVCTL + 1);
+        let control = config.express.map(|cap| cap + EXP_DEVCTL + 1);
         let control = control.filter(|control| covers(at, bytes.len(), *control));
-        if control.is_some_and(|control| u16::from(bytes[control - at]) & (EXP_DEVCTL_FLR >> 8) != 0) {
-            self.function_level_reset(&turn);
+        let flr = control.is_some_and(|control| u16::from(bytes[control - at]) & (EXP_DEVCTL_FLR >> 8) != 0);
+        let command = covers(at, bytes.len(), COMMAND);
+        if !command && !power {
+            // Nothing about memory: not even a reset that is under way holds it up.
+            config.write(at, bytes);
         }
-        Ok(())
+        drop(config);
+        match (command, power, flr) {
+            (true, ..) => self.write_command(&self.turn.take()?, at, bytes),
+            (_, true, _) => self.write_power_control(&self.turn.take()?, at, bytes),
+            (.., true) => {
+                self.function_level_reset(&self.turn.take()?);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A write that leaves the memory bit clear revokes, whatever it was before; one that leaves it set gives back.
@@ -136,9 +138,12 @@ impl Device {
         }
         let mut changes = Changes::begin(&self.members, Patience::Forever)?;
         if to.mapped() {
-            let before = self.config.lock().clone();
-            write(&mut self.config.lock());
-            changes.settle(|_| State::Enabled).inspect_err(|_| *self.config.lock() = before)?;
+            let mut config = self.config.lock();
+            let before = config.clone();
+            write(&mut config);
+            let after = config.clone();
+            drop(config);
+            changes.settle(|_| State::Enabled).inspect_err(|_| self.config.lock().undo(&before, &after))?;
             self.set_reach(to);
         } else {
             changes.settle(|_| State::Disabled)?;

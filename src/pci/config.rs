@@ -90,6 +90,15 @@ impl ConfigSpace {
         }
     }
 
+    /// Takes a write back; others may have written other bytes since.
+    pub(super) fn undo(&mut self, before: &Self, after: &Self) {
+        for (at, (old, new)) in before.bytes.iter().zip(&after.bytes).enumerate() {
+            if old != new {
+                self.bytes[at] = *old;
+            }
+        }
+    }
+
     /// The power state's number, 0 (D0) for a device that has no others.
     pub(super) fn power_state(&self) -> u8 {
         self.power.map_or(0, |cap| self.bytes[cap + PM_CTRL] & PM_CTRL_STATE)

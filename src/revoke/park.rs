@@ -16,22 +16,23 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::AsFd;
 use std::thread;
 
-/// Whose faults wait in a stand-in.
+/// Whose faults wait in a stand-in. Nobody reads its userfaultfd, so nobody would notice a system call that spins there
+/// with a signal pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waits {
-    /// Everyone's, as far as this process may.
+pub(super) enum Waits {
+    /// Everyone's, as far as this process may: for the time of a reset.
     All,
-    /// Those of user mode; the kernel's are refused (EFAULT).
+    /// Those of user mode; the kernel's are refused (EFAULT): for as long as it takes.
     UserMode,
 }
 
 impl View {
     /// Faults wait from now on. What slips in between `REGISTER` and the zap is dropped by the zap.
-    pub(super) fn park(&self, place: &mut Place) -> Result<(), SysError> {
+    pub(super) fn park(&self, place: &mut Place, waits: Waits) -> Result<(), SysError> {
         match place.content {
             Content::Parked | Content::StandIn => return Ok(()),
-            Content::Reserved => return self.stand_in(place, Waits::All),
-            _ if self.drops_file => return self.stand_in(place, Waits::All),
+            Content::Reserved => return self.stand_in(place, waits),
+            _ if self.drops_file => return self.stand_in(place, waits),
             Content::Live | Content::Covered | Content::Barred => {}
         }
         let uffd = self.server.uffd().ok_or(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS))?;
@@ -39,7 +40,7 @@ impl View {
         // earlier step that half failed would let the kernel fill the pages in again.
         match self.part_ranges(place).into_iter().try_for_each(|range| uffd.register(range, true)) {
             // Device files cannot be registered: something that can stands in for them, if they are in one piece.
-            Err(e) if e.errno == Errno::EINVAL && place.parts.is_none() => return self.stand_in(place, Waits::All),
+            Err(e) if e.errno == Errno::EINVAL && place.parts.is_none() => return self.stand_in(place, waits),
             other => other?,
         }
         place.parked_since_wake = true;

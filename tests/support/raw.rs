@@ -70,7 +70,7 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context:
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
     #[cfg(target_arch = "x86_64")]
     {
-        context.uc_mcontext.gregs[libc::REG_RIP as usize] = resume.cast_signed() as i64;
+        context.uc_mcontext.gregs[libc::REG_RIP as usize] = i64::try_from(resume).unwrap_or(0);
     }
     #[cfg(target_arch = "aarch64")]
     {

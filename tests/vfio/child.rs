@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 const VARIABLE: &str = "REVOCABLE_VFIO_CHILD";
 
 /// Runs a child whose disposition of SIGBUS is `how`, and says how it ended.
-pub fn run(how: &str, strategy: Strategy) -> String {
+pub(crate) fn run(how: &str, strategy: Strategy) -> String {
     let own = std::env::current_exe().expect("this program");
     let mut child = Command::new(own);
     child.env(VARIABLE, format!("{how}/{strategy}")).args(["--exact", "child_of_the_suite", "--nocapture"]);
@@ -21,7 +21,7 @@ pub fn run(how: &str, strategy: Strategy) -> String {
 }
 
 /// What the child does; the parent's test of this name does nothing.
-pub fn main() {
+pub(crate) fn main() {
     let Ok(what) = std::env::var(VARIABLE) else { return };
     let (how, strategy) = what.split_once('/').expect("how and what");
     let all = [Strategy::Zap, Strategy::Detach, Strategy::Replace];

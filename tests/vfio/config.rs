@@ -40,7 +40,7 @@ impl Source for Bad {
     }
 }
 
-pub fn sizes(s: &mut Suite) {
+pub(crate) fn sizes(s: &mut Suite) {
     s.section("n");
     let device = ivshmem(s);
     let size = BIG as u64;
@@ -135,7 +135,7 @@ fn rom(s: &mut Suite) {
     s.more("pread ROM, on again", pread(&device, Space::Rom, 0, 16), "16");
 }
 
-pub fn writes(s: &mut Suite) {
+pub(crate) fn writes(s: &mut Suite) {
     s.section("o");
     let device = ivshmem(s);
     let mapping = map(&device, BAR2);

@@ -7,15 +7,15 @@ use revocable_mmio::{MapOptions, Mapping};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub const BAR0: Space = Space::Bar(0);
-pub const BAR2: Space = Space::Bar(2);
-pub const BAR3: Space = Space::Bar(3);
-pub const COMMAND: u64 = 4;
-pub const MEMORY: u16 = 2;
-pub const BIG: usize = 16 << 20;
+pub(crate) const BAR0: Space = Space::Bar(0);
+pub(crate) const BAR2: Space = Space::Bar(2);
+pub(crate) const BAR3: Space = Space::Bar(3);
+pub(crate) const COMMAND: u64 = 4;
+pub(crate) const MEMORY: u16 = 2;
+pub(crate) const BIG: usize = 16 << 20;
 
 /// Inter-VM shared memory: a register BAR of 256 bytes and 16 MiB of memory.
-pub fn ivshmem_builder(suite: &Suite) -> PciBuilder {
+pub(crate) fn ivshmem_builder(suite: &Suite) -> PciBuilder {
     PciDevice::builder(0x1af4, 0x1110)
         .command(0x0103)
         .bar(0, Bar::memory(256))
@@ -23,12 +23,12 @@ pub fn ivshmem_builder(suite: &Suite) -> PciBuilder {
         .strategy(suite.strategy)
 }
 
-pub fn ivshmem(suite: &Suite) -> PciDevice {
+pub(crate) fn ivshmem(suite: &Suite) -> PciDevice {
     ivshmem_builder(suite).build().expect("an ivshmem")
 }
 
 /// A NIC with register memory, I/O ports, MSI-X in BAR 3, power management, and no function-level reset.
-pub fn e1000e(suite: &Suite) -> PciDevice {
+pub(crate) fn e1000e(suite: &Suite) -> PciDevice {
     PciDevice::builder(0x8086, 0x10d3)
         .command(0x0103)
         .bar(0, Bar::memory(128 << 10))
@@ -42,7 +42,7 @@ pub fn e1000e(suite: &Suite) -> PciDevice {
 }
 
 /// An NVMe controller with function-level reset.
-pub fn nvme(suite: &Suite) -> PciDevice {
+pub(crate) fn nvme(suite: &Suite) -> PciDevice {
     PciDevice::builder(0x1b36, 0x0010)
         .command(0x0103)
         .bar(0, Bar::memory(16 << 10).wide())
@@ -68,68 +68,68 @@ impl PortIo for Ports {
     }
 }
 
-pub fn map(device: &PciDevice, bar: Space) -> Mapping {
+pub(crate) fn map(device: &PciDevice, bar: Space) -> Mapping {
     device.map(bar, MapOptions::new()).expect("a mapping")
 }
 
 /// Clears the memory bit; answers as the system call would.
-pub fn off(device: &PciDevice) -> String {
+pub(crate) fn off(device: &PciDevice) -> String {
     rc(device.write(Space::Config, COMMAND, &(device.command() & !MEMORY).to_le_bytes()[..]))
 }
 
 /// Sets the memory bit.
-pub fn on(device: &PciDevice) -> String {
+pub(crate) fn on(device: &PciDevice) -> String {
     rc(device.write(Space::Config, COMMAND, &(device.command() | MEMORY).to_le_bytes()[..]))
 }
 
-pub fn command(device: &PciDevice) -> String {
+pub(crate) fn command(device: &PciDevice) -> String {
     format!("{:#06x}", device.command())
 }
 
-pub fn rc<T: std::fmt::Display>(result: Result<T, PciError>) -> String {
+pub(crate) fn rc<T: std::fmt::Display>(result: Result<T, PciError>) -> String {
     result.map_or_else(|e| format!("-1 {}", errno(&e)), |value| value.to_string())
 }
 
 /// For what answers 0.
-pub fn zero(result: Result<(), PciError>) -> String {
+pub(crate) fn zero(result: Result<(), PciError>) -> String {
     rc(result.map(|()| 0))
 }
 
 /// For what answers an address.
-pub fn ok<T>(result: Result<T, PciError>) -> String {
+pub(crate) fn ok<T>(result: Result<T, PciError>) -> String {
     rc(result.map(|_| "ok"))
 }
 
-pub fn errno(e: &PciError) -> String {
+pub(crate) fn errno(e: &PciError) -> String {
     format!("{:?}", Errno::from_raw(e.errno()))
 }
 
 /// A system call's answer.
-pub fn sys(answer: isize) -> String {
+pub(crate) fn sys(answer: isize) -> String {
     if answer < 0 { format!("-1 {:?}", Errno::last()) } else { answer.to_string() }
 }
 
-pub fn pread(device: &PciDevice, space: Space, at: u64, len: usize) -> String {
+pub(crate) fn pread(device: &PciDevice, space: Space, at: u64, len: usize) -> String {
     rc(device.read(space, at, &mut vec![0; len][..]))
 }
 
-pub fn pwrite(device: &PciDevice, space: Space, at: u64, bytes: &[u8]) -> String {
+pub(crate) fn pwrite(device: &PciDevice, space: Space, at: u64, bytes: &[u8]) -> String {
     rc(device.write(space, at, bytes))
 }
 
-pub fn config<const N: usize>(device: &PciDevice, at: u64) -> [u8; N] {
+pub(crate) fn config<const N: usize>(device: &PciDevice, at: u64) -> [u8; N] {
     let mut bytes = [0; N];
     device.read(Space::Config, at, &mut bytes[..]).expect("configuration space");
     bytes
 }
 
 /// How often mappings of a space have been revoked or held: a zap is seen by this, whatever faults it costs later.
-pub fn zaps(device: &PciDevice, space: Space) -> u64 {
+pub(crate) fn zaps(device: &PciDevice, space: Space) -> u64 {
     let stats = device.region(space).expect("a memory BAR").stats();
     stats.disables + stats.resets
 }
 
 /// As the recording tells a zap by a refault.
-pub fn zapped(before: u64, after: u64) -> &'static str {
+pub(crate) fn zapped(before: u64, after: u64) -> &'static str {
     if after > before { "minor faults 1: it had been zapped" } else { "minor faults 0: it had not been zapped" }
 }

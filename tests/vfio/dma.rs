@@ -28,7 +28,7 @@ impl Iommu for Remembers {
 
 const IOVA: u64 = 1 << 32;
 
-pub fn dma(s: &mut Suite) {
+pub(crate) fn dma(s: &mut Suite) {
     s.section("m");
     let device = ivshmem(s);
     let mapping = map(&device, BAR2);

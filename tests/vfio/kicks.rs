@@ -33,7 +33,7 @@ fn consumed(event: &EventFd) -> String {
     sys(unsafe { libc::read(event.as_raw_fd(), (&raw mut count).cast(), 8) })
 }
 
-pub fn kicks(s: &mut Suite) {
+pub(crate) fn kicks(s: &mut Suite) {
     s.section("k");
     let device = ivshmem(s);
     let owner = device.owner(BAR2).expect("memory");

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub fn enabled(s: &mut Suite) {
+pub(crate) fn enabled(s: &mut Suite) {
     s.section("a");
     let device = ivshmem(s);
     s.row("COMMAND after open", command(&device));
@@ -61,7 +61,7 @@ pub fn enabled(s: &mut Suite) {
 }
 
 /// Every kind of access to a mapping that is revoked.
-pub fn disabled(s: &mut Suite) {
+pub(crate) fn disabled(s: &mut Suite) {
     s.section("b");
     let device = ivshmem(s);
     let whole = map(&device, BAR2);
@@ -120,7 +120,7 @@ pub fn disabled(s: &mut Suite) {
     s.row("store value survives? enable, load @0", format!("{enabled} {}", loaded(load(base, 8), base)));
 }
 
-pub fn enabled_again(s: &mut Suite) {
+pub(crate) fn enabled_again(s: &mut Suite) {
     s.section("c");
     let device = ivshmem(s);
     let whole = map(&device, BAR2);
@@ -204,7 +204,9 @@ fn handlers(s: &mut Suite, device: &PciDevice, base: *mut u8) {
         })
     };
     let since = Instant::now();
-    let again = || drop(ran.fetch_add(1, Ordering::Relaxed));
+    let again = || {
+        ran.fetch_add(1, Ordering::Relaxed);
+    };
     let (result, _) = load_with(Some(&again), base, 8);
     let waited = since.elapsed() >= Duration::from_millis(190);
     enabler.join().expect("the enabler");

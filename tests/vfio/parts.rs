@@ -10,7 +10,7 @@ use revocable_mmio::{MapOptions, Mapping};
 use std::io::{Seek, Write};
 use std::os::fd::AsRawFd;
 
-pub fn protect(at: *mut u8, len: usize, rights: libc::c_int) -> String {
+pub(crate) fn protect(at: *mut u8, len: usize, rights: libc::c_int) -> String {
     // SAFETY: a part of a mapping that only this test uses.
     sys(unsafe { libc::mprotect(at.cast(), len, rights) } as isize)
 }
@@ -21,7 +21,7 @@ fn unmap(at: *mut u8, len: usize) -> String {
 }
 
 /// Puts a page of ordinary memory over what is there.
-pub fn map_over(at: *mut u8) {
+pub(crate) fn map_over(at: *mut u8) {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
     // SAFETY: a part of a mapping that only this test uses.
     assert_eq!(unsafe { libc::mmap(at.cast(), 4096, RW, flags, -1, 0) }, at.cast());
@@ -33,7 +33,7 @@ fn short_load(at: *const u8) -> String {
     load(at, 8).map_or_else(short, |_| "ok".into())
 }
 
-pub fn partial(s: &mut Suite) {
+pub(crate) fn partial(s: &mut Suite) {
     s.section("d");
     let device = ivshmem(s);
     let other = ivshmem(s);
@@ -156,7 +156,7 @@ fn beside(device: &PciDevice) -> (Mapping, *mut u8) {
 }
 
 /// A child has no device memory (MADV_DONTFORK), so nothing of a fork can escape a revocation.
-pub fn forked(s: &mut Suite) {
+pub(crate) fn forked(s: &mut Suite) {
     s.section("e");
     let device = ivshmem(s);
     let mapping = map(&device, BAR2);
@@ -217,7 +217,7 @@ fn in_child(base: *mut u8) -> String {
     }
 }
 
-pub fn while_disabled(s: &mut Suite) {
+pub(crate) fn while_disabled(s: &mut Suite) {
     s.section("h");
     let device = ivshmem(s);
     off(&device);

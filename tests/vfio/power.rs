@@ -25,7 +25,7 @@ fn short_load(at: *const u8) -> String {
     load(at, 4).map_or_else(short, |_| "ok".into())
 }
 
-pub fn states(s: &mut Suite) {
+pub(crate) fn states(s: &mut Suite) {
     s.section("l");
     let device = e1000e(s);
     let (m0, m3) = (map(&device, BAR0), map(&device, BAR3));
@@ -134,7 +134,7 @@ fn low_power(s: &mut Suite, name: &str, device: &PciDevice, bar: Space, id: u32)
     s.prefix("");
 }
 
-pub fn virtual_functions(s: &mut Suite) {
+pub(crate) fn virtual_functions(s: &mut Suite) {
     s.section("r");
     for (suffix, of_pf, of_vf) in [("", 0x10400, 0), (" (2)", 0x800c_4481u64, 0x800c_4481)] {
         let build = |vf: bool| {

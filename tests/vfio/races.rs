@@ -20,7 +20,7 @@ enum Came {
     Otherwise,
 }
 
-pub fn toggling(s: &mut Suite) {
+pub(crate) fn toggling(s: &mut Suite) {
     s.section("g");
     let device = ivshmem(s);
     let mapping = map(&device, BAR2);

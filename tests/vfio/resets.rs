@@ -13,7 +13,7 @@ const SCRATCH: u64 = 0x5a5a_5a50;
 /// Initiate FLR, in device control of the PCI Express capability of the nvme.
 const DEVCTL: u64 = 0x88;
 
-pub fn function(s: &mut Suite) {
+pub(crate) fn function(s: &mut Suite) {
     s.section("i");
     one(s, "ivshmem below a root port (bus reset): ", BAR2, 0x100, true, |s| {
         ivshmem_builder(s).command(0x0107).on_reset(|_, _| Ok(())).build()
@@ -182,7 +182,7 @@ fn function_of(s: &Suite, name: &str, byte: u64) -> (PciDevice, revocable_mmio::
     (device, mapping)
 }
 
-pub fn bus(s: &mut Suite) {
+pub(crate) fn bus(s: &mut Suite) {
     s.section("j");
     let reset = |bus: &Bus| zero(bus.hot_reset(|_| true, |_| Ok(())));
     let (device, mapping) = function_of(s, "01:00.0", 0x10c);

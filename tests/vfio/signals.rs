@@ -11,13 +11,13 @@ use std::sync::Once;
 
 /// What an access met.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Met {
-    pub signal: c_int,
-    pub code: c_int,
-    pub addr: usize,
-    pub lsb: i32,
-    pub trap: i64,
-    pub error: i64,
+pub(crate) struct Met {
+    pub(crate) signal: c_int,
+    pub(crate) code: c_int,
+    pub(crate) addr: usize,
+    pub(crate) lsb: i32,
+    pub(crate) trap: i64,
+    pub(crate) error: i64,
 }
 
 #[repr(C)]
@@ -67,14 +67,14 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context:
 }
 
 /// Before the library installs its own, which then calls this one for what it does not know.
-pub fn install() {
+pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         for signal in [libc::SIGBUS, libc::SIGSEGV] {
             // SAFETY: a handler with the signature that SA_SIGINFO asks for.
             unsafe {
                 let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction = handler as usize;
+                action.sa_sigaction = handler as *const () as usize;
                 action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
                 assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
             }
@@ -83,7 +83,7 @@ pub fn install() {
 }
 
 /// Has signals of this thread handled on its ordinary stack: what handlers do here needs more than the alternate one has.
-pub fn on_the_ordinary_stack() {
+pub(crate) fn on_the_ordinary_stack() {
     let none = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
     // SAFETY: no handler runs in this thread now; the stack stays whoever's it is.
     assert_eq!(unsafe { libc::sigaltstack(&none, std::ptr::null_mut()) }, 0);
@@ -113,12 +113,12 @@ macro_rules! one {
     };
 }
 
-pub fn load(at: *const u8, width: usize) -> Result<u64, Met> {
+pub(crate) fn load(at: *const u8, width: usize) -> Result<u64, Met> {
     load_with(None, at, width).0
 }
 
 /// A load whose signal handler calls `instead` and returns; and how often it ran.
-pub fn load_with(instead: Option<&dyn Fn()>, at: *const u8, width: usize) -> (Result<u64, Met>, u32) {
+pub(crate) fn load_with(instead: Option<&dyn Fn()>, at: *const u8, width: usize) -> (Result<u64, Met>, u32) {
     let mut value: u64 = 0;
     let (met, times) = recorded(instead, |resume| match width {
         1 => one!(resume, "movzx {value:e}, byte ptr [{at}]", at = in(reg) at, value = inout(reg) value),
@@ -129,7 +129,7 @@ pub fn load_with(instead: Option<&dyn Fn()>, at: *const u8, width: usize) -> (Re
     (met.filter(|_| instead.is_none()).map_or(Ok(value), Err), times)
 }
 
-pub fn store(at: *mut u8, width: usize, value: u64) -> Result<(), Met> {
+pub(crate) fn store(at: *mut u8, width: usize, value: u64) -> Result<(), Met> {
     let met = recorded(None, |resume| match width {
         1 => one!(resume, "mov [{at}], {value}", at = in(reg) at, value = in(reg_byte) value as u8),
         2 => one!(resume, "mov [{at}], {value:x}", at = in(reg) at, value = in(reg) value),
@@ -139,13 +139,13 @@ pub fn store(at: *mut u8, width: usize, value: u64) -> Result<(), Met> {
     met.0.map_or(Ok(()), Err)
 }
 
-pub fn exchange_add(at: *mut u8, value: u64) -> Result<u64, Met> {
+pub(crate) fn exchange_add(at: *mut u8, value: u64) -> Result<u64, Met> {
     let mut old = value;
     let met = recorded(None, |resume| one!(resume, "lock xadd [{at}], {old}", at = in(reg) at, old = inout(reg) old));
     met.0.map_or(Ok(old), Err)
 }
 
-pub fn compare_exchange(at: *mut u8, old: u64, new: u64) -> Result<u64, Met> {
+pub(crate) fn compare_exchange(at: *mut u8, old: u64, new: u64) -> Result<u64, Met> {
     let mut found = old;
     let met = recorded(
         None,
@@ -155,7 +155,7 @@ pub fn compare_exchange(at: *mut u8, old: u64, new: u64) -> Result<u64, Met> {
 }
 
 /// `rep movsb` of `len` bytes out of region memory.
-pub fn copy_from(at: *const u8, len: usize) -> Result<(), Met> {
+pub(crate) fn copy_from(at: *const u8, len: usize) -> Result<(), Met> {
     let mut buffer = vec![0u8; len];
     let to = buffer.as_mut_ptr();
     let met = recorded(
@@ -166,7 +166,7 @@ pub fn copy_from(at: *const u8, len: usize) -> Result<(), Met> {
 }
 
 /// An instruction fetch. Only for memory that cannot be executed.
-pub fn execute(at: *const u8) -> Result<(), Met> {
+pub(crate) fn execute(at: *const u8) -> Result<(), Met> {
     let met = recorded(None, |resume| {
         // A fault in the fetch has pushed the return address already; the stack is as before either way.
         // SAFETY: the handler goes on behind the call; nothing is ever executed there.
@@ -180,7 +180,7 @@ pub fn execute(at: *const u8) -> Result<(), Met> {
 }
 
 /// As the data writes it: the signal, its code, and where it says it was.
-pub fn show(met: Met, base: *const u8) -> String {
+pub(crate) fn show(met: Met, base: *const u8) -> String {
     let (name, code) = match (met.signal, met.code) {
         (libc::SIGBUS, 2) => ("SIGBUS", "BUS_ADRERR"),
         (libc::SIGSEGV, 1) => ("SIGSEGV", "SEGV_MAPERR"),
@@ -192,21 +192,21 @@ pub fn show(met: Met, base: *const u8) -> String {
 }
 
 /// The signal's name alone.
-pub fn short(met: Met) -> String {
+pub(crate) fn short(met: Met) -> String {
     if met.signal == libc::SIGBUS { "SIGBUS".into() } else { "SIGSEGV".into() }
 }
 
 /// `ok 0x..`, or what it met.
-pub fn loaded(result: Result<u64, Met>, base: *const u8) -> String {
+pub(crate) fn loaded(result: Result<u64, Met>, base: *const u8) -> String {
     result.map_or_else(|met| show(met, base), |value| format!("ok {value:#x}"))
 }
 
 /// `0x..`, or the signal's name.
-pub fn value(result: Result<u64, Met>) -> String {
+pub(crate) fn value(result: Result<u64, Met>) -> String {
     result.map_or_else(short, |value| format!("{value:#x}"))
 }
 
 /// `ok`, or what it met.
-pub fn done(result: Result<(), Met>, base: *const u8) -> String {
+pub(crate) fn done(result: Result<(), Met>, base: *const u8) -> String {
     result.map_or_else(|met| show(met, base), |()| "ok".into())
 }

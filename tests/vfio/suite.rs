@@ -11,8 +11,8 @@ enum Kind {
     Replay,
     /// It does something else, and this is what.
     Differs(String),
-    /// There is nothing to try, for this reason.
-    Cannot(String),
+    /// There is nothing to try.
+    Cannot,
 }
 
 struct Row {
@@ -24,11 +24,11 @@ struct Row {
     wrong: Vec<String>,
 }
 
-pub struct Suite {
+pub(crate) struct Suite {
     rows: BTreeMap<Key, Row>,
     section: &'static str,
     prefix: String,
-    pub strategy: revocable_mmio::Strategy,
+    pub(crate) strategy: revocable_mmio::Strategy,
 }
 
 /// One more step than the data has.
@@ -36,7 +36,7 @@ const MORE: &str = "+";
 
 impl Suite {
     /// Reads the data. Panics if a list names a row that there is none of, or one row twice.
-    pub fn load(strategy: revocable_mmio::Strategy) -> Self {
+    pub(crate) fn load(strategy: revocable_mmio::Strategy) -> Self {
         let mut rows = BTreeMap::new();
         for [section, step, outcome] in lines(include_str!("rows.tsv")) {
             let row = Row { outcome, kind: Kind::Replay, tried: 0, starred: false, wrong: Vec::new() };
@@ -54,16 +54,17 @@ impl Suite {
         }
         let cannot = include_str!("cannot.tsv");
         for [section, step, reason] in lines(cannot) {
+            assert!(!reason.is_empty(), "{step:?} cannot be replayed for no reason");
             if step != "*" {
-                assign(&section, &step, Kind::Cannot(reason));
+                assign(&section, &step, Kind::Cannot);
             }
         }
         // A star stands for all of a section that no list has named.
-        for [section, step, reason] in lines(cannot) {
+        for [section, step, _] in lines(cannot) {
             if step == "*" {
                 for ((of, _), row) in rows.iter_mut() {
                     if *of == section && matches!(row.kind, Kind::Replay) {
-                        row.kind = Kind::Cannot(reason.clone());
+                        row.kind = Kind::Cannot;
                         row.starred = true;
                     }
                 }
@@ -72,19 +73,19 @@ impl Suite {
         Self { rows, section: "", prefix: String::new(), strategy }
     }
 
-    pub fn section(&mut self, section: &'static str) {
+    pub(crate) fn section(&mut self, section: &'static str) {
         self.section = section;
         self.prefix.clear();
     }
 
     /// What the following steps' names begin with.
-    pub fn prefix(&mut self, prefix: &str) {
+    pub(crate) fn prefix(&mut self, prefix: &str) {
         prefix.clone_into(&mut self.prefix);
     }
 
     /// A row was tried, and this came out.
     #[track_caller]
-    pub fn row(&mut self, step: &str, outcome: impl Into<String>) {
+    pub(crate) fn row(&mut self, step: &str, outcome: impl Into<String>) {
         let outcome = outcome.into();
         let step = format!("{}{step}", self.prefix);
         let key = (self.section.to_owned(), step.clone());
@@ -94,11 +95,11 @@ impl Suite {
             Kind::Replay => &row.outcome,
             Kind::Differs(ours) => ours,
             // A star is for what is left over.
-            Kind::Cannot(_) if row.starred => {
+            Kind::Cannot if row.starred => {
                 row.kind = Kind::Replay;
                 &row.outcome
             }
-            Kind::Cannot(_) => panic!("{} {step:?} was tried, and is said not to apply", self.section),
+            Kind::Cannot => panic!("{} {step:?} was tried, and is said not to apply", self.section),
         };
         if outcome != *expected {
             row.wrong.push(format!("{} {step}\n    expected {expected}\n    got      {outcome}", self.section));
@@ -109,7 +110,7 @@ impl Suite {
 
     /// A step of our own, beyond the data.
     #[track_caller]
-    pub fn more(&mut self, step: &str, outcome: impl Into<String>, expected: &str) {
+    pub(crate) fn more(&mut self, step: &str, outcome: impl Into<String>, expected: &str) {
         let key = (MORE.to_owned(), format!("{} {}{step}", self.section, self.prefix));
         let row = Row { outcome: expected.to_owned(), kind: Kind::Replay, tried: 1, starred: false, wrong: Vec::new() };
         let row = self.rows.entry(key.clone()).or_insert(row);
@@ -120,7 +121,7 @@ impl Suite {
     }
 
     /// Prints the counts; an error lists what is wrong.
-    pub fn finish(self) -> Result<(), String> {
+    pub(crate) fn finish(self) -> Result<(), String> {
         let (mut replayed, mut differs, mut cannot, mut more) = (0, 0, 0, 0);
         let mut wrong = String::new();
         for ((section, step), row) in &self.rows {
@@ -128,7 +129,7 @@ impl Suite {
                 let _ = writeln!(wrong, "{text}");
             }
             match row.kind {
-                Kind::Cannot(_) => cannot += 1,
+                Kind::Cannot => cannot += 1,
                 _ if section == MORE => more += 1,
                 _ if row.tried == 0 => {
                     let _ = writeln!(wrong, "{section} {step}: in the data, in no list, and not replayed");

@@ -8,12 +8,12 @@ use revocable_mmio::Mapping;
 use revocable_mmio::pci::{MappingPart, PciDevice, Space};
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::ptr::{null, null_mut};
+use std::ptr::null;
 
-pub struct Pipe(pub OwnedFd, pub OwnedFd);
+pub(crate) struct Pipe(OwnedFd, OwnedFd);
 
 impl Pipe {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut fds = [0; 2];
         // SAFETY: an array of two, as pipe2 asks for; the descriptors are new and nobody else's.
         unsafe {
@@ -22,19 +22,19 @@ impl Pipe {
         }
     }
 
-    pub fn write(&self, from: *const u8, len: usize) -> String {
+    pub(crate) fn write(&self, from: *const u8, len: usize) -> String {
         // SAFETY: the kernel checks the buffer.
         sys(unsafe { libc::write(self.1.as_raw_fd(), from.cast(), len) })
     }
 
-    pub fn read(&self, into: *mut u8, len: usize) -> String {
+    pub(crate) fn read(&self, into: *mut u8, len: usize) -> String {
         // SAFETY: the kernel checks the buffer, and nobody relies on what is there.
         sys(unsafe { libc::read(self.0.as_raw_fd(), into.cast(), len) })
     }
 }
 
 /// A file on tmpfs.
-pub fn tmpfs_file() -> File {
+pub(crate) fn tmpfs_file() -> File {
     // SAFETY: a literal name; the descriptor is new and nobody else's.
     unsafe { File::from_raw_fd(libc::memfd_create(c"file".as_ptr(), libc::MFD_CLOEXEC)) }
 }
@@ -43,7 +43,7 @@ fn vector(base: *const u8, len: usize) -> libc::iovec {
     libc::iovec { iov_base: base.cast_mut().cast(), iov_len: len }
 }
 
-pub fn writev(file: &File, parts: &[(*const u8, usize)]) -> String {
+pub(crate) fn writev(file: &File, parts: &[(*const u8, usize)]) -> String {
     let parts: Vec<_> = parts.iter().map(|(at, len)| vector(*at, *len)).collect();
     let count = libc::c_int::try_from(parts.len()).expect("a few");
     // SAFETY: the kernel checks the buffers.
@@ -75,7 +75,7 @@ fn proc_mem(read: bool, at: *const u8) -> String {
     })
 }
 
-pub fn advise(at: *mut u8, len: usize, advice: libc::c_int) -> String {
+pub(crate) fn advise(at: *mut u8, len: usize, advice: libc::c_int) -> String {
     // SAFETY: none of the advices given here changes content.
     sys(unsafe { libc::madvise(at.cast(), len, advice) } as isize)
 }
@@ -139,7 +139,7 @@ fn mincore(at: *mut u8) -> (String, u8) {
     (answer, resident & 1)
 }
 
-pub fn enabled(s: &mut Suite, device: &PciDevice, mapping: &Mapping) {
+pub(crate) fn enabled(s: &mut Suite, device: &PciDevice, mapping: &Mapping) {
     let base = mapping.as_ptr();
     let at = |offset: usize| base.wrapping_add(offset);
     s.prefix("enabled: ");
@@ -177,7 +177,7 @@ pub fn enabled(s: &mut Suite, device: &PciDevice, mapping: &Mapping) {
     s.row("MADV_DONTNEED", advise(at(0x10000), 4096, libc::MADV_DONTNEED));
 }
 
-pub fn disabled(s: &mut Suite, device: &PciDevice, mapping: &Mapping) {
+pub(crate) fn disabled(s: &mut Suite, device: &PciDevice, mapping: &Mapping) {
     let base = mapping.as_ptr();
     let at = |offset: usize| base.wrapping_add(offset);
     s.prefix("disabled: ");
@@ -226,7 +226,7 @@ pub fn disabled(s: &mut Suite, device: &PciDevice, mapping: &Mapping) {
 }
 
 /// Minor and major faults of this thread so far.
-pub fn faults() -> (i64, i64) {
+pub(crate) fn faults() -> (i64, i64) {
     // SAFETY: a plain structure for the kernel to fill.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
@@ -234,9 +234,4 @@ pub fn faults() -> (i64, i64) {
         usage
     };
     (usage.ru_minflt, usage.ru_majflt)
-}
-
-/// An address range that holds nothing.
-pub fn nowhere() -> *mut u8 {
-    null_mut()
 }
