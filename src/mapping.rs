@@ -359,7 +359,11 @@ impl monitor::Served for Served {
             State::Enabled if self.view.strategy == Strategy::Zap => {
                 if self.map_pages(uffd, fault.addr - self.view.range.addr).is_err() {
                     count(&counters.faults_failed);
-                    // The thread faults again and meets whatever is there: SIGBUS beyond a truncated file's end.
+                    // The file gives no page there: it was truncated, or its file system is full. Left to the kernel, the
+                    // thread meets what that answers, SIGBUS; else it would come here again and again. Whatever the kernel
+                    // maps there after all is revoked with the rest, which registers the page again.
+                    let page = self.region.page;
+                    let _ = uffd.unregister(AddrRange::new(fault.addr / page * page, page));
                     wake_page(uffd, fault.addr);
                 }
             }

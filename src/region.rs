@@ -216,16 +216,16 @@ impl RegionShared {
 
     /// Disables, enables or ends for good, measured.
     fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
+        self.change_among(to, patience, patience)
+    }
+
+    /// With a patience of its own for those who are in the middle of a single access: see `Protocol::begin_among`.
+    fn change_among(&self, to: State, patience: Patience, readers: Patience) -> Result<bool, RevokeError> {
         span!(DEBUG, "change", region = %self.name, to = ?to);
         let since = Instant::now();
-        // A drop waits for no guard and no pin, but for single accesses and answers that others are in the middle of: it
-        // would leave the memory reachable behind a fault that was answered just now.
-        let readers = match (to, patience) {
-            (State::Gone, Patience::Never) => Patience::Until(since + crate::group::READERS),
-            _ => patience,
+        let Some(mut change) = self.protocol.begin_among(self, Some(to), patience, readers)? else {
+            return Ok(false);
         };
-        let begun = self.protocol.begin_among(self, Some(to), patience, readers)?;
-        let Some(mut change) = begun else { return Ok(false) };
         let (counter, took) = match to {
             State::Enabled => {
                 change.enable()?;
@@ -539,7 +539,9 @@ impl Drop for Region {
     fn drop(&mut self) {
         let shared = &self.shared;
         // A drop waits for nobody: what guards and pins still promise is kept, and ended in the background.
-        match shared.change(State::Gone, Patience::Never) {
+        // Nor is a monitor in the middle of an answer a reason to leave it reachable when this returns.
+        let readers = until(crate::group::READERS);
+        match shared.change_among(State::Gone, Patience::Never, readers) {
             Ok(_) | Err(RevokeError::Gone | RevokeError::Forked) => {}
             Err(e) => {
                 let later = Arc::clone(shared);

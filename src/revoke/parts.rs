@@ -65,7 +65,15 @@ impl View {
             let start = line.range.addr.max(self.range.addr);
             Part { range: AddrRange::new(start, line.range.end().min(self.range.end()) - start), prot: line.prot }
         });
-        Ok(Some(parts.collect()))
+        let parts = parts.fold(Vec::new(), |mut parts: Vec<Part>, part| {
+            // Split only because the pages of one are nobody's to serve.
+            match parts.last_mut().filter(|last| last.range.end() == part.range.addr && last.prot == part.prot) {
+                Some(last) => last.range.len += part.range.len,
+                None => parts.push(part),
+            }
+            parts
+        });
+        Ok((parts != [Part { range: self.range, prot: self.prot }]).then_some(parts))
     }
 
     /// The ranges of the parts, or the whole.

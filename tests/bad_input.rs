@@ -1,0 +1,199 @@
+//! Bad input is an error that says what was wrong; nothing changes by it, and nothing of the library panics.
+
+#[expect(dead_code, reason = "each test file uses its part")]
+mod support;
+
+use revocable_mmio::{
+    AccessError, Backing, BuildError, Feature, MapError, MapOptions, Mapping, Monitor, MonitorError, OnDisabled,
+    Region, Strategy, Support,
+};
+use support::child;
+use support::count::Held;
+use support::matrix::{Memory, every_illegal_case, file_in};
+
+const PAGE: usize = 4096;
+const LEN: usize = 4 * PAGE;
+
+/// Runs `test` where nobody else opens or maps anything, and checks that nothing is left of it.
+fn leaves_nothing(name: &str, test: impl Fn()) {
+    support::start();
+    let ended = child::alone(name, || {
+        let region = Region::builder(PAGE).build().expect("it builds");
+        let _kept = region.map(MapOptions::new()).expect("it maps");
+        let before = Held::now();
+        test();
+        assert_eq!(Held::now(), before, "something is left");
+    });
+    ended.well();
+}
+
+#[test]
+fn regions_of_impossible_sizes_are_refused() {
+    leaves_nothing("regions_of_impossible_sizes_are_refused", || {
+        assert!(matches!(Region::builder(0).build(), Err(BuildError::Empty { page: PAGE })));
+        for len in [1, PAGE - 1, PAGE + 1, usize::MAX] {
+            let built = Region::builder(len).build();
+            assert!(matches!(built, Err(BuildError::Unaligned { what: "length", .. })), "{len:#x}: {built:?}");
+        }
+        for len in [usize::MAX & !(PAGE - 1), isize::MAX as usize & !(PAGE - 1), 1 << 62] {
+            let built = Region::builder(len).build();
+            assert!(matches!(built, Err(BuildError::TooLarge { .. } | BuildError::Sys(_))), "{len:#x}: {built:?}");
+        }
+        // More than an address space, less than what a number holds.
+        let built = Region::builder(1 << 56).build();
+        assert!(matches!(built, Err(BuildError::Sys(_) | BuildError::TooLarge { .. })), "{built:?}");
+        let huge = Region::builder(PAGE).backing(Backing::Huge2M).build();
+        assert!(matches!(huge, Err(BuildError::Unaligned { page: 0x20_0000, .. })), "{huge:?}");
+        assert!(matches!(Region::builder(PAGE).name("a\0b").build(), Err(BuildError::Name(_))));
+        assert!(matches!(Monitor::with_threads(0), Err(MonitorError::NoThreads)));
+    });
+}
+
+#[test]
+fn files_that_do_not_fit_are_refused() {
+    leaves_nothing("files_that_do_not_fit_are_refused", || {
+        let file = |offset| Backing::File { fd: file_in("/dev/shm", LEN), offset, device: None };
+        let build = |len, offset| Region::builder(len).backing(file(offset)).build();
+        assert!(matches!(build(LEN + PAGE, 0), Err(BuildError::FileTooShort { .. })));
+        assert!(matches!(build(LEN, PAGE as u64), Err(BuildError::FileTooShort { .. })));
+        assert!(matches!(build(PAGE, 1), Err(BuildError::Unaligned { what: "offset", value: 1, .. })));
+        assert!(matches!(build(PAGE, u64::MAX & !0xfff), Err(BuildError::TooLarge { .. })));
+        assert!(matches!(
+            build(PAGE, i64::MAX as u64 & !0xfff),
+            Err(BuildError::TooLarge { .. } | BuildError::FileTooShort { .. })
+        ));
+        build(LEN, 0).expect("this one fits");
+        // A pipe cannot be mapped.
+        let (read, _write) = nix::unistd::pipe().expect("a pipe");
+        let built = Region::builder(PAGE).backing(Backing::File { fd: read, offset: 0, device: None }).build();
+        assert!(matches!(
+            built,
+            Err(BuildError::FileTooShort { .. } | BuildError::Strategy { .. } | BuildError::Sys(_))
+        ));
+    });
+}
+
+#[test]
+fn parts_outside_of_the_region_are_refused() {
+    leaves_nothing("parts_outside_of_the_region_are_refused", || {
+        let region = Region::builder(LEN).build().expect("it builds");
+        let map = |offset, len| region.map(MapOptions::new().offset(offset).len(len));
+        assert!(matches!(map(0, 0), Err(MapError::Empty)));
+        assert!(matches!(region.map(MapOptions::new().offset(LEN)), Err(MapError::Empty)));
+        let edges = [0, 1, PAGE - 1, PAGE, LEN - PAGE, LEN, LEN + PAGE, usize::MAX & !(PAGE - 1), usize::MAX];
+        for offset in edges {
+            for len in edges {
+                let fits = offset.checked_add(len).is_some_and(|end| end <= LEN) && len > 0;
+                let aligned = offset % PAGE == 0 && len % PAGE == 0;
+                match map(offset, len) {
+                    Ok(mapping) => {
+                        assert!(fits && aligned, "{offset:#x} {len:#x}");
+                        assert_eq!((mapping.offset(), mapping.len()), (offset, len));
+                    }
+                    Err(MapError::Empty) => assert_eq!(len, 0, "{offset:#x}"),
+                    Err(MapError::Unaligned { .. }) => assert!(!aligned, "{offset:#x} {len:#x}"),
+                    Err(MapError::OutOfRange { region: LEN, .. }) => assert!(!fits, "{offset:#x} {len:#x}"),
+                    Err(e) => panic!("{offset:#x} {len:#x}: {e}"),
+                }
+            }
+        }
+        assert_eq!(region.stats().mappings, 0);
+    });
+}
+
+#[test]
+fn accesses_outside_of_the_mapping_are_refused_in_every_state() {
+    leaves_nothing("accesses_outside_of_the_mapping_are_refused_in_every_state", || {
+        let region = Region::builder(LEN).build().expect("it builds");
+        let mapping = region.map(MapOptions::new().offset(PAGE).len(PAGE)).expect("it maps");
+        let read_only = region.map(MapOptions::new().read_only()).expect("it maps");
+        for enabled in [true, false] {
+            if !enabled {
+                region.disable().expect("it revokes");
+            }
+            for offset in [PAGE, PAGE + 8, LEN, usize::MAX - 7, usize::MAX & !7, isize::MAX as usize & !7] {
+                let out = AccessError::OutOfBounds { offset, size: 8, len: PAGE };
+                assert_eq!(mapping.read::<u64>(offset), Err(out));
+                assert_eq!(mapping.write(offset, 1u64), Err(out));
+                assert_eq!(mapping.try_read::<u64>(offset), Err(out));
+                assert_eq!(mapping.try_write(offset, 1u64), Err(out));
+                assert_eq!(mapping.compare_exchange(offset, 1u64, 2), Err(out));
+                assert!(mapping.register::<u64>(offset).is_err());
+                assert_eq!(mapping.read_slice(offset, &mut [0; 8]).expect_err("outside").done, 0);
+                assert_eq!(mapping.write_slice(offset, &[0; 8]).expect_err("outside").done, 0);
+                assert_eq!(mapping.fill(offset, 1, 8).expect_err("outside").done, 0);
+                assert_eq!(mapping.fill(0, 1, offset.max(PAGE + 1)).expect_err("outside").done, 0);
+            }
+            for offset in [1, 2, 4, 6, PAGE - 4] {
+                let crooked = AccessError::Misaligned { offset, align: 8 };
+                let out = AccessError::OutOfBounds { offset, size: 8, len: PAGE };
+                let expected = if offset + 8 > PAGE { out } else { crooked };
+                assert_eq!(mapping.read::<u64>(offset), Err(expected));
+                assert_eq!(mapping.write(offset, 1u64), Err(expected));
+                assert_eq!(mapping.fetch_or(offset, 1u64), Err(expected));
+            }
+            let refused = AccessError::ReadOnly { offset: 8 };
+            assert_eq!(read_only.write(8, 1u64), Err(refused));
+            assert_eq!(read_only.try_write(8, 1u64), Err(refused));
+            assert_eq!(read_only.fetch_and(8, 1u64), Err(refused));
+            assert_eq!(read_only.fill(8, 1, 8).expect_err("read-only").error, refused);
+            // Nothing to do is done, in any state.
+            assert!(mapping.read_slice(PAGE, &mut []).is_ok());
+            assert!(mapping.write_slice(0, &[]).is_ok());
+        }
+        let mut all = [0xffu8; LEN];
+        region.owner().read_slice(0, &mut all).expect("the owner reads");
+        assert!(all.iter().all(|byte| *byte == 0), "nothing was stored");
+        assert!(region.owner().read::<u64>(LEN).is_err());
+        assert!(region.owner().write(usize::MAX, 1u8).is_err());
+        assert!(region.owner().fill(PAGE, 1, usize::MAX).is_err());
+    });
+}
+
+#[test]
+fn combinations_that_cannot_work_are_refused_when_asked_for() {
+    support::start();
+    let _kept = Region::builder(PAGE).build().expect("it builds");
+    every_illegal_case(|case| {
+        let built = case.builder(1).build();
+        match built {
+            Err(BuildError::Strategy { strategy, why }) => {
+                assert_eq!(strategy, case.strategy, "{case}");
+                assert!(!why.is_empty(), "{case}");
+            }
+            Ok(region) => {
+                // Not the strategy then, but the policy.
+                let mapped = region.map(case.options());
+                assert!(matches!(mapped, Err(MapError::Policy { .. })), "{case}: {mapped:?}");
+                assert_eq!(case.policy, OnDisabled::Block, "{case}");
+                assert_eq!(region.stats().mappings, 0, "{case}");
+            }
+            Err(e) => panic!("{case}: {e}"),
+        }
+        if case.memory == Memory::Device {
+            assert_ne!(case.strategy, Strategy::Replace, "{case}: a device can always be replaced");
+        }
+    });
+}
+
+#[test]
+fn what_is_built_without_asking_works_whatever_is_missing() {
+    support::start();
+    let support = Support::current();
+    let region = Region::builder(LEN).build().expect("it builds on anything");
+    let best = if support.has(Feature::DONTUNMAP) {
+        Strategy::Detach
+    } else if support.userfaultfd() && support.has(Feature::MINOR_SHMEM) {
+        Strategy::Zap
+    } else {
+        Strategy::Replace
+    };
+    assert_eq!(region.strategy(), best, "{support}");
+    let mapping: Mapping = region.map(MapOptions::new()).expect("it maps");
+    mapping.write(0, 1u64).expect("enabled");
+    assert!(region.disable().expect("it revokes"));
+    assert!(mapping.read::<u64>(0).is_err());
+    assert!(region.enable().expect("it comes back"));
+    assert_eq!(mapping.read::<u64>(0), Ok(1));
+    assert!(!format!("{region:?} {mapping:?} {support}").is_empty());
+}
