@@ -9,18 +9,23 @@ use crate::error::SubmitError;
 use crate::fault::NotResolved;
 use crate::gate::Phase;
 use crate::policy::OnDisabled;
-use crate::region::{Region, RegionShared};
-use crate::sys::SysError;
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::Mutex;
+use crate::region::Region;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutation, Mutex, broken};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
+
+#[cfg(all(test, revocable_model))]
+mod model;
+mod ready;
+
+use ready::Ready;
 
 /// Where the completions of one consumer's faults arrive.
 ///
@@ -31,11 +36,13 @@ pub struct FaultQueue {
 }
 
 struct QueueShared {
-    ready: EventFd,
     limit: usize,
     /// Submitted and not yet taken from the queue.
     outstanding: AtomicUsize,
     completed: Mutex<VecDeque<Completion>>,
+    /// Counts what is in `completed`, and changes under its lock: a count that came after its completion was taken would
+    /// leave the eventfd readable with nothing to read.
+    ready: Ready,
 }
 
 /// A fault of a queue's that is decided.
@@ -71,17 +78,17 @@ impl FaultQueue {
     /// # Errors
     /// Out of descriptors.
     pub fn new(limit: usize) -> Result<Self, SubmitError> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_SEMAPHORE;
-        let ready = EventFd::from_flags(flags).map_err(|e| SysError::new("eventfd", e))?;
         let completed = Mutex::new(VecDeque::new());
-        let shared = QueueShared { ready, limit, outstanding: AtomicUsize::new(0), completed };
+        let shared = QueueShared { limit, outstanding: AtomicUsize::new(0), completed, ready: Ready::new()? };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The oldest completion, if there is one. Never blocks.
     pub fn next(&self) -> Option<Completion> {
-        let completion = self.shared.completed.lock().pop_front()?;
-        let _ = self.shared.ready.read();
+        let mut completed = self.shared.completed.lock();
+        let completion = completed.pop_front()?;
+        self.shared.ready.take_one();
+        drop(completed);
         self.shared.outstanding.fetch_sub(1, Ordering::Relaxed);
         Some(completion)
     }
@@ -126,17 +133,24 @@ impl Pending {
     /// Completes it, once.
     fn complete(&self, result: Result<(), NotResolved>) {
         let mut state = self.state.lock();
-        if state.result.is_some() {
+        if state.result.is_some() && !broken(Mutation::CompleteTwice) {
             return;
         }
         state.result = Some(result);
         let waker = state.waker.take();
         drop(state);
-        let completion = Completion { id: self.id, offset: self.offset, result };
-        self.queue.completed.lock().push_back(completion);
-        let _ = self.queue.ready.write(1);
+        let mut completed = self.queue.completed.lock();
+        completed.push_back(Completion { id: self.id, offset: self.offset, result });
+        if broken(Mutation::CountUnlocked) {
+            drop(completed);
+            self.queue.ready.add_one();
+        } else {
+            self.queue.ready.add_one();
+            drop(completed);
+        }
         if let Some(waker) = waker {
-            waker.wake();
+            // A task's panic is its own: the change of state that brings this goes on to its end.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
     }
 
@@ -156,7 +170,8 @@ impl Pending {
 /// it completes with `Killed`.
 pub struct FaultToken {
     pending: Arc<Pending>,
-    region: Weak<RegionShared>,
+    /// The region's list, as long as the region is there.
+    list: Weak<PendingFaults>,
 }
 
 impl FaultToken {
@@ -167,10 +182,14 @@ impl FaultToken {
 
     /// Gives the fault up: it completes with [`NotResolved::Killed`], if it is not decided yet.
     pub fn cancel(&self) {
-        self.pending.complete(Err(NotResolved::Killed));
-        if let Some(region) = self.region.upgrade() {
-            region.pending.remove(self.pending.id);
+        if broken(Mutation::CancelLate) {
+            self.pending.complete(Err(NotResolved::Killed));
         }
+        // First off the list: a repeated fault on the page must not be told that one which is decided tells.
+        if let Some(list) = self.list.upgrade() {
+            list.remove(self.pending.id);
+        }
+        self.pending.complete(Err(NotResolved::Killed));
     }
 }
 
@@ -206,7 +225,6 @@ impl fmt::Debug for FaultToken {
 }
 
 /// The faults that wait for a region.
-#[derive(Default)]
 pub(crate) struct PendingFaults {
     list: Mutex<PendingList>,
 }
@@ -218,12 +236,56 @@ struct PendingList {
 }
 
 impl PendingFaults {
-    /// Completes what `phase` decides. Called after every change of state, once the phase is set.
-    pub(crate) fn settle(&self, phase: Phase) {
+    /// Puts a fault on the list, if the phase does not decide it at once. See [`Region::fault_async`].
+    fn submit(
+        self: &Arc<Self>,
+        offset: usize,
+        policy: OnDisabled,
+        queue: &FaultQueue,
+        phase: impl Fn() -> Phase,
+    ) -> Result<Submitted, SubmitError> {
+        if phase() == Phase::Open {
+            return Ok(Submitted::Ready);
+        }
+        let mut list = self.list.lock();
+        let ours = |fault: &&Arc<Pending>| fault.offset == offset && Arc::ptr_eq(&fault.queue, &queue.shared);
+        if let Some(earlier) = list.faults.iter().find(ours) {
+            return Ok(Submitted::Pending { id: earlier.id });
+        }
+        let limit = queue.shared.limit;
+        let room = |n: usize| (n < limit).then_some(n + 1);
+        if queue.shared.outstanding.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
+            return Err(SubmitError::Full { limit });
+        }
+        list.next += 1;
+        let pending = Arc::new(Pending {
+            id: list.next,
+            offset,
+            policy,
+            queue: Arc::clone(&queue.shared),
+            state: Mutex::new(TokenState::default()),
+        });
+        list.faults.push(Arc::clone(&pending));
+        drop(list);
+        // On the list first, then a look at the phase; a changer sets the phase first, then looks at the list. Either it
+        // sees the fault, or this sees the phase: the list's lock orders the two.
+        if !broken(Mutation::SubmitRecheck) {
+            self.settle(phase);
+        }
+        Ok(Submitted::Queued(FaultToken { pending, list: Arc::downgrade(self) }))
+    }
+
+    /// Completes what the phase decides. Called after every change of state, once the phase is set.
+    ///
+    /// The phase is read under the list's lock: so it is the phase at a time when every fault on the list was there
+    /// already, and none is answered by what was before it.
+    pub(crate) fn settle(&self, phase: impl Fn() -> Phase) {
+        let before = broken(Mutation::SettleStale).then(&phase);
         let mut list = self.list.lock();
         if list.faults.is_empty() {
             return;
         }
+        let phase = before.unwrap_or_else(phase);
         let (decided, waiting) = list.faults.drain(..).partition(|fault| fault.verdict(phase).is_some());
         list.faults = waiting;
         drop(list);
@@ -240,9 +302,15 @@ impl PendingFaults {
     }
 }
 
+impl Default for PendingFaults {
+    fn default() -> Self {
+        Self { list: Mutex::new(PendingList::default()) }
+    }
+}
+
 impl Drop for PendingFaults {
     fn drop(&mut self) {
-        for fault in self.list.get_mut().faults.drain(..) {
+        for fault in self.list.lock().faults.drain(..) {
             fault.complete(Err(NotResolved::Sigbus));
         }
     }
@@ -254,7 +322,7 @@ impl Region {
     /// a disabled region is waited for.
     ///
     /// # Blocking
-    /// Never.
+    /// Never for the region; for a moment on the lock of its list of faults.
     ///
     /// # Errors
     /// Nothing is queued: see [`SubmitError`].
@@ -271,32 +339,6 @@ impl Region {
             return Err(SubmitError::OutOfBounds { offset, len: shared.len });
         }
         let offset = offset / shared.page * shared.page;
-        if shared.protocol.phase() == Phase::Open {
-            return Ok(Submitted::Ready);
-        }
-        let mut list = shared.pending.list.lock();
-        let ours = |fault: &&Arc<Pending>| fault.offset == offset && Arc::ptr_eq(&fault.queue, &queue.shared);
-        if let Some(earlier) = list.faults.iter().find(ours) {
-            return Ok(Submitted::Pending { id: earlier.id });
-        }
-        let limit = queue.shared.limit;
-        let room = |n: usize| (n < limit).then_some(n + 1);
-        if queue.shared.outstanding.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
-            return Err(SubmitError::Full { limit });
-        }
-        list.next += 1;
-        let pending = Arc::new(Pending {
-            id: list.next,
-            offset,
-            policy: caller.on_disabled,
-            queue: Arc::clone(&queue.shared),
-            state: Mutex::default(),
-        });
-        list.faults.push(Arc::clone(&pending));
-        drop(list);
-        // On the list first, then a look at the phase; a changer sets the phase first, then looks at the list. Either it
-        // sees the fault, or this sees the phase: the list's lock orders the two.
-        shared.pending.settle(shared.protocol.phase());
-        Ok(Submitted::Queued(FaultToken { pending, region: Arc::downgrade(shared) }))
+        shared.pending.submit(offset, caller.on_disabled, queue, || shared.protocol.phase())
     }
 }

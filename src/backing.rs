@@ -4,6 +4,7 @@ use crate::error::BuildError;
 use crate::revoke;
 use crate::sys::{SysError, map, page_size};
 use nix::errno::Errno;
+use nix::sys::statfs::{FsType, fstatfs};
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -62,8 +63,9 @@ pub(crate) struct File {
     pub(crate) on_revoke: OnRevoke,
 }
 
-const TMPFS_MAGIC: i64 = 0x0102_1994;
-const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+// statfs(2). Its type is another on every libc, of 32 or 64 bits, signed or not; the bits are the same.
+const TMPFS_MAGIC: FsType = FsType(0x0102_1994_u32 as _);
+const HUGETLBFS_MAGIC: FsType = FsType(0x9584_58f6_u32 as _);
 
 impl Backing {
     pub(crate) fn open(self, name: &str, len: usize) -> Result<File, BuildError> {
@@ -124,9 +126,8 @@ fn check(len: usize, offset: u64, page: usize) -> Result<(), BuildError> {
 }
 
 fn kind_of(fd: BorrowedFd<'_>) -> Result<(Kind, usize), SysError> {
-    let fs = nix::sys::statfs::fstatfs(fd).map_err(|e| SysError::new("fstatfs", e))?;
-    let magic = i64::from(fs.filesystem_type().0);
-    Ok(match magic {
+    let fs = fstatfs(fd).map_err(|e| SysError::new("fstatfs", e))?;
+    Ok(match fs.filesystem_type() {
         TMPFS_MAGIC => (Kind::Shmem, page_size()),
         HUGETLBFS_MAGIC => (Kind::Hugetlb, usize::try_from(fs.block_size()).unwrap_or(page_size())),
         _ => (Kind::Other, page_size()),

@@ -10,6 +10,7 @@ use crate::fault::{
 use crate::gate::Phase;
 use crate::policy::OnDisabled;
 use crate::protocol::{Protocol, State};
+use crate::sync::{Mutation, RwLockReadGuard, broken};
 use crate::wait::{CancelToken, Waited};
 
 /// Who faults, and what it allows.
@@ -70,22 +71,35 @@ impl Protocol {
         &self,
         caller: &Caller<'_>,
         lock: &mut impl CallerLock,
+        ready: impl FnMut() -> Option<R>,
+    ) -> Result<R, Outcome> {
+        self.fault_once_if(|state| state == State::Enabled, caller, lock, ready)
+    }
+
+    /// [`fault_once`](Self::fault_once) for a caller whose idea of enabled is its own (`admits`, asked under the read
+    /// side of the memory lock): a device in low power answers calls, though its mappings are revoked.
+    fn fault_once_if<R>(
+        &self,
+        admits: impl Fn(State) -> bool,
+        caller: &Caller<'_>,
+        lock: &mut impl CallerLock,
         mut ready: impl FnMut() -> Option<R>,
     ) -> Result<R, Outcome> {
         loop {
-            let (seen, busy) = match self.try_read() {
-                Some(state) => match *state {
-                    State::Enabled => match ready() {
+            let locked = if broken(Mutation::NowaitReads) { Some(self.read()) } else { self.try_read() };
+            let (seen, busy) = match locked {
+                Some(state) => match State::clone(&state) {
+                    now if admits(now) => match unlocked_if_broken(state, &mut ready) {
                         Some(value) => return Ok(value),
                         None => (Seen::Contended, true),
                     },
-                    State::Disabled | State::Gone => {
+                    now @ (State::Enabled | State::Disabled | State::Gone) => {
                         let situation = Situation {
                             exiting: caller.is_cancelled(),
                             unserved: false,
-                            sigbus: caller.on_disabled != OnDisabled::Block || *state == State::Gone,
+                            sigbus: caller.on_disabled != OnDisabled::Block || now == State::Gone,
                             user_mode_only: false,
-                            released: *state == State::Gone,
+                            released: now == State::Gone,
                         };
                         (Seen::Disabled(situation), false)
                     }
@@ -109,8 +123,14 @@ impl Protocol {
     }
 
     /// The loop around [`fault_once`](Self::fault_once): first try, then TRIED, cancellation looked at in between.
-    pub(crate) fn on_behalf<R>(
+    pub(crate) fn on_behalf<R>(&self, caller: &Caller<'_>, ready: impl FnMut() -> Option<R>) -> Result<R, NotResolved> {
+        self.on_behalf_if(|state| state == State::Enabled, caller, ready)
+    }
+
+    /// [`on_behalf`](Self::on_behalf) for a caller whose idea of enabled is its own.
+    pub(crate) fn on_behalf_if<R>(
         &self,
+        admits: impl Fn(State) -> bool,
         caller: &Caller<'_>,
         mut ready: impl FnMut() -> Option<R>,
     ) -> Result<R, NotResolved> {
@@ -119,7 +139,7 @@ impl Protocol {
             caller.flags,
             &mut NoLock::default(),
             || caller.is_cancelled(),
-            |flags, lock| match self.fault_once(&caller.with_flags(flags), lock, &mut ready) {
+            |flags, lock| match self.fault_once_if(&admits, &caller.with_flags(flags), lock, &mut ready) {
                 Ok(ready) => {
                     value = Some(ready);
                     Outcome::Mapped
@@ -130,4 +150,16 @@ impl Protocol {
         // `resolve` answers Ok for Mapped only.
         value.ok_or(NotResolved::Sigbus)
     }
+}
+
+/// Answers under the lock; the model's tests see what happens if not.
+#[inline(always)]
+fn unlocked_if_broken<R>(state: RwLockReadGuard<'_, State>, ready: &mut impl FnMut() -> R) -> R {
+    if broken(Mutation::FaultUnlocked) {
+        drop(state);
+        return ready();
+    }
+    let value = ready();
+    drop(state);
+    value
 }

@@ -97,6 +97,12 @@ pub enum MapError {
         /// What is missing.
         why: &'static str,
     },
+    /// Called in a forked child: its parent's monitor cannot serve it.
+    #[error("the region is the parent's: a forked child builds one of its own")]
+    Forked,
+    /// Called from inside a reset callback of the same region, for whose end it would have to wait.
+    #[error("called from inside a reset callback of the same region: map it before or after")]
+    Reentrant,
     /// No monitor thread could be started, or the monitor is gone.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
@@ -117,6 +123,9 @@ pub enum MonitorError {
     /// `with_threads(0)`.
     #[error("a monitor of 0 threads: use Monitor::manual() for one that your event loop drives")]
     NoThreads,
+    /// The userfaultfd was made by another process, and serves that one.
+    #[error("this userfaultfd serves the process that made it: hand on /dev/userfaultfd, see Monitor::from_device")]
+    Foreign,
     /// Its userfaultfd was closed behind its back. Its mappings refuse from then on.
     #[error("the monitor's userfaultfd is gone; build the region with another monitor")]
     Dead,
@@ -170,6 +179,9 @@ pub enum RevokeError {
     /// Called from inside a notifier or a reset callback of the same region.
     #[error("called from inside a notifier or reset callback of the same region: change its state from elsewhere")]
     Reentrant,
+    /// Called in a forked child: mappings are not inherited.
+    #[error("the region is the parent's: a forked child has none of its mappings and cannot change it")]
+    Forked,
     /// The kernel refused membarrier(2), which it had granted before (a seccomp filter?): nobody can tell whether guards
     /// are held.
     #[error("membarrier was refused: {0}; let membarrier(2) through the seccomp filter")]
@@ -322,7 +334,7 @@ pub enum PinError {
     /// The wait was cancelled.
     #[error("the wait was cancelled")]
     Cancelled,
-    /// The file gives no pages there.
+    /// The file gives no pages there, or the region has no owner's view to reach them by ([`OnRevoke::Drop`](crate::OnRevoke)).
     #[error("no memory: {0}")]
     NoMemory(SysError),
     /// The flags contradict themselves.

@@ -85,8 +85,18 @@ pub(crate) enum NotDrained {
     Held(Vec<HeldGuard>),
     /// The caller itself holds this one, so that waiting would never end.
     HeldByCaller(HeldGuard),
-    /// The kernel refused the heavy barrier: nobody can know whether guards are held.
-    Barrier(io::Error),
+}
+
+/// The number of the model's thread that runs now, from 1.
+#[cfg(revocable_model)]
+pub(crate) fn model_thread() -> i32 {
+    threads::tid_of(threads::current()) + 1
+}
+
+/// Gives the model's thread that runs now a number, from 0.
+#[cfg(all(test, revocable_model))]
+pub(crate) fn adopt(number: usize) {
+    threads::adopt(number);
 }
 
 /// Lets guards in while it is open, and can be closed and drained.
@@ -218,13 +228,10 @@ impl Gate {
         self.phase.store(phase as u32, release);
     }
 
-    /// Close and drain: once this is `Ok`, no guard is alive and none comes before the phase is Open again.
-    ///
-    /// # Errors
-    ///
-    /// What is in the way. The gate stays Busy: the caller opens it again, or drains it later.
+    /// Close and drain, for the tests of this file.
+    #[cfg(test)]
     pub(crate) fn close(&self, patience: Patience) -> Result<(), NotDrained> {
-        self.shut().map_err(NotDrained::Barrier)?;
+        self.shut().expect("the kernel keeps to what it granted");
         self.drain(patience)
     }
 
@@ -277,6 +284,13 @@ impl Gate {
                 if held.is_empty() { Ok(()) } else { Err(NotDrained::Held(guards(held))) }
             }
         }
+    }
+
+    /// How many guards the calling thread holds.
+    pub(crate) fn held_by_caller(&self) -> u64 {
+        let slot = self.slots.get(threads::current());
+        // Relaxed: *Owned*.
+        slot.entered.load(Ordering::Relaxed).wrapping_sub(slot.left.load(Ordering::Relaxed))
     }
 
     /// Which threads hold guards now. While the gate is open, only a hint.

@@ -1,10 +1,71 @@
 //! Device memory in user space that its owner can take away from every thread, system call, virtual CPU and
 //! process at once, and give back.
+//!
+//! For authors of virtual machine monitors and user-space devices: it is what Linux's vfio-pci does to a BAR when a guest clears the
+//! memory bit of PCI_COMMAND, for a device that is emulated. A guest that turns a device's memory off while something still uses it
+//! gets what the PCI specification says, not a dead VMM.
+//!
+//! # What it costs
+//!
+//! An access through a [`Mapping`] is one comparison and one instruction. [`Region::disable`] and [`Region::enable`] are system calls
+//! on each mapping: microseconds where page tables can be moved aside ([`Strategy::Detach`]), else in proportion to the pages that
+//! are mapped, which also fault once after `enable()`. Address space is used twice under Detach. While a region is disabled, nothing
+//! has to run. A shared monitor thread starts with the first mapping whose faults it has to answer.
+//!
+//! # Example
+//!
+//! ```
+//! use revocable_mmio::{AccessError, MapOptions, Region};
+//!
+//! let bar = Region::builder(64 << 10).name("bar0").build()?;
+//! let mapping = bar.map(MapOptions::new())?;
+//! mapping.write(0x10, 0xcafe_u32)?;
+//!
+//! bar.disable()?; // the guest clears PCI_COMMAND.MEM
+//! assert!(matches!(mapping.read::<u32>(0x10), Err(AccessError::Disabled { .. })));
+//! bar.owner().write(0x14, 1_u32)?; // the device goes on
+//!
+//! bar.enable()?; // the same mapping, the same address, the same content
+//! assert_eq!(mapping.read::<u32>(0x10)?, 0xcafe);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # How it works
+//!
+//! A [`Region`] is a file (a memfd, by default) with a state, a memory lock and a list of [`Mapping`]s. `disable()` waits for
+//! guards and pins, takes the write side of the lock, sets the state, and takes the page tables of every mapping away, by one of three
+//! [`Strategy`]s. What stands in the range from then on refuses by itself, as [`OnDisabled`] says: it needs no thread and no
+//! descriptor. Faults are resolved under the read side of the lock, by a [`Monitor`] or by the faulting thread, so none can bring a page
+//! back behind a revocation. The [`OwnerView`] is the device's own side, which no revocation touches.
+//!
+//! The crate's accessors ([`Mapping::read`], [`Mapping::write`] and their kin) recover from the fault of a revoked access, by handlers of
+//! SIGBUS and SIGSEGV that chain to those that were there: see [`signal`]. Raw pointers from [`Mapping::as_ptr`], system calls and vCPUs
+//! meet the policy itself.
+//!
+//! # Guarantees
+//!
+//! 1. *Revoked means revoked.* Once `disable()` has returned, nothing reaches the memory through any mapping until `enable()`.
+//! 2. *Nothing is lost.* Content survives; stores that returned before are in it, a store that failed is not.
+//! 3. *Access never kills.* A revoked access through the crate's accessors is an `Err` or all-ones, never a signal that ends the process.
+//! 4. *Bounded.* Revocation waits for guards and pins only, and says for whose; each wait has a form that does not wait.
+//! 5. *No deadlock*, whoever faults while holding what.
+//! 6. *NOWAIT never sleeps.*
+//! 7. *Fails closed.* Whatever dies or runs out half-way, the memory stays out of reach, and who waits wakes.
+//! 8. *Together or not at all*, for regions that are revoked as a group.
+//!
+//! Busy is not disabled: while [`Region::reset`] runs, accesses to an enabled region wait, and none is refused.
+//!
+//! What they don't cover: a process that maps the file by itself has page tables of its own, and DMA goes past all of them.
+//!
+//! What this kernel and this process can do is found out at run time: [`Support::probe`].
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap and membarrier");
+
+#[macro_use]
+mod trace;
 
 mod access;
 mod async_fault;
@@ -13,10 +74,16 @@ mod caller;
 mod error;
 pub mod fault;
 mod gate;
+mod group;
 mod guard;
+#[cfg(feature = "kvm")]
+#[cfg_attr(docsrs, doc(cfg(feature = "kvm")))]
+pub mod kvm;
 mod mapping;
 mod monitor;
+mod notify;
 mod owner;
+pub mod pci;
 mod pin;
 mod policy;
 mod protocol;
@@ -30,6 +97,9 @@ pub mod signal;
 mod stats;
 mod sync;
 mod sys;
+#[cfg(feature = "vm-memory")]
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
+pub mod vm_memory;
 mod wait;
 
 pub use access::{AtomicPrimitive, Primitive};
@@ -37,12 +107,14 @@ pub use async_fault::{Completion, FaultQueue, FaultToken, Submitted};
 pub use backing::{Backing, OnRevoke};
 pub use caller::Caller;
 pub use error::{
-    AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, RevokeError,
+    AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, RevokeError, SubmitError,
 };
 pub use gate::HeldGuard;
+pub use group::{GroupError, ResetGroup};
 pub use guard::Access;
 pub use mapping::{MapOptions, Mapping};
 pub use monitor::Monitor;
+pub use notify::{InvalidateNotifier, NotifyError, Subscription};
 pub use owner::OwnerView;
 pub use pin::Pin;
 pub use policy::OnDisabled;
@@ -59,3 +131,8 @@ pub use sys::inject;
 pub use sys::probe::{Feature, Support};
 pub use sys::uffd::UffdSource;
 pub use wait::CancelToken;
+
+/// The README's example, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -1,5 +1,6 @@
 //! Mappings: one view of a region, or of a part of it, in this process's address space.
 
+use crate::backing::OnRevoke;
 use crate::error::MapError;
 use crate::monitor::{self, wake_page};
 use crate::policy::OnDisabled;
@@ -42,7 +43,6 @@ impl MapOptions {
     }
 
     /// How long the mapping is, in bytes, a multiple of the region's page size. Default: up to the region's end.
-    #[expect(clippy::len_without_is_empty, reason = "a setter, not a container's length")]
     pub fn len(mut self, len: usize) -> Self {
         self.len = Some(len);
         self
@@ -79,6 +79,9 @@ pub struct Mapping {
 
 impl Mapping {
     pub(crate) fn new(region: &Arc<RegionShared>, options: MapOptions) -> Result<Self, MapError> {
+        if region.protocol.is_inherited() {
+            return Err(MapError::Forked);
+        }
         let (offset, len) = options.part(region)?;
         let sys = |source| MapError::Sys { len, source };
         let policy = options.on_disabled;
@@ -99,6 +102,8 @@ impl Mapping {
             server,
             ones,
             page: region.page,
+            sample: region.owner.as_ptr().addr(),
+            drops_file: region.on_revoke == OnRevoke::Drop,
         })
         .map_err(sys)?;
         let served = Arc::new(Served {
@@ -115,6 +120,7 @@ impl Mapping {
         mapping.establish().map_err(|e| match e {
             Establish::Sys(source) => sys(source),
             Establish::Monitor(e) => e.into(),
+            Establish::Reentrant => MapError::Reentrant,
         })?;
         Ok(mapping)
     }
@@ -124,12 +130,20 @@ impl Mapping {
         let served = &self.served;
         let region = &served.region;
         if let Server::Monitor(monitor) = &served.view.server {
+            // The others' faults come to the monitor too, while a reset makes them wait; but they need no answer, so they
+            // start no thread for that.
+            let target: Arc<dyn monitor::Served> = Arc::clone(served) as _;
+            let adopted = monitor.adopt(served.view.range, target);
             if served.view.strategy == Strategy::Zap || served.view.policy == OnDisabled::Block {
-                let target: Arc<dyn monitor::Served> = Arc::clone(served) as _;
-                monitor.adopt(served.view.range, target).map_err(Establish::Monitor)?;
+                adopted.and_then(|()| monitor.start()).map_err(Establish::Monitor)?;
             }
         }
-        let state = region.protocol.read();
+        let state = match region.protocol.try_read() {
+            Some(state) => state,
+            // In its own reset callback: it would wait for itself.
+            None if region.protocol.is_changed_by_caller() => return Err(Establish::Reentrant),
+            None => region.protocol.read(),
+        };
         let file = region.file.lock();
         let file = file.as_ref().map(AsFd::as_fd);
         let mut mappings = region.mappings.lock();
@@ -152,6 +166,9 @@ impl Mapping {
 
     /// The first byte. Accesses through it meet [`OnDisabled`] while the region is disabled. Valid until the mapping is
     /// dropped.
+    ///
+    /// The whole range is the mapping's until then. Rights may be taken away from a part of it (mprotect) and stay so;
+    /// nothing else may be mapped there, and nothing moved away: revoking, restoring and dropping work on the whole range.
     pub fn as_ptr(&self) -> *mut u8 {
         self.served.view.range.as_ptr()
     }
@@ -181,12 +198,17 @@ impl Mapping {
 enum Establish {
     Sys(SysError),
     Monitor(crate::MonitorError),
+    Reentrant,
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
         let range = self.served.view.range;
         let region = &self.served.region;
+        if region.protocol.is_inherited() {
+            // There is no mapping, and there may be something else by now. The list keeps the rest as it is.
+            return;
+        }
         // The list's lock: no change of state is working on the range. `disown`: no monitor is. The range itself goes
         // with the last reference, which is this one: the list and the monitor gave theirs up.
         let mut mappings = region.mappings.lock();
@@ -252,6 +274,13 @@ impl Served {
         self.store_limit.store(if self.view.prot == Prot::ReadWrite { len } else { 0 }, Ordering::Relaxed);
     }
 
+    /// Under the read side of the memory lock of an enabled region: puts right what a change that failed half-way left.
+    pub(crate) fn heal(&self) {
+        if self.view.heal(self.region.file.lock().as_ref().map(AsFd::as_fd)) {
+            self.open();
+        }
+    }
+
     /// Accesses had better look first. A hint: the refusal itself is in the page tables.
     pub(crate) fn close(&self) {
         self.load_limit.store(0, Ordering::Relaxed);
@@ -268,30 +297,32 @@ impl Served {
         let mut mapped = 0;
         while from < end {
             let part = AddrRange::new(self.view.range.addr + from, end - from);
-            match uffd.map_present(part)? {
-                Continued::Bytes(n) => {
+            match uffd.map_present(part) {
+                Ok(Continued::Bytes(n)) => {
                     mapped += n / page;
                     from += n;
                 }
                 // Somebody was faster. Its waiters were woken by whoever mapped it, unless they came in between.
-                Continued::AlreadyMapped => {
+                Ok(Continued::AlreadyMapped) => {
                     if from == first {
                         let _ = uffd.wake(AddrRange::new(self.view.range.addr + from, page));
                     }
                     from += page;
                 }
-                Continued::Hole if from == first => self.region.owner.populate(self.offset + first, page)?,
+                Ok(Continued::Hole) if from == first => self.region.owner.populate(self.offset + first, page)?,
                 // Around the fault only what the file has is mapped.
-                Continued::Hole => from += page,
+                Ok(Continued::Hole) => from += page,
                 // Part of the window was unmapped or split off by the application: the page itself, or nothing.
-                Continued::NotRegistered if from == first && part.len == page => {
+                Ok(Continued::NotRegistered) if from == first && part.len == page => {
                     return Err(SysError::new("UFFDIO_CONTINUE", Errno::ENOENT));
                 }
-                Continued::NotRegistered if from <= first => {
+                Err(e) if from == first => return Err(e),
+                Ok(Continued::NotRegistered) | Err(_) if from <= first => {
                     return self.map_page(uffd, first);
                 }
-                Continued::NotRegistered => break,
-                Continued::TryAgain => std::thread::yield_now(),
+                // What is wrong behind it is not this fault's business.
+                Ok(Continued::NotRegistered) | Err(_) => break,
+                Ok(Continued::TryAgain) => std::thread::yield_now(),
             }
         }
         count(&self.region.counters.faults_mapped);
@@ -320,8 +351,10 @@ impl monitor::Served for Served {
         // NOWAIT: whoever holds the write side wakes this mapping's waiters after releasing it, and they fault again.
         let Some(state) = self.region.protocol.try_read() else {
             count(&counters.faults_parked);
+            event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, "fault, region busy");
             return;
         };
+        event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, state = ?*state, "fault");
         match *state {
             State::Enabled if self.view.strategy == Strategy::Zap => {
                 if self.map_pages(uffd, fault.addr - self.view.range.addr).is_err() {
@@ -336,16 +369,24 @@ impl monitor::Served for Served {
                     count(&counters.degraded);
                 }
             }
-            // A late message: what waited here has something else to meet by now.
-            State::Enabled | State::Disabled | State::Gone => wake_page(uffd, fault.addr),
+            // A late message: what waited here has something else to meet by now. Or one that a failed change left in.
+            State::Enabled => {
+                self.heal();
+                wake_page(uffd, fault.addr);
+            }
+            State::Disabled | State::Gone => wake_page(uffd, fault.addr),
         }
     }
 
-    fn abandon(&self) {
+    fn abandon(&self) -> bool {
         self.close();
-        if self.view.refuse_for_good().is_err() {
+        let refused = self.view.abandon().is_ok();
+        if !refused {
             count(&self.region.counters.degraded);
         }
+        // Replacing a mapping wakes nobody who waits in it.
+        self.view.wake();
+        refused
     }
 }
 

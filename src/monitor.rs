@@ -5,6 +5,7 @@
 
 use crate::error::MonitorError;
 use crate::stats::{Histogram, MonitorStats};
+use crate::sys::thread::current_pid;
 use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError, page_size};
 use nix::errno::Errno;
@@ -35,7 +36,8 @@ pub(crate) trait Served: Send + Sync {
     /// Answers a fault, or leaves it waiting for the holder of the memory lock. Never blocks on a lock.
     fn serve(&self, fault: FaultMessage);
     /// The monitor is gone for good: makes the mapping refuse, so that nobody waits for ever or reads what is not there.
-    fn abandon(&self);
+    /// Says whether that worked.
+    fn abandon(&self) -> bool;
 }
 
 /// Resolves the page faults of mappings; see [`RegionBuilder::monitor`](crate::RegionBuilder::monitor).
@@ -57,7 +59,7 @@ impl Monitor {
         static SHARED: Mutex<(Weak<Core>, Weak<Threads>)> = Mutex::new((Weak::new(), Weak::new()));
         let mut shared = SHARED.lock();
         if let (Some(core), Some(threads)) = (shared.0.upgrade(), shared.1.upgrade()) {
-            if !core.dead.load(Ordering::Acquire) {
+            if !core.dead.load(Ordering::Acquire) && threads.process == current_pid() {
                 return Ok(Self { core, threads });
             }
         }
@@ -86,14 +88,31 @@ impl Monitor {
         Self::over(Uffd::open(features())?, 0)
     }
 
-    /// A monitor over a userfaultfd that somebody else opened, for example before privileges were dropped. `threads`
-    /// may be 0, as for [`manual`](Self::manual). A descriptor whose `UFFDIO_API` handshake is already done must
-    /// have been given `UFFD_FEATURE_MINOR_SHMEM` (and no event features).
+    /// A monitor over a userfaultfd that was opened elsewhere in this process, for example before privileges were
+    /// dropped. `threads` may be 0, as for [`manual`](Self::manual). A descriptor whose `UFFDIO_API` handshake is
+    /// already done must have been given `UFFD_FEATURE_MINOR_SHMEM` (and no event features).
+    ///
+    /// A userfaultfd serves the process that made it and no other, also after it was handed on: a launcher hands on
+    /// `/dev/userfaultfd` instead, see [`from_device`](Self::from_device).
     ///
     /// # Errors
-    /// `fd` is not a userfaultfd, or belongs to another address space (found when a mapping registers).
+    /// `fd` is not a userfaultfd, or serves another process ([`MonitorError::Foreign`]).
     pub fn from_fd(fd: OwnedFd, threads: usize) -> Result<Self, MonitorError> {
-        Self::over((Uffd::from_fd(fd, features())?, UffdSource::Device), threads)
+        let uffd = Uffd::from_fd(fd, features())?;
+        if !uffd.serves_this_process()? {
+            return Err(MonitorError::Foreign);
+        }
+        Self::over((uffd, UffdSource::HandedIn), threads)
+    }
+
+    /// A monitor over a new userfaultfd, by a `/dev/userfaultfd` that somebody else opened: a privileged launcher, who
+    /// handed it on over a socket or through exec. Needs no privilege. `threads` may be 0, as for
+    /// [`manual`](Self::manual).
+    ///
+    /// # Errors
+    /// `device` is not `/dev/userfaultfd` (Linux 6.1).
+    pub fn from_device(device: BorrowedFd<'_>, threads: usize) -> Result<Self, MonitorError> {
+        Self::over((Uffd::by_device(device, features())?, UffdSource::Device), threads)
     }
 
     fn over((uffd, source): (Uffd, UffdSource), count: usize) -> Result<Self, MonitorError> {
@@ -108,8 +127,21 @@ impl Monitor {
             dead: AtomicBool::new(false),
             counters: Counters::default(),
         });
-        let threads = Arc::new(Threads { core: Arc::clone(&core), count, running: Mutex::new(Vec::new()) });
+        let threads = Arc::new(Threads {
+            core: Arc::clone(&core),
+            count,
+            running: Mutex::new(Vec::new()),
+            first: Mutex::default(),
+            process: current_pid(),
+        });
         Ok(Self { core, threads })
+    }
+
+    /// Has every thread of the monitor call `first` before it answers its first fault: to install a seccomp filter, to
+    /// choose its CPUs. Its threads start with the first mapping that needs them: call this before. If `first` panics the
+    /// monitor is dead, and its mappings refuse.
+    pub fn on_thread_start(&self, first: impl Fn() + Send + Sync + 'static) {
+        *self.threads.first.lock() = Some(Arc::new(first));
     }
 
     /// Answers waiting faults, at most `budget` of them, without blocking; says how many there were.
@@ -153,17 +185,29 @@ impl Monitor {
         }
     }
 
+    /// Starts the threads if there are none yet.
+    pub(crate) fn start(&self) -> Result<(), MonitorError> {
+        self.threads.ensure_running()
+    }
+
+    /// Has it failed, so that nobody answers faults any more?
+    pub(crate) fn is_dead(&self) -> bool {
+        self.core.dead.load(Ordering::Acquire)
+    }
+
     pub(crate) fn uffd(&self) -> &Uffd {
         &self.core.uffd
     }
 
-    /// From now on the faults of `range` are answered by `served`. Starts the threads if there are none yet.
+    /// From now on the faults of `range` are answered by `served`.
     pub(crate) fn adopt(&self, range: AddrRange, served: Arc<dyn Served>) -> Result<(), MonitorError> {
-        if self.core.dead.load(Ordering::Acquire) {
+        let mut mappings = self.core.mappings.write();
+        // Under the table's lock, as `die` goes through the table after setting this: either it finds the mapping there, or
+        // the mapping finds this.
+        if self.is_dead() {
             return Err(MonitorError::Dead);
         }
-        self.threads.ensure_running()?;
-        self.core.mappings.write().insert(range.addr, (range, served));
+        mappings.insert(range.addr, (range, served));
         Ok(())
     }
 
@@ -193,6 +237,20 @@ impl AsFd for Monitor {
     }
 }
 
+/// The `userfaultfd` crate's own features do not name `UFFD_FEATURE_MINOR_SHMEM`, which strategy Zap needs:
+/// `UffdBuilder::require_features(FeatureFlags::from_bits_retain(1 << 10))`, with `user_mode_only(false)`.
+#[cfg(feature = "userfaultfd")]
+#[cfg_attr(docsrs, doc(cfg(feature = "userfaultfd")))]
+impl TryFrom<userfaultfd::Uffd> for Monitor {
+    type Error = MonitorError;
+
+    /// [`Monitor::from_fd`] with one thread.
+    fn try_from(uffd: userfaultfd::Uffd) -> Result<Self, MonitorError> {
+        // Not by `into_raw_fd`, which closes the descriptor (userfaultfd 0.9).
+        Self::from_fd(crate::revoke::dup(uffd.as_fd())?, 1)
+    }
+}
+
 impl fmt::Debug for Monitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Monitor")
@@ -212,11 +270,14 @@ struct Counters {
     answer: Histogram,
 }
 
+/// Mappings by first address.
+type Table = BTreeMap<usize, (AddrRange, Arc<dyn Served>)>;
+
 struct Core {
     uffd: Uffd,
     source: UffdSource,
     /// By first address. Held for reading while an answer is given: see `disown`.
-    mappings: RwLock<BTreeMap<usize, (AddrRange, Arc<dyn Served>)>>,
+    mappings: RwLock<Table>,
     /// Rings at the end, and for a thread that follows another when it may be time to give up. A timer of its own, as
     /// poll's would have to be set for each fault.
     bell: TimerFd,
@@ -230,7 +291,7 @@ impl Core {
     fn pump(&self, batch: &mut Batch, limit: usize) -> Result<usize, SysError> {
         batch.faults.clear();
         let n = match self.uffd.read(&mut batch.faults, limit) {
-            Err(e) if e.errno == Errno::EINTR => return Ok(0),
+            Err(e) if matches!(e.errno, Errno::EINTR | Errno::EAGAIN) => return Ok(0),
             other => other?,
         };
         for fault in &batch.faults {
@@ -256,10 +317,23 @@ impl Core {
         }));
         if answered.is_err() {
             self.counters.panics.fetch_add(1, Ordering::Relaxed);
+            self.give_up(fault.addr);
         }
         let done = Instant::now();
         self.counters.answer.record(done - since);
         done
+    }
+
+    /// Fails closed where an answer has panicked: the next one would too. The mapping refuses from now on, and the thread
+    /// meets that instead of waiting for ever.
+    fn give_up(&self, addr: usize) {
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            let mappings = self.mappings.read();
+            if let Some((_, (_, served))) = mappings.range(..=addr).next_back().filter(|(_, (r, _))| r.contains(addr)) {
+                served.abandon();
+            }
+        }));
+        wake_page(&self.uffd, addr);
     }
 
     fn run(&self, mut follower: Follower) {
@@ -291,8 +365,14 @@ impl Core {
                 Err(_) => break,
             }
         }
-        if !self.stopping.load(Ordering::Acquire) {
-            self.die();
+        self.fail();
+    }
+
+    /// Ends in one of the monitor's threads, unless it is wanted to.
+    fn fail(&self) {
+        // A mapping that does not even refuse, for want of memory, say, would leave its threads waiting: try again.
+        while !self.stopping.load(Ordering::Acquire) && !self.die() {
+            thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -320,13 +400,15 @@ impl Core {
         }
     }
 
-    /// Fails closed.
-    fn die(&self) {
+    /// Fails closed; false if that has to be tried again.
+    fn die(&self) -> bool {
         self.dead.store(true, Ordering::Release);
+        let mut closed = true;
         for (_, served) in self.mappings.read().values() {
             // A panic here must not leave the rest of the mappings open.
-            let _ = catch_unwind(AssertUnwindSafe(|| served.abandon()));
+            closed &= catch_unwind(AssertUnwindSafe(|| served.abandon())).unwrap_or(true);
         }
+        closed
     }
 }
 
@@ -361,6 +443,10 @@ struct Threads {
     core: Arc<Core>,
     count: usize,
     running: Mutex<Vec<JoinHandle<()>>>,
+    /// What each does first: see [`Monitor::on_thread_start`].
+    first: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
+    /// Whose threads they are.
+    process: i32,
 }
 
 impl Threads {
@@ -370,6 +456,7 @@ impl Threads {
         let follow = self.count == 1;
         while running.len() < self.count {
             let core = Arc::clone(&self.core);
+            let first = self.first.lock().clone();
             let name = format!("mmio-monitor-{}", running.len());
             let handle = thread::Builder::new().name(name).spawn(move || {
                 // Signal handlers of the application are none of this thread's business.
@@ -378,7 +465,10 @@ impl Threads {
                     all.remove(own);
                 }
                 let _ = all.thread_block();
-                core.run(Follower::new(follow));
+                match catch_unwind(AssertUnwindSafe(|| first.map(|first| first()))) {
+                    Ok(_) => core.run(Follower::new(follow)),
+                    Err(_) => core.fail(),
+                }
             });
             running.push(handle.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?);
         }
@@ -388,6 +478,10 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
+        if self.process != current_pid() {
+            // A forked child has none of the threads, and the eventfd is its parent's too.
+            return;
+        }
         self.core.stopping.store(true, Ordering::Release);
         self.core.ring_in(Duration::from_nanos(1));
         for handle in self.running.get_mut().drain(..) {
@@ -397,5 +491,44 @@ impl Drop for Threads {
                 let _ = handle.join();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Panics {
+        abandoned: AtomicBool,
+    }
+
+    impl Served for Panics {
+        fn serve(&self, _: FaultMessage) {
+            panic!("for the test");
+        }
+
+        fn abandon(&self) -> bool {
+            self.abandoned.store(true, Ordering::Relaxed);
+            true
+        }
+    }
+
+    #[test]
+    fn a_mapping_whose_answer_panics_refuses_from_then_on() {
+        let Ok(monitor) = Monitor::manual() else {
+            println!("SKIP: no userfaultfd");
+            assert!(std::env::var_os("REVOCABLE_CI").is_none(), "this machine is to run every test");
+            return;
+        };
+        let [panics, other] = [(); 2].map(|()| Arc::new(Panics::default()));
+        let page = page_size();
+        for (at, served) in [(16, &panics), (17, &other)] {
+            monitor.adopt(AddrRange::new(at * page, page), Arc::clone(served) as _).expect("it lives");
+        }
+        monitor.core.answer(FaultMessage { addr: 16 * page + 8, tid: 1, write: false });
+        assert!(panics.abandoned.load(Ordering::Relaxed));
+        assert!(!other.abandoned.load(Ordering::Relaxed));
+        assert_eq!(monitor.stats().panics, 1);
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::access::raw;
 use crate::access::{Primitive, check};
-use crate::backing::{File, OnRevoke};
+use crate::backing::{File, Kind, OnRevoke};
 use crate::error::{AccessError, CopyError};
 use crate::sys::{AddrRange, SysError, map};
 use memmap2::{Advice, MmapOptions, MmapRaw};
@@ -22,12 +22,14 @@ use std::fmt;
 /// device.
 pub struct OwnerView {
     map: Option<MmapRaw>,
+    of_device: bool,
 }
 
 impl OwnerView {
     pub(crate) fn new(file: &File, len: usize) -> Result<Self, SysError> {
+        let of_device = file.kind == Kind::Other;
         if file.on_revoke == OnRevoke::Drop {
-            return Ok(Self { map: None });
+            return Ok(Self { map: None, of_device });
         }
         let errno = |e: std::io::Error| SysError::new("mmap", Errno::from_raw(e.raw_os_error().unwrap_or(0)));
         crate::sys::may_fail("mmap")?;
@@ -35,7 +37,7 @@ impl OwnerView {
         for advice in [Advice::DontFork, Advice::DontDump] {
             map.advise(advice).map_err(|e| SysError::new("madvise", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
         }
-        Ok(Self { map: Some(map) })
+        Ok(Self { map: Some(map), of_device })
     }
 
     /// The first byte; null for an empty view.
@@ -55,9 +57,15 @@ impl OwnerView {
 
     /// Has the file give pages in `range`, without changing their content.
     pub(crate) fn populate(&self, offset: usize, len: usize) -> Result<(), SysError> {
-        let range = AddrRange::new(self.as_ptr().addr() + offset, len);
+        // An empty view has no addresses: 0 plus the offset is somebody else's.
+        let view = self.map.as_ref().ok_or(SysError::new("madvise", Errno::EBADF))?;
+        let range = AddrRange::new(view.as_mut_ptr().addr() + offset, len);
         // SAFETY: inside the view (the callers' windows are inside the region); it drops nothing.
-        unsafe { map::advise(range, map::Advice::PopulateWrite) }
+        match unsafe { map::advise(range, map::Advice::PopulateWrite) } {
+            // A device's memory (VM_PFNMAP) is always there.
+            Err(e) if e.errno == Errno::EINVAL && self.of_device => Ok(()),
+            other => other,
+        }
     }
 
     /// One load. `offset` in bytes, a multiple of the size of `T`.

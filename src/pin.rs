@@ -108,7 +108,9 @@ impl Region {
     ///
     /// # Blocking
     /// As the flags say, while the region is busy (and while it is disabled, with [`OnDisabled::Block`](crate::OnDisabled)).
-    /// With `RETRY_NOWAIT` it answers [`PinError::WouldBlock`] at once, and queues nothing.
+    /// With `RETRY_NOWAIT` it answers [`PinError::WouldBlock`] at once, and queues nothing. Under a guard of the region it
+    /// does not wait either. But whoever holds a pin already and waits here for another one waits, while a revocation waits
+    /// for the first: give it up when told ([`Pin::on_revoke`]), or ask with `RETRY_NOWAIT`.
     ///
     /// # Errors
     /// Nothing is pinned: see [`PinError`].

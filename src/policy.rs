@@ -12,6 +12,7 @@ pub enum OnDisabled {
     /// the same mapping until `enable()`, then it is gone; a page touched by one costs a page of memory until then.
     AllOnes,
     /// Loads and stores wait for `enable()`, and so do system calls; one that is waiting when a signal arrives for its
-    /// thread ends with EFAULT, as do all later ones until `enable()`. Needs a userfaultfd.
+    /// thread ends with EFAULT, as do all later ones until `enable()`. On a file that no userfaultfd can register (a device's),
+    /// and for a process that may have one for user-mode faults only, system calls get EFAULT at once. Needs a userfaultfd.
     Block,
 }

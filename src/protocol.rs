@@ -24,9 +24,13 @@
 use crate::error::{Holders, RevokeError};
 use crate::gate::{Gate, NotDrained, Phase};
 use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, fence};
+use crate::sync::{Mutation, RwLock, RwLockReadGuard, RwLockWriteGuard, TryMutex, TryMutexGuard, broken, fence};
+use crate::trace;
 use crate::wait::{CancelToken, Event, Patience, Waited};
 use std::time::{Duration, Instant};
+
+#[cfg(all(test, revocable_model))]
+mod model;
 
 /// What the protocol drives. The real one makes system calls; the model's is a fake kernel.
 pub(crate) trait Mechanism {
@@ -71,7 +75,7 @@ impl State {
 
 pub(crate) struct Protocol {
     /// One change of state at a time, from its first notifier to its last.
-    control: Mutex<()>,
+    control: TryMutex,
     /// The thread that holds `control`, 0 for none.
     changer: AtomicI32,
     /// The memory lock.
@@ -84,12 +88,14 @@ pub(crate) struct Protocol {
     epoch: AtomicU64,
     /// Was the region enabled after the last of them?
     enabled: AtomicBool,
+    /// Whose mappings they are: see [`is_inherited`](Self::is_inherited).
+    process: i32,
 }
 
 impl Protocol {
     pub(crate) fn new(initial: State) -> Self {
         Self {
-            control: Mutex::new(()),
+            control: TryMutex::new(()),
             changer: AtomicI32::new(0),
             memory: RwLock::new(initial),
             gate: Gate::new(initial.phase()),
@@ -97,12 +103,25 @@ impl Protocol {
             waiters: Event::new(),
             epoch: AtomicU64::new(0),
             enabled: AtomicBool::new(initial == State::Enabled),
+            process: crate::sys::thread::current_pid(),
         }
     }
 
     /// The state as of now, without waiting.
     pub(crate) fn phase(&self) -> Phase {
         self.gate.phase()
+    }
+
+    /// Is this a forked child's copy? The child has no mappings where its parent has them, maybe something else; and the
+    /// userfaultfds go on working on its parent's.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.process != crate::sys::thread::current_pid()
+    }
+
+    /// Is the calling thread inside a change of this state: in a notifier, or in a reset callback?
+    pub(crate) fn is_changed_by_caller(&self) -> bool {
+        // Relaxed: only ever compared with the reading thread's own key.
+        self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid()
     }
 
     /// Was the region enabled after the last finished change?
@@ -121,13 +140,37 @@ impl Protocol {
     }
 
     /// The read side of the memory lock, without waiting.
+    ///
+    /// Who does not get it sees the phase as Busy, or as what came after: otherwise it would spin for a while instead of
+    /// waiting.
     pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, State>> {
-        self.memory.try_read()
+        let state = self.memory.try_read();
+        if state.is_none() && !broken(Mutation::TryFence) {
+            // Acquire: pairs with the heavy barrier in `Gate::shut`, after the store of Busy and before the lock is
+            // taken, through the lock's own word, which the failed try has read.
+            fence(Ordering::Acquire);
+        }
+        state
     }
 
     /// The read side of the memory lock, waiting for a writer as long as it takes.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
         self.memory.read()
+    }
+
+    /// Runs `f` while no change of state is under way, and none begins.
+    ///
+    /// # Errors
+    /// [`RevokeError::Reentrant`] in the thread that changes the state, [`RevokeError::WouldDeadlock`] in one that holds a
+    /// guard which another thread's change waits for.
+    #[cfg_attr(not(feature = "kvm"), expect(dead_code, reason = "only memslots start in step with the state so far"))]
+    pub(crate) fn at_rest<R>(&self, f: impl FnOnce(Phase) -> R) -> Result<R, RevokeError> {
+        // Relaxed: only ever compared with the reading thread's own key.
+        if self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid() {
+            return Err(RevokeError::Reentrant);
+        }
+        let _control = self.lock_control(Patience::Forever)?;
+        Ok(f(self.phase()))
     }
 
     /// Waits until the region is in none of the phases that `unwanted` names.
@@ -142,24 +185,26 @@ impl Protocol {
 
     /// Counts a pin in, under the read side of the memory lock of an enabled region; false while a revocation drains.
     ///
-    /// # The race, in cases
-    /// This adds to the count, passes a fence, then reads the phase; a changer closes the gate, passes a fence (in
-    /// `shut`), then reads the count. 1. The changer's fence is first: this sees Busy, and counts itself out. 2. This
-    /// one's is first: the changer sees the count, and waits.
+    /// A pin is counted in under a guard, so it has no race of its own: a guard is refused by a gate that closes, or
+    /// waited for by the drain, and the changer reads the count after that. And who holds a guard already, which the drain
+    /// waits for, gets its pin.
     pub(crate) fn pin(&self) -> bool {
-        self.pins.fetch_add(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        let open = self.phase() == Phase::Open;
-        if !open {
-            self.unpin();
+        let guard = self.gate.enter();
+        if guard.is_err() && !broken(Mutation::PinRefusal) {
+            return false;
         }
-        open
+        // Relaxed: the end of the guard orders it before the changer's load in `drain`.
+        self.pins.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     pub(crate) fn unpin(&self) {
-        // SeqCst, and at least Release: what was done under the pin comes before the revocation that waited for it.
-        self.pins.fetch_sub(1, Ordering::SeqCst);
-        self.waiters.notify_all();
+        // Release pairs with the Acquire in `drain`: what was done under the pin comes before the revocation that
+        // waited for it.
+        self.pins.fetch_sub(1, Ordering::Release);
+        if !broken(Mutation::UnpinNotify) {
+            self.waiters.notify_all();
+        }
     }
 
     /// The first half of every change of state: afterwards nobody uses the memory under a guard or a pin, nobody
@@ -170,80 +215,146 @@ impl Protocol {
         goal: Option<State>,
         patience: Patience,
     ) -> Result<Option<Change<'a>>, RevokeError> {
+        self.begin_among(mechanism, goal, patience, patience)
+    }
+
+    /// [`begin`](Self::begin) with a patience of its own for `readers` of the memory lock: those hold it for a single
+    /// access and wait for nobody, so a member of a group can wait a moment for them without a risk of deadlock.
+    pub(crate) fn begin_among<'a>(
+        &'a self,
+        mechanism: &'a dyn Mechanism,
+        goal: Option<State>,
+        patience: Patience,
+        readers: Patience,
+    ) -> Result<Option<Change<'a>>, RevokeError> {
         let since = Instant::now();
-        let me = crate::sys::thread::current_tid();
-        if self.changer.load(Ordering::Relaxed) == me {
+        // While a guard lives the region is enabled: for its holder, enabling it is done.
+        if goal == Some(State::Enabled) && self.gate.held_by_caller() > 0 {
+            return Ok(None);
+        }
+        let mut change = self.take_control(mechanism, patience)?;
+        if goal == Some(change.was) {
+            return Ok(None);
+        }
+        if change.was == State::Enabled {
+            change.told = true;
+            mechanism.before_revoke();
+        }
+        self.gate.shut().map_err(RevokeError::Barrier)?;
+        if broken(Mutation::DrainUnderLock) {
+            change.write_lock(readers, since)?;
+        }
+        self.drain(mechanism, patience, since)?;
+        if !broken(Mutation::DrainUnderLock) {
+            change.write_lock(readers, since)?;
+        }
+        Ok(Some(change))
+    }
+
+    /// The write side of the memory lock for an access of the owner's that nobody else may come in between; the state
+    /// stays, nothing is zapped, guards and pins are not waited for and nobody is told. Who meets the lock meets a
+    /// busy region, as in any change.
+    pub(crate) fn begin_privileged<'a>(&'a self, mechanism: &'a dyn Mechanism) -> Result<Change<'a>, RevokeError> {
+        let mut change = self.take_control(mechanism, Patience::Forever)?;
+        self.gate.shut().map_err(RevokeError::Barrier)?;
+        change.write_lock(Patience::Forever, Instant::now())?;
+        Ok(change)
+    }
+
+    /// One change at a time, and none from inside another of the same thread.
+    fn take_control<'a>(&'a self, mechanism: &'a dyn Mechanism, patience: Patience) -> Result<Change<'a>, RevokeError> {
+        if self.is_inherited() {
+            return Err(RevokeError::Forked);
+        }
+        if self.is_changed_by_caller() {
             return Err(RevokeError::Reentrant);
         }
-        let control = match patience {
-            Patience::Forever => Some(self.control.lock()),
-            Patience::Never => self.control.try_lock(),
-            Patience::Until(deadline) => self.control.try_lock_until(deadline),
-        };
-        let control = control.ok_or_else(|| gave_up(patience, since, Holders::default()))?;
+        let control = self.lock_control(patience)?;
         let was = match self.phase() {
             Phase::Open => State::Enabled,
             Phase::Disabled => State::Disabled,
             // Busy ends before `control` is released.
             Phase::Gone | Phase::Busy => return Err(RevokeError::Gone),
         };
-        if goal == Some(was) {
-            return Ok(None);
-        }
         // Relaxed: only ever compared with the reading thread's own key.
-        self.changer.store(me, Ordering::Relaxed);
-        let mut change =
-            Change { protocol: self, mechanism, _control: control, memory: None, was, now: was, told: false };
-        if was == State::Enabled {
-            change.told = true;
-            mechanism.before_revoke();
-        }
-        self.gate.shut().map_err(RevokeError::Barrier)?;
-        self.drain(mechanism, patience, since)?;
-        let memory = match patience {
-            Patience::Forever => Some(self.memory.write()),
-            Patience::Never => self.memory.try_write(),
-            Patience::Until(deadline) => self.memory.try_write_until(deadline),
+        self.changer.store(crate::sys::thread::current_tid(), Ordering::Relaxed);
+        Ok(Change { protocol: self, mechanism, _control: control, memory: None, was, now: was, told: false })
+    }
+
+    /// The right to change the state. The holder of a guard does not wait for it: whoever has it may be waiting for that
+    /// guard.
+    fn lock_control(&self, patience: Patience) -> Result<TryMutexGuard<'_>, RevokeError> {
+        let since = Instant::now();
+        let guards = if broken(Mutation::OwnGuards) { 0 } else { self.gate.held_by_caller() };
+        let control = match patience {
+            _ if guards > 0 => self.control.try_lock(),
+            Patience::Forever => Some(self.control.lock()),
+            Patience::Never => self.control.try_lock(),
+            Patience::Until(deadline) => self.control.try_lock_until(deadline),
         };
-        change.memory = Some(memory.ok_or_else(|| gave_up(patience, since, Holders::default()))?);
-        Ok(Some(change))
+        control.ok_or_else(|| match patience {
+            Patience::Forever | Patience::Until(_) if guards > 0 => RevokeError::WouldDeadlock { guards },
+            _ => gave_up(patience, since, Holders::default()),
+        })
     }
 
     /// Waits for the guards and the pins.
     fn drain(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
+        let mut slow = trace::ENABLED.then(|| since + trace::SLOW);
+        let mut is_slow = || slow.take_if(|slow| Instant::now() >= *slow).is_some();
         loop {
-            // A thread whose help a guard's holder may need does not sleep for long.
-            let nap = mechanism.help().then(|| Instant::now() + Duration::from_millis(1));
-            let (slice, last) = match (patience, nap) {
-                (Patience::Forever, Some(nap)) => (Patience::Until(nap), false),
-                (Patience::Until(deadline), Some(nap)) if nap < deadline => (Patience::Until(nap), false),
-                _ => (patience, true),
-            };
+            let (slice, last) = slice(mechanism, patience);
             match self.gate.drain(slice) {
                 Ok(()) => break,
-                Err(NotDrained::Held(_)) if !last => {}
+                Err(NotDrained::Held(_guards)) if !last => {
+                    if is_slow() {
+                        event!(WARN, guards = ?_guards, "slow guard");
+                    }
+                }
                 Err(NotDrained::Held(guards)) => {
                     return Err(gave_up(patience, since, Holders { guards, pins: self.pins() }));
                 }
                 Err(NotDrained::HeldByCaller(own)) => return Err(RevokeError::WouldDeadlock { guards: own.count }),
-                Err(NotDrained::Barrier(e)) => return Err(RevokeError::Barrier(e)),
             }
         }
+        // Only now: a guard that the drain waited for may have counted a pin in. See `pin`.
         if self.pins() > 0 && patience != Patience::Never {
             mechanism.want_pins_back();
         }
-        // The fence is the one between the gate's closing and this: see `pin`.
-        fence(Ordering::SeqCst);
-        let pinned = || self.pins.load(Ordering::SeqCst) > 0;
-        let pins_left = match patience {
-            Patience::Forever => self.waiters.wait_while(pinned, None, None) != Waited::Done,
-            Patience::Never => pinned(),
-            Patience::Until(deadline) => self.waiters.wait_while(pinned, None, Some(deadline)) != Waited::Done,
-        };
-        if pins_left {
-            return Err(gave_up(patience, since, Holders { guards: Vec::new(), pins: self.pins() }));
+        // Acquire pairs with the Release in `unpin`.
+        let pinned = || self.pins.load(Ordering::Acquire) > 0 && !broken(Mutation::PinsIgnored);
+        loop {
+            let (slice, last) = slice(mechanism, patience);
+            let unpinned = match slice {
+                Patience::Forever => self.waiters.wait_while(pinned, None, None) == Waited::Done,
+                Patience::Never => !pinned(),
+                Patience::Until(deadline) => self.waiters.wait_while(pinned, None, Some(deadline)) == Waited::Done,
+            };
+            if unpinned {
+                return Ok(());
+            }
+            if last {
+                return Err(gave_up(patience, since, Holders { guards: Vec::new(), pins: self.pins() }));
+            }
+            if is_slow() {
+                event!(WARN, pins = self.pins(), "slow guard");
+            }
         }
-        Ok(())
+    }
+}
+
+/// How long to wait at a stretch, and whether patience ends with it. A thread whose help the holder of a guard or a pin
+/// may need (to have a fault resolved, say) does not sleep for long, nor does one that is to tell who is slow.
+fn slice(mechanism: &dyn Mechanism, patience: Patience) -> (Patience, bool) {
+    let nap = match mechanism.help() {
+        true => Some(Duration::from_millis(1)),
+        false => trace::ENABLED.then_some(trace::SLOW),
+    };
+    let nap = nap.map(|nap| Instant::now() + nap);
+    match (patience, nap) {
+        (Patience::Forever, Some(nap)) => (Patience::Until(nap), false),
+        (Patience::Until(deadline), Some(nap)) if nap < deadline => (Patience::Until(nap), false),
+        _ => (patience, true),
     }
 }
 
@@ -259,21 +370,32 @@ fn gave_up(patience: Patience, since: Instant, holders: Holders) -> RevokeError 
 pub(crate) struct Change<'a> {
     protocol: &'a Protocol,
     mechanism: &'a dyn Mechanism,
-    _control: MutexGuard<'a, ()>,
+    _control: TryMutexGuard<'a>,
     memory: Option<RwLockWriteGuard<'a, State>>,
     was: State,
     now: State,
     told: bool,
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
     pub(crate) fn state(&self) -> State {
         self.now
     }
 
+    fn write_lock(&mut self, patience: Patience, since: Instant) -> Result<(), RevokeError> {
+        let memory: &'a RwLock<State> = &self.protocol.memory;
+        let guard = match patience {
+            Patience::Forever => Some(memory.write()),
+            Patience::Never => memory.try_write(),
+            Patience::Until(deadline) => memory.try_write_until(deadline),
+        };
+        self.memory = Some(guard.ok_or_else(|| gave_up(patience, since, Holders::default()))?);
+        Ok(())
+    }
+
     fn set(&mut self, state: State) {
         self.now = state;
-        if let Some(memory) = &mut self.memory {
+        if let (Some(memory), false) = (&mut self.memory, broken(Mutation::StateUnset)) {
             **memory = state;
         }
     }
@@ -283,21 +405,34 @@ impl Change<'_> {
         let was = self.now;
         // First the state, then the refusal: a region that refuses is disabled.
         self.set(to);
-        self.mechanism.refuse(to == State::Gone).or_else(|e| {
-            self.mechanism.restore()?;
-            self.set(was);
-            Err(e)
+        self.mechanism.refuse(to == State::Gone).inspect_err(|_| {
+            // What does not come back either goes on refusing. The region is not revoked as a whole, so it is not
+            // called disabled: the next `disable()` must try again, and not find that there is nothing to do.
+            if to != State::Gone {
+                let _ = self.mechanism.restore();
+                self.set(was);
+            }
         })
     }
 
     /// Gives back. On an error everything is as before.
     pub(crate) fn enable(&mut self) -> Result<(), RevokeError> {
-        self.mechanism.restore().or_else(|e| {
-            self.mechanism.refuse(false)?;
-            Err(e)
-        })?;
-        self.set(State::Enabled);
-        Ok(())
+        let restored = self.mechanism.restore();
+        // What was given back before the failure is taken away again. If that fails too, the region is not revoked as a
+        // whole, and so not called disabled.
+        if restored.is_ok() || self.mechanism.refuse(false).is_err() {
+            self.set(State::Enabled);
+        }
+        restored
+    }
+
+    /// Revokes or gives back, whichever `goal` asks for, if anything. On an error everything is as before.
+    pub(crate) fn become_state(&mut self, goal: State) -> Result<(), RevokeError> {
+        match (self.now, goal) {
+            (now, goal) if now == goal => Ok(()),
+            (_, State::Enabled) => self.enable(),
+            (_, State::Disabled | State::Gone) => self.disable(goal),
+        }
     }
 
     /// Makes the memory unreachable while the state stays enabled: accesses wait for the end of the change. On an
@@ -306,19 +441,19 @@ impl Change<'_> {
         if self.now != State::Enabled {
             return Ok(());
         }
-        self.mechanism.hold().or_else(|e| {
-            self.mechanism.restore()?;
-            Err(e)
+        self.mechanism.hold().inspect_err(|_| {
+            if self.mechanism.restore().is_err() {
+                let _ = self.disable(State::Disabled);
+            }
         })
     }
 
     /// Ends a [`hold`](Self::hold).
     pub(crate) fn release(&mut self) -> Result<(), RevokeError> {
         match self.now {
-            State::Enabled => self.mechanism.restore().or_else(|e| {
+            State::Enabled => self.mechanism.restore().inspect_err(|_| {
                 // What cannot be given back is revoked: it refuses already, and now it says so.
-                self.disable(State::Disabled)?;
-                Err(e)
+                let _ = self.disable(State::Disabled);
             }),
             State::Disabled | State::Gone => Ok(()),
         }
@@ -327,13 +462,28 @@ impl Change<'_> {
 
 impl Drop for Change<'_> {
     fn drop(&mut self) {
+        if self.memory.is_none() && self.protocol.phase() != Phase::Busy && !self.told {
+            // Nothing was begun: it had been what it was to become.
+            self.protocol.changer.store(0, Ordering::Relaxed);
+            return;
+        }
         // Each step lets somebody look again, so each comes after what they are to see.
+        if broken(Mutation::WakeFirst) {
+            self.mechanism.wake();
+        }
         drop(self.memory.take());
         self.protocol.epoch.fetch_add(1, Ordering::Release);
         self.protocol.enabled.store(self.now == State::Enabled, Ordering::Relaxed);
+        if broken(Mutation::NotifyFirst) {
+            self.protocol.waiters.notify_all();
+        }
         self.protocol.gate.set_phase(self.now.phase());
-        self.protocol.waiters.notify_all();
-        self.mechanism.wake();
+        if !broken(Mutation::NotifyFirst) {
+            self.protocol.waiters.notify_all();
+        }
+        if !broken(Mutation::WakeFirst) {
+            self.mechanism.wake();
+        }
         if self.now == State::Enabled && (self.told || self.was == State::Disabled) {
             self.mechanism.after_restore();
         }

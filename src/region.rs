@@ -5,6 +5,7 @@ use crate::backing::{Backing, File, Kind, OnRevoke};
 use crate::error::{BuildError, MapError, RevokeError};
 use crate::mapping::{MapOptions, Mapping, Served};
 use crate::monitor::Monitor;
+use crate::notify::Notifiers;
 use crate::owner::OwnerView;
 use crate::pin::PinTable;
 use crate::protocol::{Mechanism, Protocol, State};
@@ -99,7 +100,7 @@ impl RegionBuilder {
     pub fn build(self) -> Result<Region, BuildError> {
         let support = Support::current();
         let file = self.backing.open(&self.name, self.len)?;
-        let strategy = choose(self.strategy, &file, support)?;
+        let strategy = choose(self.strategy, &file, support, self.monitor.is_some())?;
         let monitor = match self.monitor {
             Some(monitor) => Some(monitor),
             None if support.userfaultfd() => Some(Monitor::shared()?),
@@ -126,7 +127,8 @@ impl RegionBuilder {
             protocol: Protocol::new(initial),
             mappings: Mutex::new(BTreeMap::new()),
             pinned: PinTable::default(),
-            pending: PendingFaults::default(),
+            notifiers: Notifiers::new(self.enabled),
+            pending: Arc::default(),
             counters: RegionCounters::default(),
         };
         if on_revoke == OnRevoke::Drop && initial == State::Disabled {
@@ -137,7 +139,7 @@ impl RegionBuilder {
 }
 
 /// The strategy for a file: the one asked for, if it is possible, or the best that is.
-fn choose(asked: Option<Strategy>, file: &File, support: Support) -> Result<Strategy, BuildError> {
+fn choose(asked: Option<Strategy>, file: &File, support: Support, monitor: bool) -> Result<Strategy, BuildError> {
     let minor = if file.kind == Kind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
     let obstacle = |strategy| match (strategy, file.kind) {
         (Strategy::Replace, _) => None,
@@ -148,6 +150,8 @@ fn choose(asked: Option<Strategy>, file: &File, support: Support) -> Result<Stra
         (Strategy::Detach, Kind::Shmem) if !support.has(Feature::DONTUNMAP) => {
             Some("no MREMAP_DONTUNMAP on shared memory (Linux 5.13)")
         }
+        // A monitor that was handed in may have what this process could not get by itself; mapping tells.
+        (Strategy::Zap, _) if monitor => None,
         (Strategy::Zap, _) if !support.has(minor) => Some("no userfaultfd with minor faults (Linux 5.14)"),
         (Strategy::Zap, _) if !support.userfaultfd() => Some("no userfaultfd"),
         _ => None,
@@ -169,7 +173,7 @@ pub(crate) struct RegionShared {
     pub(crate) len: usize,
     pub(crate) page: usize,
     pub(crate) kind: Kind,
-    on_revoke: OnRevoke,
+    pub(crate) on_revoke: OnRevoke,
     pub(crate) file_offset: u64,
     /// `None`: dropped on revocation.
     pub(crate) file: Mutex<Option<OwnedFd>>,
@@ -182,16 +186,28 @@ pub(crate) struct RegionShared {
     /// By first address.
     pub(crate) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
     pub(crate) pinned: PinTable,
-    pub(crate) pending: PendingFaults,
+    pub(crate) notifiers: Notifiers,
+    pub(crate) pending: Arc<PendingFaults>,
     pub(crate) counters: RegionCounters,
 }
 
 impl RegionShared {
+    /// Ends it for good, whatever it takes; without anybody to tell of a failure, there is only the next try.
+    fn end(&self) {
+        while let Err(RevokeError::Sys { .. } | RevokeError::Barrier(_)) = self.change(State::Gone, Patience::Forever) {
+            if self.mappings.lock().is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn grade(&self, done: Result<Grade, SysError>, mapping: &Served) -> Result<(), RevokeError> {
         match done {
             Ok(Grade::Intended) => Ok(()),
             Ok(Grade::Degraded) => {
                 count(&self.counters.degraded);
+                event!(WARN, region = %self.name, addr = mapping.view.range.addr, "degraded");
                 Ok(())
             }
             Err(source) => Err(RevokeError::Sys { addr: mapping.view.range.addr, source }),
@@ -200,6 +216,7 @@ impl RegionShared {
 
     /// Disables, enables or ends for good, measured.
     fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
+        span!(DEBUG, "change", region = %self.name, to = ?to);
         let since = Instant::now();
         let Some(mut change) = self.protocol.begin(self, Some(to), patience)? else { return Ok(false) };
         let (counter, took) = match to {
@@ -214,22 +231,26 @@ impl RegionShared {
         };
         drop(change);
         count(counter);
-        took.record(since.elapsed());
+        let elapsed = since.elapsed();
+        took.record(elapsed);
+        match to {
+            State::Enabled => event!(DEBUG, region = %self.name, took = ?elapsed, "restored"),
+            State::Disabled | State::Gone => event!(DEBUG, region = %self.name, took = ?elapsed, "revoked"),
+        }
         Ok(true)
     }
 
     /// Frees the page tables that Detach has put aside, in the background.
-    fn trim(&self) {
-        let views: Vec<Weak<Served>> = self.mappings.lock().values().map(Arc::downgrade).collect();
+    fn trim(self: &Arc<Self>) {
+        let region: Weak<Self> = Arc::downgrade(self);
+        let starts: Vec<usize> = self.mappings.lock().keys().copied().collect();
         let trimming = move || {
-            for served in views {
-                // One step at a time, so that neither an `enable()` nor the mapping's end waits for more than that.
-                let mut done = 0;
-                while let Some(served) = served.upgrade() {
-                    match served.view.trim(done) {
-                        Some(more) => done = more,
-                        None => break,
-                    }
+            for start in starts {
+                // One step at a time, so that neither an `enable()` nor the mapping's end waits for more than that. Under the
+                // list's lock, and holding nothing of the mapping's: when its drop has returned, it is unmapped.
+                let mut done = Some(0);
+                while let (Some(from), Some(region)) = (done, region.upgrade()) {
+                    done = region.mappings.lock().get(&start).and_then(|served| served.view.trim(from));
                 }
             }
         };
@@ -239,9 +260,13 @@ impl RegionShared {
 }
 
 impl Mechanism for RegionShared {
-    fn before_revoke(&self) {}
+    fn before_revoke(&self) {
+        self.notifiers.before_revoke();
+    }
 
-    fn after_restore(&self) {}
+    fn after_restore(&self) {
+        self.notifiers.after_restore();
+    }
 
     fn want_pins_back(&self) {
         self.pinned.tell();
@@ -256,10 +281,13 @@ impl Mechanism for RegionShared {
     }
 
     fn refuse(&self, for_good: bool) -> Result<(), RevokeError> {
+        let mut refused = Ok(());
         for mapping in self.mappings.lock().values() {
             mapping.close();
-            self.grade(mapping.view.refuse(for_good), mapping)?;
+            // One that fails does not spare the others.
+            refused = refused.and(self.grade(mapping.view.refuse(for_good), mapping));
         }
+        refused?;
         if self.on_revoke == OnRevoke::Drop {
             *self.file.lock() = None;
         }
@@ -284,7 +312,7 @@ impl Mechanism for RegionShared {
         for mapping in self.mappings.lock().values() {
             mapping.view.wake();
         }
-        self.pending.settle(self.protocol.phase());
+        self.pending.settle(|| self.protocol.phase());
     }
 
     fn help(&self) -> bool {
@@ -295,6 +323,9 @@ impl Mechanism for RegionShared {
 /// Device memory that can be taken away from everyone who has it mapped, and given back.
 ///
 /// Dropping a region revokes it for good: its mappings stay, refusing, until they are dropped too.
+///
+/// A forked child inherits no mapping: where its parent has one, it has nothing, and later maybe something else. It can drop
+/// what it has inherited, which does nothing, and must not access it.
 pub struct Region {
     pub(crate) shared: Arc<RegionShared>,
 }
@@ -408,21 +439,34 @@ impl Region {
 
     fn reset_with<R>(&self, patience: Patience, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
         let shared = &*self.shared;
+        span!(DEBUG, "reset", region = %shared.name);
         let Some(mut change) = shared.protocol.begin(shared, None, patience)? else { return Err(RevokeError::Gone) };
         change.hold()?;
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reset(&shared.owner)));
         let released = change.release();
         drop(change);
         count(&shared.counters.resets);
+        event!(DEBUG, region = %shared.name, "reset");
         match done {
             Ok(value) => released.map(|()| value),
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
 
-    /// Hands in a file for a device that was dropped on revocation ([`OnRevoke::Drop`]), before `enable()`.
-    pub fn supply(&self, device: OwnedFd) {
-        *self.shared.file.lock() = Some(device);
+    /// Hands in a file for a device that was dropped on revocation ([`OnRevoke::Drop`]), before `enable()`. An `enable()` that
+    /// fails drops it again.
+    ///
+    /// # Errors
+    /// The region has its file; `device` is handed back.
+    pub fn supply(&self, device: OwnedFd) -> Result<(), OwnedFd> {
+        let mut file = self.shared.file.lock();
+        match *file {
+            Some(_) => Err(device),
+            None => {
+                *file = Some(device);
+                Ok(())
+            }
+        }
     }
 
     /// The device side's view, which no revocation touches.
@@ -466,7 +510,11 @@ impl Region {
             faults_failed: c.faults_failed.load(Relaxed),
             refused: self.shared.protocol.gate.turned_away(),
             degraded: c.degraded.load(Relaxed),
+            notifier_errors: self.shared.notifiers.errors.load(Relaxed),
+            notifier_panics: self.shared.notifiers.panics.load(Relaxed),
             mappings: mappings.len(),
+            guards: self.shared.protocol.gate.held_guards().iter().map(|held| held.count).sum(),
+            pins: self.shared.protocol.pins(),
             alias_bytes: mappings.values().map(|m| m.view.alias_bytes()).sum(),
             page_tables_kept: mappings.values().map(|m| m.view.page_tables_kept()).sum(),
             disable: c.disable.snapshot(),
@@ -484,13 +532,16 @@ impl Drop for Region {
     fn drop(&mut self) {
         let shared = &self.shared;
         // A drop waits for nobody: what guards and pins still promise is kept, and ended in the background.
-        if let Err(RevokeError::Busy(_) | RevokeError::WouldDeadlock { .. } | RevokeError::TimedOut { .. }) =
-            shared.change(State::Gone, Patience::Never)
-        {
-            let later = Arc::clone(shared);
-            let _ = std::thread::Builder::new()
-                .name("mmio-drop".to_owned())
-                .spawn(move || later.change(State::Gone, Patience::Forever));
+        match shared.change(State::Gone, Patience::Never) {
+            Ok(_) | Err(RevokeError::Gone | RevokeError::Forked) => {}
+            Err(e) => {
+                let later = Arc::clone(shared);
+                let spawned = std::thread::Builder::new().name("mmio-drop".to_owned()).spawn(move || later.end());
+                // No thread can be had: better wait than leave it reachable, unless that would be for ever.
+                if spawned.is_err() && !matches!(e, RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant) {
+                    shared.end();
+                }
+            }
         }
     }
 }
@@ -513,7 +564,8 @@ impl fmt::Debug for Region {
 
 /// Which server a mapping of a region gets.
 pub(crate) fn server(shared: &RegionShared, own: bool) -> Result<Server, MapError> {
-    if own && shared.strategy == Strategy::Zap {
+    // An access that does not recover would end the process where it is to resolve its own fault: a monitor does, then.
+    if own && shared.strategy == Strategy::Zap && crate::access::raw::RECOVERABLE {
         let uffd = crate::revoke::refuser().map_err(|source| MapError::Sys { len: 0, source })?;
         return Ok(Server::Own(uffd));
     }

@@ -9,6 +9,9 @@ use std::fmt;
 /// One register of a mapping: bounds and alignment are checked when it is made, so that a read is one load.
 ///
 /// `Copy`, and tied to its mapping: a driver's register block is a struct of these.
+///
+/// While the region is disabled under [`OnDisabled::AllOnes`](crate::OnDisabled::AllOnes) it does what a raw pointer
+/// does: what is stored may be read back until `enable()`.
 pub struct Register<'m, T> {
     at: *mut T,
     mapping: &'m Mapping,

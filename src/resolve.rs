@@ -70,6 +70,7 @@ impl Region {
         lock: &mut impl CallerLock,
     ) -> Result<Resolved, FaultError> {
         let caller = caller.into();
+        caller.flags.validate()?;
         if offset >= self.len() {
             return Err(FaultError::OutOfBounds { offset, len: self.len() });
         }

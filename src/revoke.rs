@@ -14,6 +14,7 @@
 
 mod cover;
 mod park;
+mod parts;
 
 pub(crate) use cover::{Tile, prepare};
 
@@ -22,7 +23,9 @@ use crate::sys::map::{self, Advice, Leave, Prot};
 use crate::sys::uffd::Uffd;
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
+use park::Waits;
 use parking_lot::Mutex;
+use parts::Part;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -86,8 +89,8 @@ enum Content {
     StandIn,
     /// Another mapping, which refuses: an empty file, or all-ones.
     Covered,
-    /// The region's mapping itself, no pages mapped, in a userfaultfd in SIGBUS mode. For a range that the
-    /// application has split by mprotect or munmap: covering it would undo that.
+    /// The region's mapping itself, no pages mapped, in a userfaultfd in SIGBUS mode. For accessors only, and where
+    /// covering fails.
     Barred,
 }
 
@@ -96,6 +99,10 @@ struct Place {
     content: Content,
     /// The page tables are at the alias.
     detached: bool,
+    /// The application has split the range: what of it was revoked, and with which rights.
+    parts: Option<Vec<Part>>,
+    /// Covering failed half-way: whatever else stands in the range, some of it may be a cover.
+    torn: bool,
     /// Faults may wait in the server's userfaultfd that no wake has reached yet.
     parked_since_wake: bool,
     /// What the stand-in's faults wait in.
@@ -116,6 +123,10 @@ pub(crate) struct View {
     pub(crate) ones: Option<Arc<Tile>>,
     /// The file's page size, in bytes: ranges of hugetlb files are multiples of it.
     pub(crate) page: usize,
+    /// An address where the region's file is mapped all the time, 0 for none.
+    sample: usize,
+    /// Revoked, nothing of the file may stay mapped, and the next one may be another ([`OnRevoke::Drop`](crate::OnRevoke)).
+    pub(crate) drops_file: bool,
     place: Mutex<Place>,
 }
 
@@ -128,6 +139,7 @@ pub(crate) enum Grade {
 
 impl View {
     pub(crate) fn reserve(spec: ViewSpec) -> Result<Self, SysError> {
+        sweep();
         let align = alignment(spec.len).max(spec.page);
         let range = map::reserve(spec.len, align)?;
         let alias = match spec.strategy {
@@ -140,7 +152,14 @@ impl View {
             },
             Strategy::Zap | Strategy::Replace => None,
         };
-        let place = Place { content: Content::Reserved, detached: false, parked_since_wake: false, stand_in: None };
+        let place = Place {
+            content: Content::Reserved,
+            detached: false,
+            parts: None,
+            torn: false,
+            parked_since_wake: false,
+            stand_in: None,
+        };
         Ok(Self {
             range,
             file_offset: spec.file_offset,
@@ -151,6 +170,8 @@ impl View {
             alias,
             ones: spec.ones,
             page: spec.page,
+            sample: spec.sample,
+            drops_file: spec.drops_file,
             place: Mutex::new(place),
         })
     }
@@ -168,8 +189,8 @@ impl View {
             Content::Parked | Content::StandIn => return Ok(Grade::Intended),
             Content::Reserved | Content::Covered | Content::Barred => return Ok(Grade::Intended),
         }
-        self.set_aside(&mut place);
-        match self.park(&mut place) {
+        let done = self.set_aside(&mut place).and_then(|()| self.park(&mut place, Waits::All));
+        match done {
             Ok(()) => Ok(Grade::Intended),
             Err(_) => self.refuse_somehow(&mut place).map(|()| Grade::Degraded),
         }
@@ -181,58 +202,96 @@ impl View {
         if matches!(place.content, Content::Covered | Content::Barred) {
             return Ok(Grade::Intended);
         }
-        if place.content == Content::Live {
-            self.set_aside(&mut place);
+        if place.content == Content::Live && self.set_aside(&mut place).is_err() {
+            return self.refuse_whole(&mut place).map(|()| Grade::Degraded);
         }
         let intended = match self.policy {
             // An accessors-only mapping refuses in place: its userfaultfd is in SIGBUS mode all the time.
             _ if self.served_live() && matches!(self.server, Server::Own(_)) && place.content != Content::Reserved => {
                 self.bar(&mut place)
             }
-            OnDisabled::Block if !for_good => self.park(&mut place),
+            OnDisabled::Block if !for_good => self.park(&mut place, Waits::UserMode),
             OnDisabled::Block | OnDisabled::Sigbus | OnDisabled::AllOnes => self.cover(&mut place),
         };
         match intended {
             Ok(()) => Ok(Grade::Intended),
-            Err(_) => self.refuse_somehow(&mut place).map(|()| Grade::Degraded),
+            Err(_) => match self.refuse_somehow(&mut place) {
+                // It waits instead of refusing, and is as unreachable.
+                Err(_) if matches!(place.content, Content::Parked | Content::StandIn) => Ok(Grade::Degraded),
+                refused => refused.map(|()| Grade::Degraded),
+            },
         }
     }
 
     /// The ways that are left when the intended one failed, from the most faithful to the bluntest.
     fn refuse_somehow(&self, place: &mut Place) -> Result<(), SysError> {
         self.cover_empty(place).or_else(|_| self.bar(place)).or_else(|e| {
-            // SAFETY: the view's own range; nothing is moved or lost.
-            #[expect(unsafe_code, reason = "UNSAFETY: changes access rights of the view's own range")]
-            let shut = unsafe { map::protect(self.range, Prot::None) };
-            shut.map_err(|_| e)?;
+            for range in self.part_ranges(place) {
+                // SAFETY: the view's own range; nothing is moved or lost.
+                #[expect(unsafe_code, reason = "UNSAFETY: changes access rights of the view's own range")]
+                let shut = unsafe { map::protect(range, Prot::None) };
+                shut.map_err(|_| e)?;
+            }
             place.content = Content::Covered;
             Ok(())
         })
     }
 
+    /// Nobody can tell what the range consists of: all of it is covered, so that nothing of the region is reachable.
+    fn refuse_whole(&self, place: &mut Place) -> Result<(), SysError> {
+        place.parts = None;
+        self.cover_empty(place)
+    }
+
     /// The monitor is gone: whatever was to be answered by it refuses instead.
-    pub(crate) fn refuse_for_good(&self) -> Result<(), SysError> {
+    pub(crate) fn abandon(&self) -> Result<(), SysError> {
         let mut place = self.place.lock();
         match place.content {
-            Content::Covered => Ok(()),
-            Content::Live | Content::Parked | Content::StandIn | Content::Barred | Content::Reserved => {
-                self.set_aside(&mut place);
-                self.refuse_somehow(&mut place)
+            // These need no answers.
+            Content::Covered | Content::Barred => return Ok(()),
+            Content::Live if !self.served_live() => return Ok(()),
+            // Only what is the region's own memory is moved to the alias.
+            Content::Live => {
+                if self.set_aside(&mut place).is_err() {
+                    return self.refuse_whole(&mut place);
+                }
             }
+            Content::Parked | Content::StandIn | Content::Reserved => {}
         }
+        self.refuse_somehow(&mut place)
     }
 
     /// The memory is reachable again. On an error the range still refuses (or waits) as before.
     pub(crate) fn restore(&self, file: Option<BorrowedFd<'_>>) -> Result<(), SysError> {
         let mut place = self.place.lock();
         match place.content {
-            Content::Live => return Ok(()),
-            Content::Parked if !place.detached => self.unpark(&mut place)?,
-            Content::Barred if !place.detached => self.unbar(&mut place)?,
+            Content::Live if !place.torn => return Ok(()),
+            Content::Parked if !place.detached && !place.torn => self.unpark(&mut place)?,
+            Content::Barred if !place.detached && !place.torn => self.unbar(&mut place)?,
             _ if place.detached => self.reattach(&mut place)?,
-            _ => self.map_live(&mut place, file)?,
+            _ => match place.parts.clone() {
+                Some(parts) => self.map_parts(&mut place, &parts, file)?,
+                None => self.map_live(&mut place, file)?,
+            },
         }
+        place.parts = None;
+        place.torn = false;
         Ok(())
+    }
+
+    /// For a range of an enabled region, under the read side of the memory lock: puts right what a change whose system
+    /// calls failed has left behind. A live range that is none of a userfaultfd's business is registered with none.
+    /// Says whether the range is live.
+    pub(crate) fn heal(&self, file: Option<BorrowedFd<'_>>) -> bool {
+        let live = {
+            let place = self.place.lock();
+            place.content == Content::Live && !place.torn
+        };
+        match self.server.uffd() {
+            Some(uffd) if live && !self.served_live() => uffd.unregister(self.range).is_ok(),
+            _ if live => true,
+            _ => self.restore(file).is_ok(),
+        }
     }
 
     /// Makes everyone who may wait in this range fault again and meet what is there now.
@@ -254,13 +313,22 @@ impl View {
     /// application does not move (EFAULT); nor does one whose userfaultfd is in the way. It is then zapped or
     /// covered like any other: slower, as safe.
     #[expect(unsafe_code, reason = "UNSAFETY: moves between the view's own range and its own alias")]
-    fn set_aside(&self, place: &mut Place) {
+    fn set_aside(&self, place: &mut Place) -> Result<(), SysError> {
+        // Of a range that is partly covered already, only what was known before tells the parts.
+        if !place.torn {
+            place.parts = self.parts()?;
+        }
         if let (Some(alias), false) = (self.alias, place.detached) {
+            // Asked first: mremap unmaps its target before it finds that the source does not move (`mremap_to`).
+            if place.parts.is_some() {
+                return Ok(());
+            }
             // SAFETY: range and alias are the view's own. The kernel leaves a mapping in the range, whose page
             // tables are empty; whatever a concurrent access faults into it is dropped by what comes next
             // (`cover`, `park` and `bar` all drop the range's pages as their last step).
             place.detached = unsafe { map::move_onto(self.range, alias, Leave::Mapping) }.is_ok();
         }
+        Ok(())
     }
 
     #[expect(unsafe_code, reason = "UNSAFETY: moves between the view's own range and its own alias")]
@@ -276,32 +344,51 @@ impl View {
 
     /// Builds the mapping elsewhere, with all its properties, and moves it over the range in one step: neither a
     /// fork nor another mmap ever sees it half-made.
-    #[expect(unsafe_code, reason = "UNSAFETY: maps, moves and unmaps ranges of the view's own")]
     fn map_live(&self, place: &mut Place, file: Option<BorrowedFd<'_>>) -> Result<(), SysError> {
+        self.map_parts(place, &[Part { range: self.range, prot: self.prot }], file)
+    }
+
+    fn map_parts(&self, place: &mut Place, parts: &[Part], file: Option<BorrowedFd<'_>>) -> Result<(), SysError> {
         let file = file.ok_or(SysError::new("mmap", Errno::EBADF))?;
-        let staging = map::reserve(self.range.len, alignment(self.range.len).max(self.page))?;
-        let staged = self.stage(staging, file);
-        // SAFETY: staging was made by this function, the range is the view's own.
-        let moved = staged.and_then(|()| unsafe { map::move_onto(staging, self.range, Leave::Hole) });
-        if moved.is_err() {
-            release(staging);
-        }
-        moved?;
-        place.content = Content::Live;
-        if self.served_live() {
-            if let Err(e) = self.serve() {
-                // Live, but nobody would answer its faults: back to refusing.
-                self.cover_empty(place)?;
-                return Err(e);
+        let mut done = Ok(());
+        for part in parts {
+            done = self.map_part(part, file);
+            if done.is_err() {
+                break;
             }
+            place.content = Content::Live;
+        }
+        if place.content != Content::Live {
+            return done;
+        }
+        if done.is_ok() && self.served_live() {
+            done = self.serve(place);
+        }
+        if let Err(e) = done {
+            // Some of it is live, or nobody would answer its faults: back to refusing.
+            self.cover_empty(place)?;
+            return Err(e);
         }
         Ok(())
     }
 
+    #[expect(unsafe_code, reason = "UNSAFETY: maps, moves and unmaps ranges of the view's own")]
+    fn map_part(&self, part: &Part, file: BorrowedFd<'_>) -> Result<(), SysError> {
+        let staging = map::reserve(part.range.len, alignment(part.range.len).max(self.page))?;
+        let staged = self.stage(staging, part, file);
+        // SAFETY: staging was made by this function, the part is the view's own.
+        let moved = staged.and_then(|()| unsafe { map::move_onto(staging, part.range, Leave::Hole) });
+        if moved.is_err() {
+            release(staging);
+        }
+        moved
+    }
+
     #[expect(unsafe_code, reason = "UNSAFETY: maps a range that only the caller knows")]
-    fn stage(&self, staging: AddrRange, file: BorrowedFd<'_>) -> Result<(), SysError> {
+    fn stage(&self, staging: AddrRange, part: &Part, file: BorrowedFd<'_>) -> Result<(), SysError> {
+        let file_offset = self.file_offset + (part.range.addr - self.range.addr) as u64;
         // SAFETY: a reservation that only the caller knows.
-        unsafe { map::map_shared(staging, file, self.file_offset, Prot::None) }?;
+        unsafe { map::map_shared(staging, file, file_offset, Prot::None) }?;
         for advice in [Advice::DontFork, Advice::DontDump, Advice::NoHugePage] {
             // SAFETY: as above.
             match unsafe { map::advise(staging, advice) } {
@@ -311,32 +398,23 @@ impl View {
             }
         }
         // SAFETY: as above.
-        unsafe { map::protect(staging, self.prot) }
+        unsafe { map::protect(staging, part.prot) }
     }
 
     /// Registers the live range with its server.
-    fn serve(&self) -> Result<(), SysError> {
+    fn serve(&self, place: &Place) -> Result<(), SysError> {
+        if matches!(&self.server, Server::Monitor(monitor) if monitor.is_dead()) {
+            return Err(SysError::new("UFFDIO_REGISTER", Errno::EBADF));
+        }
         match self.server.uffd() {
-            Some(uffd) => uffd.register(self.range, true),
+            Some(uffd) => self.part_ranges(place).into_iter().try_for_each(|range| uffd.register(range, true)),
             None => Err(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS)),
         }
     }
 
     /// Drops every page-table entry of the range.
-    #[expect(unsafe_code, reason = "UNSAFETY: drops page-table entries of shared memory in the view's own range")]
-    pub(crate) fn zap(&self) -> Result<(), SysError> {
-        // SAFETY: the view's own range, and shared memory: its content stays in the file.
-        let zapped = unsafe { map::advise(self.range, Advice::DontNeed) };
-        match zapped {
-            // A locked mapping (mlock, mlockall) refuses the plain advice.
-            Err(e) if e.errno == Errno::EINVAL => {
-                // SAFETY: as above.
-                unsafe { map::advise(self.range, Advice::DontNeedLocked) }
-            }
-            // Holes that the application has made are passed over and told at the end (madvise(2)).
-            Err(e) if e.errno == Errno::ENOMEM && !map::is_one_mapping(self.range) => Ok(()),
-            other => other,
-        }
+    fn zap(&self, place: &Place) -> Result<(), SysError> {
+        self.part_ranges(place).into_iter().try_for_each(zap)
     }
 
     /// Frees a part of the page tables that are aside, from `done` bytes on; how far it came, `None` at the end.
@@ -382,6 +460,24 @@ impl fmt::Debug for View {
     }
 }
 
+/// Drops every page-table entry of shared memory in `range`.
+#[expect(unsafe_code, reason = "UNSAFETY: drops page-table entries of shared memory in a view's own range")]
+fn zap(range: AddrRange) -> Result<(), SysError> {
+    // SAFETY: the view's own range, and shared memory: its content stays in the file.
+    let zapped = unsafe { map::advise(range, Advice::DontNeed) };
+    let zapped = match zapped {
+        // A locked mapping (mlock, mlockall) refuses the plain advice.
+        // SAFETY: as above.
+        Err(e) if e.errno == Errno::EINVAL => unsafe { map::advise(range, Advice::DontNeedLocked) },
+        other => other,
+    };
+    match zapped {
+        // Holes that the application has made are passed over and told at the end (madvise(2)).
+        Err(e) if e.errno == Errno::ENOMEM && map::has_hole(range) => Ok(()),
+        other => other,
+    }
+}
+
 /// What a view is made from.
 pub(crate) struct ViewSpec {
     pub(crate) len: usize,
@@ -392,6 +488,9 @@ pub(crate) struct ViewSpec {
     pub(crate) server: Server,
     pub(crate) ones: Option<Arc<Tile>>,
     pub(crate) page: usize,
+    /// An address where the region's file is mapped all the time, 0 for none.
+    pub(crate) sample: usize,
+    pub(crate) drops_file: bool,
 }
 
 /// Alignment at which page tables move in the largest subtrees: 1 GiB, 2 MiB, or a page.
@@ -405,23 +504,40 @@ fn alignment(len: usize) -> usize {
     }
 }
 
+/// Ranges that could not be unmapped, waiting for another try.
+static LEFT_OVER: Mutex<Vec<AddrRange>> = Mutex::new(Vec::new());
+
+/// Unmaps a range that its owner gives up. Where the kernel refuses (ENOMEM: the range has become part of a larger mapping,
+/// and splitting that would exceed vm.max_map_count), it is made to reach nothing, and unmapped later.
 #[expect(unsafe_code, reason = "UNSAFETY: unmaps a range that its owner gives up")]
 fn release(range: AddrRange) {
-    // SAFETY: the callers own the range and use it no more. Failing (ENOMEM on a split) leaks address space only.
-    let _ = unsafe { map::unmap(range) };
+    // SAFETY: the callers own the range and use it no more.
+    if unsafe { map::unmap(range) }.is_err() {
+        cover::shut(range);
+        LEFT_OVER.lock().push(range);
+    }
+}
+
+/// Unmaps what could not be unmapped before.
+#[expect(unsafe_code, reason = "UNSAFETY: unmaps ranges that their owners gave up")]
+fn sweep() {
+    // SAFETY: as in `release`; a range that is still mapped is still nobody else's.
+    LEFT_OVER.lock().retain(|range| unsafe { map::unmap(*range) }.is_err());
 }
 
 /// The process-wide userfaultfd in SIGBUS mode: nobody reads it, whoever faults in it gets SIGBUS.
 pub(crate) fn refuser() -> Result<Arc<Uffd>, SysError> {
-    static REFUSER: Mutex<Option<Arc<Uffd>>> = Mutex::new(None);
+    // By process: a userfaultfd that a forked child has inherited is its parent's.
+    static REFUSER: Mutex<Option<(i32, Arc<Uffd>)>> = Mutex::new(None);
     let mut refuser = REFUSER.lock();
-    if let Some(uffd) = &*refuser {
+    let here = crate::sys::thread::current_pid();
+    if let Some((_, uffd)) = refuser.as_ref().filter(|(made, _)| *made == here) {
         return Ok(Arc::clone(uffd));
     }
     use crate::sys::uffd::UffdFeatures;
     let features = UffdFeatures::MINOR_SHMEM | UffdFeatures::MINOR_HUGETLBFS | UffdFeatures::SIGBUS;
     let uffd = Arc::new(Uffd::open(features)?.0);
-    *refuser = Some(Arc::clone(&uffd));
+    *refuser = Some((here, Arc::clone(&uffd)));
     Ok(uffd)
 }
 

@@ -50,6 +50,7 @@ impl Latency {
     /// An upper bound of the duration that `share` (0 to 1) of all stayed below; `None` if nothing was recorded.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let count = self.count();
+        #[expect(clippy::cast_possible_truncation, reason = "at most the count, which is a u64")]
         let mut left = (share.clamp(0.0, 1.0) * count as f64).ceil().max(1.0) as u64;
         for (i, n) in self.buckets.iter().enumerate() {
             if *n >= left {
@@ -129,8 +130,16 @@ pub struct RegionStats {
     pub refused: u64,
     /// Times that a mapping could not be revoked the intended way and a stronger way was taken: see ARCHITECTURE.md.
     pub degraded: u64,
+    /// Notifiers that answered with an error.
+    pub notifier_errors: u64,
+    /// Notifiers that panicked.
+    pub notifier_panics: u64,
     /// Mappings now.
     pub mappings: usize,
+    /// Guards held now, on all threads; a hint while guards come and go.
+    pub guards: u64,
+    /// Pins held now.
+    pub pins: usize,
     /// Address space kept besides the mappings themselves (Detach), in bytes.
     pub alias_bytes: usize,
     /// Page tables kept aside by disabled mappings (Detach), in bytes, at the most.

@@ -47,4 +47,54 @@ pub(crate) enum Mutation {
     CheckBeforeRegister,
     /// Cancellation: the flag is set but the waiters are not told.
     CancelNotify,
+    /// The protocol: a pin is counted in although the gate is closed.
+    PinRefusal,
+    /// The protocol: nobody waits for pins.
+    PinsIgnored,
+    /// The protocol: the end of a pin tells nobody.
+    UnpinNotify,
+    /// The protocol: who holds a guard waits for another thread's change of state.
+    OwnGuards,
+    /// The protocol: guards are waited for with the memory lock held.
+    DrainUnderLock,
+    /// The protocol: a failed try to read does not order the look at the phase that follows.
+    TryFence,
+    /// The protocol: the state under the memory lock stays what it was.
+    StateUnset,
+    /// The protocol: who waits in a page fault is woken before the memory lock is released.
+    WakeFirst,
+    /// The protocol: who waits for the phase is told before it is set.
+    NotifyFirst,
+    /// The fault path: wait for the memory lock instead of trying it.
+    NowaitReads,
+    /// The fault path: answer after releasing the memory lock.
+    FaultUnlocked,
+    /// The fake kernel: revoke without dropping page-table entries.
+    #[cfg(revocable_model)]
+    Zap,
+    /// The fake kernel: what slipped in while the page tables were moved aside is not dropped.
+    #[cfg(revocable_model)]
+    ClosingZap,
+    /// The fake kernel: nobody who waits in a page fault is woken.
+    #[cfg(revocable_model)]
+    Wake,
+    /// The fake kernel: a reset refuses instead of having faults wait.
+    #[cfg(revocable_model)]
+    HoldRefuses,
+    /// The fake monitor: maps after releasing the memory lock.
+    #[cfg(revocable_model)]
+    ServeUnlocked,
+    /// The fake monitor: waits for the memory lock.
+    #[cfg(revocable_model)]
+    ServeReads,
+    /// Asynchronous faults: settle by a phase that was read before the list was locked.
+    SettleStale,
+    /// Asynchronous faults: a submission does not look at the phase again.
+    SubmitRecheck,
+    /// Asynchronous faults: a completion may come twice.
+    CompleteTwice,
+    /// Asynchronous faults: the queue's count is raised after its lock is released.
+    CountUnlocked,
+    /// Asynchronous faults: a cancelled fault is completed before it leaves the list.
+    CancelLate,
 }

@@ -7,6 +7,7 @@ use crate::gate::Phase;
 use crate::mapping::Served;
 use crate::protocol::State;
 use crate::revoke::{Server, Strategy};
+use std::sync::atomic::Ordering;
 
 /// What an access that did not succeed at once is to do.
 pub(super) enum Next {
@@ -43,12 +44,29 @@ impl Served {
     }
 
     /// Looks at the state and waits as the policy and the caller allow, until the access may be tried.
+    ///
+    /// While a change of state waits for guards and pins the region is busy and enabled still, and accesses go on: the
+    /// caller may hold one of those guards or pins. What is waited for is the memory lock; whoever has its write side has
+    /// waited for them already.
     pub(super) fn admit(&self, offset: usize) -> Result<Next, AccessError> {
         let protocol = &self.region.protocol;
         loop {
-            let phase = protocol.phase();
-            let wait_for = match (phase, self.view.policy) {
-                (Phase::Open, _) => return Ok(Next::Try),
+            let phase = match protocol.phase() {
+                Phase::Busy => match protocol.try_read().as_deref() {
+                    Some(State::Enabled) => Phase::Open,
+                    Some(State::Disabled) => Phase::Disabled,
+                    Some(State::Gone) => Phase::Gone,
+                    None => Phase::Busy,
+                },
+                settled => settled,
+            };
+            let unwanted: &dyn Fn(Phase) -> bool = match (phase, self.view.policy) {
+                (Phase::Open, _) => {
+                    if self.load_limit.load(Ordering::Relaxed) == 0 {
+                        self.mend();
+                    }
+                    return Ok(Next::Try);
+                }
                 (Phase::Disabled | Phase::Gone, OnDisabled::AllOnes) => {
                     protocol.gate.turn_away();
                     return Ok(Next::Unsupported);
@@ -58,9 +76,19 @@ impl Served {
                     return Err(AccessError::Disabled { offset });
                 }
                 (Phase::Gone, _) => return Err(AccessError::Gone { offset }),
-                (Phase::Disabled, OnDisabled::Block) | (Phase::Busy, _) => phase,
+                (Phase::Disabled, OnDisabled::Block) => &|now| matches!(now, Phase::Busy | Phase::Disabled),
+                (Phase::Busy, _) => &|now| now == Phase::Busy,
             };
-            let _ = protocol.wait_while(|now| now == wait_for, None, None);
+            let _ = protocol.wait_while(unwanted, None, None);
+        }
+    }
+
+    /// The region is enabled, and this mapping is not: a change failed half-way and could not be undone.
+    #[cold]
+    fn mend(&self) {
+        if let Some(state) = self.region.protocol.try_read().filter(|state| **state == State::Enabled) {
+            self.heal();
+            drop(state);
         }
     }
 
@@ -70,20 +98,29 @@ impl Served {
         if raw::RECOVERABLE {
             return Some(access());
         }
-        let _guard = self.region.protocol.gate.enter().ok()?;
-        Some(access())
+        match self.region.protocol.gate.enter() {
+            Ok(_guard) => Some(access()),
+            Err(_) => {
+                let _ = self.region.protocol.wait_while(|now| now == Phase::Busy, None, None);
+                None
+            }
+        }
     }
 
     /// An access faulted. Resolves the fault where that is the accessing thread's business, and decides whether
     /// trying again makes sense.
     pub(super) fn after_fault(&self, offset: usize, patience: &mut Patience) -> Result<(), AccessError> {
-        if let (Server::Own(uffd), Strategy::Zap) = (&self.view.server, self.view.strategy) {
-            // Under the read side of the memory lock; whoever holds the write side is waited for by `admit`.
-            if let Some(state) = self.region.protocol.try_read() {
-                if *state == State::Enabled {
+        // Under the read side of the memory lock; whoever holds the write side is waited for by `admit`.
+        if let Some(state) = self.region.protocol.try_read().filter(|state| **state == State::Enabled) {
+            match (&self.view.server, self.view.strategy) {
+                (Server::Own(uffd), Strategy::Zap) => {
                     self.map_pages(uffd, offset).map_err(|_| AccessError::NoMemory { offset })?;
                 }
+                // Nothing should refuse here, unless a change failed half-way and could not be undone.
+                _ if patience.left < 8 => self.heal(),
+                _ => {}
             }
+            drop(state);
         }
         // A fault at a region that changed its state meanwhile is no surprise.
         let epoch = self.region.protocol.epoch();

@@ -48,6 +48,7 @@ impl Place {
         Self { bucket, at: u32::try_from(at).expect("a bucket has less than 2^32 slots") }
     }
 
+    #[cfg(any(test, revocable_model))]
     pub(super) fn number(self) -> usize {
         FIRST * ((1 << self.bucket) - 1) + self.at as usize
     }

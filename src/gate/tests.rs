@@ -29,9 +29,6 @@ fn a_drain_by_a_guards_own_holder_is_refused_whatever_the_patience() {
                 Err(NotDrained::HeldByCaller(own)) => {
                     assert_eq!((own.tid, own.count), (crate::sys::thread::current_tid(), 2));
                 }
-                Err(NotDrained::Barrier(error)) => {
-                    panic!("the kernel has no barrier any more: {error}")
-                }
                 other => panic!("not reported as the caller's own: {other:?}"),
             }
         }

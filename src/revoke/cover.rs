@@ -7,6 +7,7 @@
 //!
 //! Both hold no userfaultfd, so nothing that happens to one can open them.
 
+use super::parts::Part;
 use super::{Content, Place, View};
 use crate::OnDisabled;
 use crate::sys::map;
@@ -75,41 +76,56 @@ fn empty_file() -> Result<Arc<OwnedFd>, SysError> {
 
 /// Makes what covers are made of, so that revoking does not have to.
 pub(crate) fn prepare() -> Result<(), SysError> {
+    map::maps();
     empty_file().map(drop)
+}
+
+/// Makes a range that its owner has given up, and that could not be unmapped, reach nothing.
+#[expect(unsafe_code, reason = "UNSAFETY: replaces mappings in a range that its owner has given up")]
+pub(super) fn shut(range: AddrRange) {
+    let covered = empty_file().and_then(|empty| {
+        // SAFETY: the callers own the range, and nobody uses it any more.
+        unsafe { map::map_shared(range, empty.as_fd(), 0, map::Prot::None) }
+    });
+    if covered.is_err() {
+        // SAFETY: as above; nothing is moved.
+        let _ = unsafe { map::protect(range, map::Prot::None) };
+    }
 }
 
 impl View {
     /// Covers the range as the policy says. The kernel drops the range's pages with what it replaces.
     pub(super) fn cover(&self, place: &mut Place) -> Result<(), SysError> {
-        // What the application has split it means to keep split, and a hole may hold something of its own.
-        let split = place.content != Content::Reserved && !map::is_one_mapping(self.range);
         match (&self.ones, self.policy) {
-            _ if split => self.bar(place),
-            (Some(tile), OnDisabled::AllOnes) => self.cover_ones(place, tile),
+            (Some(tile), OnDisabled::AllOnes) => self.cover_by(place, |part| cover_ones(part, tile)),
             _ => self.cover_empty(place),
         }
     }
 
-    #[expect(unsafe_code, reason = "UNSAFETY: replaces mappings in the view's own range")]
     pub(super) fn cover_empty(&self, place: &mut Place) -> Result<(), SysError> {
         let empty = empty_file()?;
-        // SAFETY: the view's own range. Nobody can rely on what is there: it is being revoked, and the write side
-        // of the memory lock keeps the monitor and other resolvers out.
-        unsafe { map::map_shared(self.range, empty.as_fd(), 0, self.prot) }?;
-        place.content = Content::Covered;
-        Ok(())
+        self.cover_by(place, |part| {
+            // SAFETY: the view's own range. Nobody can rely on what is there: it is being revoked, and the write side
+            // of the memory lock keeps the monitor and other resolvers out.
+            #[expect(unsafe_code, reason = "UNSAFETY: replaces mappings in the view's own range")]
+            unsafe {
+                map::map_shared(part.range, empty.as_fd(), 0, part.prot)
+            }
+        })
     }
 
-    #[expect(unsafe_code, reason = "UNSAFETY: replaces mappings in the view's own range")]
-    fn cover_ones(&self, place: &mut Place, tile: &Tile) -> Result<(), SysError> {
-        let mut done = 0;
-        while done < self.range.len {
-            let part = AddrRange::new(self.range.addr + done, tile.len.min(self.range.len - done));
-            // SAFETY: as in `cover_empty`; part of the view's own range.
-            unsafe { map::map_private(part, tile.fd.as_fd(), 0, self.prot) }?;
-            done += part.len;
+    fn cover_by(&self, place: &mut Place, cover: impl Fn(&Part) -> Result<(), SysError>) -> Result<(), SysError> {
+        if crate::sys::left_out("cover") {
+            place.content = Content::Covered;
+            return Ok(());
+        }
+        place.torn = true;
+        match &place.parts {
+            Some(parts) => parts.iter().try_for_each(cover)?,
+            None => cover(&Part { range: self.range, prot: self.prot })?,
         }
         place.content = Content::Covered;
+        place.torn = false;
         Ok(())
     }
 
@@ -121,21 +137,26 @@ impl View {
         let theirs = self.registered_with(place);
         let own = theirs.is_some_and(|uffd| std::ptr::eq(uffd, &*refuser));
         if !own {
-            if let Some(uffd) = theirs {
-                uffd.unregister(self.range)?;
+            for range in self.part_ranges(place) {
+                if let Some(uffd) = theirs {
+                    uffd.unregister(range)?;
+                }
+                refuser.register(range, true)?;
             }
-            refuser.register(self.range, true)?;
         }
-        self.zap()?;
+        self.zap(place)?;
         place.content = Content::Barred;
         Ok(())
     }
 
     pub(super) fn unbar(&self, place: &mut Place) -> Result<(), SysError> {
         if !matches!(self.server, super::Server::Own(_)) || !self.served_live() {
-            super::refuser()?.unregister(self.range)?;
+            let refuser = super::refuser()?;
+            // From here on the kernel fills pages in; if a step fails, the caller has all of it refused anew.
+            place.content = Content::Live;
+            self.part_ranges(place).into_iter().try_for_each(|range| refuser.unregister(range))?;
             if self.served_live() {
-                self.serve()?;
+                self.serve(place)?;
             }
         }
         place.content = Content::Live;
@@ -151,4 +172,16 @@ impl View {
         };
         self.server.uffd().filter(|_| registered)
     }
+}
+
+#[expect(unsafe_code, reason = "UNSAFETY: replaces mappings in the view's own range")]
+fn cover_ones(part: &Part, tile: &Tile) -> Result<(), SysError> {
+    let mut done = 0;
+    while done < part.range.len {
+        let next = AddrRange::new(part.range.addr + done, tile.len.min(part.range.len - done));
+        // SAFETY: as in `cover_empty`; part of the view's own range.
+        unsafe { map::map_private(next, tile.fd.as_fd(), 0, part.prot) }?;
+        done += next.len;
+    }
+    Ok(())
 }

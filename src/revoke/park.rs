@@ -6,8 +6,8 @@
 //! `UFFD_FEATURE_EVENT_REMAP`, which lets a registration survive mremap; the price is an event that somebody has to
 //! read before mremap returns (`mremap_userfaultfd_complete`), which a thread does for just so long.
 
-use super::{Content, Place, View};
-use crate::sys::map::{self, Advice, Leave};
+use super::{Content, Place, Server, View};
+use crate::sys::map::{self, Advice, Leave, Prot};
 use crate::sys::uffd::{Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
@@ -16,42 +16,53 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::AsFd;
 use std::thread;
 
-/// Whose faults wait in a stand-in.
+/// Whose faults wait in a stand-in. Nobody reads its userfaultfd, so nobody would notice a system call that spins there
+/// with a signal pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waits {
-    /// Everyone's, as far as this process may.
+pub(super) enum Waits {
+    /// Everyone's, as far as this process may: for the time of a reset.
     All,
-    /// Those of user mode; the kernel's are refused (EFAULT).
+    /// Those of user mode; the kernel's are refused (EFAULT): for as long as it takes.
     UserMode,
 }
 
 impl View {
     /// Faults wait from now on. What slips in between `REGISTER` and the zap is dropped by the zap.
-    pub(super) fn park(&self, place: &mut Place) -> Result<(), SysError> {
+    pub(super) fn park(&self, place: &mut Place, waits: Waits) -> Result<(), SysError> {
         match place.content {
             Content::Parked | Content::StandIn => return Ok(()),
-            Content::Reserved => return self.stand_in(place, Waits::All),
+            Content::Reserved => return self.stand_in(place, waits),
+            _ if self.drops_file => return self.stand_in(place, waits),
             Content::Live | Content::Covered | Content::Barred => {}
         }
         let uffd = self.server.uffd().ok_or(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS))?;
-        if !self.served_live() || place.detached {
-            match uffd.register(self.range, true) {
-                // Device files cannot be registered: something that can stands in for them.
-                Err(e) if e.errno == Errno::EINVAL => return self.stand_in(place, Waits::All),
-                other => other?,
-            }
+        // Also where the range should be registered already (Zap): registering twice changes nothing, and trusting to an
+        // earlier step that half failed would let the kernel fill the pages in again.
+        match self.part_ranges(place).into_iter().try_for_each(|range| uffd.register(range, true)) {
+            // Device files cannot be registered: something that can stands in for them, if they are in one piece.
+            Err(e) if e.errno == Errno::EINVAL && place.parts.is_none() => return self.stand_in(place, waits),
+            other => other?,
         }
         place.parked_since_wake = true;
-        self.zap()?;
+        if let Err(e) = self.zap(place) {
+            // Neither may live pages stay registered with somebody who does not serve them; whoever faults in between is
+            // helped by the monitor (`heal`).
+            if let (false, Server::Monitor(monitor)) = (self.served_live(), &self.server) {
+                let mut ranges = self.part_ranges(place).into_iter();
+                let _ = ranges.try_for_each(|range| uffd.unregister(range)).or_else(|_| monitor.start());
+            }
+            return Err(e);
+        }
         place.content = Content::Parked;
         Ok(())
     }
 
     pub(super) fn unpark(&self, place: &mut Place) -> Result<(), SysError> {
-        if let (Some(uffd), false) = (self.server.uffd(), self.served_live()) {
-            uffd.unregister(self.range)?;
-        }
+        // Some parts may be live already when the next one fails: the caller has all of it refused anew.
         place.content = Content::Live;
+        if let (Some(uffd), false) = (self.server.uffd(), self.served_live()) {
+            self.part_ranges(place).into_iter().try_for_each(|range| uffd.unregister(range))?;
+        }
         Ok(())
     }
 
@@ -60,7 +71,7 @@ impl View {
     /// and again (`fault_signal_pending`: only a fatal signal ends a fault of kernel mode).
     pub(crate) fn refuse_kernel_faults(&self) -> Result<(), SysError> {
         let mut place = self.place.lock();
-        if place.content == Content::Parked {
+        if place.content == Content::Parked && place.parts.is_none() {
             self.stand_in(&mut place, Waits::UserMode)?;
             // Those who wait in the server's userfaultfd fault again, into the stand-in's.
             place.parked_since_wake = true;
@@ -89,12 +100,16 @@ impl View {
     #[expect(unsafe_code, reason = "UNSAFETY: maps a range that only the caller knows")]
     fn stage_stand_in(&self, staging: AddrRange, uffd: &Uffd) -> Result<(), SysError> {
         // SAFETY: a reservation that only the caller knows.
-        unsafe { map::map_anonymous(staging, self.prot) }?;
+        unsafe { map::map_anonymous(staging, Prot::None) }?;
         for advice in [Advice::DontFork, Advice::DontDump] {
             // SAFETY: as above; neither advice drops pages.
             unsafe { map::advise(staging, advice) }?;
         }
-        uffd.register(staging, false)
+        uffd.register(staging, false)?;
+        // Accessible only now: a process that locks its memory (mlockall) is given pages of what is accessible at once, and
+        // nobody would wait at those.
+        // SAFETY: as above.
+        unsafe { map::protect(staging, self.prot) }
     }
 }
 

@@ -3,6 +3,8 @@
 use super::Mutation;
 use std::env;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const LEAVE_OUT: &str = "REVOCABLE_MODEL_LEAVE_OUT";
 
@@ -11,7 +13,13 @@ pub(crate) fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'stat
     super::model::sabotage(env::var(LEAVE_OUT).ok().map(|step| step.parse().expect("a mutation's number")));
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
-    builder.check(model);
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    builder.check(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        model();
+    });
+    println!("{} interleavings", runs.load(Ordering::Relaxed));
 }
 
 /// Run the test of this name with `step` left out, and see it fail with one of these messages.

@@ -1,5 +1,11 @@
 //! The same primitives over loom, in the shape of the real ones (parking_lot's: no poison, `Option` from `try_`).
 //!
+//! loom looks for other orders of two operations only where both are operations to it, and a lock's release is none: a
+//! try would be made before and after another thread's critical section, and never inside. So [`RwLock`] has [`Tries`]
+//! beside it, on which a release and a try are operations that depend on each other. And a try that is about to be made when
+//! another thread takes the lock is blocked by loom like any other: [`TryMutex`] is made of parts that are never tried; who
+//! has the write side of an `RwLock` waits for nobody that tries it.
+//!
 //! Timed waits have no clock here: they are plain waits that never time out, so a program that is live only
 //! thanks to its timeouts deadlocks in the model, and is reported.
 
@@ -69,6 +75,22 @@ impl Generation {
     }
 }
 
+/// Stands for the word in a lock: written before the lock is taken and before it is released, read by each try and by what
+/// follows a failed one. Relaxed read-modify-writes: they order nothing between threads that have no fences of their own,
+/// and there is only one value to read.
+#[derive(Debug)]
+struct Tries(AtomicU32);
+
+impl Tries {
+    fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    fn operation(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
@@ -86,16 +108,6 @@ impl<T> Mutex<T> {
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         MutexGuard(Some(self.0.lock().expect("loom does not poison")))
     }
-
-    /// As patient as `lock`: see the module.
-    #[track_caller]
-    pub(crate) fn try_lock_until(&self, _: Instant) -> Option<MutexGuard<'_, T>> {
-        Some(self.lock())
-    }
-
-    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        self.0.try_lock().ok().map(|guard| MutexGuard(Some(guard)))
-    }
 }
 
 impl<T> Deref for MutexGuard<'_, T> {
@@ -108,6 +120,52 @@ impl<T> Deref for MutexGuard<'_, T> {
 impl<T> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         self.0.as_mut().expect(WAITING)
+    }
+}
+
+/// A lock that is also tried: see the module.
+#[derive(Debug)]
+pub(crate) struct TryMutex {
+    taken: Mutex<bool>,
+    free: Condvar,
+}
+
+#[derive(Debug)]
+pub(crate) struct TryMutexGuard<'a>(&'a TryMutex);
+
+impl TryMutex {
+    pub(crate) fn new((): ()) -> Self {
+        Self { taken: Mutex::new(false), free: Condvar::new() }
+    }
+
+    #[track_caller]
+    pub(crate) fn lock(&self) -> TryMutexGuard<'_> {
+        let mut taken = self.taken.lock();
+        while *taken {
+            self.free.wait(&mut taken);
+        }
+        *taken = true;
+        TryMutexGuard(self)
+    }
+
+    pub(crate) fn try_lock(&self) -> Option<TryMutexGuard<'_>> {
+        let was = std::mem::replace(&mut *self.taken.lock(), true);
+        (!was).then(|| TryMutexGuard(self))
+    }
+
+    /// As patient as `lock`: see the module.
+    #[track_caller]
+    pub(crate) fn try_lock_until(&self, _: Instant) -> Option<TryMutexGuard<'_>> {
+        Some(self.lock())
+    }
+}
+
+impl Drop for TryMutexGuard<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            *self.0.taken.lock() = false;
+            self.0.free.notify_one();
+        }
     }
 }
 
@@ -159,27 +217,82 @@ impl Condvar {
 /// loom's lock has no fairness: that a new reader queues behind a waiting writer is not modelled, so a read
 /// lock taken twice by one thread is not caught here.
 #[derive(Debug)]
-pub(crate) struct RwLock<T>(loom::sync::RwLock<T>);
+pub(crate) struct RwLock<T> {
+    lock: loom::sync::RwLock<T>,
+    tries: Tries,
+}
 
-pub(crate) use loom::sync::{RwLockReadGuard, RwLockWriteGuard};
+#[derive(Debug)]
+pub(crate) struct RwLockReadGuard<'a, T> {
+    guard: loom::sync::RwLockReadGuard<'a, T>,
+    tries: &'a Tries,
+}
+
+#[derive(Debug)]
+pub(crate) struct RwLockWriteGuard<'a, T> {
+    guard: loom::sync::RwLockWriteGuard<'a, T>,
+    tries: &'a Tries,
+}
+
+impl<T> Deref for RwLockReadGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> Deref for RwLockWriteGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> DerefMut for RwLockWriteGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
+    }
+}
+
+impl<T> Drop for RwLockReadGuard<'_, T> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.tries.operation();
+        }
+    }
+}
+
+impl<T> Drop for RwLockWriteGuard<'_, T> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.tries.operation();
+        }
+    }
+}
 
 impl<T> RwLock<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self(loom::sync::RwLock::new(value))
+        Self { lock: loom::sync::RwLock::new(value), tries: Tries::new() }
     }
 
     #[track_caller]
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
-        self.0.read().expect("loom does not poison")
+        RwLockReadGuard { guard: self.lock.read().expect("loom does not poison"), tries: &self.tries }
     }
 
     #[track_caller]
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
-        self.0.write().expect("loom does not poison")
+        self.tries.operation();
+        RwLockWriteGuard { guard: self.lock.write().expect("loom does not poison"), tries: &self.tries }
     }
 
     pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
-        self.0.try_read().ok()
+        self.tries.operation();
+        let Ok(guard) = self.lock.try_read() else {
+            self.tries.operation();
+            return None;
+        };
+        Some(RwLockReadGuard { guard, tries: &self.tries })
     }
 
     /// As patient as `write`: see the module.
@@ -189,6 +302,7 @@ impl<T> RwLock<T> {
     }
 
     pub(crate) fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
-        self.0.try_write().ok()
+        self.tries.operation();
+        self.lock.try_write().ok().map(|guard| RwLockWriteGuard { guard, tries: &self.tries })
     }
 }

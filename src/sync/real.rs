@@ -8,6 +8,10 @@ pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard
 pub(crate) use std::sync::{Arc, atomic, atomic::fence};
 pub(crate) use std::{hint::spin_loop, thread::yield_now, thread_local};
 
+/// A lock that is also tried, with nothing in it: the model's is another.
+pub(crate) type TryMutex = Mutex<()>;
+pub(crate) type TryMutexGuard<'a> = MutexGuard<'a, ()>;
+
 use super::Mutation;
 use crate::sys::futex;
 use atomic::{AtomicU32, Ordering};

@@ -17,7 +17,7 @@ pub(crate) fn wait(word: &AtomicU32, seen: u32, deadline: Option<Instant>) {
         let left = deadline.saturating_duration_since(Instant::now());
         libc::timespec {
             tv_sec: libc::time_t::try_from(left.as_secs()).unwrap_or(libc::time_t::MAX),
-            tv_nsec: left.subsec_nanos().into(),
+            tv_nsec: left.subsec_nanos() as libc::c_long,
         }
     });
     let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);

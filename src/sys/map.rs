@@ -4,7 +4,7 @@
 //! touches, and its caller proves that they are its own.
 #![expect(unsafe_code, reason = "memory mapping calls have no safe form")]
 
-use super::{AddrRange, SysError, may_fail};
+use super::{AddrRange, SysError, left_out, may_fail};
 use nix::libc;
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -36,6 +36,7 @@ pub(crate) enum Advice {
     DontFork,
     DontDump,
     NoHugePage,
+    PopulateRead,
     PopulateWrite,
 }
 
@@ -47,6 +48,7 @@ impl Advice {
             Advice::DontFork => libc::MADV_DONTFORK,
             Advice::DontDump => libc::MADV_DONTDUMP,
             Advice::NoHugePage => libc::MADV_NOHUGEPAGE,
+            Advice::PopulateRead => libc::MADV_POPULATE_READ,
             Advice::PopulateWrite => libc::MADV_POPULATE_WRITE,
         }
     }
@@ -135,6 +137,9 @@ unsafe fn map_fixed(
     flags: libc::c_int,
 ) -> Result<(), SysError> {
     may_fail("mmap")?;
+    if left_out("mmap") {
+        return Ok(());
+    }
     let offset = off(offset)?;
     let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
     // SAFETY: the caller owns the range, so MAP_FIXED replaces nothing of anyone else's.
@@ -148,6 +153,9 @@ unsafe fn map_fixed(
 /// `range` is the caller's own, and nobody uses it afterwards.
 pub(crate) unsafe fn unmap(range: AddrRange) -> Result<(), SysError> {
     may_fail("munmap")?;
+    if left_out("munmap") {
+        return Ok(());
+    }
     // SAFETY: the caller owns the range.
     let rc = unsafe { libc::munmap(range.as_ptr().cast(), range.len) };
     if rc == 0 { Ok(()) } else { Err(SysError::last("munmap")) }
@@ -159,6 +167,9 @@ pub(crate) unsafe fn unmap(range: AddrRange) -> Result<(), SysError> {
 /// `range` is the caller's own.
 pub(crate) unsafe fn protect(range: AddrRange, prot: Prot) -> Result<(), SysError> {
     may_fail("mprotect")?;
+    if left_out("mprotect") {
+        return Ok(());
+    }
     // SAFETY: the caller owns the range; this moves no memory.
     let rc = unsafe { libc::mprotect(range.as_ptr().cast(), range.len, prot.bits()) };
     if rc == 0 { Ok(()) } else { Err(SysError::last("mprotect")) }
@@ -170,6 +181,9 @@ pub(crate) unsafe fn protect(range: AddrRange, prot: Prot) -> Result<(), SysErro
 /// `range` is the caller's own, and holds no private memory whose content matters where the advice drops pages.
 pub(crate) unsafe fn advise(range: AddrRange, advice: Advice) -> Result<(), SysError> {
     may_fail("madvise")?;
+    if left_out("madvise") {
+        return Ok(());
+    }
     // SAFETY: the caller owns the range; the advices used here never lose the content of shared memory.
     let rc = unsafe { libc::madvise(range.as_ptr().cast(), range.len, advice.bits()) };
     if rc == 0 { Ok(()) } else { Err(SysError::last("madvise")) }
@@ -192,19 +206,110 @@ pub(crate) enum Leave {
 /// Both ranges are the caller's own and equally long.
 pub(crate) unsafe fn move_onto(from: AddrRange, to: AddrRange, leave: Leave) -> Result<(), SysError> {
     may_fail("mremap")?;
+    if left_out("mremap") {
+        return Ok(());
+    }
+    if leave == Leave::Mapping {
+        may_grow()?;
+    }
     let keep = if leave == Leave::Mapping { libc::MREMAP_DONTUNMAP } else { 0 };
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | keep;
     // SAFETY: the caller owns both ranges.
     let at = unsafe { libc::mremap(from.as_ptr().cast(), from.len, to.len, flags, to.as_ptr().cast::<libc::c_void>()) };
-    if at == libc::MAP_FAILED { Err(SysError::last("mremap")) } else { Ok(()) }
+    if at == libc::MAP_FAILED {
+        let e = SysError::last("mremap");
+        plug(to);
+        return Err(e);
+    }
+    Ok(())
 }
 
-/// Is `range` still one mapping, that nobody has split by mprotect, munmap or mmap? An mremap to the same place
-/// and size changes nothing and answers EFAULT where the range is not within one mapping.
+/// Fails if RLIMIT_AS was lowered below what the process uses: `mremap` with `MREMAP_DONTUNMAP` unmaps its target before it
+/// looks at that limit (`mremap_to`), and its target would be left without a mapping.
+fn may_grow() -> Result<(), SysError> {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+    if getrlimit(Resource::RLIMIT_AS).is_ok_and(|(soft, _)| soft == RLIM_INFINITY) {
+        return Ok(());
+    }
+    let page = super::page_size();
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: without MAP_FIXED the kernel picks an address where nothing of anyone's stands.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), page, libc::PROT_NONE, flags, -1, 0) };
+    if at == libc::MAP_FAILED {
+        return Err(SysError::new("mremap", nix::errno::Errno::ENOMEM));
+    }
+    // SAFETY: the page just mapped, which nobody else knows.
+    unsafe { libc::munmap(at, page) };
+    Ok(())
+}
+
+/// Reserves `range` again if a failed `mremap` has left nothing there, before another thread's mmap finds it free.
+fn plug(range: AddrRange) {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+    // SAFETY: replaces nothing; a kernel that doesn't know the flag (before 4.17) takes the address as a hint.
+    let at = unsafe { libc::mmap(range.as_ptr().cast(), range.len, libc::PROT_NONE, flags, -1, 0) };
+    if at != libc::MAP_FAILED && at != range.as_ptr().cast() {
+        // SAFETY: what was just mapped, which nobody else knows.
+        unsafe { libc::munmap(at, range.len) };
+    }
+}
+
+/// Is `range` still within one mapping, that nobody has split by mprotect, munmap or mmap?
 pub(crate) fn is_one_mapping(range: AddrRange) -> bool {
-    // SAFETY: without MREMAP_MAYMOVE and with equal sizes the call changes nothing.
-    let at = unsafe { libc::mremap(range.as_ptr().cast(), range.len, range.len, 0) };
-    at != libc::MAP_FAILED
+    // Before 6.11 the list is read. (An mremap to the same place and size tells nothing: it succeeds over splits and
+    // holes on every kernel, see "Always allow a shrinking remap" in mm/mremap.c.)
+    let around = mapping_around(range.addr).or_else(|| mapping_listed(range.addr));
+    around.is_some_and(|mapping| mapping.end() >= range.end())
+}
+
+/// The mapping that contains an address, from the text of /proc/self/maps.
+fn mapping_listed(addr: usize) -> Option<AddrRange> {
+    use std::io::BufRead;
+    let list = std::io::BufReader::new(std::fs::File::open("/proc/self/maps").ok()?);
+    list.lines().map_while(Result::ok).find_map(|line| {
+        let (start, rest) = line.split_once('-')?;
+        let (end, _) = rest.split_once(' ')?;
+        let [start, end] = [start, end].map(|text| usize::from_str_radix(text, 16).unwrap_or(0));
+        let mapping = AddrRange::new(start, end.saturating_sub(start));
+        mapping.contains(addr).then_some(mapping)
+    })
+}
+
+/// Is there a part of `range` where nothing is mapped? msync(2) answers ENOMEM then, and does nothing to shared memory.
+pub(crate) fn has_hole(range: AddrRange) -> bool {
+    // SAFETY: changes no mapping and no content.
+    let rc = unsafe { libc::msync(range.as_ptr().cast(), range.len, libc::MS_ASYNC) };
+    rc < 0 && nix::errno::Errno::last() == nix::errno::Errno::ENOMEM
+}
+
+/// This process's list of mappings. Opened once, before anyone may lock it out of /proc.
+pub(crate) fn maps() -> Option<&'static std::fs::File> {
+    static MAPS: std::sync::OnceLock<(i32, Option<std::fs::File>)> = std::sync::OnceLock::new();
+    let here = super::thread::current_pid();
+    let (made, maps) = MAPS.get_or_init(|| (here, std::fs::File::open("/proc/self/maps").ok()));
+    // In a forked child it tells of the parent.
+    maps.as_ref().filter(|_| *made == here)
+}
+
+/// The mapping that `addr` is in, empty if it is in none; `None` if the kernel can't be asked (`PROCMAP_QUERY`, 6.11; /proc).
+fn mapping_around(addr: usize) -> Option<AddrRange> {
+    use linux_raw_sys::general::procmap_query;
+    let maps = maps()?;
+    // SAFETY: all zeroes is a valid query: numbers, and no buffers for names.
+    let mut query: procmap_query = unsafe { std::mem::zeroed() };
+    query.size = size_of::<procmap_query>() as u64;
+    query.query_addr = addr as u64;
+    let request = nix::request_code_readwrite!(b'f', 17, size_of::<procmap_query>());
+    // SAFETY: the structure that this request reads and writes, live and initialised.
+    let rc = unsafe { libc::ioctl(maps.as_raw_fd(), request, &raw mut query) };
+    match (rc, nix::errno::Errno::last()) {
+        (0, _) => {
+            let (start, end) = (usize::try_from(query.vma_start).ok()?, usize::try_from(query.vma_end).ok()?);
+            Some(AddrRange::new(start, end - start))
+        }
+        (_, nix::errno::Errno::ENOENT) => Some(AddrRange::new(0, 0)),
+        _ => None,
+    }
 }
 
 /// The size of huge page that a memfd is made of, in bytes; 0 for base pages.
@@ -244,4 +349,30 @@ pub(crate) fn seal(fd: BorrowedFd<'_>, frozen: bool) -> Result<(), SysError> {
     }
     fcntl(fd, FcntlArg::F_ADD_SEALS(seals)).map_err(|e| SysError::new("fcntl(F_ADD_SEALS)", e))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn reading_the_list_finds_the_mapping_that_the_query_finds() {
+        let page = crate::sys::page_size();
+        let outer = reserve(6 * page, page).expect("address space");
+        let file = memfd(c"split", 4 * page as u64, 0).expect("a memfd");
+        let range = AddrRange::new(outer.addr + page, 4 * page);
+        // SAFETY: inner pages of a reservation made here.
+        unsafe { map_shared(range, file.as_fd(), 0, Prot::ReadWrite) }.expect("mapped");
+        assert_eq!(mapping_listed(range.addr).map(AddrRange::end), Some(range.end()));
+        // SAFETY: as above.
+        unsafe { unmap(AddrRange::new(range.addr + 2 * page, page)) }.expect("a hole");
+        let first = AddrRange::new(range.addr, 2 * page);
+        assert_eq!(mapping_listed(range.addr), Some(first));
+        assert_eq!(mapping_listed(range.addr + 2 * page), None);
+        if let Some(queried) = mapping_around(range.addr) {
+            assert_eq!(queried, first);
+        }
+        assert!(!is_one_mapping(range));
+    }
 }

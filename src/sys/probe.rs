@@ -147,6 +147,7 @@ pub(crate) fn pretends_missing(source: UffdSource) -> bool {
         UffdSource::Device => Feature::UFFD_DEVICE,
         UffdSource::Syscall => Feature::UFFD_SYSCALL,
         UffdSource::UserModeOnly => Feature::UFFD_USER_MODE,
+        UffdSource::HandedIn => return false,
     };
     PRETENDED_MISSING.get().is_some_and(|missing| missing.contains(feature))
 }

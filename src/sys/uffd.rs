@@ -3,7 +3,9 @@
 //! UNSAFETY: ioctls whose argument is a structure of linux-raw-sys's; each passes a live, initialised one.
 #![expect(unsafe_code, reason = "userfaultfd ioctls have no safe form")]
 
-use super::{AddrRange, SysError, may_fail};
+mod handed;
+
+use super::{AddrRange, SysError, left_out, may_fail};
 use linux_raw_sys::general as raw;
 use linux_raw_sys::ioctl as nr;
 use nix::errno::Errno;
@@ -24,6 +26,17 @@ bitflags::bitflags! {
     }
 }
 
+impl UffdFeatures {
+    /// Asked for only where the kernel has them: one that it does not know makes it refuse the whole handshake (EINVAL). What
+    /// cannot do without one is not chosen, see [`Support`](crate::Support).
+    const DISPENSABLE: Self =
+        Self::THREAD_ID.union(Self::MINOR_HUGETLBFS).union(Self::MINOR_SHMEM).union(Self::EXACT_ADDRESS);
+
+    fn within(self, offered: Self) -> Self {
+        self.difference(Self::DISPENSABLE.difference(offered))
+    }
+}
+
 /// How a process came by its userfaultfd, which decides whose faults it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -32,6 +45,8 @@ pub enum UffdSource {
     Device,
     /// The system call with full rights (CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1).
     Syscall,
+    /// Opened by somebody else, who knows how.
+    HandedIn,
     /// `UFFD_USER_MODE_ONLY` (5.11), open to anyone: a system call that would fault gets EFAULT instead.
     UserModeOnly,
 }
@@ -39,8 +54,6 @@ pub enum UffdSource {
 #[derive(Debug)]
 pub(crate) struct Uffd {
     fd: OwnedFd,
-    /// False: a fault of the kernel on a user's behalf is refused (EFAULT) without a message.
-    pub(crate) sees_kernel_faults: bool,
 }
 
 /// A page fault that waits for an answer.
@@ -97,23 +110,11 @@ impl Uffd {
             UffdSource::Device => Self::from_device(flags)?,
             UffdSource::Syscall => Self::from_syscall(flags)?,
             UffdSource::UserModeOnly => Self::from_syscall(flags | raw::UFFD_USER_MODE_ONLY as libc::c_int)?,
+            UffdSource::HandedIn => return Err(SysError::new("userfaultfd", Errno::EINVAL)),
         };
         // SAFETY: a descriptor that the kernel just gave to us alone.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        Ok(Self { fd, sees_kernel_faults: source != UffdSource::UserModeOnly })
-    }
-
-    /// A userfaultfd that somebody else opened. The API handshake may be done or not.
-    pub(crate) fn from_fd(fd: OwnedFd, features: UffdFeatures) -> Result<Self, SysError> {
-        let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL).map_err(|e| SysError::new("fcntl", e))?;
-        let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
-        nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(flags)).map_err(|e| SysError::new("fcntl", e))?;
-        let uffd = Self { fd, sees_kernel_faults: true };
-        match uffd.handshake(features) {
-            // A second handshake is EINVAL: its first owner has done it, with features of its choice.
-            Ok(_) | Err(SysError { errno: Errno::EINVAL, .. }) => Ok(uffd),
-            Err(e) => Err(e),
-        }
+        Ok(Self { fd })
     }
 
     fn from_device(flags: libc::c_int) -> Result<libc::c_int, SysError> {
@@ -138,9 +139,20 @@ impl Uffd {
 
     /// `UFFDIO_API`: once per descriptor. Answers what the kernel offers.
     fn handshake(&self, features: UffdFeatures) -> Result<UffdFeatures, SysError> {
+        let dispensable = features.intersects(UffdFeatures::DISPENSABLE);
+        let features = if dispensable { features.within(Self::offered_here()) } else { features };
         let mut api = raw::uffdio_api { api: raw::UFFD_API.into(), features: features.bits(), ioctls: 0 };
         self.ioctl("UFFDIO_API", nr::UFFDIO_API, &mut api)?;
         Ok(UffdFeatures::from_bits_truncate(api.features))
+    }
+
+    /// What the kernel offers, asked once; everything, if nobody can be asked.
+    fn offered_here() -> UffdFeatures {
+        static OFFERED: std::sync::OnceLock<UffdFeatures> = std::sync::OnceLock::new();
+        *OFFERED.get_or_init(|| {
+            let sources = [UffdSource::Device, UffdSource::Syscall, UffdSource::UserModeOnly];
+            sources.into_iter().find_map(|source| Self::offered(source).ok()).unwrap_or(UffdFeatures::all())
+        })
     }
 
     /// What the kernel offers, asked of a throw-away descriptor (a handshake can be done once).
@@ -150,9 +162,14 @@ impl Uffd {
 
     fn ioctl<T>(&self, name: &'static str, request: u32, arg: &mut T) -> Result<(), SysError> {
         may_fail(name)?;
+        if left_out(name) {
+            return Ok(());
+        }
+        // A number of 32 bits, which musl takes as a signed one.
+        let request = request as libc::Ioctl;
         // SAFETY: `arg` is the structure that this request reads and writes, live and initialised; what the
         // request does to mappings is proven where it is called with a range.
-        let rc = unsafe { libc::ioctl(self.fd.as_raw_fd(), request.into(), std::ptr::from_mut(arg)) };
+        let rc = unsafe { libc::ioctl(self.fd.as_raw_fd(), request, std::ptr::from_mut(arg)) };
         if rc < 0 { Err(SysError::last(name)) } else { Ok(()) }
     }
 
@@ -231,7 +248,7 @@ fn uffdio_range(range: AddrRange) -> raw::uffdio_range {
 
 /// A fault from a message; anything else (events we never ask for) is nothing.
 fn decode(message: &raw::uffd_msg) -> Option<FaultMessage> {
-    if u32::from(message.event) != raw::UFFD_EVENT_PAGEFAULT as u32 {
+    if u32::from(message.event) != raw::UFFD_EVENT_PAGEFAULT {
         return None;
     }
     // SAFETY: `event` says that the page-fault member of the union was written.
@@ -243,4 +260,31 @@ fn decode(message: &raw::uffd_msg) -> Option<FaultMessage> {
         tid,
         write: fault.flags & u64::from(raw::UFFD_PAGEFAULT_FLAG_WRITE) != 0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_kernel_is_not_asked_for_what_can_be_done_without() {
+        let wanted = UffdFeatures::MINOR_SHMEM | UffdFeatures::EXACT_ADDRESS | UffdFeatures::SIGBUS;
+        // Linux 5.15 has no EXACT_ADDRESS, 5.10 no minor faults.
+        assert_eq!(wanted.within(UffdFeatures::MINOR_SHMEM), UffdFeatures::MINOR_SHMEM | UffdFeatures::SIGBUS);
+        assert_eq!(wanted.within(UffdFeatures::empty()), UffdFeatures::SIGBUS);
+        assert_eq!(wanted.within(UffdFeatures::all()), wanted);
+    }
+
+    #[test]
+    fn a_kernel_that_is_asked_for_what_it_does_not_know_refuses_the_handshake() {
+        let unknown = UffdFeatures::from_bits_retain(1 << 62);
+        let Ok(offered) = Uffd::offered(UffdSource::UserModeOnly) else {
+            println!("SKIP: no userfaultfd");
+            assert!(std::env::var_os("REVOCABLE_CI").is_none(), "this machine is to run every test");
+            return;
+        };
+        assert!(!offered.is_empty());
+        let refused = Uffd::open_by(UffdSource::UserModeOnly, unknown).expect_err("there is no such feature");
+        assert_eq!(refused.errno, Errno::EINVAL);
+    }
 }

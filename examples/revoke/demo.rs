@@ -1,0 +1,95 @@
+//! `revoke demo`: a device's memory is taken away and given back while threads and system calls use it.
+
+mod cast;
+mod pagemap;
+mod plain;
+mod scene;
+mod screen;
+mod script;
+
+use crate::device::{self, Way};
+use crate::output::{self, Failed};
+use crate::{Verdict, interrupt};
+use scene::Scene;
+use serde_json::json;
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The region's size.
+    #[arg(long, value_name = "BYTES", default_value = SIZE, value_parser = device::size)]
+    size: usize,
+
+    /// How it is revoked.
+    #[arg(long, value_enum, default_value_t)]
+    strategy: Way,
+
+    /// Lines of text also in a terminal.
+    #[arg(long)]
+    plain: bool,
+}
+
+const SIZE: &str = "2M";
+
+impl Default for Args {
+    fn default() -> Self {
+        Self { size: 2 << 20, strategy: Way::Best, plain: false }
+    }
+}
+
+pub(crate) fn run(args: &Args, as_json: bool) -> Result<Verdict, Failed> {
+    let asked_to_end = interrupt::flag()?;
+    let scene = Arc::new(Scene::new(args.size, args.strategy)?);
+    let cast = scene.start()?;
+    let draws = !args.plain && !as_json && io::stdout().is_terminal() && io::stdin().is_terminal() && !is_dumb();
+    let played = if draws { screen::play(&scene, &asked_to_end) } else { plain::play(&scene, &asked_to_end, as_json) };
+    scene.end(cast);
+    let acts = played?;
+    let kept = scene.check_kept();
+    let mut out = io::stdout().lock();
+    if as_json {
+        let document = json!({
+            "kernel": crate::probe::kernel(),
+            "size": scene.region.len(),
+            "strategy": scene.region.strategy().to_string(),
+            "acts": acts,
+            "stores_kept": kept.is_ok(),
+        });
+        output::json(&mut out, &document)?;
+    } else {
+        epilogue(&mut out, &scene, &kept)?;
+    }
+    Ok(if kept.is_ok() { Verdict::Good } else { Verdict::Broken })
+}
+
+fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
+}
+
+/// What stays in the terminal afterwards.
+fn epilogue(out: &mut impl Write, scene: &Scene, kept: &Result<u64, String>) -> io::Result<()> {
+    let stats = scene.region.stats();
+    writeln!(
+        out,
+        "{} changes and resets of {}, revoked by {}:",
+        stats.disables + stats.enables + stats.resets,
+        output::bytes(scene.region.len()),
+        scene.region.strategy()
+    )?;
+    for (what, latency) in [("disable()", stats.disable), ("enable()", stats.enable)] {
+        if let (Some(p50), Some(p99)) = (latency.quantile(0.5), latency.quantile(0.99)) {
+            writeln!(
+                out,
+                "  {what:<10} half of {} took less than {}, all but 1% less than {}",
+                latency.count(),
+                output::duration(p50),
+                output::duration(p99)
+            )?;
+        }
+    }
+    match kept {
+        Ok(stores) => writeln!(out, "  every one of {} stores that returned is in the region", output::count(*stores)),
+        Err(e) => writeln!(out, "VIOLATION {e}"),
+    }
+}

@@ -1,0 +1,195 @@
+//! Who uses the region: each in a thread of its own, through a mapping of its own.
+
+use crate::output::Failed;
+use crate::raw;
+use nix::errno::Errno;
+use revocable_mmio::{AccessError, BUCKETS, Latency, MapOptions, Mapping, OnDisabled, Region, Support};
+use std::fs::File;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// An access that takes longer is shown as waiting.
+const WAITING: Duration = Duration::from_millis(4);
+
+/// How an actor reaches into the region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Driver,
+    SystemCall,
+    AllOnes,
+    Block,
+}
+
+impl Role {
+    /// Those that this process can play.
+    pub(super) fn all() -> Vec<Self> {
+        let mut roles = vec![Role::Driver, Role::SystemCall, Role::AllOnes];
+        if Support::current().userfaultfd() {
+            roles.push(Role::Block);
+        }
+        roles
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Role::Driver => "Mapping::write",
+            Role::SystemCall => "pwrite(2)",
+            Role::AllOnes => "raw *ptr, AllOnes",
+            Role::Block => "raw *ptr, Block",
+        }
+    }
+
+    fn policy(self) -> OnDisabled {
+        match self {
+            Role::Driver | Role::SystemCall => OnDisabled::Sigbus,
+            Role::AllOnes => OnDisabled::AllOnes,
+            Role::Block => OnDisabled::Block,
+        }
+    }
+}
+
+/// What an access met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Met {
+    Nothing,
+    Stored(u64),
+    Loaded(u64),
+    Ones,
+    Disabled,
+    Errno(Errno),
+}
+
+impl Met {
+    pub(super) fn text(self) -> String {
+        match self {
+            Met::Nothing => "-".to_owned(),
+            Met::Stored(value) => format!("Ok, stored {value:#x}"),
+            Met::Loaded(value) => format!("loaded {value:#x}"),
+            Met::Ones => "loaded 0xffffffffffffffff".to_owned(),
+            Met::Disabled => "Err(Disabled)".to_owned(),
+            Met::Errno(errno) => format!("-1 {errno:?}"),
+        }
+    }
+
+    pub(super) fn reached(self) -> bool {
+        matches!(self, Met::Stored(_) | Met::Loaded(_))
+    }
+}
+
+/// How often an actor met what, since the last look.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) reached: u64,
+    pub(super) refused: u64,
+    pub(super) waited: u64,
+}
+
+impl std::ops::Sub for Counts {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            reached: self.reached - before.reached,
+            refused: self.refused - before.refused,
+            waited: self.waited - before.waited,
+        }
+    }
+}
+
+pub(super) struct Actor {
+    pub(super) role: Role,
+    pub(super) mapping: Mapping,
+    file: File,
+    last: Mutex<Met>,
+    reached: AtomicU64,
+    refused: AtomicU64,
+    waited: AtomicU64,
+    /// When the access that is under way began, in nanoseconds since `born`; 0 for none.
+    began: AtomicU64,
+    born: Instant,
+    buckets: [AtomicU64; BUCKETS],
+    sum_ns: AtomicU64,
+}
+
+impl Actor {
+    pub(super) fn new(role: Role, region: &Region) -> Result<Self, Failed> {
+        use nix::sys::memfd::{MFdFlags, memfd_create};
+        Ok(Self {
+            role,
+            mapping: region.map(MapOptions::new().on_disabled(role.policy()))?,
+            file: memfd_create(c"revoke-demo", MFdFlags::MFD_CLOEXEC)?.into(),
+            last: Mutex::new(Met::Nothing),
+            reached: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
+            began: AtomicU64::new(0),
+            born: Instant::now(),
+            buckets: [const { AtomicU64::new(0) }; BUCKETS],
+            sum_ns: AtomicU64::new(0),
+        })
+    }
+
+    /// One access, told to everyone who looks. The driver stores `value`, all others load.
+    pub(super) fn act(&self, offset: usize, value: u64) -> Met {
+        let since = Instant::now();
+        self.began.store(self.nanos().max(1), Relaxed);
+        let met = self.access(offset, value);
+        self.began.store(0, Relaxed);
+        let took = since.elapsed();
+        let counter = if met.reached() { &self.reached } else { &self.refused };
+        counter.fetch_add(1, Relaxed);
+        if took > WAITING {
+            self.waited.fetch_add(1, Relaxed);
+        }
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.buckets[((u64::BITS - ns.leading_zeros()) as usize).min(BUCKETS - 1)].fetch_add(1, Relaxed);
+        self.sum_ns.fetch_add(ns, Relaxed);
+        *self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = met;
+        met
+    }
+
+    fn access(&self, offset: usize, value: u64) -> Met {
+        match self.role {
+            Role::Driver => match self.mapping.write(offset, value) {
+                Ok(()) => Met::Stored(value),
+                Err(AccessError::Disabled { .. }) => Met::Disabled,
+                Err(_) => Met::Errno(Errno::EIO),
+            },
+            Role::SystemCall => {
+                raw::load_by_kernel(&self.mapping, offset, &self.file).map_or_else(Met::Errno, Met::Loaded)
+            }
+            Role::AllOnes | Role::Block => match raw::load(&self.mapping, offset) {
+                u64::MAX => Met::Ones,
+                value => Met::Loaded(value),
+            },
+        }
+    }
+
+    fn nanos(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn last(&self) -> Met {
+        *self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// How long the access under way has been waiting.
+    pub(super) fn waiting(&self) -> Option<Duration> {
+        let began = self.began.load(Relaxed);
+        let waited = Duration::from_nanos(self.nanos().saturating_sub(began));
+        (began > 0 && waited > WAITING).then_some(waited)
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        Counts {
+            reached: self.reached.load(Relaxed),
+            refused: self.refused.load(Relaxed),
+            waited: self.waited.load(Relaxed),
+        }
+    }
+
+    pub(super) fn latency(&self) -> Latency {
+        Latency { buckets: std::array::from_fn(|i| self.buckets[i].load(Relaxed)), sum_ns: self.sum_ns.load(Relaxed) }
+    }
+}

@@ -1,0 +1,91 @@
+//! The demonstration as lines of text, or as the acts of a JSON document.
+
+use super::cast::{Actor, Counts, Role};
+use super::scene::Scene;
+use super::script::{Act, SCRIPT};
+use crate::output::{self, Failed};
+use serde_json::{Value, json};
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool, as_json: bool) -> Result<Vec<Value>, Failed> {
+    // What is written line by line is read line by line.
+    let mut out: Box<dyn Write> = if as_json { Box::new(io::sink()) } else { Box::new(io::stdout()) };
+    writeln!(
+        out,
+        "{} of device memory, mapped {} times in this process; revoked by {}\n",
+        output::bytes(scene.region.len()),
+        scene.actors.len(),
+        scene.region.strategy()
+    )?;
+    let mut acts = Vec::new();
+    for scenario in &SCRIPT {
+        if asked_to_end.load(Ordering::Relaxed) {
+            break;
+        }
+        let at = scene.elapsed();
+        writeln!(out, "{:>5.1} s  {:<24} {}", at.as_secs_f64(), scenario.act.call(), scenario.why)?;
+        let before: Vec<Counts> = scene.actors.iter().map(Actor::counts).collect();
+        let took = scene.perform(scenario.act)?;
+        wait(scenario.then, asked_to_end);
+        let state = if scene.region.is_enabled() { "enabled" } else { "disabled" };
+        if matches!(scenario.act, Act::Disable | Act::Enable) {
+            writeln!(out, "         took {}, the region is {state}", output::duration(took))?;
+        }
+        let mut met = Vec::new();
+        for (actor, before) in scene.actors.iter().zip(before) {
+            let counts = actor.counts() - before;
+            writeln!(out, "         {:<18} {}", actor.role.name(), line(actor, counts))?;
+            met.push(json!({
+                "who": actor.role.name(),
+                "reached": counts.reached,
+                "refused": counts.refused,
+                "waited": counts.waited,
+                "last": Scene::meets(actor),
+            }));
+        }
+        writeln!(out)?;
+        acts.push(json!({
+            "at_s": at.as_secs_f64(),
+            "call": scenario.act.call(),
+            "why": scenario.why,
+            "took_ns": output::json_nanos(Some(took)),
+            "enabled": scene.region.is_enabled(),
+            "accesses": met,
+        }));
+    }
+    Ok(acts)
+}
+
+/// What an actor met during one act.
+fn line(actor: &Actor, counts: Counts) -> String {
+    let mut parts = Vec::new();
+    if counts.reached > 0 {
+        parts.push(format!("{} reached", output::count(counts.reached)));
+    }
+    if counts.refused > 0 {
+        let how = match actor.role {
+            Role::Driver => "Err(Disabled)",
+            Role::SystemCall => "EFAULT",
+            Role::AllOnes | Role::Block => "all-ones",
+        };
+        parts.push(format!("{} x {how}", output::count(counts.refused)));
+    }
+    if counts.waited > 0 {
+        parts.push(format!("{} waited", output::count(counts.waited)));
+    }
+    if actor.waiting().is_some() {
+        parts.push(Scene::meets(actor));
+    }
+    parts.join(", ")
+}
+
+fn wait(time: Duration, asked_to_end: &AtomicBool) {
+    let until = Instant::now() + time;
+    while Instant::now() < until && !asked_to_end.load(Ordering::Relaxed) {
+        thread::sleep(Duration::from_millis(20).min(until.saturating_duration_since(Instant::now())));
+    }
+}

@@ -1,0 +1,81 @@
+//! Shows, probes, stresses and times revocable device memory. Without a subcommand: the demonstration.
+
+mod demo;
+mod device;
+mod interrupt;
+mod latency;
+mod output;
+mod probe;
+mod prometheus;
+mod raw;
+mod stress;
+
+use clap::{Parser, Subcommand};
+use std::io::Write;
+use std::process::ExitCode;
+
+/// What the process ends with beside 0 and clap's own 2 (wrong usage).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Everything was as promised.
+    Good,
+    /// A guarantee was broken.
+    Broken,
+}
+
+const EXIT_BROKEN: u8 = 1;
+const EXIT_CANNOT: u8 = 3;
+
+/// Device memory that its owner can take away from every thread and system call at once, and give back.
+#[derive(Parser)]
+#[command(
+    name = "revoke",
+    version,
+    propagate_version = true,
+    after_help = "\
+Exit status:
+  0  everything was as promised, also after Ctrl-C
+  1  a guarantee was broken: the line with VIOLATION says how
+  2  wrong usage
+  3  this kernel or process cannot do what was asked for"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    /// Print one JSON document instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Threads and system calls use a region while it is revoked, restored and reset (the default).
+    Demo(demo::Args),
+    /// Say what this kernel and this process can do.
+    Probe,
+    /// Revoke and restore under load, checking all the while that revoked means revoked and nothing is lost.
+    Stress(stress::Args),
+    /// Time one page fault, disable() and enable(): percentiles and histograms.
+    Latency(latency::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command.unwrap_or_else(|| Command::Demo(demo::Args::default())) {
+        Command::Demo(args) => demo::run(&args, cli.json),
+        Command::Probe => probe::run(cli.json),
+        Command::Stress(args) => stress::run(&args, cli.json),
+        Command::Latency(args) => latency::run(&args, cli.json),
+    };
+    match done {
+        Ok(Verdict::Good) => ExitCode::SUCCESS,
+        Ok(Verdict::Broken) => ExitCode::from(EXIT_BROKEN),
+        // Whoever read the output has seen enough.
+        Err(e) if output::is_closed_pipe(&*e) => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "revoke: {e}");
+            ExitCode::from(EXIT_CANNOT)
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The ways to reach into a region: accessors, raw pointers, system calls.
+
+use super::Policy;
+use crate::output::Failed;
+use crate::raw;
+use nix::errno::Errno;
+use revocable_mmio::{AccessError, MapOptions, Mapping, OnDisabled, Region, Strategy, Support};
+use std::fs::File;
+
+/// A way, with the policy of its mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// `Mapping::read` and `write`.
+    Accessor(OnDisabled),
+    /// The same on a mapping whose accesses resolve their own faults.
+    AccessorsOnly,
+    /// Volatile loads and stores through `Mapping::as_ptr`.
+    Raw(OnDisabled),
+    /// pwrite(2) out of the mapping, pread(2) into it.
+    SystemCall,
+}
+
+impl Way {
+    /// The ways that this process can go with mappings of `policy`, at this region.
+    pub(super) fn all(policy: Policy, region: &Region) -> Vec<Self> {
+        use OnDisabled::{AllOnes, Block, Sigbus};
+        let support = Support::current();
+        let candidates = [
+            Way::SystemCall,
+            Way::Raw(AllOnes),
+            Way::Accessor(Sigbus),
+            Way::Raw(Block),
+            Way::AccessorsOnly,
+            Way::Accessor(AllOnes),
+            Way::Accessor(Block),
+        ];
+        let possible = |way: &Way| match way {
+            // A userfaultfd that does not see the kernel's faults refuses system calls where a load would wait.
+            Way::SystemCall => support.sees_kernel_faults(),
+            Way::AccessorsOnly => region.strategy() == Strategy::Zap,
+            Way::Raw(Block) | Way::Accessor(Block) => support.userfaultfd(),
+            Way::Raw(_) | Way::Accessor(_) => true,
+        };
+        candidates.into_iter().filter(|way| policy.covers(way.policy()) && possible(way)).collect()
+    }
+
+    pub(super) fn policy(self) -> OnDisabled {
+        match self {
+            Way::Accessor(policy) | Way::Raw(policy) => policy,
+            Way::AccessorsOnly | Way::SystemCall => OnDisabled::Sigbus,
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Way::Accessor(OnDisabled::AllOnes) => "accessor, all-ones",
+            Way::Accessor(OnDisabled::Block) => "accessor, block",
+            Way::Accessor(_) => "accessor",
+            Way::AccessorsOnly => "accessor, own faults",
+            Way::Raw(OnDisabled::AllOnes) => "raw pointer, all-ones",
+            Way::Raw(_) => "raw pointer, block",
+            Way::SystemCall => "system call",
+        }
+    }
+
+    /// Which bits of a cell its stores change.
+    pub(super) fn store_mask(self) -> u64 {
+        match self {
+            // The byte at the cell's first address.
+            Way::SystemCall => u64::from_ne_bytes([0xff, 0, 0, 0, 0, 0, 0, 0]),
+            Way::Accessor(_) | Way::AccessorsOnly | Way::Raw(_) => u64::MAX,
+        }
+    }
+}
+
+/// An access did not go through.
+pub(super) enum NotDone {
+    /// As the policy says.
+    Refused,
+    /// In a way that no policy explains.
+    Wrong(String),
+}
+
+impl From<AccessError> for NotDone {
+    fn from(e: AccessError) -> Self {
+        match e {
+            AccessError::Disabled { .. } => NotDone::Refused,
+            other => NotDone::Wrong(other.to_string()),
+        }
+    }
+}
+
+impl From<Errno> for NotDone {
+    fn from(e: Errno) -> Self {
+        if e == Errno::EFAULT { NotDone::Refused } else { NotDone::Wrong(e.to_string()) }
+    }
+}
+
+/// A way with the mapping of its own that it needs.
+pub(super) struct Hand {
+    pub(super) way: Way,
+    mapping: Mapping,
+    /// The other side of a system call.
+    file: Option<File>,
+}
+
+impl Hand {
+    pub(super) fn new(way: Way, region: &Region) -> Result<Self, Failed> {
+        let mut options = MapOptions::new().on_disabled(way.policy());
+        if way == Way::AccessorsOnly {
+            options = options.accessors_only();
+        }
+        let file = match way {
+            Way::SystemCall => Some(File::from(nix::sys::memfd::memfd_create(
+                c"revoke-stress",
+                nix::sys::memfd::MFdFlags::MFD_CLOEXEC,
+            )?)),
+            _ => None,
+        };
+        Ok(Self { way, mapping: region.map(options)?, file })
+    }
+
+    pub(super) fn load(&self, offset: usize) -> Result<u64, NotDone> {
+        match (self.way, &self.file) {
+            (Way::Raw(_), _) => Ok(raw::load(&self.mapping, offset)),
+            (_, Some(file)) => Ok(raw::load_by_kernel(&self.mapping, offset, file)?),
+            _ => Ok(self.mapping.read::<u64>(offset)?),
+        }
+    }
+
+    pub(super) fn store(&self, offset: usize, value: u64) -> Result<(), NotDone> {
+        match (self.way, &self.file) {
+            (Way::Raw(_), _) => {
+                raw::store(&self.mapping, offset, value);
+                Ok(())
+            }
+            (_, Some(file)) => Ok(raw::store_by_kernel(&self.mapping, offset, value.to_ne_bytes()[0], file)?),
+            _ => Ok(self.mapping.write(offset, value)?),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What ought to be in the region: stamps that the owner changes while the region is disabled, and for each worker
+//! cells that only this worker stores to.
+//!
+//! Page by page: the stamp at byte 0, the cell of worker `w` at byte `64 + 8 * w`.
+
+use revocable_mmio::Region;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Stamps that stand in the region only while nobody may see them.
+const FORBIDDEN: u64 = 0xdead << 48;
+/// Stamps that stand there while it is enabled.
+const OPEN: u64 = 0x0be0 << 48;
+
+const FIRST_CELL: usize = 64;
+/// So many cells fit the smallest page.
+pub(super) const MOST_WORKERS: usize = 256;
+const MOST_PAGES: usize = 128;
+
+pub(super) fn forbidden(cycle: u64) -> u64 {
+    FORBIDDEN | cycle
+}
+
+pub(super) fn is_forbidden(stamp: u64) -> bool {
+    stamp >> 48 == FORBIDDEN >> 48
+}
+
+pub(super) fn open(cycle: u64) -> u64 {
+    OPEN | cycle
+}
+
+#[derive(Debug)]
+pub(super) struct Ledger {
+    pages: usize,
+    /// From one page in use to the next, in bytes.
+    stride: usize,
+    workers: usize,
+    /// The last store of each cell that is known to have reached the region, by worker, then page.
+    acked: Vec<AtomicU64>,
+    /// Which bits of its cells a worker stores.
+    masks: Vec<u64>,
+}
+
+impl Ledger {
+    pub(super) fn new(region: &Region, masks: Vec<u64>) -> Self {
+        let (workers, all) = (masks.len(), region.len() / region.page_size());
+        let pages = all.min(MOST_PAGES);
+        let acked = (0..workers * pages).map(|_| AtomicU64::new(0)).collect();
+        Self { pages, stride: all / pages * region.page_size(), workers, acked, masks }
+    }
+
+    pub(super) fn pages(&self) -> usize {
+        self.pages
+    }
+
+    pub(super) fn stamp_at(&self, page: usize) -> usize {
+        page * self.stride
+    }
+
+    pub(super) fn cell_at(&self, worker: usize, page: usize) -> usize {
+        page * self.stride + FIRST_CELL + 8 * worker
+    }
+
+    pub(super) fn acked(&self, worker: usize, page: usize) -> u64 {
+        self.acked[worker * self.pages + page].load(Ordering::Acquire)
+    }
+
+    /// Store `value` of this cell is known to be in the region.
+    pub(super) fn ack(&self, worker: usize, page: usize, value: u64) {
+        self.acked[worker * self.pages + page].store(value, Ordering::Release);
+    }
+
+    /// Puts `stamp` on every page.
+    pub(super) fn stamp(&self, region: &Region, stamp: u64) -> Result<(), String> {
+        for page in 0..self.pages {
+            region.owner().write(self.stamp_at(page), stamp).map_err(|e| format!("owner's view: {e}"))?;
+        }
+        Ok(())
+    }
+
+    /// All cells as they are now; for a moment in which no store can come in between.
+    pub(super) fn cells(&self, region: &Region) -> Result<Vec<u64>, String> {
+        let mut cells = Vec::with_capacity(self.workers * self.pages);
+        for worker in 0..self.workers {
+            for page in 0..self.pages {
+                let cell = region.owner().read::<u64>(self.cell_at(worker, page));
+                cells.push(cell.map_err(|e| format!("owner's view: {e}"))?);
+            }
+        }
+        Ok(cells)
+    }
+
+    /// G2: what was stored before is there. The next store may be too, whose worker has not yet come to tell of it.
+    pub(super) fn check_kept(&self, cells: &[u64]) -> Result<(), String> {
+        for worker in 0..self.workers {
+            for page in 0..self.pages {
+                let (cell, acked) = (cells[worker * self.pages + page], self.acked(worker, page));
+                if cell.wrapping_sub(acked) & self.masks[worker] > 1 {
+                    return Err(format!(
+                        "G2: worker {worker} stored {acked:#x} at {:#x}, the region has {cell:#x}",
+                        self.cell_at(worker, page)
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// G1: no store has reached the region between the two.
+    pub(super) fn check_unchanged(&self, before: &[u64], after: &[u64], when: &str) -> Result<(), String> {
+        match before.iter().zip(after).position(|(b, a)| b != a) {
+            None => Ok(()),
+            Some(i) => Err(format!(
+                "G1: a store of worker {} reached {:#x} while the region was {when}: {:#x} became {:#x}",
+                i / self.pages,
+                self.cell_at(i / self.pages, i % self.pages),
+                before[i],
+                after[i]
+            )),
+        }
+    }
+}

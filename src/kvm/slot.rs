@@ -1,0 +1,344 @@
+//! Memslots: a mapping in the guest's physical address space, in step with its region's state.
+
+use super::error::MemslotError;
+use super::ioctl::{SetMemslot, change};
+use crate::OnDisabled;
+use crate::gate::Phase;
+use crate::mapping::Mapping;
+use crate::notify::{InvalidateNotifier, NotifyError, Subscription};
+use crate::revoke::{Server, Strategy};
+use crate::stats::count;
+use crate::sys::SysError;
+use crate::sys::uffd::UffdSource;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use parking_lot::{Mutex, RwLock};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What becomes of a memslot while its region is disabled or being reset; the trade-off is in the [module](super).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Retention {
+    /// It is taken out before the memory is revoked and put back after it is restored: guest accesses come out as
+    /// `KVM_EXIT_MMIO`. The default.
+    #[default]
+    Remove,
+    /// It stays: guest accesses come out as the machine has it.
+    Keep,
+}
+
+/// A virtual machine's revocable memslots. Cheap to clone: clones are the same set.
+#[derive(Clone)]
+pub struct Memslots {
+    shared: Arc<Set>,
+}
+
+pub(super) struct Set {
+    vm: Arc<dyn SetMemslot>,
+    pub(super) slots: RwLock<Vec<Arc<Core>>>,
+}
+
+impl Memslots {
+    /// An empty set for a virtual machine.
+    pub fn new(vm: Arc<impl SetMemslot + 'static>) -> Self {
+        Self { shared: Arc::new(Set { vm, slots: RwLock::new(Vec::new()) }) }
+    }
+
+    /// Makes `mapping` guest memory at guest physical address `gpa`, as memslot `slot`, which must be free. If the
+    /// region is disabled now, the guest meets what it would meet had it been disabled later. Stores to a read-only
+    /// mapping come out as `KVM_EXIT_MMIO`, and the exit handler drops them.
+    ///
+    /// # Blocking
+    /// Waits for a change of the region's state that is under way.
+    ///
+    /// # Errors
+    /// Nothing is changed: see [`MemslotError`].
+    pub fn add(
+        &self,
+        slot: u32,
+        gpa: u64,
+        mapping: Arc<Mapping>,
+        retention: Retention,
+    ) -> Result<Memslot, MemslotError> {
+        suitable(&mapping)?;
+        let page = mapping.served.region.page;
+        if gpa % page as u64 != 0 || gpa.checked_add(mapping.len() as u64).is_none() {
+            return Err(MemslotError::Unaligned { gpa, page });
+        }
+        let core = Arc::new(Core {
+            vm: Arc::clone(&self.shared.vm),
+            slot,
+            gpa,
+            mapping,
+            retention,
+            place: Mutex::new(Place { installed: false, revoked: false }),
+            counters: Counters::default(),
+        });
+        {
+            let mut slots = self.shared.slots.write();
+            if let Some(other) = slots.iter().find(|other| other.slot == slot || other.overlaps(&core)) {
+                return Err(MemslotError::Overlap { slot, gpa, other: other.slot });
+            }
+            slots.push(Arc::clone(&core));
+        }
+        // Dropping it undoes whatever was done.
+        let mut memslot = Memslot { set: Arc::clone(&self.shared), core: Arc::clone(&core), subscription: None };
+        let region = &core.mapping.served.region;
+        let (subscription, installed) = region.protocol.at_rest(|phase| {
+            // No change is under way: what is seen here is what the first notification will change.
+            let start = core.mapping.offset();
+            let range = start..start + core.mapping.len();
+            let subscription = Subscription::new(region, range, Arc::clone(&core) as _);
+            let mut place = core.place.lock();
+            place.revoked = phase != Phase::Open;
+            let wanted = !place.revoked || retention == Retention::Keep;
+            let installed = if wanted { core.install(&mut place) } else { Ok(()) };
+            (subscription, installed)
+        })?;
+        memslot.subscription = Some(subscription);
+        installed.map_err(|source| MemslotError::Kvm { slot, gpa, source })?;
+        Ok(memslot)
+    }
+
+    pub(super) fn find(&self, gpa: u64) -> Option<Arc<Core>> {
+        self.shared.slots.read().iter().find(|core| core.range().contains(&gpa)).cloned()
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Core>> {
+        self.shared.slots.read().clone()
+    }
+}
+
+impl fmt::Debug for Memslots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.shared.slots.read().iter()).finish()
+    }
+}
+
+/// Can a vCPU's accesses go through this mapping?
+fn suitable(mapping: &Mapping) -> Result<(), MemslotError> {
+    let view = &mapping.served.view;
+    let why = match &view.server {
+        _ if view.policy == OnDisabled::Block => {
+            "a vCPU must not wait in a page fault: use another policy, and WhenDisabled::Wait"
+        }
+        Server::Own(_) => "a mapping for accessors only answers no vCPU's faults",
+        Server::Monitor(monitor) if view.strategy == Strategy::Zap && monitor.source() == UffdSource::UserModeOnly => {
+            "a userfaultfd for user-mode faults only answers no vCPU's faults: use strategy Detach or Replace"
+        }
+        Server::Monitor(_) | Server::Nobody => return Ok(()),
+    };
+    Err(MemslotError::Mapping(why))
+}
+
+/// A mapping in the guest's physical address space. Dropping it takes the memslot out.
+#[must_use = "dropped at once, the memslot is taken out at once"]
+pub struct Memslot {
+    set: Arc<Set>,
+    core: Arc<Core>,
+    subscription: Option<Subscription>,
+}
+
+impl Memslot {
+    /// The memslot's number.
+    pub fn slot(&self) -> u32 {
+        self.core.slot
+    }
+
+    /// The guest physical addresses.
+    pub fn range(&self) -> Range<u64> {
+        self.core.range()
+    }
+
+    /// Is it in the guest's memory map now?
+    pub fn is_installed(&self) -> bool {
+        self.core.place.lock().installed
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> MemslotStats {
+        let c = &self.core.counters;
+        MemslotStats {
+            installs: c.installs.load(Ordering::Relaxed),
+            removals: c.removals.load(Ordering::Relaxed),
+            withdrawn: c.withdrawn.load(Ordering::Relaxed),
+            degraded: c.degraded.load(Ordering::Relaxed),
+            served: c.served.load(Ordering::Relaxed),
+            unsupported: c.unsupported.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Drop for Memslot {
+    fn drop(&mut self) {
+        // First nobody puts it back, then it goes, then nobody finds it.
+        self.subscription = None;
+        let removed = self.core.remove(&mut self.core.place.lock());
+        self.set.slots.write().retain(|core| !Arc::ptr_eq(core, &self.core));
+        if removed.is_err() {
+            // The guest still reaches these addresses: nothing else may ever be mapped there.
+            std::mem::forget(Arc::clone(&self.core.mapping));
+        }
+    }
+}
+
+impl fmt::Debug for Memslot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.core.fmt(f)
+    }
+}
+
+/// What has happened to a [`Memslot`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemslotStats {
+    /// Times that it was put into the guest's memory map.
+    pub installs: u64,
+    /// Times that it was taken out.
+    pub removals: u64,
+    /// How many of those were the exit handler's doing ([`Retention::Keep`]).
+    pub withdrawn: u64,
+    /// Changes that KVM refused. The memory is revoked all the same, and accesses to enabled memory are answered by the
+    /// exit handler.
+    pub degraded: u64,
+    /// Guest accesses that the exit handler made on the guest's behalf.
+    pub served: u64,
+    /// Guest accesses that it answered as Unsupported Requests.
+    pub unsupported: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    installs: AtomicU64,
+    removals: AtomicU64,
+    withdrawn: AtomicU64,
+    degraded: AtomicU64,
+    pub(super) served: AtomicU64,
+    pub(super) unsupported: AtomicU64,
+}
+
+struct Place {
+    installed: bool,
+    /// Between `before_revoke` and `after_restore`.
+    revoked: bool,
+}
+
+/// What a memslot, its set and its region's notifications share.
+pub(super) struct Core {
+    vm: Arc<dyn SetMemslot>,
+    pub(super) slot: u32,
+    pub(super) gpa: u64,
+    pub(super) mapping: Arc<Mapping>,
+    retention: Retention,
+    place: Mutex<Place>,
+    pub(super) counters: Counters,
+}
+
+impl Core {
+    pub(super) fn range(&self) -> Range<u64> {
+        self.gpa..self.gpa + self.mapping.len() as u64
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.range().start < other.range().end && other.range().start < self.range().end
+    }
+
+    fn install(&self, place: &mut Place) -> Result<(), SysError> {
+        if !place.installed {
+            self.set(self.mapping.len())?;
+            place.installed = true;
+            count(&self.counters.installs);
+        }
+        Ok(())
+    }
+
+    fn remove(&self, place: &mut Place) -> Result<(), SysError> {
+        if place.installed {
+            self.set(0)?;
+            place.installed = false;
+            count(&self.counters.removals);
+        }
+        Ok(())
+    }
+
+    /// Takes the slot of a revoked region out, so that the next access has an address; says whether this call did it.
+    pub(super) fn withdraw(&self) -> Result<bool, SysError> {
+        let mut place = self.place.lock();
+        let due = place.revoked && place.installed;
+        if due {
+            self.remove(&mut place)?;
+            count(&self.counters.withdrawn);
+        }
+        Ok(due)
+    }
+
+    fn set(&self, len: usize) -> Result<(), SysError> {
+        let slot = kvm_userspace_memory_region {
+            slot: self.slot,
+            flags: if self.mapping.is_writable() { 0 } else { KVM_MEM_READONLY },
+            guest_phys_addr: self.gpa,
+            memory_size: len as u64,
+            userspace_addr: self.mapping.as_ptr().expose_provenance() as u64,
+        };
+        let region = &self.mapping.served.region;
+        // KVM waits for every vCPU that is inside a page fault. If those are answered by an event loop, that may be this
+        // very thread: it goes on answering while another one waits for KVM.
+        if !region.monitor.as_ref().is_some_and(crate::Monitor::help) {
+            return change(&*self.vm, &slot);
+        }
+        std::thread::scope(|scope| {
+            let helper = std::thread::Builder::new().name("mmio-memslot".to_owned());
+            let started = helper.spawn_scoped(scope, || change(&*self.vm, &slot));
+            let ioctl = started
+                .map_err(|e| SysError::new("clone", nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+            while !ioctl.is_finished() {
+                region.monitor.as_ref().map(crate::Monitor::help);
+                std::thread::park_timeout(Duration::from_micros(200));
+            }
+            ioctl.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn degraded(&self, refused: Result<(), SysError>) {
+        if let Err(error) = refused {
+            count(&self.counters.degraded);
+            event!(WARN, slot = self.slot, gpa = self.gpa, %error, "memslot degraded");
+            let _ = error;
+        }
+    }
+}
+
+impl InvalidateNotifier for Core {
+    fn before_revoke(&self, _range: Range<usize>) -> Result<(), NotifyError> {
+        let mut place = self.place.lock();
+        place.revoked = true;
+        if self.retention == Retention::Remove {
+            // If KVM refuses, the slot stays, as with Keep: the mapping itself refuses, too.
+            self.degraded(self.remove(&mut place));
+        }
+        Ok(())
+    }
+
+    fn after_restore(&self, _range: Range<usize>) -> Result<(), NotifyError> {
+        let mut place = self.place.lock();
+        place.revoked = false;
+        // If KVM refuses, accesses come out as MMIO, and the exit handler makes them.
+        self.degraded(self.install(&mut place));
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = self.place.lock();
+        f.debug_struct("Memslot")
+            .field("slot", &self.slot)
+            .field("gpa", &format_args!("{:#x?}", self.range()))
+            .field("retention", &self.retention)
+            .field("installed", &place.installed)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,70 @@
+//! The vfio-pci device model over regions: what the kernel's driver does around its memory lock, for devices that are
+//! emulated, mediated or served from user space.
+//!
+//! ```
+//! use revocable_mmio::pci::{Bar, PciDevice, Space};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let nic = PciDevice::builder(0x8086, 0x10d3).bar(0, Bar::memory(0x20000)).build()?;
+//! let mut value = [0; 4];
+//! nic.write(Space::Config, 4, &2u16.to_le_bytes()[..])?; // the guest sets PCI_COMMAND.MEM
+//! nic.read(Space::Bar(0), 8, &mut value[..])?;
+//! nic.write(Space::Config, 4, &0u16.to_le_bytes()[..])?; // and clears it: every mapping of every BAR is revoked
+//! assert_eq!(nic.read(Space::Bar(0), 8, &mut value[..]).unwrap_err().errno(), 5); // EIO
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How it works
+//!
+//! Each memory BAR is a [`Region`](crate::Region) with a memory lock of its own; whatever changes whether the device
+//! decodes memory takes the write side of all of them, in one order, so they change together or not at all:
+//!
+//! | what | mappings | reads and writes by call |
+//! |---|---|---|
+//! | PCI_COMMAND.MEM cleared; D3hot | SIGBUS | EIO |
+//! | runtime low power | SIGBUS | work: a call wakes the device, an access through a mapping never does |
+//! | a reset, of the function or the bus | wait for its end | wait for its end |
+//! | BAR moved or sized, other bits of COMMAND | unaffected | unaffected |
+//! | virtual function, PCI_COMMAND.MEM cleared | zapped, and work | work |
+//!
+//! The memory-enabled predicate is the driver's (`__vfio_pci_memory_enabled`): power state below D3hot, and the virtual
+//! PCI_COMMAND.MEM bit unless the device is a virtual function. A register shows a revocation once it is complete, and
+//! is written before memory comes back.
+//!
+//! # What the driver does and this does not
+//!
+//! By the rows of the table of behaviours that it is modelled on:
+//! - Tracking of VMAs, and the lock order that it forced (vma_lock): replaced in the driver itself in Linux 6.10, and here
+//!   by the region's list of mappings.
+//! - How many pages a fault maps: a region's business, see [`FaultAround`](crate::FaultAround).
+//! - VGA regions (legacy probing, never gated): there is no legacy VGA range to serve here; `Space` has none.
+//! - Backdoor-reset detection (`vfio_need_bar_restore`): a BAR's address exists in this configuration space only.
+//! - FLR through the Advanced Features capability, which conventional PCI devices have: FLR through PCI Express is done.
+//! - Exporting BARs as dma-bufs: needs a kernel driver. [`Region::pin`](crate::Region::pin) has its protocol: told, waited
+//!   for, and re-armed; [`DmaSpace`] and notifiers have its invalidation.
+//! - Low power with a wake-up eventfd: PME has no user-space counterpart.
+//! - Interrupts: [`PciDevice::privileged`] is what setting up MSI-X needs of the memory lock, the vectors are not modelled.
+//! - Group files, containers and ownership tokens: [`Bus::hot_reset`] asks a function of the caller's instead.
+
+mod bar;
+mod buffer;
+mod builder;
+mod command;
+mod config;
+mod device;
+mod dma;
+mod error;
+mod ioeventfd;
+mod kicks;
+mod power;
+mod regs;
+mod reset;
+
+pub use buffer::{BufferFault, MappingPart, Sink, Source};
+pub use builder::{Bar, PciBuilder, PortIo};
+pub use device::{PciDevice, Space, SpaceInfo};
+pub use dma::{DmaAccess, DmaSegment, DmaSpace, Iommu};
+pub use error::PciError;
+pub use ioeventfd::{MOST_IOEVENTFDS, Width};
+pub use kicks::IoEventLoop;
+pub use reset::{Bus, ResetKind};

@@ -1,0 +1,244 @@
+//! BAR reads and writes on a caller's behalf (`vfio_pci_bar_rw`, `vfio_pci_core_do_io_rw`).
+//!
+//! Each access of 1, 2, 4 or 8 bytes takes the read side of the memory lock, asks whether the device decodes memory, and
+//! goes through the owner's view, which nothing revokes. The caller's buffer is touched between accesses only.
+
+use super::buffer::{BufferFault, Sink, Source};
+use super::device::{Device, Memory, Slot, Space};
+use super::error::PciError;
+use crate::access::Primitive;
+use crate::caller::Caller;
+use crate::error::AccessError;
+use crate::fault::{FaultFlags, NotResolved};
+use crate::owner::OwnerView;
+use crate::protocol::State;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+/// What a caller does about a device that is busy.
+#[derive(Clone, Copy)]
+pub(super) enum Wait<'a> {
+    ForEver,
+    As(Caller<'a>),
+}
+
+/// What comes next in a transfer.
+enum Step {
+    /// One access of so many bytes.
+    Access(usize),
+    /// So many bytes that calls cannot reach.
+    Excluded(usize),
+}
+
+/// The widest access at `at` that `left` bytes and the alignment allow.
+#[inline]
+fn step(at: u64, left: usize, excluded: &Range<u64>, widest: usize) -> Step {
+    let left = left as u64;
+    let reachable = match at {
+        at if at < excluded.start => left.min(excluded.start - at),
+        at if at >= excluded.end => left,
+        _ => return Step::Excluded(usize::try_from(left.min(excluded.end - at)).unwrap_or(usize::MAX)),
+    };
+    for width in [8, 4, 2] {
+        if width <= widest && reachable >= width as u64 && at % width as u64 == 0 {
+            return Step::Access(width);
+        }
+    }
+    Step::Access(1)
+}
+
+const WIDEST: usize = 8;
+const WIDEST_ROM: usize = 4;
+
+impl Device {
+    /// How many bytes of a transfer of `len` at `at` there are.
+    fn extent(&self, space: Space, at: u64, len: usize, size: u64) -> Result<usize, PciError> {
+        let left = size.checked_sub(at).filter(|left| *left > 0);
+        let left = left.ok_or(PciError::OutOfRange { space, offset: at, size })?;
+        Ok(len.min(usize::try_from(left).unwrap_or(usize::MAX)))
+    }
+
+    #[inline]
+    pub(super) fn read_space<B: Sink + ?Sized>(
+        &self,
+        space: Space,
+        at: u64,
+        into: &mut B,
+        wait: Wait<'_>,
+    ) -> Result<usize, PciError> {
+        let Some(memory) = self.memory(space) else { return self.read_ports(space, at, into) };
+        let len = self.extent(space, at, into.len(), memory.size)?;
+        let widest = if space == Space::Rom { WIDEST_ROM } else { WIDEST };
+        if space == Space::Rom && !self.decoding.load(Ordering::Relaxed) {
+            // The driver finds it out when it maps the ROM for the transfer (`pci_map_rom`).
+            return Err(PciError::RomDisabled);
+        }
+        let mut done = 0;
+        while done < len {
+            let offset = at + done as u64;
+            done += match step(offset, len - done, &memory.excluded, widest) {
+                Step::Access(8) => self.load::<u64, B>(space, memory, offset, into, done, wait)?,
+                Step::Access(4) => self.load::<u32, B>(space, memory, offset, into, done, wait)?,
+                Step::Access(2) => self.load::<u16, B>(space, memory, offset, into, done, wait)?,
+                Step::Access(_) => self.load::<u8, B>(space, memory, offset, into, done, wait)?,
+                Step::Excluded(count) => {
+                    let count = count.min(ONES.len());
+                    into.put(done, &ONES[..count]).map_err(|source| failed(done, source))?;
+                    count
+                }
+            };
+        }
+        Ok(len)
+    }
+
+    #[inline]
+    pub(super) fn write_space<B: Source + ?Sized>(
+        &self,
+        space: Space,
+        at: u64,
+        from: &B,
+        wait: Wait<'_>,
+    ) -> Result<usize, PciError> {
+        let Some(memory) = self.memory(space) else { return self.write_ports(space, at, from) };
+        let len = self.extent(space, at, from.len(), memory.size)?;
+        let mut done = 0;
+        while done < len {
+            let offset = at + done as u64;
+            done += match step(offset, len - done, &memory.excluded, WIDEST) {
+                Step::Access(8) => self.store::<u64, B>(space, memory, offset, from, done, wait)?,
+                Step::Access(4) => self.store::<u32, B>(space, memory, offset, from, done, wait)?,
+                Step::Access(2) => self.store::<u16, B>(space, memory, offset, from, done, wait)?,
+                Step::Access(_) => self.store::<u8, B>(space, memory, offset, from, done, wait)?,
+                Step::Excluded(count) => count,
+            };
+        }
+        Ok(len)
+    }
+
+    #[inline]
+    fn load<T: Primitive, B: Sink + ?Sized>(
+        &self,
+        space: Space,
+        memory: &Memory,
+        offset: u64,
+        into: &mut B,
+        done: usize,
+        wait: Wait<'_>,
+    ) -> Result<usize, PciError> {
+        let value: T = self.gated(space, memory, offset, wait, |view, at| view.read(at))?;
+        into.put(done, &value.to_bits().to_ne_bytes()[bytes_of::<T>()]).map_err(|source| failed(done, source))?;
+        Ok(T::SIZE)
+    }
+
+    #[inline]
+    fn store<T: Primitive, B: Source + ?Sized>(
+        &self,
+        space: Space,
+        memory: &Memory,
+        offset: u64,
+        from: &B,
+        done: usize,
+        wait: Wait<'_>,
+    ) -> Result<usize, PciError> {
+        let mut bytes = [0; 8];
+        from.get(done, &mut bytes[bytes_of::<T>()]).map_err(|source| failed(done, source))?;
+        let value = T::from_bits(u64::from_ne_bytes(bytes));
+        self.gated(space, memory, offset, wait, |view, at| view.write(at, value))?;
+        Ok(T::SIZE)
+    }
+
+    /// One access under the read side of the memory lock, if the device decodes memory. Every access on a caller's behalf
+    /// comes through here.
+    #[inline]
+    pub(super) fn gated<R>(
+        &self,
+        space: Space,
+        memory: &Memory,
+        offset: u64,
+        wait: Wait<'_>,
+        access: impl Fn(&OwnerView, usize) -> Result<R, AccessError>,
+    ) -> Result<R, PciError> {
+        let region = &*memory.region.shared;
+        let at = usize::try_from(offset).unwrap_or(usize::MAX);
+        let disabled = || PciError::Disabled { space, offset };
+        // Relaxed: changed under the write side of the lock whose read side is held.
+        let admits = |state| state != State::Gone && self.decoding.load(Ordering::Relaxed);
+        if let Some(state) = region.protocol.try_read() {
+            return match admits(*state) {
+                true => access(&region.owner, at).map_err(|_| disabled()),
+                false => Err(disabled()),
+            };
+        }
+        if region.protocol.is_changed_by_caller() {
+            return Err(PciError::Reentrant);
+        }
+        let caller = match wait {
+            Wait::ForEver => Caller::new(FaultFlags::WAIT),
+            Wait::As(caller) => caller,
+        };
+        match region.protocol.on_behalf_if(admits, &caller, || Some(access(&region.owner, at))) {
+            Ok(done) => done.map_err(|_| disabled()),
+            Err(NotResolved::Sigbus) => Err(disabled()),
+            Err(NotResolved::WouldBlock) => Err(PciError::WouldBlock { space, offset }),
+            Err(NotResolved::Killed) => Err(PciError::Cancelled { space, offset }),
+            Err(NotResolved::Illegal(flags)) => Err(flags.into()),
+        }
+    }
+
+    fn ports(&self, space: Space) -> Result<&super::device::Ports, PciError> {
+        match space {
+            Space::Bar(index) => match self.slots.get(index).and_then(Option::as_ref) {
+                Some(Slot::Io(ports)) => Ok(ports),
+                _ => Err(PciError::NoSuchSpace { space, why: "the device has no such BAR" }),
+            },
+            _ => Err(PciError::NoSuchSpace { space, why: "the device has none" }),
+        }
+    }
+
+    /// I/O ports are not memory: PCI_COMMAND.MEM does not gate them, nor does any other state.
+    fn read_ports<B: Sink + ?Sized>(&self, space: Space, at: u64, into: &mut B) -> Result<usize, PciError> {
+        let ports = self.ports(space)?;
+        let len = self.extent(space, at, into.len(), ports.size)?;
+        let mut done = 0;
+        while done < len {
+            let offset = at + done as u64;
+            if let Step::Access(width) = step(offset, len - done, &(0..0), WIDEST) {
+                let mut bytes = [0; WIDEST];
+                ports.ports.read(offset, &mut bytes[..width]);
+                into.put(done, &bytes[..width]).map_err(|source| failed(done, source))?;
+                done += width;
+            }
+        }
+        Ok(len)
+    }
+
+    fn write_ports<B: Source + ?Sized>(&self, space: Space, at: u64, from: &B) -> Result<usize, PciError> {
+        let ports = self.ports(space)?;
+        let len = self.extent(space, at, from.len(), ports.size)?;
+        let mut done = 0;
+        while done < len {
+            let offset = at + done as u64;
+            if let Step::Access(width) = step(offset, len - done, &(0..0), WIDEST) {
+                let mut bytes = [0; WIDEST];
+                from.get(done, &mut bytes[..width]).map_err(|source| failed(done, source))?;
+                ports.ports.write(offset, &bytes[..width]);
+                done += width;
+            }
+        }
+        Ok(len)
+    }
+}
+
+/// What a range that calls cannot reach reads as.
+const ONES: [u8; 64] = [0xff; 64];
+
+/// Where in a register-sized array the bytes of a narrower value are.
+#[inline]
+fn bytes_of<T: Primitive>() -> Range<usize> {
+    if cfg!(target_endian = "little") { 0..T::SIZE } else { 8 - T::SIZE..8 }
+}
+
+#[cold]
+fn failed(at: usize, source: BufferFault) -> PciError {
+    PciError::Buffer { at, source }
+}

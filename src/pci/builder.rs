@@ -1,0 +1,401 @@
+//! Describing a device.
+
+use super::config::ConfigSpace;
+use super::device::{Device, Memory, PciDevice, Ports, Slot};
+use super::error::PciError;
+use super::ioeventfd::IoEventFds;
+use super::kicks::IoEventLoop;
+use super::regs::*;
+use super::reset::{ResetFn, ResetKind};
+use crate::backing::Backing;
+use crate::monitor::Monitor;
+use crate::region::Region;
+use crate::revoke::Strategy;
+use crate::sys::page_size;
+use parking_lot::Mutex;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// I/O ports of a device: emulated by whoever implements this. Not gated by PCI_COMMAND.MEM.
+pub trait PortIo: Send + Sync {
+    /// A read of 1, 2 or 4 bytes (8 for a caller that asks for so many at an aligned offset).
+    fn read(&self, offset: u64, into: &mut [u8]);
+    /// A write of as many.
+    fn write(&self, offset: u64, bytes: &[u8]);
+}
+
+/// A BAR of a device to be made.
+#[derive(Debug)]
+#[must_use]
+pub struct Bar {
+    size: u64,
+    kind: Kind,
+    wide: bool,
+    prefetchable: bool,
+    excluded: Range<u64>,
+}
+
+enum Kind {
+    Memory(Backing),
+    Io(Arc<dyn PortIo>),
+}
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kind::Memory(backing) => backing.fmt(f),
+            Kind::Io(_) => f.write_str("Io"),
+        }
+    }
+}
+
+impl Bar {
+    /// Memory of `size` bytes, a power of two from 16 on. Mappings of a BAR smaller than a page have a whole page.
+    pub fn memory(size: u64) -> Self {
+        Self { size, kind: Kind::Memory(Backing::Memfd), wide: false, prefetchable: false, excluded: 0..0 }
+    }
+
+    /// `size` I/O ports, a power of two from 4 on.
+    pub fn io(size: u64, ports: Arc<dyn PortIo>) -> Self {
+        Self { kind: Kind::Io(ports), ..Self::memory(size) }
+    }
+
+    /// What the memory is made of. Default: a memfd of its own.
+    pub fn backing(mut self, backing: Backing) -> Self {
+        self.kind = Kind::Memory(backing);
+        self
+    }
+
+    /// 64 bits wide: takes the next index too.
+    pub fn wide(mut self) -> Self {
+        self.wide = true;
+        self
+    }
+
+    /// Prefetchable.
+    pub fn prefetchable(mut self) -> Self {
+        self.prefetchable = true;
+        self
+    }
+
+    /// A range of bytes, the MSI-X table, that calls cannot reach: they read all-ones, and their writes are dropped, in
+    /// whatever state the device is. It can be mapped.
+    pub fn exclude(mut self, range: Range<u64>) -> Self {
+        self.excluded = range;
+        self
+    }
+}
+
+/// Makes a [`PciDevice`].
+#[derive(Debug)]
+#[must_use]
+pub struct PciBuilder {
+    ids: [u16; 4],
+    class: u32,
+    revision: u8,
+    command: u16,
+    name: Option<String>,
+    bars: Vec<(usize, Bar)>,
+    rom: Option<Vec<u8>>,
+    size: usize,
+    power: Option<(usize, u16)>,
+    express: Option<usize>,
+    raw: Vec<(usize, Vec<u8>, Vec<u8>)>,
+    virtual_function: bool,
+    strategy: Option<Strategy>,
+    monitor: Option<Monitor>,
+    kicks: Option<IoEventLoop>,
+    reset: Option<Handler>,
+}
+
+struct Handler(ResetFn);
+
+impl fmt::Debug for Handler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("..")
+    }
+}
+
+impl PciBuilder {
+    pub(super) fn new(vendor: u16, device: u16) -> Self {
+        Self {
+            ids: [vendor, device, 0, 0],
+            class: 0xff_00_00,
+            revision: 0,
+            command: 0,
+            name: None,
+            bars: Vec::new(),
+            rom: None,
+            size: 256,
+            power: None,
+            express: None,
+            raw: Vec::new(),
+            virtual_function: false,
+            strategy: None,
+            monitor: None,
+            kicks: None,
+            reset: None,
+        }
+    }
+
+    /// Subsystem vendor and device. Default: 0.
+    pub fn subsystem(mut self, vendor: u16, device: u16) -> Self {
+        [self.ids[2], self.ids[3]] = [vendor, device];
+        self
+    }
+
+    /// The class code (24 bits) and the revision. Default: unclassified, 0.
+    pub fn class(mut self, class: u32, revision: u8) -> Self {
+        (self.class, self.revision) = (class, revision);
+        self
+    }
+
+    /// A name for errors and `Debug`. Default: the two ids.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// PCI_COMMAND at the start. Default: 0, everything off. Bits that cannot be written may be set here.
+    pub fn command(mut self, command: u16) -> Self {
+        self.command = command;
+        self
+    }
+
+    /// A BAR at this index, 0 to 5.
+    pub fn bar(mut self, index: usize, bar: Bar) -> Self {
+        self.bars.push((index, bar));
+        self
+    }
+
+    /// An expansion ROM with this content. Its size is the next power of two, 2 KiB at least; what is left over reads
+    /// all-ones.
+    pub fn rom(mut self, content: &[u8]) -> Self {
+        self.rom = Some(content.to_vec());
+        self
+    }
+
+    /// 4 KiB of configuration space, as PCI Express devices have. Default: 256 bytes.
+    pub fn extended(mut self) -> Self {
+        self.size = 4096;
+        self
+    }
+
+    /// A power-management capability at `at`, with the states D0 and D3hot.
+    pub fn power(mut self, at: usize) -> Self {
+        self.power = Some((at, PMC_VERSION));
+        self
+    }
+
+    /// A power-management capability at `at`, with D1 and D2 as well. Memory is reachable in both.
+    pub fn power_with_d1_d2(mut self, at: usize) -> Self {
+        self.power = Some((at, PMC_VERSION | PMC_D1 | PMC_D2));
+        self
+    }
+
+    /// A PCI Express capability at `at`. It says that the function can be reset on its own if the device has a
+    /// [reset](Self::on_reset).
+    pub fn express(mut self, at: usize) -> Self {
+        self.express = Some(at);
+        self
+    }
+
+    /// Bytes of configuration space, and which of their bits can be written (missing ones cannot): any other capability,
+    /// or whatever the header should say.
+    pub fn config(mut self, at: usize, bytes: &[u8], writable: &[u8]) -> Self {
+        self.raw.push((at, bytes.to_vec(), writable.to_vec()));
+        self
+    }
+
+    /// An SR-IOV virtual function: its memory is always enabled, as far as PCI_COMMAND goes.
+    pub fn virtual_function(mut self) -> Self {
+        self.virtual_function = true;
+        self
+    }
+
+    /// How mappings of its BARs are revoked. Default: the best that works for each.
+    pub fn strategy(mut self, strategy: Strategy) -> Self {
+        self.strategy = Some(strategy);
+        self
+    }
+
+    /// Who resolves faults of its BARs. Default: [`Monitor::shared`].
+    pub fn monitor(mut self, monitor: Monitor) -> Self {
+        self.monitor = Some(monitor);
+        self
+    }
+
+    /// Who waits for its ioeventfds. Default: [`IoEventLoop::shared`], started with the first.
+    pub fn io_event_loop(mut self, kicks: IoEventLoop) -> Self {
+        self.kicks = Some(kicks);
+        self
+    }
+
+    /// How the function is reset. It runs while nothing reaches the memory, and works through the BARs' owners' views;
+    /// calls that would change the device's state, or access it as a caller would, are refused from inside of it.
+    ///
+    /// Without one, the device cannot be reset on its own.
+    pub fn on_reset(mut self, reset: impl Fn(&PciDevice, ResetKind) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        self.reset = Some(Handler(Box::new(reset)));
+        self
+    }
+
+    /// Makes the device.
+    ///
+    /// # Errors
+    /// The description contradicts itself, or memory could not be made.
+    pub fn build(mut self) -> Result<PciDevice, PciError> {
+        let [vendor, device, ..] = self.ids;
+        let name = self.name.take().unwrap_or_else(|| format!("{vendor:04x}:{device:04x}"));
+        let config = self.header()?;
+        let enabled = self.virtual_function || self.command & COMMAND_MEMORY != 0;
+        let mut slots: [Option<Slot>; 6] = [const { None }; 6];
+        for (index, bar) in std::mem::take(&mut self.bars) {
+            let what = format!("{name} BAR{index}");
+            slots[index] = Some(match bar.kind {
+                Kind::Io(ports) => Slot::Io(Ports { ports, size: bar.size }),
+                Kind::Memory(backing) => {
+                    let region = self.region(what, bar.size, backing, enabled)?;
+                    Slot::Memory(Memory { region, size: bar.size, excluded: bar.excluded })
+                }
+            });
+        }
+        let rom = match self.rom.take() {
+            Some(content) => {
+                let size = rom_size(&content);
+                let region = self.region(format!("{name} ROM"), size, Backing::Memfd, enabled)?;
+                region.owner().write_slice(0, &content).map_err(|e| PciError::Description(e.to_string()))?;
+                Some(Memory { region, size, excluded: content.len() as u64..size })
+            }
+            None => None,
+        };
+        let memories = slots.iter().flatten().filter_map(Slot::memory).chain(&rom);
+        let mut members: Vec<_> = memories.map(|memory| Arc::clone(&memory.region.shared)).collect();
+        crate::group::in_order(&mut members);
+        Ok(PciDevice {
+            device: Arc::new(Device {
+                name,
+                config: Mutex::new(config),
+                turn: Default::default(),
+                slots,
+                rom,
+                members,
+                decoding: AtomicBool::new(enabled),
+                low_power: AtomicBool::new(false),
+                virtual_function: self.virtual_function,
+                reset: self.reset.map(|handler| handler.0),
+                ioeventfds: IoEventFds::new(self.kicks),
+            }),
+        })
+    }
+
+    fn region(&self, name: String, size: u64, backing: Backing, enabled: bool) -> Result<Region, PciError> {
+        let len = usize::try_from(size).ok().and_then(|size| size.checked_next_multiple_of(page_size()));
+        let len = len.ok_or_else(|| PciError::Description(format!("{name} of {size:#x} bytes")))?;
+        let mut builder = Region::builder(len).name(name).backing(backing);
+        if let Some(strategy) = self.strategy {
+            builder = builder.strategy(strategy);
+        }
+        if let Some(monitor) = &self.monitor {
+            builder = builder.monitor(monitor.clone());
+        }
+        Ok(if enabled { builder.build() } else { builder.disabled().build() }?)
+    }
+
+    /// Configuration space as it is at the start.
+    fn header(&self) -> Result<ConfigSpace, PciError> {
+        let mut config = ConfigSpace::new(self.size);
+        let [vendor, device, subsystem_vendor, subsystem] = self.ids.map(u16::to_le_bytes);
+        config.set(VENDOR_ID, &vendor);
+        config.set(DEVICE_ID, &device);
+        config.set(SUBSYSTEM_VENDOR_ID, &subsystem_vendor);
+        config.set(SUBSYSTEM_ID, &subsystem);
+        config.set(REVISION_ID, &[self.revision]);
+        config.set(CLASS_CODE, &self.class.to_le_bytes()[..3]);
+        // A virtual function's bit reads as set: its memory is on.
+        let command = if self.virtual_function { self.command | COMMAND_MEMORY } else { self.command };
+        config.set(COMMAND, &command.to_le_bytes());
+        config.set(INTERRUPT_PIN, &[1]);
+        let mut taken = [false; 6];
+        for (index, bar) in &self.bars {
+            bar.describe(*index, &mut taken, &mut config)?;
+        }
+        if let Some(content) = &self.rom {
+            config.set_rom(rom_size(content));
+        }
+        self.capabilities(&mut config)?;
+        for (at, bytes, writable) in &self.raw {
+            if at + bytes.len().max(writable.len()) > self.size {
+                return Err(PciError::Description(format!("configuration bytes at {at:#x} are beyond its end")));
+            }
+            config.set(*at, bytes);
+            config.allow(*at, writable);
+        }
+        Ok(config)
+    }
+
+    /// The list of capabilities: power management, then PCI Express.
+    fn capabilities(&self, config: &mut ConfigSpace) -> Result<(), PciError> {
+        let power = self.power.map(|(at, pmc)| (at, CAP_POWER, PM_LEN, pmc));
+        let express = self.express.map(|at| (at, CAP_EXPRESS, EXP_LEN, 2));
+        let mut link = CAPABILITIES;
+        for (at, id, len, word) in power.into_iter().chain(express) {
+            let place = u8::try_from(at).ok().filter(|_| at >= HEADER_END && at % 4 == 0 && at + len <= 256);
+            let place = place.ok_or_else(|| PciError::Description(format!("no capability can stand at {at:#x}")))?;
+            config.set(link, &[place]);
+            config.set(at, &[id, 0]);
+            config.set(at + PM_PMC, &word.to_le_bytes());
+            link = at + 1;
+        }
+        if link != CAPABILITIES {
+            config.set(STATUS, &STATUS_CAPABILITIES.to_le_bytes());
+        }
+        config.power = self.power.map(|(at, _)| at);
+        config.express = self.express;
+        if let (Some(at), true) = (self.express, self.reset.is_some()) {
+            debug_assert_eq!(PM_PMC, EXP_FLAGS, "both capabilities have their flags there");
+            config.set(at + EXP_DEVCAP, &EXP_DEVCAP_FLR.to_le_bytes());
+        }
+        if let Some(at) = self.express {
+            config.allow(at + EXP_DEVCTL, &EXP_DEVCTL_WRITABLE.to_le_bytes());
+        }
+        Ok(())
+    }
+}
+
+impl Bar {
+    fn describe(&self, index: usize, taken: &mut [bool; 6], config: &mut ConfigSpace) -> Result<(), PciError> {
+        let wrong = |why: &str| Err(PciError::Description(format!("BAR{index}: {why}")));
+        let (least, io) = match self.kind {
+            Kind::Memory(_) => (16, false),
+            Kind::Io(_) => (4, true),
+        };
+        let last = index + usize::from(self.wide);
+        if last >= taken.len() || taken[index..=last].contains(&true) {
+            return wrong("no such BAR, or taken twice");
+        }
+        if !self.size.is_power_of_two() || self.size < least || (io && self.wide) {
+            return wrong("a size is a power of two, from 16 bytes or 4 ports on; I/O ports are not 64 bits wide");
+        }
+        if !self.wide && self.size > 1 << 31 {
+            return wrong("more than 2 GiB need a BAR that is 64 bits wide");
+        }
+        if self.excluded.end > self.size {
+            return wrong("the excluded range ends beyond the BAR");
+        }
+        taken[index..=last].fill(true);
+        let mut kind = 0;
+        for (bit, set) in [(BAR_IO, io), (BAR_64, self.wide), (BAR_PREFETCHABLE, self.prefetchable && !io)] {
+            kind |= if set { bit } else { 0 };
+        }
+        config.set_bar(index, self.size, kind);
+        Ok(())
+    }
+}
+
+fn rom_size(content: &[u8]) -> u64 {
+    (content.len() as u64).next_power_of_two().max(2048)
+}

@@ -1,0 +1,203 @@
+//! What the device model answers, each with the errno that vfio-pci gives for it.
+
+use crate::error::{BuildError, MapError, RevokeError};
+use crate::fault::IllegalFlags;
+use crate::group::GroupError;
+use crate::pci::Space;
+use crate::sys::SysError;
+use nix::errno::Errno;
+
+/// Why the device did not do it; [`errno`](Self::errno) is what the same step gets from vfio-pci.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PciError {
+    /// Memory decoding is off, or the device is in D3hot (EIO).
+    #[error("{space:?} at {offset:#x}: memory decoding is off, or the device is in D3hot")]
+    Disabled {
+        /// Which space.
+        space: Space,
+        /// The access, in bytes.
+        offset: u64,
+    },
+    /// The ROM cannot be read while memory decoding is off (ENOMEM).
+    #[error("the ROM cannot be read while memory decoding is off")]
+    RomDisabled,
+    /// The device has no such BAR, or it cannot be mapped (EINVAL).
+    #[error("{space:?}: {why}")]
+    NoSuchSpace {
+        /// Which space.
+        space: Space,
+        /// What it lacks.
+        why: &'static str,
+    },
+    /// The access starts at or beyond the end (EINVAL).
+    #[error("offset {offset:#x} is beyond the {size:#x} bytes of {space:?}")]
+    OutOfRange {
+        /// Which space.
+        space: Space,
+        /// In bytes.
+        offset: u64,
+        /// Its size, in bytes.
+        size: u64,
+    },
+    /// Configuration space is read and written inside its bounds only (EFAULT).
+    #[error("{len} bytes at {offset:#x} are not inside the {size} bytes of configuration space")]
+    ConfigRange {
+        /// In bytes.
+        offset: u64,
+        /// In bytes.
+        len: usize,
+        /// Its size, in bytes.
+        size: usize,
+    },
+    /// The caller's own buffer could not be read or written; some of the transfer may have been done (EFAULT).
+    #[error("the caller's buffer failed at byte {at}: {source}")]
+    Buffer {
+        /// Where in the buffer.
+        at: usize,
+        /// Why.
+        source: super::BufferFault,
+    },
+    /// The access may not wait, and would have to (EAGAIN).
+    #[error("{space:?} at {offset:#x} is busy and the access may not wait")]
+    WouldBlock {
+        /// Which space.
+        space: Space,
+        /// In bytes.
+        offset: u64,
+    },
+    /// The wait was called off (EINTR).
+    #[error("the wait for {space:?} at {offset:#x} was called off")]
+    Cancelled {
+        /// Which space.
+        space: Space,
+        /// In bytes.
+        offset: u64,
+    },
+    /// Flags that contradict themselves (EINVAL).
+    #[error(transparent)]
+    Flags(#[from] IllegalFlags),
+    /// Called from inside the device's own reset callback or notifier (EDEADLK).
+    #[error("called from inside this device's reset callback or one of its notifiers")]
+    Reentrant,
+    /// The device has no way to be reset (EINVAL for a function, ENODEV for a bus).
+    #[error("there is no way to reset this {what}")]
+    NoReset {
+        /// `function` or `bus`.
+        what: &'static str,
+    },
+    /// A reset would touch a function that the caller does not own (EINVAL).
+    #[error("the reset affects {name}, which the caller does not own")]
+    NotOwned {
+        /// The function.
+        name: String,
+    },
+    /// The reset itself failed; the device is as before.
+    #[error("the reset failed: {0}")]
+    Reset(#[source] std::io::Error),
+    /// Low power was entered before (EINVAL).
+    #[error("the device is in low power already")]
+    LowPower,
+    /// Somebody else changes the state of a function of the bus (EBUSY).
+    #[error("{name} is busy; nothing was reset")]
+    Busy {
+        /// The function.
+        name: String,
+    },
+    /// This ioeventfd exists (EEXIST).
+    #[error("an ioeventfd for that offset, width and value exists")]
+    Exists,
+    /// No such ioeventfd to remove (ENODEV).
+    #[error("no ioeventfd for that offset, width and value")]
+    NotFound,
+    /// The limit of 1000 ioeventfds a device is reached (ENOSPC).
+    #[error("a device has {limit} ioeventfds at most")]
+    TooMany {
+        /// How many.
+        limit: usize,
+    },
+    /// The descriptor is no eventfd (EINVAL).
+    #[error("that descriptor is no eventfd")]
+    NotEventFd,
+    /// An address cannot be mapped for DMA: its memory is revoked, or may not be accessed so (EFAULT).
+    #[error("{addr:#x} cannot be mapped for DMA: {why}")]
+    Dma {
+        /// The address.
+        addr: usize,
+        /// Why.
+        why: &'static str,
+    },
+    /// A range of I/O addresses that is empty, not made of whole pages, or wraps around (EINVAL).
+    #[error("{len:#x} bytes at I/O address {iova:#x}: {why}")]
+    Iova {
+        /// The I/O address.
+        iova: u64,
+        /// In bytes.
+        len: usize,
+        /// Why.
+        why: &'static str,
+    },
+    /// The range of I/O addresses is taken (EEXIST).
+    #[error("I/O address {iova:#x} is mapped already")]
+    IovaTaken {
+        /// The I/O address.
+        iova: u64,
+    },
+    /// The description of the device contradicts itself.
+    #[error("{0}")]
+    Description(String),
+    /// A BAR's memory could not be made.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// A BAR could not be mapped.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The state could not be changed; everything is as before.
+    #[error(transparent)]
+    Revoke(#[from] GroupError),
+    /// A system call failed.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+}
+
+impl PciError {
+    /// What a system call would answer: vfio-pci's errno wherever the real driver was seen to do the same.
+    pub fn errno(&self) -> i32 {
+        let errno = match self {
+            Self::Disabled { .. } => Errno::EIO,
+            Self::RomDisabled => Errno::ENOMEM,
+            Self::ConfigRange { .. } | Self::Buffer { .. } | Self::Dma { .. } => Errno::EFAULT,
+            Self::WouldBlock { .. } => Errno::EAGAIN,
+            Self::Cancelled { .. } => Errno::EINTR,
+            Self::Reentrant => Errno::EDEADLK,
+            Self::NoReset { what: "bus" } => Errno::ENODEV,
+            Self::Busy { .. } => Errno::EBUSY,
+            Self::Exists | Self::IovaTaken { .. } => Errno::EEXIST,
+            Self::NotFound => Errno::ENODEV,
+            Self::TooMany { .. } => Errno::ENOSPC,
+            Self::Reset(e) => return e.raw_os_error().unwrap_or(Errno::EIO as i32),
+            Self::Sys(e) => e.errno,
+            Self::Map(MapError::Sys { source, .. }) => source.errno,
+            Self::Map(MapError::Monitor(_)) | Self::Build(_) => Errno::ENOMEM,
+            Self::Revoke(e) => match &e.source {
+                RevokeError::Busy(_) | RevokeError::TimedOut { .. } => Errno::EBUSY,
+                RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant => Errno::EDEADLK,
+                RevokeError::Gone | RevokeError::NoFile => Errno::ENODEV,
+                RevokeError::Forked => Errno::EPERM,
+                RevokeError::Sys { source, .. } => source.errno,
+                RevokeError::Barrier(e) => return e.raw_os_error().unwrap_or(Errno::EIO as i32),
+            },
+            Self::NoSuchSpace { .. }
+            | Self::OutOfRange { .. }
+            | Self::Flags(_)
+            | Self::NoReset { .. }
+            | Self::NotOwned { .. }
+            | Self::LowPower
+            | Self::NotEventFd
+            | Self::Iova { .. }
+            | Self::Description(_)
+            | Self::Map(_) => Errno::EINVAL,
+        };
+        errno as i32
+    }
+}

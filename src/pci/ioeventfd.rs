@@ -1,0 +1,216 @@
+//! ioeventfds: an eventfd that stands for one write to a BAR (`vfio_pci_ioeventfd`).
+//!
+//! Signalled, it writes without waiting; if the device is busy, a thread is made that waits and writes; while memory is
+//! disabled the write is dropped, as on a bus nobody decodes. In all cases the eventfd is consumed.
+
+use super::bar::Wait;
+use super::device::{Device, Memory, PciDevice, Slot, Space};
+use super::error::PciError;
+use super::kicks::{IoEventLoop, Registration};
+use crate::caller::Caller;
+use crate::fault::FaultFlags;
+use crate::revoke::dup;
+use parking_lot::Mutex;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+/// How many ioeventfds a device can have (`VFIO_PCI_IOEVENTFD_MAX`).
+pub const MOST_IOEVENTFDS: usize = 1000;
+
+/// The width of one access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Width {
+    /// 1 byte.
+    One,
+    /// 2 bytes.
+    Two,
+    /// 4 bytes.
+    Four,
+    /// 8 bytes.
+    Eight,
+}
+
+impl Width {
+    /// In bytes.
+    pub fn bytes(self) -> usize {
+        match self {
+            Width::One => 1,
+            Width::Two => 2,
+            Width::Four => 4,
+            Width::Eight => 8,
+        }
+    }
+}
+
+/// What an ioeventfd writes, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Write {
+    bar: usize,
+    offset: u64,
+    width: Width,
+    value: u64,
+}
+
+/// One of a device's ioeventfds.
+pub(super) struct IoEventFd {
+    device: Weak<Device>,
+    write: Write,
+    /// Signals that a thread waits to make a write for; one write will do for all of them.
+    deferred: AtomicU64,
+}
+
+/// A device's ioeventfds.
+pub(super) struct IoEventFds {
+    /// Who waits for them; the process's own from the first one on.
+    kicks: Mutex<Option<IoEventLoop>>,
+    list: Mutex<Vec<(Write, Registration)>>,
+}
+
+impl IoEventFds {
+    pub(super) fn new(kicks: Option<IoEventLoop>) -> Self {
+        Self { kicks: Mutex::new(kicks), list: Mutex::new(Vec::new()) }
+    }
+}
+
+impl PciDevice {
+    /// Each time `eventfd` is signalled, `value` is written to the BAR at `offset`, as a call would, but for this: it is
+    /// dropped while memory is disabled. Setting one up works in any state, and an eventfd that is signalled already
+    /// writes at once. The descriptor is duplicated.
+    ///
+    /// # Errors
+    /// No such place in a BAR, the MSI-X table, no eventfd (EINVAL); the same offset, width and value again, by whatever
+    /// eventfd (EEXIST); more than [`MOST_IOEVENTFDS`] (ENOSPC).
+    pub fn add_ioeventfd(
+        &self,
+        bar: usize,
+        offset: u64,
+        width: Width,
+        value: u64,
+        eventfd: BorrowedFd<'_>,
+    ) -> Result<(), PciError> {
+        let write = self.device.check(Write { bar, offset, width, value })?;
+        let table = &self.device.ioeventfds;
+        let mut list = table.list.lock();
+        if list.iter().any(|(known, _)| *known == write) {
+            return Err(PciError::Exists);
+        }
+        if list.len() >= MOST_IOEVENTFDS {
+            return Err(PciError::TooMany { limit: MOST_IOEVENTFDS });
+        }
+        let eventfd: OwnedFd = dup(eventfd)?;
+        let mut kicks = table.kicks.lock();
+        let kicks = match &mut *kicks {
+            Some(kicks) => kicks,
+            none => none.insert(IoEventLoop::shared()?),
+        };
+        let target = IoEventFd { device: Arc::downgrade(&self.device), write, deferred: AtomicU64::new(0) };
+        let registration = kicks.register(eventfd, Arc::new(target))?;
+        list.push((write, registration));
+        Ok(())
+    }
+
+    /// Ends what [`add_ioeventfd`](Self::add_ioeventfd) began. A write that is under way may still be made.
+    ///
+    /// # Errors
+    /// There is none for that offset, width and value (ENODEV).
+    pub fn remove_ioeventfd(&self, bar: usize, offset: u64, width: Width, value: u64) -> Result<(), PciError> {
+        let write = self.device.check(Write { bar, offset, width, value })?;
+        let mut list = self.device.ioeventfds.list.lock();
+        let at = list.iter().position(|(known, _)| *known == write).ok_or(PciError::NotFound)?;
+        let removed = list.swap_remove(at);
+        drop(list);
+        drop(removed);
+        Ok(())
+    }
+}
+
+impl Device {
+    fn check(&self, write: Write) -> Result<Write, PciError> {
+        let space = Space::Bar(write.bar);
+        let slot = self.slots.get(write.bar).and_then(Option::as_ref);
+        let slot = slot.ok_or(PciError::NoSuchSpace { space, why: "the device has no such BAR" })?;
+        let size = slot.size();
+        let end = write.offset.checked_add(write.width.bytes() as u64).filter(|end| *end <= size);
+        let end = end.ok_or(PciError::OutOfRange { space, offset: write.offset, size })?;
+        let excluded = slot.memory().map_or(0..0, |memory| memory.excluded.clone());
+        if write.offset < excluded.end && excluded.start < end {
+            return Err(PciError::NoSuchSpace { space, why: "an ioeventfd cannot write the MSI-X table" });
+        }
+        Ok(write)
+    }
+
+    fn make(&self, write: Write, wait: Wait<'_>) -> Result<(), PciError> {
+        let Write { bar, offset, width, value } = write;
+        let space = Space::Bar(bar);
+        match self.slots.get(bar).and_then(Option::as_ref) {
+            Some(Slot::Io(ports)) => {
+                ports.ports.write(offset, &value.to_le_bytes()[..width.bytes()]);
+                Ok(())
+            }
+            Some(Slot::Memory(memory)) => self.store_as(space, memory, offset, width, value, wait),
+            None => Ok(()),
+        }
+    }
+
+    /// The access is as wide as asked for where the offset's alignment allows it (all of it under one look at the state),
+    /// and made of bytes where not.
+    #[expect(clippy::cast_possible_truncation, reason = "the width says how much of the value counts")]
+    fn store_as(
+        &self,
+        space: Space,
+        memory: &Memory,
+        offset: u64,
+        width: Width,
+        value: u64,
+        wait: Wait<'_>,
+    ) -> Result<(), PciError> {
+        let aligned = offset % width.bytes() as u64 == 0;
+        self.gated(space, memory, offset, wait, |view, at| match width {
+            Width::Eight if aligned => view.write(at, value),
+            Width::Four if aligned => view.write(at, value as u32),
+            Width::Two if aligned => view.write(at, value as u16),
+            _ => value.to_le_bytes()[..width.bytes()]
+                .iter()
+                .enumerate()
+                .try_for_each(|(i, byte)| view.write(at + i, *byte)),
+        })
+    }
+}
+
+impl IoEventFd {
+    /// The eventfd was signalled, and consumed. Never waits.
+    pub(super) fn signalled(self: &Arc<Self>) {
+        let Some(device) = self.device.upgrade() else { return };
+        let nowait = Wait::As(Caller::new(FaultFlags::NOWAIT));
+        // Disabled: dropped. Out of memory in the file: nobody to tell.
+        let Err(PciError::WouldBlock { .. }) = device.make(self.write, nowait) else { return };
+        // AcqRel, as in `make_deferred`: either that sees this signal, or this sees that it has ended.
+        if self.deferred.fetch_add(1, Ordering::AcqRel) > 0 {
+            return;
+        }
+        let kick = Arc::clone(self);
+        let waiter = std::thread::Builder::new().name("mmio-ioeventfd".to_owned());
+        if waiter.spawn(move || kick.make_deferred(&device)).is_err() {
+            // No thread to be had: as if the signal had been merged with a later one.
+            self.deferred.store(0, Ordering::Release);
+        }
+    }
+
+    /// Waits and writes; again if there were more signals meanwhile, so that a write follows on every signal.
+    fn make_deferred(&self, device: &Device) {
+        loop {
+            let seen = self.deferred.load(Ordering::Acquire);
+            let _ = device.make(self.write, Wait::ForEver);
+            if self.deferred.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                return;
+            }
+        }
+    }
+}
+
+/// Is it an eventfd? The kernel says so in /proc only.
+pub(super) fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    link.is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]")
+}

@@ -1,0 +1,197 @@
+//! Who waits for ioeventfds: one epoll descriptor, read by a thread of its own or by the caller's event loop.
+
+use super::error::PciError;
+use super::ioeventfd::{IoEventFd, is_eventfd};
+use crate::sys::SysError;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+
+/// Waits for the ioeventfds of any number of devices; see
+/// [`PciBuilder::io_event_loop`](super::PciBuilder::io_event_loop). A clone is the same loop.
+#[derive(Clone)]
+pub struct IoEventLoop {
+    core: Arc<Core>,
+    /// `None`: the caller's event loop.
+    thread: Option<Arc<Thread>>,
+}
+
+struct Core {
+    epoll: Epoll,
+    targets: Mutex<HashMap<u64, Target>>,
+    next: AtomicU64,
+    stop: EventFd,
+    stopping: AtomicBool,
+}
+
+/// An ioeventfd and its descriptor. The descriptor lives as long as it may be read.
+#[derive(Clone)]
+struct Target {
+    fd: Arc<OwnedFd>,
+    kick: Arc<IoEventFd>,
+}
+
+/// An ioeventfd's place in the loop, given up when dropped.
+pub(super) struct Registration {
+    kicks: IoEventLoop,
+    id: u64,
+}
+
+impl IoEventLoop {
+    /// The process's shared loop, one thread, made anew if nobody holds it any more.
+    ///
+    /// # Errors
+    /// Out of descriptors or threads.
+    pub fn shared() -> Result<Self, PciError> {
+        static SHARED: Mutex<(Weak<Core>, Weak<Thread>)> = Mutex::new((Weak::new(), Weak::new()));
+        let mut shared = SHARED.lock();
+        if let (Some(core), Some(thread)) = (shared.0.upgrade(), shared.1.upgrade()) {
+            return Ok(Self { core, thread: Some(thread) });
+        }
+        let core = Self::manual()?.core;
+        let own = Arc::clone(&core);
+        let running = thread::Builder::new().name("mmio-ioeventfds".to_owned()).spawn(move || own.run());
+        let running = running.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+        let thread = Arc::new(Thread { core: Arc::clone(&core), running: Some(running) });
+        *shared = (Arc::downgrade(&core), Arc::downgrade(&thread));
+        Ok(Self { core, thread: Some(thread) })
+    }
+
+    /// A loop without a thread, for a caller's own: poll its [`AsFd`] for readability and call
+    /// [`handle_ready`](Self::handle_ready).
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn manual() -> Result<Self, PciError> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| SysError::new("epoll_create1", e))?;
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|e| SysError::new("eventfd", e))?;
+        let core = Core {
+            epoll,
+            targets: Mutex::new(HashMap::new()),
+            next: AtomicU64::new(0),
+            stop,
+            stopping: AtomicBool::new(false),
+        };
+        Ok(Self { core: Arc::new(core), thread: None })
+    }
+
+    /// Makes the writes of ioeventfds that are signalled now, and says how many there were. Never blocks: the write to
+    /// a busy device is left to a thread.
+    ///
+    /// # Errors
+    /// The epoll descriptor is gone.
+    pub fn handle_ready(&self) -> Result<usize, PciError> {
+        Ok(self.core.pump()?)
+    }
+
+    pub(super) fn register(&self, fd: OwnedFd, kick: Arc<IoEventFd>) -> Result<Registration, PciError> {
+        if !is_eventfd(fd.as_fd()) {
+            return Err(PciError::NotEventFd);
+        }
+        let core = &self.core;
+        let id = core.next.fetch_add(1, Ordering::Relaxed);
+        let fd = Arc::new(fd);
+        // First the target, then its events.
+        core.targets.lock().insert(id, Target { fd: Arc::clone(&fd), kick });
+        // The duplicate is a descriptor of its own: one eventfd can stand for many writes.
+        let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, id);
+        if let Err(e) = core.epoll.add(&*fd, event) {
+            core.targets.lock().remove(&id);
+            return Err(SysError::new("epoll_ctl", e).into());
+        }
+        Ok(Registration { kicks: self.clone(), id })
+    }
+}
+
+impl AsFd for IoEventLoop {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.core.epoll.0.as_fd()
+    }
+}
+
+impl fmt::Debug for IoEventLoop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IoEventLoop")
+            .field("ioeventfds", &self.core.targets.lock().len())
+            .field("thread", &self.thread.is_some())
+            .finish()
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if let Some(target) = self.kicks.core.targets.lock().remove(&self.id) {
+            let _ = self.kicks.core.epoll.delete(&*target.fd);
+        }
+    }
+}
+
+impl Core {
+    fn pump(&self) -> Result<usize, SysError> {
+        let mut events = [EpollEvent::empty(); 64];
+        let ready = match self.epoll.wait(&mut events, EpollTimeout::ZERO) {
+            Err(Errno::EINTR) => 0,
+            ready => ready.map_err(|e| SysError::new("epoll_wait", e))?,
+        };
+        for event in &events[..ready] {
+            let target = self.targets.lock().get(&event.data()).cloned();
+            if let Some(target) = target {
+                consume(&target.fd);
+                target.kick.signalled();
+            }
+        }
+        Ok(ready)
+    }
+
+    fn run(&self) {
+        while !self.stopping.load(Ordering::Acquire) {
+            let mut fds = [
+                PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM) => {}
+                Err(_) => break,
+            }
+            if self.pump().is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// Takes what the eventfd counts, without waiting for it (it may be a blocking one, and somebody else may have been
+/// faster).
+fn consume(fd: &OwnedFd) {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+        let _ = nix::unistd::read(fd, &mut [0; 8]);
+    }
+}
+
+struct Thread {
+    core: Arc<Core>,
+    running: Option<JoinHandle<()>>,
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.core.stopping.store(true, Ordering::Release);
+        let _ = self.core.stop.write(1);
+        if let Some(running) = self.running.take() {
+            // The last device can be dropped by the thread itself, which cannot join itself.
+            if running.thread().id() != thread::current().id() {
+                let _ = running.join();
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Resets: of a function, by call or through configuration space, and of every function on a bus.
+//!
+//! While a reset runs, nothing reaches memory and accesses to an enabled device wait for its end; none is refused.
+
+use super::command::Reach;
+use super::device::{Device, PciDevice, TurnGuard};
+use super::error::PciError;
+use super::power::D0;
+use crate::group::Changes;
+use crate::region::RegionShared;
+use crate::wait::Patience;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+
+pub(super) type ResetFn = Box<dyn Fn(&PciDevice, ResetKind) -> io::Result<()> + Send + Sync>;
+
+/// What asked for a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ResetKind {
+    /// [`PciDevice::reset`] (`VFIO_DEVICE_RESET`).
+    Call,
+    /// Initiate Function Level Reset, through the PCI Express capability.
+    FunctionLevel,
+    /// The bus's reset, [`Bus::hot_reset`].
+    Bus,
+}
+
+impl Device {
+    /// FLR through configuration space. The bit always reads as 0, and a reset that fails has no way to say so.
+    pub(super) fn function_level_reset(self: &Arc<Self>, turn: &TurnGuard<'_>) {
+        if let Some(reset) = &self.reset {
+            let device = PciDevice { device: Arc::clone(self) };
+            let members: Vec<_> = self.members.clone();
+            let _ =
+                reset_all(&[(self, turn)], &members, Patience::Forever, || reset(&device, ResetKind::FunctionLevel));
+        }
+    }
+}
+
+impl PciDevice {
+    /// Resets the function (`VFIO_DEVICE_RESET`): it goes to D0, mappings are zapped, accesses wait, and the configuration
+    /// is as it was. Memory that was disabled before stays so.
+    ///
+    /// # Blocking
+    /// As [`Region::reset`](crate::Region::reset).
+    ///
+    /// # Errors
+    /// No way to reset it (EINVAL; nothing is zapped), or what the reset itself answered.
+    pub fn reset(&self) -> Result<(), PciError> {
+        let device = &self.device;
+        let reset = device.reset.as_ref().ok_or(PciError::NoReset { what: "function" })?;
+        let turn = device.turn.take()?;
+        reset_all(&[(device, &turn)], &device.members, Patience::Forever, || reset(self, ResetKind::Call))
+    }
+}
+
+/// The functions that one reset of their bus reaches.
+#[derive(Clone, Debug)]
+pub struct Bus {
+    /// In the order in which everybody takes them.
+    functions: Vec<PciDevice>,
+    /// A function on the bus that is nobody's here.
+    foreign: Option<String>,
+}
+
+impl Bus {
+    /// A bus with these functions.
+    pub fn new(functions: impl IntoIterator<Item = PciDevice>) -> Self {
+        let mut functions: Vec<_> = functions.into_iter().collect();
+        functions.sort_by_key(|function| Arc::as_ptr(&function.device).addr());
+        functions.dedup_by(|a, b| Arc::ptr_eq(&a.device, &b.device));
+        Self { functions, foreign: None }
+    }
+
+    /// Says that a function on the bus is not served here: the bus cannot be reset.
+    #[must_use]
+    pub fn with_foreign(mut self, name: impl Into<String>) -> Self {
+        self.foreign = Some(name.into());
+        self
+    }
+
+    /// The functions that a reset reaches (`VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`).
+    pub fn functions(&self) -> &[PciDevice] {
+        &self.functions
+    }
+
+    /// Resets the bus (`VFIO_DEVICE_PCI_HOT_RESET`): every function goes to D0, every mapping of every one of them is
+    /// zapped before `reset` runs, accesses wait, and those that are enabled are given back after it. Or nothing at all
+    /// happens.
+    ///
+    /// `owned` says of each function whether the caller may reset it; it is asked before anything is touched. `reset` works
+    /// through the owners' views, as in [`PciBuilder::on_reset`](super::PciBuilder::on_reset).
+    ///
+    /// # Blocking
+    /// For single accesses that others are in the middle of, 100 ms at most; else not at all.
+    ///
+    /// # Errors
+    /// A function that is not the caller's (EINVAL), no function at all (ENODEV), one that somebody else changes, guards
+    /// or pins (EBUSY; undone in reverse), or what `reset` answered.
+    pub fn hot_reset(
+        &self,
+        owned: impl Fn(&PciDevice) -> bool,
+        reset: impl FnOnce(&[PciDevice]) -> io::Result<()>,
+    ) -> Result<(), PciError> {
+        if self.functions.is_empty() {
+            return Err(PciError::NoReset { what: "bus" });
+        }
+        let stranger = self.functions.iter().find(|function| !owned(function)).map(|f| f.name().to_owned());
+        if let Some(name) = stranger.or_else(|| self.foreign.clone()) {
+            return Err(PciError::NotOwned { name });
+        }
+        let mut turns = Turns(Vec::with_capacity(self.functions.len()));
+        for function in &self.functions {
+            let device = &function.device;
+            if device.turn.is_caller() {
+                return Err(PciError::Reentrant);
+            }
+            let turn = device.turn.try_take().ok_or_else(|| PciError::Busy { name: function.name().to_owned() })?;
+            turns.0.push((device, turn));
+        }
+        let mut members: Vec<_> = self.functions.iter().flat_map(|f| f.device.members.iter().cloned()).collect();
+        crate::group::in_order(&mut members);
+        let held: Vec<_> = turns.0.iter().map(|(device, turn)| (*device, turn)).collect();
+        reset_all(&held, &members, Patience::Never, || reset(&self.functions))
+    }
+}
+
+/// Turns taken, given back in reverse.
+struct Turns<'a>(Vec<(&'a Arc<Device>, TurnGuard<'a>)>);
+
+impl Drop for Turns<'_> {
+    fn drop(&mut self) {
+        while self.0.pop().is_some() {}
+    }
+}
+
+/// Resets devices whose turns the caller has; `members` are the regions of all of them, in order.
+fn reset_all(
+    devices: &[(&Arc<Device>, &TurnGuard<'_>)],
+    members: &[Arc<RegionShared>],
+    patience: Patience,
+    reset: impl FnOnce() -> io::Result<()>,
+) -> Result<(), PciError> {
+    let mut changes = Changes::begin(members, patience)?;
+    changes.hold()?;
+    // The power state first, as the driver does: a device in D3hot comes out of the reset in D0.
+    for (device, _) in devices {
+        device.config.lock().set_power_state(D0);
+        let decoding = device.decodes(device.memory_bit(), D0);
+        device.set_reach(Reach { decoding, ..device.reach() });
+    }
+    let done = catch_unwind(AssertUnwindSafe(reset));
+    let released = changes.release();
+    // Whoever was in D3hot with the memory bit set has memory again. What could not be given back stays revoked.
+    let settled = released.and_then(|()| {
+        changes.settle(|member| {
+            let of = |(device, _): &&(&Arc<Device>, &TurnGuard<'_>)| device.has(member);
+            devices.iter().find(of).map_or(crate::protocol::State::Disabled, |(device, _)| device.reach().state())
+        })
+    });
+    for member in members {
+        crate::stats::count(&member.counters.resets);
+    }
+    drop(changes);
+    match done {
+        Err(panic) => resume_unwind(panic),
+        Ok(done) => done.map_err(PciError::Reset).and(settled.map_err(PciError::from)),
+    }
+}
+
+impl Device {
+    fn has(&self, member: &RegionShared) -> bool {
+        self.members.iter().any(|own| std::ptr::eq(&**own, member))
+    }
+}

@@ -1,0 +1,164 @@
+//! Model-checked: the protocol, the gate, pins and the fault path, over a kernel with one page.
+//!
+//! What is the real code: [`Protocol`] with [`Change`], the gate, [`Event`](crate::wait::Event) and
+//! [`CancelToken`], [`Protocol::fault_once`] with the decision function, [`Protocol::on_behalf`], pins. What is a stand-in: the
+//! mechanism and the monitor's answer ([`kernel`]), line by line after `revoke.rs` and `mapping::Served::serve`.
+//!
+//! What is not modelled: time (a timed wait never times out, so nothing may need its timeout to end: the napping of who
+//! drives a manual monitor is left out), the fairness of the memory lock (no thread takes its read side twice), more than
+//! one page or mapping (they share one list and one lock), recoverable accesses (to the protocol, raw ones that look
+//! again), the system calls' failures (tests with injected errors), the lists of mappings and of pins' holders (plain
+//! locks, leaves of the lock order).
+//!
+//! A reach for the memory of a revoked region, or one that is not ordered against the owner's, is a panic; whatever waits
+//! for ever is a deadlock, which loom reports. Each property is also run with the step left out that it rests on.
+
+mod kernel;
+
+use super::*;
+use crate::caller::Caller;
+use crate::fault::{FaultFlags, LockAfter, NoLock, NotResolved, Outcome};
+use crate::gate::adopt;
+use crate::policy::OnDisabled;
+use crate::sync::Arc;
+use crate::sync::explore::{explore, fails_without};
+use kernel::{Kernel, Kind, Met};
+use loom::thread::{self, JoinHandle};
+
+struct World {
+    protocol: Protocol,
+    kernel: Kernel,
+}
+
+impl World {
+    fn new(kind: Kind, policy: OnDisabled, state: State) -> Arc<Self> {
+        adopt(0);
+        Arc::new(Self { protocol: Protocol::new(state), kernel: Kernel::new(kind, policy, state) })
+    }
+
+    fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
+        let Some(mut change) = self.protocol.begin(&self.kernel, Some(to), patience)? else { return Ok(false) };
+        match to {
+            State::Enabled => change.enable()?,
+            State::Disabled | State::Gone => change.disable(to)?,
+        }
+        Ok(true)
+    }
+
+    /// Disables, and has the memory for itself.
+    fn disable(&self) {
+        assert!(self.change(State::Disabled, Patience::Forever).unwrap());
+        self.kernel.revoked(true);
+        self.kernel.take();
+    }
+
+    fn enable(&self) {
+        self.kernel.take();
+        self.kernel.revoked(false);
+        assert!(self.change(State::Enabled, Patience::Forever).unwrap());
+    }
+
+    /// Nothing reaches the memory during `inside`.
+    fn reset(&self, inside: impl FnOnce()) {
+        let mut change = self.protocol.begin(&self.kernel, None, Patience::Forever).unwrap().unwrap();
+        change.hold().unwrap();
+        let enabled = change.state() == State::Enabled;
+        self.kernel.revoked(true);
+        self.kernel.take();
+        inside();
+        self.kernel.take();
+        self.kernel.revoked(!enabled);
+        change.release().unwrap();
+    }
+
+    /// One access on behalf of a caller.
+    fn behalf(&self, caller: &Caller<'_>) -> Result<(), NotResolved> {
+        self.protocol.on_behalf(caller, || Some(self.kernel.reach()))
+    }
+}
+
+fn spawn<T: 'static>(world: &Arc<World>, number: usize, run: impl FnOnce(&World) -> T + 'static) -> JoinHandle<T> {
+    let world = world.clone();
+    thread::spawn(move || {
+        adopt(number);
+        run(&world)
+    })
+}
+
+/// Runs `changes` while a thread accesses the mapping (twice, if there is no monitor to wait for), with a monitor if it is
+/// needed; says what the last access met.
+fn accessed(kind: Kind, policy: OnDisabled, state: State, changes: impl FnOnce(&World)) -> Met {
+    let world = World::new(kind, policy, state);
+    let monitor = (kind == Kind::Zap).then(|| spawn(&world, 1, |world| world.kernel.monitor(&world.protocol)));
+    let user = spawn(&world, 2, move |world| {
+        if kind == Kind::Detach {
+            let _ = world.kernel.access();
+        }
+        world.kernel.access()
+    });
+    changes(&world);
+    let met = user.join().unwrap();
+    if let Some(monitor) = monitor {
+        world.kernel.stop();
+        monitor.join().unwrap();
+    }
+    met
+}
+
+mod accesses;
+mod callers;
+mod changers;
+
+/// Each step left out, the model that then fails, and the words for it.
+macro_rules! left_out {
+    ($($test:ident: $step:ident, $model:literal, $says:expr;)*) => {$(
+        #[test]
+        fn $test() {
+            fails_without(Mutation::$step, concat!("protocol::model::", $model), $says);
+        }
+    )*};
+}
+
+const REACHED: &[&str] = &["of a revoked region", "Causality violation"];
+const HANGS: &[&str] = &["deadlock"];
+
+left_out! {
+    nothing_reaches_revoked_memory_only_if_entries_are_dropped:
+        Zap, "accesses::nothing_reaches_revoked_memory_zap", REACHED;
+    nothing_reaches_revoked_memory_only_if_what_slipped_in_is_dropped:
+        ClosingZap, "accesses::nothing_reaches_memory_that_waits_detach", REACHED;
+    nothing_reaches_revoked_memory_only_if_the_monitor_maps_under_the_lock:
+        ServeUnlocked, "accesses::nothing_reaches_memory_that_waits_zap", REACHED;
+    nothing_reaches_revoked_memory_only_if_the_state_is_set_under_the_lock:
+        StateUnset, "accesses::nothing_reaches_memory_that_waits_zap", REACHED;
+    nobody_waits_in_a_fault_for_ever_only_if_woken:
+        Wake, "accesses::nothing_reaches_memory_that_waits_zap", HANGS;
+    nobody_waits_in_a_fault_for_ever_only_if_woken_after_the_unlock:
+        WakeFirst, "accesses::a_reset_refuses_nobody_zap", HANGS;
+    a_reset_refuses_nobody_only_if_faults_wait:
+        HoldRefuses, "accesses::a_reset_refuses_nobody_zap", &["Sigbus"];
+    no_caller_reaches_revoked_memory_only_if_it_acts_under_the_lock:
+        FaultUnlocked, "callers::no_caller_reaches_revoked_memory", REACHED;
+    no_caller_waits_for_ever_only_if_told_after_the_phase:
+        NotifyFirst, "callers::every_caller_ends_its_wait", HANGS;
+    no_caller_waits_for_ever_only_if_cancelling_tells:
+        CancelNotify, "callers::a_cancelled_caller_waits_for_nobody", HANGS;
+    no_caller_waits_for_ever_only_if_it_registers_before_it_looks:
+        CheckBeforeRegister, "callers::a_cancelled_caller_waits_for_nobody", HANGS;
+    no_caller_spins_only_if_a_failed_try_orders_what_follows:
+        TryFence, "callers::a_reset_refuses_no_caller", &["maximum number of branches"];
+    nowait_never_blocks_only_if_the_lock_is_tried:
+        NowaitReads, "callers::nowait_returns_while_a_writer_holds_the_lock_for_ever", HANGS;
+    nowait_never_blocks_only_if_the_monitor_tries_too:
+        ServeReads, "callers::nowait_returns_while_a_writer_holds_the_lock_for_ever", HANGS;
+    guards_and_faults_do_not_deadlock_only_if_drained_without_the_lock:
+        DrainUnderLock, "changers::the_holder_of_a_guard_may_fault_pin_and_nest", HANGS;
+    guards_and_changers_do_not_deadlock_only_if_own_guards_are_noticed:
+        OwnGuards, "changers::the_holder_of_a_guard_that_disables_is_told", HANGS;
+    no_pin_outlives_a_revocation_only_if_waited_for:
+        PinsIgnored, "changers::no_pin_is_held_while_revoked", REACHED;
+    no_pin_outlives_a_revocation_only_if_refused_by_the_gate:
+        PinRefusal, "changers::no_pin_is_held_while_revoked", REACHED;
+    a_drain_of_pins_ends_only_if_told:
+        UnpinNotify, "changers::no_pin_is_held_while_revoked", HANGS;
+}

@@ -1,0 +1,232 @@
+//! A kernel with one page, and a monitor: what [`Mechanism`] drives in the model.
+//!
+//! Everything under `mm` is one step, as under the kernel's mmap_lock and page-table lock; where the real mechanism makes two
+//! system calls there are two steps. Memory itself is a loom cell, so that a use of it that is not ordered against the
+//! owner's own is reported, beside the one that comes while it is revoked.
+
+use super::super::{Mechanism, Protocol, State};
+use crate::error::RevokeError;
+use crate::policy::OnDisabled;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Condvar, Mutation, Mutex, broken};
+use loom::cell::UnsafeCell;
+
+/// Who resolves the faults of a live mapping, and with that, how it is revoked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The monitor. Revoking is one step.
+    Zap,
+    /// The kernel, from the moment that the page tables are moved aside until something else stands in the range.
+    Detach,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Live,
+    Parked,
+    Covered,
+}
+
+struct Mm {
+    content: Content,
+    /// The page-table entry. Who finds it does not ask what the content is.
+    present: bool,
+    /// Fault messages that the monitor has not read.
+    messages: u32,
+    /// Wake-ups so far.
+    wakes: u32,
+    /// The monitor is to end.
+    stop: bool,
+}
+
+/// What an access through the mapping met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Met {
+    Memory,
+    Sigbus,
+}
+
+pub(super) struct Kernel {
+    kind: Kind,
+    policy: OnDisabled,
+    mm: Mutex<Mm>,
+    /// Threads that wait in a fault.
+    faulted: Condvar,
+    /// The monitor, that waits for messages.
+    readable: Condvar,
+    memory: UnsafeCell<u32>,
+    /// Between a disable's return and the next enable's call. The checker's own knowledge: Relaxed, so that it orders
+    /// nothing, and read by a read-modify-write, so that what is read is how it is.
+    revoked: AtomicBool,
+}
+
+// The cell is loom's: it reports what is not synchronised, which is the whole point.
+#[expect(unsafe_code, reason = "the model's memory is shared on purpose")]
+// SAFETY: all accesses to the cell are checked by loom.
+unsafe impl Sync for Kernel {}
+#[expect(unsafe_code, reason = "the model's memory is shared on purpose")]
+// SAFETY: nothing in it belongs to a thread.
+unsafe impl Send for Kernel {}
+
+impl Kernel {
+    pub(super) fn new(kind: Kind, policy: OnDisabled, state: State) -> Self {
+        let content = match (state, policy) {
+            (State::Enabled, _) => Content::Live,
+            (State::Disabled, OnDisabled::Block) => Content::Parked,
+            _ => Content::Covered,
+        };
+        let mm = Mm { content, present: false, messages: 0, wakes: 0, stop: false };
+        Self {
+            kind,
+            policy,
+            mm: Mutex::new(mm),
+            faulted: Condvar::new(),
+            readable: Condvar::new(),
+            memory: UnsafeCell::new(0),
+            revoked: AtomicBool::new(state != State::Enabled),
+        }
+    }
+
+    /// The checker is told that the region is revoked, or may not be any more.
+    pub(super) fn revoked(&self, now: bool) {
+        self.revoked.swap(now, Ordering::Relaxed);
+    }
+
+    /// The owner changes the memory of a revoked region, and nobody has it mapped before and after.
+    pub(super) fn take(&self) {
+        self.memory.with_mut(|_| ());
+        assert!(!self.mm.lock().present, "a page of a revoked region is mapped");
+    }
+
+    /// A use of the memory by whoever believes that the region is enabled.
+    pub(super) fn reach(&self) {
+        assert!(!self.revoked.fetch_or(false, Ordering::Relaxed), "reached the memory of a revoked region");
+        self.memory.with(|_| ());
+    }
+
+    /// An access through the mapping: a raw pointer's, a system call's, a virtual CPU's.
+    pub(super) fn access(&self) -> Met {
+        let mut mm = self.mm.lock();
+        loop {
+            if mm.present {
+                self.reach();
+                return Met::Memory;
+            }
+            match (mm.content, self.kind) {
+                (Content::Live, Kind::Detach) => mm.present = true,
+                (Content::Live, Kind::Zap) | (Content::Parked, _) => {
+                    mm.messages += 1;
+                    self.readable.notify_one();
+                    let seen = mm.wakes;
+                    while mm.wakes == seen {
+                        self.faulted.wait(&mut mm);
+                    }
+                }
+                (Content::Covered, _) => return Met::Sigbus,
+            }
+        }
+    }
+
+    /// The monitor's thread.
+    pub(super) fn monitor(&self, protocol: &Protocol) {
+        loop {
+            let mut mm = self.mm.lock();
+            while mm.messages == 0 && !mm.stop {
+                self.readable.wait(&mut mm);
+            }
+            if mm.messages == 0 {
+                return;
+            }
+            mm.messages -= 1;
+            drop(mm);
+            self.serve(protocol);
+        }
+    }
+
+    pub(super) fn stop(&self) {
+        self.mm.lock().stop = true;
+        self.readable.notify_one();
+    }
+
+    /// As `mapping::Served::serve`.
+    pub(super) fn serve(&self, protocol: &Protocol) {
+        let state = if broken(Mutation::ServeReads) { Some(protocol.read()) } else { protocol.try_read() };
+        let Some(state) = state else { return };
+        match State::clone(&state) {
+            State::Enabled if self.kind == Kind::Zap => {
+                let held = (!broken(Mutation::ServeUnlocked)).then_some(state);
+                self.map();
+                drop(held);
+            }
+            State::Disabled if self.policy == OnDisabled::Block => {}
+            State::Enabled | State::Disabled | State::Gone => self.wake_all(),
+        }
+    }
+
+    /// UFFDIO_CONTINUE, which also wakes; or a mere wake-up if the range is not registered any more.
+    fn map(&self) {
+        let mut mm = self.mm.lock();
+        mm.present |= mm.content != Content::Covered;
+        mm.wakes += 1;
+        self.faulted.notify_all();
+    }
+
+    fn wake_all(&self) {
+        self.mm.lock().wakes += 1;
+        self.faulted.notify_all();
+    }
+
+    /// Puts something else in the range, in one step or in those that the real mechanism takes.
+    fn put(&self, content: Content) -> Result<(), RevokeError> {
+        let zap = |mm: &mut Mm| mm.present &= broken(Mutation::Zap);
+        if self.kind == Kind::Detach {
+            // `set_aside`: the pages are gone, and the kernel fills in new ones.
+            zap(&mut self.mm.lock());
+        }
+        let mut mm = self.mm.lock();
+        mm.content = content;
+        if self.kind == Kind::Detach && content == Content::Parked {
+            // `park`: registered first, zapped then.
+            drop(mm);
+            mm = self.mm.lock();
+        }
+        if !(self.kind == Kind::Detach && broken(Mutation::ClosingZap)) {
+            zap(&mut mm);
+        }
+        Ok(())
+    }
+}
+
+impl Mechanism for Kernel {
+    fn before_revoke(&self) {}
+
+    fn after_restore(&self) {}
+
+    fn want_pins_back(&self) {}
+
+    fn hold(&self) -> Result<(), RevokeError> {
+        self.put(if broken(Mutation::HoldRefuses) { Content::Covered } else { Content::Parked })
+    }
+
+    fn refuse(&self, for_good: bool) -> Result<(), RevokeError> {
+        let waits = self.policy == OnDisabled::Block && !for_good;
+        self.put(if waits { Content::Parked } else { Content::Covered })
+    }
+
+    fn restore(&self) -> Result<(), RevokeError> {
+        let mut mm = self.mm.lock();
+        mm.content = Content::Live;
+        mm.present = self.kind == Kind::Detach;
+        Ok(())
+    }
+
+    fn wake(&self) {
+        if !broken(Mutation::Wake) {
+            self.wake_all();
+        }
+    }
+
+    fn help(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,124 @@
+//! Guest memory of which some is revocable.
+
+use super::region::RevocableRegion;
+use ::vm_memory::bitmap::BS;
+use ::vm_memory::guest_memory::Result;
+use ::vm_memory::{
+    AtomicAccess, Bytes, FileOffset, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestUsize,
+    MemoryRegionAddress, ReadVolatile, VolatileSlice, WriteVolatile,
+};
+use std::sync::atomic::Ordering;
+
+/// Ordinary guest memory or a revocable region: what a collection holds that has both.
+#[derive(Debug)]
+pub enum AnyRegion<R: GuestMemoryRegion> {
+    /// Memory that is always there, by whatever backend.
+    Ram(R),
+    /// Memory that can be revoked.
+    Revocable(RevocableRegion<R::B>),
+}
+
+macro_rules! either {
+    ($self:expr, $region:ident => $do:expr) => {
+        match $self {
+            AnyRegion::Ram($region) => $do,
+            AnyRegion::Revocable($region) => $do,
+        }
+    };
+}
+
+impl<R: GuestMemoryRegion> GuestMemoryRegion for AnyRegion<R> {
+    type B = R::B;
+
+    fn len(&self) -> GuestUsize {
+        either!(self, region => region.len())
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        either!(self, region => region.start_addr())
+    }
+
+    fn bitmap(&self) -> BS<'_, Self::B> {
+        either!(self, region => region.bitmap())
+    }
+
+    fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8> {
+        either!(self, region => region.get_host_address(addr))
+    }
+
+    fn file_offset(&self) -> Option<&FileOffset> {
+        either!(self, region => region.file_offset())
+    }
+
+    fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_, BS<'_, Self::B>>> {
+        either!(self, region => region.get_slice(offset, count))
+    }
+
+    fn is_hugetlbfs(&self) -> Option<bool> {
+        either!(self, region => region.is_hugetlbfs())
+    }
+}
+
+impl<R: GuestMemoryRegion> Bytes<MemoryRegionAddress> for AnyRegion<R> {
+    type E = GuestMemoryError;
+
+    fn write(&self, buf: &[u8], addr: MemoryRegionAddress) -> Result<usize> {
+        either!(self, region => region.write(buf, addr))
+    }
+
+    fn read(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> Result<usize> {
+        either!(self, region => region.read(buf, addr))
+    }
+
+    fn write_slice(&self, buf: &[u8], addr: MemoryRegionAddress) -> Result<()> {
+        either!(self, region => region.write_slice(buf, addr))
+    }
+
+    fn read_slice(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> Result<()> {
+        either!(self, region => region.read_slice(buf, addr))
+    }
+
+    fn read_volatile_from<F: ReadVolatile>(
+        &self,
+        addr: MemoryRegionAddress,
+        src: &mut F,
+        count: usize,
+    ) -> Result<usize> {
+        either!(self, region => region.read_volatile_from(addr, src, count))
+    }
+
+    fn read_exact_volatile_from<F: ReadVolatile>(
+        &self,
+        addr: MemoryRegionAddress,
+        src: &mut F,
+        count: usize,
+    ) -> Result<()> {
+        either!(self, region => region.read_exact_volatile_from(addr, src, count))
+    }
+
+    fn write_volatile_to<F: WriteVolatile>(
+        &self,
+        addr: MemoryRegionAddress,
+        dst: &mut F,
+        count: usize,
+    ) -> Result<usize> {
+        either!(self, region => region.write_volatile_to(addr, dst, count))
+    }
+
+    fn write_all_volatile_to<F: WriteVolatile>(
+        &self,
+        addr: MemoryRegionAddress,
+        dst: &mut F,
+        count: usize,
+    ) -> Result<()> {
+        either!(self, region => region.write_all_volatile_to(addr, dst, count))
+    }
+
+    fn store<T: AtomicAccess>(&self, val: T, addr: MemoryRegionAddress, order: Ordering) -> Result<()> {
+        either!(self, region => region.store(val, addr, order))
+    }
+
+    fn load<T: AtomicAccess>(&self, addr: MemoryRegionAddress, order: Ordering) -> Result<T> {
+        either!(self, region => region.load(addr, order))
+    }
+}

@@ -1,0 +1,114 @@
+//! A mapping at an address of the guest.
+
+use crate::OnDisabled;
+use crate::mapping::Mapping;
+use ::vm_memory::bitmap::{BS, Bitmap};
+use ::vm_memory::guest_memory::Result;
+use ::vm_memory::{
+    Address, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestUsize, MemoryRegionAddress, VolatileSlice,
+};
+use std::sync::Arc;
+
+/// A [`Mapping`] as a region of guest memory, with a bitmap of what was written through it.
+#[derive(Debug)]
+pub struct RevocableRegion<B = ()> {
+    start: GuestAddress,
+    pub(super) mapping: Arc<Mapping>,
+    pub(super) bitmap: B,
+}
+
+/// A mapping and a guest address that do not go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegionError {
+    /// The region would reach beyond the last guest address.
+    #[error("{len:#x} bytes at guest address {start:#x} reach beyond the last address")]
+    TooHigh {
+        /// The guest address.
+        start: u64,
+        /// The mapping's length, in bytes.
+        len: usize,
+    },
+}
+
+impl RevocableRegion {
+    /// `mapping` at guest address `start`, without dirty tracking.
+    ///
+    /// # Errors
+    /// See [`RegionError`].
+    pub fn new(start: GuestAddress, mapping: Arc<Mapping>) -> std::result::Result<Self, RegionError> {
+        Self::with_bitmap(start, mapping, ())
+    }
+}
+
+impl<B> RevocableRegion<B> {
+    /// `mapping` at guest address `start`; what is written through it is marked in `bitmap`.
+    ///
+    /// # Errors
+    /// See [`RegionError`].
+    pub fn with_bitmap(
+        start: GuestAddress,
+        mapping: Arc<Mapping>,
+        bitmap: B,
+    ) -> std::result::Result<Self, RegionError> {
+        let len = mapping.len();
+        match start.checked_add(len as u64) {
+            Some(_) => Ok(Self { start, mapping, bitmap }),
+            None => Err(RegionError::TooHigh { start: start.raw_value(), len }),
+        }
+    }
+
+    /// The mapping.
+    pub fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+
+    /// Where `count` bytes from `at` on are, in a mapping whose raw accesses are never a signal.
+    fn by_address(&self, at: MemoryRegionAddress, count: usize) -> Result<*mut u8> {
+        let len = self.mapping.len();
+        let offset = usize::try_from(at.raw_value()).map_err(|_| GuestMemoryError::InvalidBackendAddress)?;
+        if offset.checked_add(count).is_none_or(|end| end > len) {
+            return Err(GuestMemoryError::InvalidBackendAddress);
+        }
+        let harmless = self.mapping.on_disabled() == OnDisabled::AllOnes && self.mapping.is_writable();
+        // A mapping for accessors only answers nobody else's faults.
+        if !harmless || matches!(self.mapping.served.view.server, crate::revoke::Server::Own(_)) {
+            return Err(GuestMemoryError::HostAddressNotAvailable);
+        }
+        Ok(self.mapping.as_ptr().wrapping_add(offset))
+    }
+}
+
+impl<B: Bitmap> GuestMemoryRegion for RevocableRegion<B> {
+    type B = B;
+
+    fn len(&self) -> GuestUsize {
+        self.mapping.len() as GuestUsize
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        self.start
+    }
+
+    fn bitmap(&self) -> BS<'_, B> {
+        self.bitmap.slice_at(0)
+    }
+
+    fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8> {
+        self.by_address(addr, 1)
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: a slice of the mapping, for volatile accesses")]
+    fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_, BS<'_, B>>> {
+        let start = self.by_address(offset, count)?;
+        let at = usize::try_from(offset.raw_value()).unwrap_or(0);
+        // SAFETY: `count` bytes inside the mapping, which lives as long as `self` and always has something mapped in
+        // its range. A guest, a device and revocations write it or change what is there at any time; a VolatileSlice
+        // is made for that, and `Mapping` gives out no references.
+        Ok(unsafe { VolatileSlice::with_bitmap(start, count, self.bitmap.slice_at(at), None) })
+    }
+
+    fn is_hugetlbfs(&self) -> Option<bool> {
+        Some(self.mapping.served.region.kind == crate::backing::Kind::Hugetlb)
+    }
+}

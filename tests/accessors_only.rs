@@ -1,0 +1,22 @@
+//! Mappings for the crate's accessors only.
+
+use revocable_mmio::{AccessError, MapOptions, Region, Strategy, Support};
+
+/// Also where accesses do not recover (`--cfg revocable_portable`): a monitor resolves their faults there.
+#[test]
+fn an_accessors_only_mapping_is_read_and_written_on_every_architecture() {
+    if !Support::current().userfaultfd() {
+        println!("SKIP: no userfaultfd");
+        assert!(std::env::var_os("REVOCABLE_CI").is_none(), "this machine is to run every test");
+        return;
+    }
+    let region = Region::builder(1 << 20).strategy(Strategy::Zap).build().expect("a region");
+    let mapping = region.map(MapOptions::new().accessors_only()).expect("it maps");
+    for round in 0..3 {
+        mapping.write::<u64>(4096, round).expect("enabled");
+        region.disable().expect("nobody is in the way");
+        assert_eq!(mapping.read::<u64>(4096), Err(AccessError::Disabled { offset: 4096 }));
+        region.enable().expect("comes back");
+        assert_eq!(mapping.read::<u64>(4096), Ok(round));
+    }
+}

@@ -1,0 +1,424 @@
+//! Every system call that mapping, disabling, enabling, resetting, unmapping and fault handling make fails in turn,
+//! with each errno it plausibly has: after that G1 and G2 hold, the error says what failed, the next try works,
+//! nothing leaks. Needs `--cfg revocable_inject`.
+#![cfg(revocable_inject)]
+
+#[expect(dead_code, reason = "each test file uses its part")]
+mod support;
+
+use nix::errno::Errno;
+use parking_lot::{Mutex, MutexGuard};
+use revocable_mmio::{Mapping, OnDisabled, Region, RevokeError, inject};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::thread;
+use std::time::Duration;
+use support::count::Held;
+use support::matrix::{Case, Memory, every_case};
+use support::{eventually, raw};
+
+/// With all the errnos that a call plausibly has.
+const ALL: usize = usize::MAX;
+const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
+
+/// Injection is the process's: one test at a time.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    support::start();
+    ONE.lock()
+}
+
+fn addr(mapping: &Mapping) -> usize {
+    mapping.as_ptr().expose_provenance()
+}
+
+fn plausible(call: &str) -> &'static [Errno] {
+    match call {
+        "mmap" | "mremap" | "mprotect" | "munmap" => &[Errno::ENOMEM, Errno::EAGAIN],
+        "madvise" => &[Errno::ENOMEM, Errno::EINVAL, Errno::EAGAIN],
+        "memfd_create" | "userfaultfd" | "open(/dev/userfaultfd)" => &[Errno::EMFILE, Errno::ENOMEM, Errno::EPERM],
+        "UFFDIO_REGISTER" => &[Errno::ENOMEM, Errno::EINVAL, Errno::EBUSY, Errno::EBADF],
+        "UFFDIO_UNREGISTER" => &[Errno::ENOMEM, Errno::EBADF],
+        "UFFDIO_CONTINUE" => &[Errno::EAGAIN, Errno::EEXIST, Errno::ENOENT, Errno::ENOMEM, Errno::EFAULT, Errno::EIO],
+        "UFFDIO_WAKE" | "UFFDIO_API" => &[Errno::EINVAL],
+        _ => &[Errno::ENOMEM, Errno::EINVAL],
+    }
+}
+
+/// The calls that `verb` makes: each name with how many of them.
+fn calls_of(verb: impl FnOnce()) -> BTreeMap<&'static str, usize> {
+    inject::take_seen();
+    verb();
+    let mut calls = BTreeMap::new();
+    for call in inject::take_seen() {
+        // The monitor's reading goes on all the time, and has a test of its own.
+        if call != "read(userfaultfd)" {
+            *calls.entry(call).or_insert(0) += 1;
+        }
+    }
+    calls
+}
+
+/// A region with two mappings, all pages touched.
+struct Rig {
+    region: Region,
+    views: [Mapping; 2],
+}
+
+impl Rig {
+    fn new(case: &Case) -> Self {
+        let region = case.region(2);
+        let views = [case.map(&region), case.map(&region)];
+        let rig = Self { region, views };
+        for view in &rig.views {
+            for at in [0, case.page()] {
+                view.write(at, SECRET).expect("enabled");
+            }
+        }
+        rig
+    }
+
+    /// G1: no raw load reaches the memory, and none waits for ever. By a thread, because it may wait.
+    fn assert_unreachable(&self, what: &impl Display) {
+        for view in &self.views {
+            for at in [addr(view), addr(view) + self.region.page_size()] {
+                let load = thread::spawn(move || raw::load64(at));
+                for _ in 0..3 {
+                    thread::sleep(Duration::from_micros(300));
+                    if load.is_finished() {
+                        break;
+                    }
+                }
+                if load.is_finished() {
+                    let got = load.join().expect("no panic");
+                    assert_ne!(got, Ok(SECRET), "{what}: G1 is broken");
+                }
+            }
+        }
+    }
+
+    /// G2, through everything: accessors and raw pointers, both mappings.
+    fn assert_reachable(&self, what: &impl Display) {
+        for view in &self.views {
+            for at in [0, self.region.page_size()] {
+                assert_eq!(view.read::<u64>(at), Ok(SECRET), "{what}: accessor");
+                assert_eq!(raw::load64(addr(view) + at), Ok(SECRET), "{what}: raw load");
+            }
+        }
+    }
+
+    /// Whatever the state is by now: it is told right, and both verbs work again.
+    fn assert_sound(&self, what: &impl Display) {
+        if self.region.is_enabled() {
+            self.assert_reachable(what);
+        } else {
+            self.assert_unreachable(what);
+        }
+        self.region.disable().unwrap_or_else(|e| panic!("{what}: the next disable: {e}"));
+        self.assert_unreachable(what);
+        self.region.enable().unwrap_or_else(|e| panic!("{what}: the next enable: {e}"));
+        self.assert_reachable(what);
+        // A second round: nothing of the failure is left.
+        self.region.disable().unwrap_or_else(|e| panic!("{what}: the second disable: {e}"));
+        self.assert_unreachable(what);
+        self.region.enable().unwrap_or_else(|e| panic!("{what}: the second enable: {e}"));
+        self.assert_reachable(what);
+    }
+}
+
+fn says_what_failed(e: &RevokeError, call: &str, errno: Errno, what: &impl Display) {
+    let text = e.to_string();
+    assert!(text.contains(&format!("{errno:?}")), "{what}: {call} is not told: {text}");
+}
+
+/// Lets each call of `verb` fail in turn: alone, and with all that follow; then every call at once from there on.
+fn each_failure(
+    case: &Case,
+    errnos: usize,
+    prepare: impl Fn(&Rig),
+    verb: impl Fn(&Rig) -> Result<bool, RevokeError>,
+    check: impl Fn(&Rig, &Result<bool, RevokeError>, &str),
+) {
+    let rig = Rig::new(case);
+    prepare(&rig);
+    let calls = calls_of(|| drop(verb(&rig)));
+    drop(rig);
+    let total: usize = calls.values().sum();
+    let mut plans: Vec<(&'static str, usize, usize, Errno)> = Vec::new();
+    for (call, count) in &calls {
+        for skip in 0..*count {
+            for errno in plausible(call).iter().take(errnos) {
+                plans.push((call, skip, 1, *errno));
+                plans.push((call, skip, 1000, *errno));
+            }
+        }
+    }
+    plans.extend((0..total).map(|skip| (inject::ANY, skip, 1000, Errno::ENOMEM)));
+    for (call, skip, times, errno) in plans {
+        let before = Held::now();
+        let what = format!("{case} {call} #{skip} x{times} {errno:?}");
+        let rig = Rig::new(case);
+        prepare(&rig);
+        if std::env::var_os("REVOCABLE_TRACE").is_some() {
+            eprintln!("{what}");
+        }
+        inject::fail(call, skip, times, errno);
+        let did = verb(&rig);
+        inject::clear();
+        if let Err(e) = &did {
+            says_what_failed(e, call, errno, &what);
+        }
+        check(&rig, &did, &what);
+        rig.assert_sound(&what);
+        drop(rig);
+        // What could not be unmapped is, as soon as something else is mapped.
+        drop(case.map(&case.region(1)));
+        let left = format!("{:?} {}", Held::now(), support::count::fds());
+        eventually(&format!("{what}: nothing is left of it: {before:?} {left}"), || {
+            let now = Held::now();
+            now.fds <= before.fds && now.mappings <= before.mappings && now.threads <= before.threads
+        });
+    }
+}
+
+/// What is held at the first use and kept: the refuser, the shared monitor and its thread.
+fn keep_shared_things() -> impl Sized {
+    let region = Region::builder(4096).build().expect("it builds");
+    let mapping = region.map(revocable_mmio::MapOptions::new()).expect("it maps");
+    if let Ok(zapped) = Region::builder(4096).strategy(revocable_mmio::Strategy::Zap).build() {
+        drop(zapped.map(revocable_mmio::MapOptions::new().accessors_only()).expect("it maps"));
+    }
+    (region, mapping)
+}
+
+fn small(case: &Case) -> bool {
+    case.memory == Memory::Memfd || (case.memory == Memory::Device && case.policy != OnDisabled::AllOnes)
+}
+
+#[test]
+fn a_disable_whose_calls_fail_revokes_or_says_that_it_did_not() {
+    let _one = one_at_a_time();
+    let _kept = keep_shared_things();
+    every_case(|case| {
+        if small(case) {
+            each_failure(
+                case,
+                ALL,
+                |_| (),
+                |rig| rig.region.disable(),
+                |rig, did, what| match did {
+                    Ok(changed) => {
+                        assert!(*changed && !rig.region.is_enabled(), "{what}");
+                        rig.assert_unreachable(&what);
+                    }
+                    Err(_) => assert!(rig.region.is_enabled(), "{what}: an error, and the state is as before"),
+                },
+            );
+        }
+    });
+}
+
+#[test]
+fn an_enable_whose_calls_fail_restores_or_stays_revoked() {
+    let _one = one_at_a_time();
+    let _kept = keep_shared_things();
+    every_case(|case| {
+        if small(case) {
+            let disable = |rig: &Rig| assert!(rig.region.disable().expect("it revokes"));
+            each_failure(
+                case,
+                ALL,
+                disable,
+                |rig| rig.region.enable(),
+                |rig, did, what| {
+                    // If nothing works any more, not even taking back what came back, then it is called enabled.
+                    let nothing_works = what.contains(inject::ANY);
+                    assert!(rig.region.is_enabled() == did.is_ok() || nothing_works, "{what}");
+                },
+            );
+        }
+    });
+}
+
+#[test]
+fn a_reset_whose_calls_fail_leaves_a_state_that_is_told_right() {
+    let _one = one_at_a_time();
+    let _kept = keep_shared_things();
+    every_case(|case| {
+        if small(case) {
+            each_failure(case, ALL, |_| (), |rig| rig.region.reset(|_| true), |_, _, _| ());
+        }
+    });
+}
+
+/// The application has split the mapping: the ways to revoke in place are taken.
+#[test]
+fn a_split_mapping_whose_calls_fail_is_revoked_or_told() {
+    let _one = one_at_a_time();
+    let _kept = keep_shared_things();
+    let split = |rig: &Rig| {
+        for view in &rig.views {
+            raw::protect(addr(view) + rig.region.page_size(), rig.region.page_size(), nix::libc::PROT_READ)
+                .expect("ours");
+        }
+    };
+    every_case(|case| {
+        if case.memory == Memory::Memfd && case.policy != OnDisabled::AllOnes {
+            each_failure(case, 1, split, |rig| rig.region.disable(), |_, _, _| ());
+            let disabled = |rig: &Rig| {
+                split(rig);
+                rig.region.disable().expect("it revokes");
+            };
+            each_failure(case, 1, disabled, |rig| rig.region.enable(), |_, _, _| ());
+        }
+    });
+}
+
+#[test]
+fn a_map_whose_calls_fail_maps_nothing_and_the_next_works() {
+    let _one = one_at_a_time();
+    let _kept = keep_shared_things();
+    every_case(|case| {
+        if !small(case) {
+            return;
+        }
+        for enabled in [true, false] {
+            let make = || {
+                let region = if enabled { case.builder(2) } else { case.builder(2).disabled() };
+                region.build().expect("it builds")
+            };
+            let region = make();
+            let calls = calls_of(|| drop(case.map(&region)));
+            for (call, count) in calls {
+                for (skip, errno) in (0..count).flat_map(|skip| plausible(call).iter().map(move |e| (skip, *e))) {
+                    let what = format!("{case} enabled: {enabled} {call} #{skip} {errno:?}");
+                    let before = Held::now();
+                    inject::fail(call, skip, 1, errno);
+                    let mapped = region.map(case.options());
+                    inject::clear();
+                    match &mapped {
+                        Ok(mapping) if !enabled => assert_ne!(
+                            thread::scope(|_| if case.policy == OnDisabled::Block {
+                                Ok(0)
+                            } else {
+                                raw::load64(addr(mapping))
+                            }),
+                            Ok(SECRET),
+                            "{what}"
+                        ),
+                        Ok(mapping) => assert!(mapping.read::<u64>(0).is_ok(), "{what}"),
+                        Err(e) => assert!(e.to_string().contains(&format!("{errno:?}")), "{what}: {e}"),
+                    }
+                    drop(mapped);
+                    assert_eq!(region.stats().mappings, 0, "{what}");
+                    let mapping = region.map(case.options()).unwrap_or_else(|e| panic!("{what}: the next: {e}"));
+                    drop(mapping);
+                    let now = Held::now();
+                    assert!(now.fds <= before.fds && now.mappings <= before.mappings, "{what}: {before:?} {now:?}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_build_whose_calls_fail_leaves_nothing() {
+    let _one = one_at_a_time();
+    let _kept = keep_shared_things();
+    every_case(|case| {
+        if !small(case) {
+            return;
+        }
+        let calls = calls_of(|| drop(case.region(2)));
+        for (call, count) in calls {
+            for (skip, errno) in (0..count).flat_map(|skip| plausible(call).iter().map(move |e| (skip, *e))) {
+                let what = format!("{case} {call} #{skip} {errno:?}");
+                let before = Held::now();
+                inject::fail(call, skip, 1, errno);
+                let built = case.builder(2).build();
+                inject::clear();
+                if let Err(e) = &built {
+                    assert!(e.to_string().contains(&format!("{errno:?}")), "{what}: {e}");
+                }
+                drop(built);
+                assert_eq!(Held::now(), before, "{what}");
+                drop(case.region(2));
+            }
+        }
+    });
+}
+
+#[test]
+fn an_unmap_that_fails_does_not_leave_the_memory_reachable() {
+    let _one = one_at_a_time();
+    let _kept = keep_shared_things();
+    every_case(|case| {
+        if !small(case) {
+            return;
+        }
+        let before = Held::now();
+        let region = case.region(2);
+        let mapping = case.map(&region);
+        mapping.write(0, SECRET).expect("enabled");
+        let at = addr(&mapping);
+        inject::fail("munmap", 0, 1000, Errno::ENOMEM);
+        drop(mapping);
+        inject::clear();
+        assert_ne!(raw::load64(at), Ok(SECRET), "{case}: dropped, and still reachable");
+        region.disable().expect("it revokes");
+        assert_ne!(raw::load64(at), Ok(SECRET), "{case}: disabled, and still reachable");
+        drop(case.map(&region)); // the next of these calls makes up for the failed one
+        drop(region);
+        eventually("nothing is left", || Held::now().mappings <= before.mappings);
+    });
+}
+
+#[test]
+fn faults_whose_calls_fail_are_answered_by_the_next_try() {
+    let _one = one_at_a_time();
+    let _kept = keep_shared_things();
+    every_case(|case| {
+        if !small(case) {
+            return;
+        }
+        let touch = |rig: &Rig| {
+            rig.region.disable().expect("it revokes");
+            rig.region.enable().expect("it comes back");
+        };
+        let rig = Rig::new(case);
+        touch(&rig);
+        let calls = calls_of(|| assert_eq!(raw::load64(addr(&rig.views[0])), Ok(SECRET)));
+        for (call, count) in calls {
+            for (skip, errno) in (0..count).flat_map(|skip| plausible(call).iter().map(move |e| (skip, *e))) {
+                let what = format!("{case} {call} #{skip} {errno:?}");
+                touch(&rig);
+                inject::fail(call, skip, 1, errno);
+                let at = addr(&rig.views[0]);
+                let load = thread::spawn(move || raw::load64(at));
+                eventually(&format!("{what}: the load ends"), || load.is_finished());
+                inject::clear();
+                assert_eq!(load.join().expect("no panic"), Ok(SECRET), "{what}");
+                rig.assert_sound(&what);
+            }
+        }
+    });
+}
+
+#[test]
+fn interrupted_reading_does_not_end_the_monitor() {
+    let _one = one_at_a_time();
+    let _kept = keep_shared_things();
+    let Ok(region) = Region::builder(1 << 20).strategy(revocable_mmio::Strategy::Zap).build() else {
+        return support::skip("Zap is not possible", support::at_its_best());
+    };
+    let mapping = region.map(revocable_mmio::MapOptions::new()).expect("it maps");
+    for errno in [Errno::EINTR, Errno::EAGAIN] {
+        for _ in 0..20 {
+            region.disable().expect("it revokes");
+            region.enable().expect("it comes back");
+            inject::fail("read(userfaultfd)", 0, 3, errno);
+            assert_eq!(raw::load64(addr(&mapping)), Ok(0), "{errno:?}");
+            inject::clear();
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! A monitor whose userfaultfd was opened elsewhere: before privileges were dropped, or by somebody else.
+#![expect(unsafe_code, reason = "descriptors, fork, and the loads of a mapping's address")]
+
+use nix::libc;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Uid, fork, setresgid, setresuid};
+use revocable_mmio::{MapOptions, Monitor, MonitorError, Region, Strategy, Support, UffdSource};
+use std::fs::File;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::process::Command;
+use std::thread;
+
+/// In a process of its own, or the privileges of all tests would be dropped. `true`: this is that process.
+fn alone(test: &str) -> bool {
+    const CHILD: &str = "REVOCABLE_SANDBOXED_START_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    let this = std::env::current_exe().expect("a test binary");
+    let done = Command::new(this).args([test, "--exact", "--nocapture"]).env(CHILD, "1").output().expect("it runs");
+    assert!(
+        done.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&done.stdout),
+        String::from_utf8_lossy(&done.stderr)
+    );
+    print!("{}", String::from_utf8_lossy(&done.stdout).lines().filter(|l| l.contains("SKIP")).collect::<String>());
+    false
+}
+
+fn device() -> Option<File> {
+    let opened = File::options().read(true).write(true).open("/dev/userfaultfd");
+    if let Err(why) = &opened {
+        println!("SKIP: /dev/userfaultfd: {why}");
+        let must = std::env::var_os("REVOCABLE_CI").is_some_and(|ci| ci == "1");
+        assert!(!must || !Uid::effective().is_root(), "skipped on a machine that could run it");
+    }
+    opened.ok()
+}
+
+/// A userfaultfd without handshake, as a launcher would open it.
+fn userfaultfd(device: &File) -> OwnedFd {
+    use std::os::fd::AsRawFd;
+    // SAFETY: USERFAULTFD_IOC_NEW takes a number.
+    let fd = unsafe { libc::ioctl(device.as_raw_fd(), 0xaa00, libc::O_CLOEXEC) };
+    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: the kernel gave it to us alone.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn drop_privileges() {
+    let nobody = 65534;
+    setresgid(nobody.into(), nobody.into(), nobody.into()).expect("root may");
+    setresuid(nobody.into(), nobody.into(), nobody.into()).expect("root may");
+    assert!(File::open("/dev/userfaultfd").is_err(), "no way back");
+}
+
+/// Faults, revocation, restoration, a system call that faults: everything that a region does.
+fn everything_works(monitor: &Monitor) {
+    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
+        let region = Region::builder(1 << 20).strategy(strategy).monitor(monitor.clone()).build().expect("a region");
+        let mapping = region.map(MapOptions::new()).expect("it maps");
+        let address = mapping.as_ptr().expose_provenance();
+        region.owner().write::<u64>(4096, 7).expect("the owner's view");
+        for round in 0..20u64 {
+            let load = thread::spawn(move || {
+                // SAFETY: the mapping outlives the thread, the region is enabled.
+                unsafe { std::ptr::with_exposed_provenance::<u64>(address + 4096).read_volatile() }
+            });
+            assert_eq!(load.join().expect("no panic"), 7 + round);
+            mapping.write::<u64>(4096, 8 + round).expect("enabled");
+            assert!(region.disable().expect("nobody is in the way"));
+            mapping.read::<u64>(4096).expect_err("revoked");
+            let (_reader, writer) = nix::unistd::pipe().expect("a pipe");
+            // SAFETY: the kernel alone reads the bytes, and refuses.
+            let bytes = unsafe { std::slice::from_raw_parts(mapping.as_ptr(), 8) };
+            assert_eq!(nix::unistd::write(&writer, bytes), Err(nix::errno::Errno::EFAULT), "{strategy}");
+            assert!(region.enable().expect("it comes back"));
+            assert_eq!(nix::unistd::write(&writer, bytes), Ok(8), "{strategy}: a system call's faults are served");
+        }
+        region.reset(|_| ()).expect("a reset");
+        assert_eq!(region.stats().degraded, 0, "{strategy}");
+    }
+}
+
+#[test]
+fn a_userfaultfd_opened_before_privileges_were_dropped_serves_everything() {
+    if !alone("a_userfaultfd_opened_before_privileges_were_dropped_serves_everything") {
+        return;
+    }
+    let Some(device) = device() else { return };
+    let fd = userfaultfd(&device);
+    drop(device);
+    drop_privileges();
+    assert!(!Support::current().sees_kernel_faults(), "this process could not open one itself");
+    let monitor = Monitor::from_fd(fd, 1).expect("it is a userfaultfd");
+    assert_eq!(monitor.source(), UffdSource::HandedIn);
+    everything_works(&monitor);
+    assert!(monitor.stats().faults > 0);
+}
+
+#[test]
+fn the_device_handed_on_by_a_launcher_serves_everything() {
+    if !alone("the_device_handed_on_by_a_launcher_serves_everything") {
+        return;
+    }
+    let Some(device) = device() else { return };
+    drop_privileges();
+    let monitor = Monitor::from_device(device.as_fd(), 2).expect("it is the device");
+    drop(device);
+    everything_works(&monitor);
+}
+
+#[test]
+fn a_monitor_over_a_handed_in_descriptor_can_be_driven_by_an_event_loop() {
+    let Some(device) = device() else { return };
+    let monitor = Monitor::from_fd(userfaultfd(&device), 0).expect("it is a userfaultfd");
+    let region = Region::builder(1 << 16).strategy(Strategy::Zap).monitor(monitor.clone()).build().expect("zap");
+    let mapping = region.map(MapOptions::new()).expect("it maps");
+    thread::scope(|scope| {
+        let load = scope.spawn(|| mapping.read::<u64>(0));
+        while !load.is_finished() {
+            monitor.handle_ready(4).expect("it lives");
+        }
+        assert_eq!(load.join().expect("no panic"), Ok(0));
+    });
+}
+
+#[test]
+fn a_userfaultfd_that_serves_another_process_is_refused() {
+    if !alone("a_userfaultfd_that_serves_another_process_is_refused") {
+        return;
+    }
+    let Some(device) = device() else { return };
+    for handshake_done in [false, true] {
+        let fd = userfaultfd(&device);
+        if handshake_done {
+            let _done = Monitor::from_fd(fd.try_clone().expect("a descriptor"), 0).expect("it is this process's");
+        }
+        // SAFETY: the child makes no use of what other threads may hold: it runs the test alone.
+        match unsafe { fork() }.expect("a child") {
+            ForkResult::Child => {
+                let refused = matches!(Monitor::from_fd(fd, 0), Err(MonitorError::Foreign));
+                // SAFETY: ends the child without running the parent's destructors.
+                unsafe { libc::_exit(i32::from(!refused)) }
+            }
+            ForkResult::Parent { child } => {
+                assert!(matches!(waitpid(child, None), Ok(WaitStatus::Exited(_, 0))), "the child took its parent's");
+                assert!(Monitor::from_fd(fd, 0).is_ok(), "and its own process still may");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_userfaultfd_is_refused() {
+    let null = || OwnedFd::from(File::open("/dev/null").expect("it is there"));
+    assert!(matches!(Monitor::from_fd(null(), 1), Err(MonitorError::Sys(_))));
+    assert!(matches!(Monitor::from_device(null().as_fd(), 1), Err(MonitorError::Sys(_))));
+}
+
+#[cfg(feature = "userfaultfd")]
+#[test]
+fn a_descriptor_of_the_userfaultfd_crate_is_a_monitor() {
+    use userfaultfd::{FeatureFlags, UffdBuilder};
+    if device().is_none() {
+        return;
+    }
+    let minor_shmem = FeatureFlags::from_bits_retain(1 << 10);
+    let uffd = UffdBuilder::new().user_mode_only(false).require_features(minor_shmem).create().expect("a userfaultfd");
+    let monitor = Monitor::try_from(uffd).expect("it is this process's");
+    everything_works(&monitor);
+}

@@ -1,0 +1,311 @@
+//! SECCOMP.md's lists are enough: each kind of thread does its work under a filter that allows them and nothing else.
+#![cfg(target_arch = "x86_64")]
+#![expect(unsafe_code, reason = "the child ends without running destructors, which its filter would forbid")]
+
+use linux_raw_sys::ioctl as nr;
+use nix::libc::{self, c_long};
+use revocable_mmio::{AccessError, MapOptions, Mapping, Monitor, OnDisabled, Region, Strategy, Support};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A system call, and which values of which argument are allowed; `None`: all.
+#[derive(Clone, Copy)]
+struct Allowed {
+    name: &'static str,
+    call: c_long,
+    argument: Option<(u8, &'static [u64])>,
+}
+
+macro_rules! allow {
+    ($call:ident) => {
+        Allowed { name: stringify!($call), call: libc::$call, argument: None }
+    };
+    ($call:ident, $argument:expr, $values:expr) => {
+        Allowed { name: stringify!($call), call: libc::$call, argument: Some(($argument, $values)) }
+    };
+}
+
+const fn bits(value: libc::c_int) -> u64 {
+    value as u64
+}
+
+/// A thread that uses mappings, by this crate's accesses.
+const ACCESSOR: &[Allowed] = &[
+    allow!(SYS_gettid),
+    // An access that met revoked memory comes back from the signal handler.
+    allow!(SYS_rt_sigreturn),
+    // Waiting for a region that is busy, or until it is enabled.
+    allow!(SYS_futex, 1, FUTEX),
+    allow!(SYS_sched_yield),
+];
+
+/// What it needs besides to resolve its own faults (`MapOptions::accessors_only`).
+const ACCESSORS_ONLY: &[Allowed] =
+    &[allow!(SYS_ioctl, 1, RESOLVE), allow!(SYS_madvise, 2, &[bits(libc::MADV_POPULATE_WRITE)])];
+
+/// A thread of a monitor's.
+const MONITOR: &[Allowed] = &[
+    allow!(SYS_read),
+    allow!(SYS_poll),
+    allow!(SYS_ioctl, 1, RESOLVE),
+    allow!(SYS_madvise, 2, &[bits(libc::MADV_POPULATE_WRITE)]),
+    allow!(SYS_futex, 1, FUTEX),
+    allow!(SYS_sched_yield),
+    // It follows the thread whose faults it answers.
+    allow!(SYS_sched_getaffinity),
+    allow!(SYS_sched_setaffinity),
+    // Where does the thread run that faults again and again?
+    allow!(SYS_openat, 2, &[bits(libc::O_RDONLY | libc::O_CLOEXEC)]),
+    allow!(SYS_pread64),
+    allow!(SYS_close),
+];
+
+/// A thread that calls `disable`, `enable`, `reset`.
+const OWNER: &[Allowed] = &[
+    allow!(SYS_gettid),
+    allow!(SYS_getpid),
+    allow!(SYS_sched_yield),
+    allow!(SYS_membarrier, 0, &[8]),
+    allow!(SYS_prlimit64, 1, &[libc::RLIMIT_AS as u64]),
+    allow!(SYS_futex, 1, FUTEX),
+    allow!(
+        SYS_mmap,
+        3,
+        &[
+            bits(libc::MAP_SHARED | libc::MAP_FIXED),
+            bits(libc::MAP_PRIVATE | libc::MAP_FIXED),
+            bits(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
+        ]
+    ),
+    allow!(SYS_mremap),
+    allow!(SYS_mprotect),
+    allow!(SYS_munmap),
+    allow!(
+        SYS_madvise,
+        2,
+        &[
+            bits(libc::MADV_DONTNEED),
+            bits(libc::MADV_DONTNEED_LOCKED),
+            bits(libc::MADV_DONTFORK),
+            bits(libc::MADV_DONTDUMP),
+            bits(libc::MADV_NOHUGEPAGE),
+        ]
+    ),
+    allow!(
+        SYS_ioctl,
+        1,
+        &[nr::UFFDIO_REGISTER as u64, nr::UFFDIO_UNREGISTER as u64, nr::UFFDIO_WAKE as u64, PROCMAP_QUERY]
+    ),
+];
+
+/// `_IOWR('f', 17, struct procmap_query)`, <linux/fs.h>.
+const PROCMAP_QUERY: u64 = 0xc068_6611;
+
+const RESOLVE: &[u64] = &[nr::UFFDIO_CONTINUE as u64, nr::UFFDIO_WAKE as u64];
+const FUTEX: &[u64] = &[
+    bits(libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG),
+    bits(libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG),
+    bits(libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG),
+];
+
+/// What the test itself needs: to end, its sleeps, and what std asks before each close in a debug build.
+const OF_THE_TEST: &[Allowed] =
+    &[allow!(SYS_exit_group), allow!(SYS_clock_nanosleep), allow!(SYS_fcntl, 1, &[bits(libc::F_GETFD)])];
+
+fn filter(lists: &[&[Allowed]]) -> BpfProgram {
+    let mut rules: std::collections::BTreeMap<c_long, Vec<SeccompRule>> = std::collections::BTreeMap::new();
+    let mut without_arguments = Vec::new();
+    for Allowed { call, argument, .. } in lists.iter().copied().flatten() {
+        let entry = rules.entry(*call).or_default();
+        match argument {
+            None => without_arguments.push(*call),
+            Some((index, values)) => entry.extend(values.iter().map(|value| {
+                let equal =
+                    SeccompCondition::new(*index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value & 0xffff_ffff);
+                SeccompRule::new(vec![equal.expect("an argument's number")]).expect("one condition")
+            })),
+        }
+    }
+    for call in without_arguments {
+        rules.insert(call, Vec::new());
+    }
+    let arch = std::env::consts::ARCH.try_into().expect("seccompiler knows this architecture");
+    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)
+        .expect("a filter")
+        .try_into()
+        .expect("it compiles")
+}
+
+fn install(program: &BpfProgram) {
+    seccompiler::apply_filter(program).expect("no new privileges, one filter");
+}
+
+/// Runs a test of this file in a process of its own; `None`: this is it.
+fn child(test: &str, variant: &str) -> Option<ExitStatus> {
+    const CHILD: &str = "REVOCABLE_SECCOMP_CHILD";
+    if std::env::var(CHILD).is_ok_and(|which| which == variant) {
+        return None;
+    }
+    let this = std::env::current_exe().expect("a test binary");
+    let status = Command::new(this).args([test, "--exact", "--nocapture"]).env(CHILD, variant).status();
+    Some(status.expect("it runs"))
+}
+
+struct Work {
+    regions: Vec<Region>,
+    mappings: Vec<Mapping>,
+    own: Vec<Mapping>,
+}
+
+fn work(monitor: &Monitor) -> Work {
+    let mut work = Work { regions: Vec::new(), mappings: Vec::new(), own: Vec::new() };
+    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
+        for policy in [OnDisabled::Sigbus, OnDisabled::AllOnes, OnDisabled::Block] {
+            let region =
+                Region::builder(1 << 18).strategy(strategy).monitor(monitor.clone()).build().expect("a region");
+            work.mappings.push(region.map(MapOptions::new().on_disabled(policy)).expect("it maps"));
+            if strategy == Strategy::Zap && policy == OnDisabled::Sigbus {
+                work.own.push(region.map(MapOptions::new().accessors_only()).expect("it maps"));
+            }
+            work.regions.push(region);
+        }
+    }
+    work
+}
+
+/// Loads and stores everywhere, whatever comes of it.
+fn access(mappings: &[Mapping], round: u64) -> u64 {
+    let mut done = 0;
+    for mapping in mappings {
+        let at = (usize::try_from(round).unwrap_or(0) * 4096) % mapping.len();
+        for result in [mapping.read::<u64>(at).map(drop), mapping.write::<u64>(at + 8, round)] {
+            match result {
+                Ok(()) => done += 1,
+                Err(AccessError::Disabled { .. }) => {}
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+    done
+}
+
+fn exit(code: i32) -> ! {
+    // SAFETY: ends the process at once; nothing of it is needed any more.
+    unsafe { libc::_exit(code) }
+}
+
+#[test]
+fn every_kind_of_thread_works_under_its_own_filter() {
+    const NAME: &str = "every_kind_of_thread_works_under_its_own_filter";
+    if let Some(status) = child(NAME, "work") {
+        assert_ne!(status.signal(), Some(libc::SIGSYS), "a system call is missing in SECCOMP.md");
+        assert!(status.success(), "{status}");
+        return;
+    }
+    if !Support::current().userfaultfd() {
+        println!("SKIP: no userfaultfd");
+        exit(0);
+    }
+    // Start-up: everything is opened, mapped and tried once.
+    let monitor = Monitor::with_threads(1).expect("a userfaultfd");
+    let program = filter(&[MONITOR, OF_THE_TEST]);
+    monitor.on_thread_start(move || install(&program));
+    let work = Arc::new(work(&monitor));
+    let accesses = Arc::new(AtomicU64::new(0));
+    let stop = Arc::new(AtomicBool::new(false));
+    let ready = Arc::new(std::sync::Barrier::new(4));
+    for own in [false, false, true] {
+        let (work, accesses, stop, ready) =
+            (Arc::clone(&work), Arc::clone(&accesses), Arc::clone(&stop), Arc::clone(&ready));
+        let lists: &[&[Allowed]] =
+            if own { &[ACCESSOR, ACCESSORS_ONLY, OF_THE_TEST] } else { &[ACCESSOR, OF_THE_TEST] };
+        let program = filter(lists);
+        thread::spawn(move || {
+            let mappings = if own { &work.own } else { &work.mappings };
+            // The first access of a thread allocates its slot.
+            access(mappings, 0);
+            ready.wait();
+            install(&program);
+            for round in 1.. {
+                accesses.fetch_add(access(mappings, round), Ordering::Relaxed);
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            loop {
+                thread::park();
+            }
+        });
+    }
+    let program = filter(&[OWNER, OF_THE_TEST]);
+    ready.wait();
+    install(&program);
+    let since = Instant::now();
+    let mut cycles = 0;
+    while cycles < 200 || accesses.load(Ordering::Relaxed) < 10_000 {
+        for region in &work.regions {
+            if !region.disable().is_ok_and(|did| did) {
+                exit(2);
+            }
+        }
+        thread::sleep(Duration::from_micros(50));
+        for region in &work.regions {
+            if !region.enable().is_ok_and(|did| did) {
+                exit(3);
+            }
+        }
+        if cycles % 10 == 0 && work.regions.iter().any(|region| region.reset(|_| ()).is_err()) {
+            exit(4);
+        }
+        cycles += 1;
+        if since.elapsed() > Duration::from_secs(30) {
+            exit(5);
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let degraded = work.regions.iter().any(|region| region.stats().degraded > 0);
+    exit(if degraded { 6 } else { 0 })
+}
+
+#[test]
+fn a_filter_that_lacks_a_call_kills() {
+    const NAME: &str = "a_filter_that_lacks_a_call_kills";
+    if let Some(status) = child(NAME, "lacking") {
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "the filters filter nothing: {status}");
+        return;
+    }
+    let region = Region::builder(1 << 18).build().expect("a region");
+    let _mapping = region.map(MapOptions::new()).expect("it maps");
+    let without_mremap: Vec<Allowed> =
+        OWNER.iter().copied().filter(|a| ![libc::SYS_mremap, libc::SYS_madvise].contains(&a.call)).collect();
+    install(&filter(&[&without_mremap, OF_THE_TEST]));
+    let _ = region.disable();
+    exit(0)
+}
+
+#[test]
+fn seccomp_md_has_the_lists_that_are_tested() {
+    let document = include_str!("../SECCOMP.md");
+    for (heading, list) in [
+        ("## Accessor thread", ACCESSOR),
+        ("### Mappings for accessors only", ACCESSORS_ONLY),
+        ("## Monitor thread", MONITOR),
+        ("## Owner thread", OWNER),
+    ] {
+        let section = document.split(&format!("\n{heading}\n")).nth(1).unwrap_or_else(|| panic!("no {heading}"));
+        let section = section.split("\n#").next().expect("its text");
+        let mut told: Vec<&str> =
+            section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+        let mut tested: Vec<&str> = list.iter().map(|a| a.name.trim_start_matches("SYS_")).collect();
+        told.sort_unstable();
+        tested.sort_unstable();
+        assert_eq!(told, tested, "{heading}");
+    }
+}

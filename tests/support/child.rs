@@ -1,0 +1,86 @@
+//! Child processes, for what may die by a signal or changes the whole process.
+
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+const WHICH: &str = "REVOCABLE_TEST_CHILD";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How a child ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) output: String,
+}
+
+impl Ended {
+    /// It ran to its end without a panic or a signal.
+    pub(crate) fn well(&self) {
+        assert!(self.status.success(), "the child: {}\n{}", self.status, self.output);
+    }
+
+    pub(crate) fn by_signal(&self) -> Option<i32> {
+        self.status.signal()
+    }
+}
+
+/// Runs `body` in a process of its own: this test, alone, in a new copy of the test binary. `test` is the calling
+/// test's name. In that process it does not return.
+pub(crate) fn alone(test: &str, body: impl FnOnce()) -> Ended {
+    alone_with(test, &[], body)
+}
+
+/// The same, with variables in the child's environment.
+pub(crate) fn alone_with(test: &str, vars: &[(&str, &str)], body: impl FnOnce()) -> Ended {
+    if std::env::var(WHICH).is_ok_and(|which| which == test) {
+        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err();
+        // Nothing else of the process is torn down: that is not what is tested.
+        std::process::exit(if died { 101 } else { 0 });
+    }
+    let me = std::env::current_exe().expect("the test binary has a path");
+    let mut command = Command::new(me);
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(WHICH, test);
+    command.envs(vars.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the test binary starts");
+    let mut out = child.stdout.take().expect("piped");
+    let mut err = child.stderr.take().expect("piped");
+    let collect = |pipe: &mut dyn Read| {
+        let mut text = Vec::new();
+        let _ = pipe.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    };
+    std::thread::scope(|scope| {
+        let out = scope.spawn(|| collect(&mut out));
+        let err = scope.spawn(|| collect(&mut err));
+        let since = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("a child of ours") {
+                break status;
+            }
+            if since.elapsed() > PATIENCE {
+                let waits = threads_of(child.id());
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("the child of {test} hung for {PATIENCE:?}:\n{waits}");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let output = out.join().expect("a reader") + &err.join().expect("a reader");
+        for line in output.lines().filter(|line| line.contains("SKIP:")) {
+            eprintln!("{line}");
+        }
+        Ended { status, output }
+    })
+}
+
+/// Where each thread of a process waits.
+fn threads_of(pid: u32) -> String {
+    let mut text = String::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let read = |name| super::read_text(task.path().join(name));
+        text += &format!("{} {} {}\n", read("comm").trim(), read("wchan"), read("syscall").trim());
+    }
+    text
+}

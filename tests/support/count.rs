@@ -1,0 +1,66 @@
+//! Counts of what must not leak, and of processor time.
+
+use std::time::Duration;
+
+/// Descriptors, mappings and threads of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) fds: usize,
+    pub(crate) mappings: usize,
+    pub(crate) threads: usize,
+}
+
+impl Held {
+    pub(crate) fn now() -> Self {
+        Self { fds: entries("/proc/self/fd"), mappings: crate_mappings(), threads: entries("/proc/self/task") }
+    }
+}
+
+fn entries(path: &str) -> usize {
+    std::fs::read_dir(path).map_or(0, Iterator::count)
+}
+
+/// Mappings that this crate could have made: of memfds, of the userfaultfd, reservations without a name. The heap and
+/// the stacks of threads come and go, so what is readable and private and nameless does not count.
+fn crate_mappings() -> usize {
+    super::read_text("/proc/self/maps")
+        .lines()
+        .filter(|line| line.contains("memfd:") || line.contains("revocable") || line.contains("/dev/shm/"))
+        .count()
+}
+
+/// All mappings of this process.
+pub(crate) fn all_mappings() -> usize {
+    super::read_text("/proc/self/maps").lines().count()
+}
+
+/// Mappings of files with this in their name.
+pub(crate) fn mappings_of(name: &str) -> usize {
+    super::read_text("/proc/self/maps").lines().filter(|line| line.contains(name)).count()
+}
+
+/// User and kernel time of a thread of this process, to 10 ms.
+pub(crate) fn thread_time(tid: i32) -> Duration {
+    let stat = super::read_text(format!("/proc/self/task/{tid}/stat"));
+    // The name in parentheses may hold spaces.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks: u64 = [11, 12].iter().filter_map(|i| fields.get(*i)?.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// What the descriptors are, for the messages of failed counts.
+pub(crate) fn fds() -> String {
+    let fds = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let names = fds.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    names.map(|name| name.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
+/// The descriptors that are userfaultfds.
+pub(crate) fn userfaultfds() -> Vec<i32> {
+    let fds = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    fds.filter(|entry| {
+        std::fs::read_link(entry.path()).is_ok_and(|target| target.to_string_lossy().contains("[userfaultfd]"))
+    })
+    .filter_map(|entry| entry.file_name().to_string_lossy().parse().ok())
+    .collect()
+}

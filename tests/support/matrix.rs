@@ -1,0 +1,196 @@
+//! Every strategy with every policy over every backing.
+
+use super::{at_its_best, is_root, read_text, skip};
+use parking_lot::{Mutex, MutexGuard};
+use revocable_mmio::{
+    Backing, Feature, MapOptions, Mapping, OnDisabled, OnRevoke, Region, RegionBuilder, Strategy, Support,
+};
+use std::fmt;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What the memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    Memfd,
+    /// Huge pages of 2 MiB.
+    Huge,
+    /// A file on /dev/shm, of the caller's, from its second page on.
+    ShmFile,
+    /// A file handed in as a device's.
+    Device,
+}
+
+/// One combination.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case {
+    pub(crate) strategy: Strategy,
+    pub(crate) policy: OnDisabled,
+    pub(crate) memory: Memory,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{} {:?} {:?}]", self.strategy, self.policy, self.memory)
+    }
+}
+
+pub(crate) const STRATEGIES: [Strategy; 3] = [Strategy::Zap, Strategy::Detach, Strategy::Replace];
+pub(crate) const POLICIES: [OnDisabled; 3] = [OnDisabled::Sigbus, OnDisabled::AllOnes, OnDisabled::Block];
+const MEMORIES: [Memory; 4] = [Memory::Memfd, Memory::Huge, Memory::ShmFile, Memory::Device];
+
+impl Case {
+    /// Is it meant to work here?
+    pub(crate) fn is_legal(&self) -> bool {
+        let support = Support::current();
+        let strategy = match (self.strategy, self.memory) {
+            (Strategy::Zap, Memory::Huge) => support.userfaultfd() && support.has(Feature::MINOR_HUGETLB),
+            (Strategy::Zap, Memory::Memfd | Memory::ShmFile) => {
+                support.userfaultfd() && support.has(Feature::MINOR_SHMEM)
+            }
+            (Strategy::Detach, Memory::Memfd | Memory::ShmFile) => support.has(Feature::DONTUNMAP),
+            (Strategy::Zap | Strategy::Detach, _) => false,
+            _ => true,
+        };
+        strategy && (self.policy != OnDisabled::Block || support.userfaultfd())
+    }
+
+    /// Can everything about it be seen: do system calls wait where loads do?
+    pub(crate) fn kernel_waits(&self) -> bool {
+        Support::current().sees_kernel_faults()
+    }
+
+    /// Does anything wait at all while the region is busy? Without a userfaultfd nothing can.
+    pub(crate) fn can_wait(&self) -> bool {
+        let support = Support::current();
+        let minor = if self.memory == Memory::Huge { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
+        support.userfaultfd() && (support.has(minor) || support.has(Feature::UFFD_EVENT_REMAP))
+    }
+
+    pub(crate) fn page(&self) -> usize {
+        if self.memory == Memory::Huge { 2 << 20 } else { 4096 }
+    }
+
+    /// A builder for a region of `pages` pages.
+    pub(crate) fn builder(&self, pages: usize) -> RegionBuilder {
+        let len = pages * self.page();
+        let backing = match self.memory {
+            Memory::Memfd => Backing::Memfd,
+            Memory::Huge => Backing::Huge2M,
+            Memory::ShmFile => Backing::File { fd: file_in("/dev/shm", len + 4096), offset: 4096, device: None },
+            Memory::Device => {
+                let dir = std::env::temp_dir();
+                let fd = file_in(&dir.to_string_lossy(), len);
+                Backing::File { fd, offset: 0, device: Some(OnRevoke::Keep) }
+            }
+        };
+        Region::builder(len).backing(backing).strategy(self.strategy).name("matrix")
+    }
+
+    /// An enabled region of `pages` pages.
+    pub(crate) fn region(&self, pages: usize) -> Region {
+        self.builder(pages).build().unwrap_or_else(|e| panic!("{self} builds: {e}"))
+    }
+
+    /// A mapping of all of it, with this case's policy.
+    pub(crate) fn map(&self, region: &Region) -> Mapping {
+        region.map(self.options()).unwrap_or_else(|e| panic!("{self} maps: {e}"))
+    }
+
+    pub(crate) fn options(&self) -> MapOptions {
+        MapOptions::new().on_disabled(self.policy)
+    }
+}
+
+/// A nameless file of `len` bytes in a directory.
+pub(crate) fn file_in(dir: &str, len: usize) -> OwnedFd {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let path = format!("{dir}/revocable-{}-{number}", std::process::id());
+    let file = File::options().read(true).write(true).create_new(true).open(&path).expect("a file can be made");
+    std::fs::remove_file(&path).expect("it was just made");
+    file.set_len(len as u64).expect("it grows");
+    file.into()
+}
+
+/// Runs `test` for every legal combination.
+pub(crate) fn every_case(test: impl Fn(&Case)) {
+    cases(|case| case.is_legal(), test);
+}
+
+/// Runs `test` for every legal combination with one of these policies.
+pub(crate) fn every_case_with(policies: &[OnDisabled], test: impl Fn(&Case)) {
+    cases(|case| case.is_legal() && policies.contains(&case.policy), test);
+}
+
+/// Runs `test` for every combination that is not to work here.
+pub(crate) fn every_illegal_case(test: impl Fn(&Case)) {
+    cases(|case| !case.is_legal(), test);
+}
+
+fn cases(wanted: impl Fn(&Case) -> bool, test: impl Fn(&Case)) {
+    for memory in MEMORIES {
+        let huge = if memory == Memory::Huge {
+            let Some(pages) = HugePages::take(16) else {
+                let could = at_its_best() && std::env::var_os("REVOCABLE_VM").is_none();
+                skip("no huge pages of 2 MiB can be had: hugetlb is left out", could);
+                continue;
+            };
+            Some(pages)
+        } else {
+            None
+        };
+        for strategy in STRATEGIES {
+            for policy in POLICIES {
+                let case = Case { strategy, policy, memory };
+                if wanted(&case) {
+                    test(&case);
+                }
+            }
+        }
+        drop(huge);
+    }
+}
+
+const POOL: &str = "/proc/sys/vm/nr_hugepages";
+
+/// Huge pages, taken from the system while it lives. One test of the process at a time has them.
+pub(crate) struct HugePages {
+    before: Option<usize>,
+    _one: MutexGuard<'static, ()>,
+}
+
+impl HugePages {
+    pub(crate) fn take(count: usize) -> Option<Self> {
+        static ONE: Mutex<()> = Mutex::new(());
+        let one = ONE.lock();
+        let free = || -> usize {
+            let text = read_text("/proc/meminfo");
+            let line = text.lines().find(|line| line.starts_with("HugePages_Free:"));
+            line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+        };
+        if free() >= count {
+            return Some(Self { before: None, _one: one });
+        }
+        let before: usize = read_text(POOL).trim().parse().ok()?;
+        if !is_root() || std::fs::write(POOL, (before + count).to_string()).is_err() {
+            return None;
+        }
+        let pages = Self { before: Some(before), _one: one };
+        (free() >= count).then_some(pages)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            let _ = std::fs::write(POOL, before.to_string());
+        }
+    }
+}
+
+/// A descriptor of a region's own memory, as an attacker in this process finds it.
+pub(crate) fn dup(fd: impl AsFd) -> OwnedFd {
+    fd.as_fd().try_clone_to_owned().expect("descriptors are left")
+}

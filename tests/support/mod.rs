@@ -1,0 +1,90 @@
+//! What the guarantee tests share: the matrix of strategies, policies and backings, raw accesses whose signals are
+//! caught, child processes for what may die, and counts of what must not leak.
+
+pub(crate) mod child;
+pub(crate) mod count;
+pub(crate) mod matrix;
+pub(crate) mod raw;
+pub(crate) mod stress;
+
+use revocable_mmio::{Feature, Support};
+use std::io::Write;
+use std::path::Path;
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+/// Every test calls this first: catches signals, and applies `REVOCABLE_PRETEND` (names of
+/// [`Feature`](revocable_mmio::Feature), separated by commas) before anything asks for a feature.
+pub(crate) fn start() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        raw::catch_signals();
+        let Ok(names) = std::env::var("REVOCABLE_PRETEND") else { return };
+        let missing = names
+            .split(',')
+            .filter(|name| !name.is_empty())
+            .map(|name| Feature::from_name(name).unwrap_or_else(|| panic!("no feature is called {name}")))
+            .fold(Feature::empty(), Feature::union);
+        assert!(Support::pretend_missing(missing), "something asked for a feature before the pretence");
+    });
+}
+
+/// Is everything here as good as this machine can make it: root, and no pretence?
+pub(crate) fn at_its_best() -> bool {
+    is_root() && std::env::var_os("REVOCABLE_PRETEND").is_none()
+}
+
+/// Prints why a test, or a part of it, does not run; fails if it could have.
+pub(crate) fn skip(why: &str, could: bool) {
+    // Past the test harness's capture: a skip is to be seen.
+    let _ = writeln!(std::io::stderr(), "SKIP: {why}");
+    let must = std::env::var_os("REVOCABLE_CI").is_some_and(|value| value == "1");
+    assert!(!(must && could), "skipped on a machine that could run it: {why}");
+}
+
+/// Returns from the test, saying why, unless the condition holds. The last argument: could this machine do it?
+#[macro_export]
+macro_rules! require {
+    ($have:expr, $why:expr, could: $could:expr) => {
+        if !$have {
+            $crate::support::skip($why, $could);
+            return;
+        }
+    };
+    ($have:expr, $why:expr) => {
+        require!(
+            $have,
+            $why,
+            could: $crate::support::at_its_best() && std::path::Path::new("/dev/userfaultfd").exists()
+        )
+    };
+}
+
+pub(crate) fn is_root() -> bool {
+    // /proc/self belongs to the effective user.
+    std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
+}
+
+/// Waits until `done`, for at most ten seconds.
+pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !done() {
+        assert!(since.elapsed() < Duration::from_secs(10), "waited for ten seconds until {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Long enough for a thread to get to where it waits.
+pub(crate) fn a_moment() {
+    std::thread::sleep(Duration::from_millis(30));
+}
+
+/// How long a stress test runs: `REVOCABLE_STRESS_SECONDS`, or so many milliseconds.
+pub(crate) fn stress_time(default_ms: u64) -> Duration {
+    let asked = std::env::var("REVOCABLE_STRESS_SECONDS").ok().and_then(|s| s.parse().ok());
+    asked.map_or(Duration::from_millis(default_ms), Duration::from_secs)
+}
+
+pub(crate) fn read_text(path: impl AsRef<Path>) -> String {
+    std::fs::read_to_string(path.as_ref()).unwrap_or_default()
+}
