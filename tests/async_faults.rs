@@ -228,7 +228,12 @@ fn every_token_completes_exactly_once_beside_changes_and_cancellations() {
         });
         let mut submitted = Vec::new();
         let mut held = Vec::new();
-        for nth in 0..FAULTS {
+        // On a machine with other things to do it takes a while until the two meet.
+        let since = std::time::Instant::now();
+        for nth in 0.. {
+            if nth >= FAULTS && (submitted.len() > 50 || since.elapsed() > Duration::from_secs(20)) {
+                break;
+            }
             let policy = if nth % 3 == 0 { OnDisabled::Sigbus } else { OnDisabled::Block };
             let caller = Caller::new(FaultFlags::DEFAULT).on_disabled(policy);
             match region.fault_async(nth % 200 * PAGE, caller, &queue) {

@@ -209,7 +209,7 @@ fn a_manual_monitors_own_thread_may_revoke_while_a_guard_holder_faults() {
     support::start();
     require!(Support::current().userfaultfd(), "no userfaultfd");
     let Ok(region) = Monitor::manual()
-        .and_then(|monitor| Ok(Region::builder(1 << 20).strategy(Strategy::Zap).monitor(monitor).build()))
+        .map(|monitor| Region::builder(1 << 20).strategy(Strategy::Zap).monitor(monitor).build())
         .expect("a monitor")
     else {
         return support::skip("Zap is not possible", support::at_its_best());
