@@ -30,6 +30,8 @@ use follow::Follower;
 const QUICK: Duration = Duration::from_micros(250);
 /// No fault for so long ends it.
 const LULL: Duration = Duration::from_millis(20);
+/// As soon as a timer can ring: zero would be never.
+const AT_ONCE: Duration = Duration::from_nanos(1);
 
 /// A mapping whose faults a monitor answers.
 pub(crate) trait Served: Send + Sync {
@@ -341,7 +343,7 @@ impl Core {
         while !self.stopping.load(Ordering::Acquire) {
             match self.sleep() {
                 Woken::ByFault => {}
-                // Setting the bell, or not, also silences it. At the end it may be overheard: `stopping` is not.
+                // Setting the bell, or not, also silences it, for the other threads too.
                 Woken::ByBell if batch.answered.elapsed() < LULL => self.ring_in(LULL),
                 Woken::ByBell => {
                     follower.release();
@@ -366,6 +368,8 @@ impl Core {
             }
         }
         self.fail();
+        // Whoever silenced the bell may have kept the end from another thread: each rings once more on its way out.
+        self.ring_in(AT_ONCE);
     }
 
     /// Ends in one of the monitor's threads, unless it is wanted to.
@@ -483,7 +487,7 @@ impl Drop for Threads {
             return;
         }
         self.core.stopping.store(true, Ordering::Release);
-        self.core.ring_in(Duration::from_nanos(1));
+        self.core.ring_in(AT_ONCE);
         for handle in self.running.get_mut().drain(..) {
             // The last owner can be one of the threads themselves only if a served mapping drops it there; a thread
             // cannot join itself.
