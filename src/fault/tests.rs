@@ -5,7 +5,6 @@
 //! kernel's 0, the lock was obtained.
 
 use super::*;
-use crate::sync::atomic::{AtomicU32, Ordering};
 
 type Row = (&'static str, &'static str);
 
@@ -296,17 +295,4 @@ fn the_loop_hands_a_nowait_retry_back_and_ends_for_who_was_killed_without_allowi
     assert_eq!((tries, result), (vec![FaultFlags::KILLABLE], Err(NotResolved::Killed)));
     let illegal = looped(FaultFlags::TRIED, &[], NEVER).1;
     assert!(matches!(illegal, Err(NotResolved::Illegal(IllegalFlags::TriedWithoutRetry { .. }))));
-}
-
-/// `cargo test --release --lib -- --ignored --nocapture decision_costs`
-#[test]
-#[ignore = "a measurement: wants a release build and quiet CPUs"]
-fn a_decision_costs_a_few_nanoseconds() {
-    let flags = AtomicU32::new(FaultFlags::NOWAIT.bits());
-    let start = std::time::Instant::now();
-    for _ in 0..20_000_000 {
-        let flags = FaultFlags::from_bits_retain(std::hint::black_box(&flags).load(Ordering::Relaxed));
-        let _ = std::hint::black_box(decide(flags, std::hint::black_box(Seen::Contended), Rules::CRATE));
-    }
-    println!("a decision               {:.2} ns", start.elapsed().as_secs_f64() * 1e9 / 2e7);
 }

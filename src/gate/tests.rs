@@ -1,7 +1,6 @@
 use super::*;
-use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Barrier, mpsc};
+use std::sync::mpsc;
 use std::thread;
 
 fn gates() -> [Gate; 2] {
@@ -140,62 +139,6 @@ fn nobody_is_inside_while_the_gate_is_drained() {
             }
         });
     }
-}
-
-/// `cargo test --release --lib -- --ignored --nocapture guards_cost`
-#[test]
-#[ignore = "a measurement: wants a release build and quiet CPUs"]
-fn guards_cost_a_nanosecond_or_two_however_many_threads_enter() {
-    const ROUNDS: u32 = 20_000_000;
-    let nanos = |start: Instant| start.elapsed().as_secs_f64() * 1e9 / f64::from(ROUNDS);
-    let word = AtomicU64::new(1);
-    let best = |round: &dyn Fn() -> f64| (0..7).map(|_| round()).fold(f64::MAX, f64::min);
-    let on_every_cpu = |round: &(dyn Fn() -> f64 + Sync)| {
-        let cpus = thread::available_parallelism().unwrap().get();
-        let start = Barrier::new(cpus);
-        let one = || {
-            start.wait();
-            round()
-        };
-        thread::scope(|scope| {
-            let all: Vec<_> = (0..cpus).map(|_| scope.spawn(one)).collect();
-            all.into_iter().map(|one| one.join().unwrap()).fold(0.0, f64::max)
-        })
-    };
-    let load = || {
-        let start = Instant::now();
-        for _ in 0..ROUNDS {
-            black_box(black_box(&word).load(Ordering::Relaxed));
-        }
-        nanos(start)
-    };
-    let (raw, raw_together) = (best(&load), best(&|| on_every_cpu(&load)));
-    println!("raw load                 {raw:.2} ns; on every CPU at once {raw_together:.2} ns");
-    for gate in gates() {
-        let guarded = || {
-            let start = Instant::now();
-            for _ in 0..ROUNDS {
-                let guard = black_box(&gate).enter().unwrap();
-                black_box(black_box(&word).load(Ordering::Relaxed));
-                drop(guard);
-            }
-            nanos(start)
-        };
-        let alone = best(&guarded);
-        let together = best(&|| on_every_cpu(&guarded));
-        let name = format!("{:?}", gate.barriers);
-        println!("guard, {name:<10}        {alone:.2} ns = {:.1}x; on every CPU at once {together:.2} ns", alone / raw);
-    }
-    let gate = Gate::new(Phase::Open);
-    let closing = best(&|| {
-        let start = Instant::now();
-        for _ in 0..100_000 {
-            gate.close(Patience::Never).unwrap();
-            gate.set_phase(Phase::Open);
-        }
-        start.elapsed().as_secs_f64() * 1e9 / 100_000.0
-    });
-    println!("close and open           {closing:.0} ns");
 }
 
 #[test]
