@@ -65,6 +65,8 @@ const MONITOR: &[Allowed] = &[
     allow!(SYS_openat, 2, &[bits(libc::O_RDONLY | libc::O_CLOEXEC)]),
     allow!(SYS_pread64),
     allow!(SYS_close),
+    // When to look whether to give that up; and telling the monitor's other threads of the end.
+    allow!(SYS_timerfd_settime),
 ];
 
 /// A thread that calls `disable`, `enable`, `reset`.
