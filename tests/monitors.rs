@@ -37,7 +37,7 @@ fn a_monitor_that_is_let_go_leaves_no_thread_and_no_descriptor() {
             region.disable().expect("it revokes");
         };
         use_once(None);
-        eventually("the shared monitor's thread is gone", || Held::now().threads <= 2);
+        eventually("the shared monitor's thread is gone", || Held::now().threads == 0);
         let before = Held::now();
         for threads in [1, 4] {
             use_once(Some(Monitor::with_threads(threads).expect("a userfaultfd")));
