@@ -522,7 +522,10 @@ mod tests {
     fn a_mapping_whose_answer_panics_refuses_from_then_on() {
         let Ok(monitor) = Monitor::manual() else {
             println!("SKIP: no userfaultfd");
-            assert!(std::env::var_os("REVOCABLE_CI").is_none(), "this machine is to run every test");
+            assert!(
+                std::env::var_os("REVOCABLE_CI").is_none_or(|value| value != "1"),
+                "this machine is to run every test"
+            );
             return;
         };
         let [panics, other] = [(); 2].map(|()| Arc::new(Panics::default()));

@@ -7,7 +7,7 @@ use revocable_mmio::{AccessError, MapOptions, Region, Strategy, Support};
 fn an_accessors_only_mapping_is_read_and_written_on_every_architecture() {
     if !Support::current().userfaultfd() {
         println!("SKIP: no userfaultfd");
-        assert!(std::env::var_os("REVOCABLE_CI").is_none(), "this machine is to run every test");
+        assert!(std::env::var_os("REVOCABLE_CI").is_none_or(|value| value != "1"), "this machine is to run every test");
         return;
     }
     let region = Region::builder(1 << 20).strategy(Strategy::Zap).build().expect("a region");

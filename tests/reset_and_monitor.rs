@@ -14,7 +14,7 @@ fn load_from(address: usize) -> u64 {
 fn a_load_that_waits_for_the_end_of_a_reset_keeps_no_monitor_busy() {
     if !Support::current().userfaultfd() {
         println!("SKIP: nothing waits without a userfaultfd");
-        assert!(std::env::var_os("REVOCABLE_CI").is_none(), "this machine is to run every test");
+        assert!(std::env::var_os("REVOCABLE_CI").is_none_or(|value| value != "1"), "this machine is to run every test");
         return;
     }
     let monitor = Monitor::with_threads(1).expect("a userfaultfd");

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 fn what_a_truncated_file_still_has_is_read() {
     if !Support::current().userfaultfd() {
         println!("SKIP: no userfaultfd");
-        assert!(std::env::var_os("REVOCABLE_CI").is_none(), "this machine is to run every test");
+        assert!(std::env::var_os("REVOCABLE_CI").is_none_or(|value| value != "1"), "this machine is to run every test");
         return;
     }
     for options in [MapOptions::new(), MapOptions::new().accessors_only()] {

@@ -280,7 +280,10 @@ mod tests {
         let unknown = UffdFeatures::from_bits_retain(1 << 62);
         let Ok(offered) = Uffd::offered(UffdSource::UserModeOnly) else {
             println!("SKIP: no userfaultfd");
-            assert!(std::env::var_os("REVOCABLE_CI").is_none(), "this machine is to run every test");
+            assert!(
+                std::env::var_os("REVOCABLE_CI").is_none_or(|value| value != "1"),
+                "this machine is to run every test"
+            );
             return;
         };
         assert!(!offered.is_empty());
