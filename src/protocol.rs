@@ -7,6 +7,7 @@
 //!  before_revoke()                          (memslots, IOMMUs)
 //!  gate: Busy  no new guards and pins       enter: sees Busy, waits or retries as its flags say
 //!  drain       the old ones end             faults are still resolved: a guard's holder may fault
+//!  (passes     single accesses that don't recover by themselves: the same once more, for them)
 //!  memory lock, write side                  resolvers: try-read fails -> wait or retry
 //!  state := Disabled                        from here on a refusal is the truth
 //!  refuse()    zap, detach or replace       faults meet the old mapping or the refusal
@@ -21,8 +22,9 @@
 //! Lock order: control, then the memory lock, then the list of mappings, then (in the kernel) mmap_lock. Neither side
 //! of the memory lock is held while anything is touched that can fault into a userfaultfd.
 
+use crate::access::raw::RECOVERABLE;
 use crate::error::{Holders, RevokeError};
-use crate::gate::{Gate, NotDrained, Phase};
+use crate::gate::{Gate, Guard, NotDrained, Phase};
 use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutation, RwLock, RwLockReadGuard, RwLockWriteGuard, TryMutex, TryMutexGuard, broken, fence};
 use crate::trace;
@@ -81,6 +83,9 @@ pub(crate) struct Protocol {
     /// The memory lock.
     memory: RwLock<State>,
     pub(crate) gate: Gate,
+    /// For single accesses that don't recover by themselves (`access/portable.rs`): they go on while guards and pins are
+    /// drained, whose holders may make them, and are drained after those. `None` where accesses recover.
+    accesses: Option<Gate>,
     pins: AtomicUsize,
     /// Who waits for the region to be no longer busy, or to be enabled, or for the last pin.
     waiters: Event,
@@ -99,6 +104,7 @@ impl Protocol {
             changer: AtomicI32::new(0),
             memory: RwLock::new(initial),
             gate: Gate::new(initial.phase()),
+            accesses: (!RECOVERABLE).then(|| Gate::new(initial.phase())),
             pins: AtomicUsize::new(0),
             waiters: Event::new(),
             epoch: AtomicU64::new(0),
@@ -183,6 +189,11 @@ impl Protocol {
         self.waiters.wait_while(|| unwanted(self.phase()), cancel, deadline)
     }
 
+    /// Keeps the region from being revoked for the time of one access; `None`: it is busy, or not enabled.
+    pub(crate) fn pass(&self) -> Option<Guard<'_>> {
+        self.accesses.as_ref()?.enter().ok()
+    }
+
     /// Counts a pin in, under the read side of the memory lock of an enabled region; false while a revocation drains.
     ///
     /// A pin is counted in under a guard, so it has no race of its own: a guard is refused by a gate that closes, or
@@ -245,6 +256,12 @@ impl Protocol {
             change.write_lock(readers, since)?;
         }
         self.drain(mechanism, patience, since)?;
+        if let Some(accesses) = &self.accesses {
+            accesses.shut().map_err(RevokeError::Barrier)?;
+            if !broken(Mutation::PassesIgnored) {
+                accesses.drain(readers).map_err(|_| gave_up(readers, since, Holders::default()))?;
+            }
+        }
         if !broken(Mutation::DrainUnderLock) {
             change.write_lock(readers, since)?;
         }
@@ -476,6 +493,9 @@ impl Drop for Change<'_> {
         self.protocol.enabled.store(self.now == State::Enabled, Ordering::Relaxed);
         if broken(Mutation::NotifyFirst) {
             self.protocol.waiters.notify_all();
+        }
+        if let Some(accesses) = &self.protocol.accesses {
+            accesses.set_phase(self.now.phase());
         }
         self.protocol.gate.set_phase(self.now.phase());
         if !broken(Mutation::NotifyFirst) {

@@ -142,6 +142,10 @@ pub(crate) unsafe extern "C" fn register(start: *const Entry, stop: *const Entry
     }
 }
 
+/// An access that recovers leaves nothing to put back.
+#[inline(always)]
+pub(crate) fn put_back(_put_back: impl FnOnce(super::raw::StandIn)) {}
+
 /// Makes every object with a table stay until the process ends: a handler that walks the tables is about to be
 /// installed.
 pub(crate) fn keep_loaded() {
