@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 use support::count::mappings_of;
-use support::matrix::{Memory, STRATEGIES, every_case, every_case_with};
+use support::matrix::{STRATEGIES, every_case, every_case_with};
 use support::raw::{self, Hit};
 use support::{a_moment, eventually};
 
@@ -221,8 +221,7 @@ fn block_waits_for_enable_and_sees_what_the_owner_wrote_meanwhile() {
             let load = scope.spawn(|| raw::load64(base));
             let store = scope.spawn(|| raw::store64(base + 8, 5));
             let accessor = scope.spawn(|| mapping.read::<u64>(0));
-            // On a device's file nobody would see a call that spins with a signal pending: it is refused at once.
-            let waits = case.kernel_waits() && case.memory != Memory::Device;
+            let waits = case.kernel_blocks();
             if !waits {
                 assert_eq!(raw::read_into(base + 4088, &[9; 8]), Err(Errno::EFAULT), "{case}");
             }

@@ -163,7 +163,7 @@ fn dropping_a_mapping_or_its_region_wakes_who_waits_in_it() {
                 let base = addr(&mapping);
                 region.disable().expect("it revokes");
                 let load = thread::spawn(move || raw::load64(base));
-                let call = case.kernel_waits().then(|| thread::spawn(move || raw::write_from(base, 8)));
+                let call = case.kernel_blocks().then(|| thread::spawn(move || raw::write_from(base, 8)));
                 a_moment();
                 assert!(!load.is_finished(), "{case}: it waits");
                 let mut kept = (None, None);

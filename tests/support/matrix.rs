@@ -1,7 +1,7 @@
 //! Every strategy with every policy over every backing.
 
 use super::{at_its_best, is_root, read_text, skip};
-use parking_lot::{Mutex, MutexGuard};
+use nix::fcntl::{Flock, FlockArg};
 use revocable_mmio::{
     Backing, Feature, MapOptions, Mapping, OnDisabled, OnRevoke, Region, RegionBuilder, Strategy, Support,
 };
@@ -59,6 +59,14 @@ impl Case {
     /// Can everything about it be seen: do system calls wait where loads do?
     pub(crate) fn kernel_waits(&self) -> bool {
         Support::current().sees_kernel_faults()
+    }
+
+    /// Do system calls wait for the end of a disabled state (Block)? On a device's file nobody would see a call that spins
+    /// with a signal pending, so it is refused at once. A directory for temporary files may be no device's, but memory.
+    pub(crate) fn kernel_blocks(&self) -> bool {
+        let is_shmem = nix::sys::statfs::statfs(&std::env::temp_dir())
+            .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
+        self.kernel_waits() && (self.memory != Memory::Device || is_shmem)
     }
 
     /// Does anything wait at all while the region is busy? Without a userfaultfd nothing can.
@@ -155,16 +163,15 @@ fn cases(wanted: impl Fn(&Case) -> bool, test: impl Fn(&Case)) {
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
 
-/// Huge pages, taken from the system while it lives. One test of the process at a time has them.
+/// Huge pages, taken from the system while it lives. One test at a time has them, of all processes.
 pub(crate) struct HugePages {
     before: Option<usize>,
-    _one: MutexGuard<'static, ()>,
+    _one: Flock<File>,
 }
 
 impl HugePages {
     pub(crate) fn take(count: usize) -> Option<Self> {
-        static ONE: Mutex<()> = Mutex::new(());
-        let one = ONE.lock();
+        let one = Flock::lock(File::open(POOL).ok()?, FlockArg::LockExclusive).ok()?;
         let free = || -> usize {
             let text = read_text("/proc/meminfo");
             let line = text.lines().find(|line| line.starts_with("HugePages_Free:"));

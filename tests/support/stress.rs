@@ -69,7 +69,7 @@ pub(crate) fn hammer(case: &Case, time: Duration) -> Seen {
             });
         }
         let since = Instant::now();
-        while since.elapsed() < time && violations.lock().is_empty() {
+        while (since.elapsed() < time || rounds < 2) && violations.lock().is_empty() {
             region.disable().expect("it revokes");
             window.0.fetch_add(1, Ordering::SeqCst);
             let mut kept = [0; 2];
