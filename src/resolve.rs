@@ -189,11 +189,11 @@ impl Mapping {
         let region = &*self.served.region;
         // A device that is dropped on revocation has no owner's view; its faults are the kernel's to resolve, so the
         // mapping itself will do.
-        let at = match region.owner.is_empty() {
-            true => self.as_ptr().wrapping_add(offset),
-            false => region.owner.as_ptr().wrapping_add(self.served.offset + offset),
+        let access = || match region.owner.is_empty() {
+            true => self.served.recovering(|| access(self.as_ptr().wrapping_add(offset).cast())),
+            false => region.owner.recovering(|| access(region.owner.at(self.served.offset + offset).cast())),
         };
-        match region.protocol.on_behalf(&caller, || Some(access(at.cast()))) {
+        match region.protocol.on_behalf(&caller, || Some(access())) {
             Ok(done) => done.map_err(|Faulted| AccessError::NoMemory { offset }),
             Err(NotResolved::Sigbus) if self.on_disabled() == OnDisabled::AllOnes => Ok(unsupported),
             Err(NotResolved::Sigbus) if region.protocol.phase() == Phase::Gone => Err(AccessError::Gone { offset }),

@@ -4,7 +4,7 @@
 //! a *stand-in*, under it. The access then reports [`Faulted`], and what belongs there is put back (`View::mend`). Only
 //! memory that fails although its region is enabled comes to that (a file that was truncated, a monitor that died): the
 //! caller holds a pass of the protocol's second gate, so nothing is revoked meanwhile, and no stand-in opens a revoked
-//! range.
+//! range. Outside of [`recovering`] an access is what a raw pointer's is.
 //!
 //! Another thread may access the page while a stand-in is there, and does not fault. So every access compares the count of
 //! stand-ins before and after, by page, and is made again if it may have met one: what it met then has vanished. (Pages
@@ -28,13 +28,15 @@ pub(crate) const RECOVERABLE: bool = false;
 
 /// What the calling thread's handler needs to know, and what it answers. No destructor, so a handler may use it.
 struct Own {
+    /// Will somebody put back what a stand-in replaces?
+    armed: Cell<bool>,
     /// The address of the access under way, 0 for none.
     access: Cell<usize>,
     stand_in: Cell<Option<StandIn>>,
 }
 
 thread_local! {
-    static OWN: Own = const { Own { access: Cell::new(0), stand_in: Cell::new(None) } };
+    static OWN: Own = const { Own { armed: Cell::new(false), access: Cell::new(0), stand_in: Cell::new(None) } };
 }
 
 /// For the pages that share an entry: stand-ins now in the low half, so far in the high half.
@@ -54,6 +56,9 @@ fn count(pages: AddrRange, by: impl Fn(&AtomicU64) -> u64) {
 #[inline]
 fn attempt<R>(addr: usize, access: impl FnOnce() -> R) -> Result<R, Faulted> {
     OWN.with(|own| {
+        if !own.armed.get() {
+            return Ok(access());
+        }
         if own.stand_in.get().is_some() {
             return Err(Faulted);
         }
@@ -78,14 +83,19 @@ fn attempt<R>(addr: usize, access: impl FnOnce() -> R) -> Result<R, Faulted> {
     })
 }
 
-/// Has `put_back` put back what the handler has replaced under an access of this thread, if anything.
+/// Runs some accesses, and has `put_back` put back what the handler has replaced under one of them, if any.
 #[inline]
-pub(crate) fn put_back(put_back: impl FnOnce(StandIn)) {
+pub(crate) fn recovering<R>(accesses: impl FnOnce() -> R, put_back: impl FnOnce(StandIn)) -> R {
+    // Nested in a signal handler, it comes back to the outer ones.
+    let outer = OWN.with(|own| own.armed.replace(true));
+    let result = accesses();
+    OWN.with(|own| own.armed.set(outer));
     if let Some(stand_in) = OWN.with(|own| own.stand_in.get()) {
         put_back(stand_in);
         OWN.with(|own| own.stand_in.set(None));
         count(stand_in.page, |entry| entry.fetch_sub(1, SeqCst));
     }
+    result
 }
 
 /// Puts a stand-in under the access that faulted at `address`, if it is one of this file's.

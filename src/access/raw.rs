@@ -20,7 +20,7 @@ use super::primitive::AtomicPrimitive;
 use crate::sys::AddrRange;
 
 pub(crate) use super::arch::{
-    RECOVERABLE, compare_exchange, fetch_add, keep_loaded, load, put_back, recover, store, swap,
+    RECOVERABLE, compare_exchange, fetch_add, keep_loaded, load, recover, recovering, store, swap,
 };
 pub(super) use super::arch::{rounds_in, rounds_out};
 

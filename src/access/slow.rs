@@ -108,9 +108,15 @@ impl Served {
         if self.load_limit.load(Ordering::Relaxed) == 0 {
             return Some(Err(Faulted));
         }
-        let result = access();
-        raw::put_back(|stand_in| self.view.mend(stand_in, self.region.file.lock().as_ref().map(AsFd::as_fd)));
-        Some(result)
+        Some(self.recovering(access))
+    }
+
+    /// Runs some accesses to this mapping while it can't be revoked.
+    #[inline]
+    pub(crate) fn recovering<R>(&self, accesses: impl FnOnce() -> R) -> R {
+        raw::recovering(accesses, |stand_in| {
+            self.view.mend(stand_in, self.region.file.lock().as_ref().map(AsFd::as_fd));
+        })
     }
 
     /// An access faulted. Resolves the fault where that is the accessing thread's business, and decides whether

@@ -142,9 +142,11 @@ pub(crate) unsafe extern "C" fn register(start: *const Entry, stop: *const Entry
     }
 }
 
-/// An access that recovers leaves nothing to put back.
+/// Accesses that recover by themselves leave nothing to put back.
 #[inline(always)]
-pub(crate) fn put_back(_put_back: impl FnOnce(super::raw::StandIn)) {}
+pub(crate) fn recovering<R>(accesses: impl FnOnce() -> R, _put_back: impl FnOnce(super::raw::StandIn)) -> R {
+    accesses()
+}
 
 /// Makes every object with a table stay until the process ends: a handler that walks the tables is about to be
 /// installed.
