@@ -42,6 +42,14 @@ pub(crate) fn all_mappings() -> usize {
     super::read_text("/proc/self/maps").lines().count()
 }
 
+/// Bytes of this process's memory that are present.
+pub(crate) fn resident() -> usize {
+    let status = super::read_text("/proc/self/status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: usize = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0);
+    kib << 10
+}
+
 /// Mappings of files with this in their name.
 pub(crate) fn mappings_of(name: &str) -> usize {
     super::read_text("/proc/self/maps").lines().filter(|line| line.contains(name)).count()
