@@ -14,10 +14,13 @@ use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use std::fmt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+#[cfg(all(test, not(revocable_model)))]
+mod tests;
 
 /// How to map a region; see [`Region::map`](crate::Region::map).
 #[derive(Clone, Debug, Default)]
@@ -276,7 +279,20 @@ impl Served {
 
     /// Under the read side of the memory lock of an enabled region: puts right what a change that failed half-way left.
     pub(crate) fn heal(&self) {
-        if self.view.heal(self.region.file.lock().as_ref().map(AsFd::as_fd)) {
+        self.heal_with(&self.region.file.lock());
+    }
+
+    /// [`heal`](Self::heal) for the monitor, which has its table of mappings and so waits for nobody: who has the file may
+    /// wait for the list of mappings, and who has that for the table. The thread that faulted will fault again, and the
+    /// next try is as good.
+    fn try_heal(&self) {
+        if let Some(file) = self.region.file.try_lock() {
+            self.heal_with(&file);
+        }
+    }
+
+    fn heal_with(&self, file: &Option<OwnedFd>) {
+        if self.view.heal(file.as_ref().map(AsFd::as_fd)) {
             self.open();
         }
     }
@@ -375,7 +391,7 @@ impl monitor::Served for Served {
             }
             // A late message: what waited here has something else to meet by now. Or one that a failed change left in.
             State::Enabled => {
-                self.heal();
+                self.try_heal();
                 wake_page(uffd, fault.addr);
             }
             State::Disabled | State::Gone => wake_page(uffd, fault.addr),
