@@ -5,6 +5,8 @@ pub(crate) mod child;
 pub(crate) mod count;
 pub(crate) mod matrix;
 pub(crate) mod raw;
+pub(crate) mod stopper;
+pub(crate) mod storm;
 pub(crate) mod stress;
 pub(crate) mod watchdog;
 
