@@ -303,6 +303,13 @@ impl Served {
         self.store_limit.store(0, Ordering::Relaxed);
     }
 
+    /// Has everyone who waits here look again.
+    pub(crate) fn wake(&self) {
+        // First: the faults that this makes are none of a thread that spins.
+        self.spinners.lock().faults.clear();
+        self.view.wake();
+    }
+
     /// Maps the page at `at` (an offset in the mapping, in bytes) and those around it. The caller holds the read side of
     /// the memory lock and has seen the region enabled; so nothing that a revocation has dropped comes back.
     pub(crate) fn map_pages(&self, uffd: &Uffd, at: usize) -> Result<(), SysError> {
@@ -385,7 +392,8 @@ impl monitor::Served for Served {
             }
             State::Disabled if self.view.policy == OnDisabled::Block => {
                 count(&counters.faults_parked);
-                if self.spinners.lock().spins(fault.tid) && self.view.refuse_kernel_faults().is_err() {
+                let spins = self.spinners.lock().spins(fault.tid);
+                if spins && self.view.refuse_kernel_faults().is_err() {
                     count(&counters.degraded);
                 }
             }
@@ -411,7 +419,8 @@ impl monitor::Served for Served {
 }
 
 /// Finds threads that fault again and again without being woken: in a system call with a signal pending they don't sleep
-/// (see `View::refuse_kernel_faults`). A thread in user mode runs its handler instead, and faults once for each signal.
+/// (see `View::refuse_kernel_faults`). What is woken faults again too, once or twice for each change of state, and a region
+/// may change its state as often as it likes: so each wake begins the count anew. A thread in user mode runs its handler instead, and faults once for each signal.
 #[derive(Default)]
 struct Spinners {
     since: Option<Instant>,
