@@ -70,13 +70,19 @@ fn look_at(case: &str, waiters: Vec<Waiter<'_>>, end: impl FnOnce()) {
             threads.push((waiter.what, thread, tid));
         }
         a_moment();
-        for (what, thread, tid) in &threads {
-            eventually("it runs", || tid.load(Ordering::SeqCst) != 0);
-            assert!(!thread.is_finished(), "{case}: {what} does not wait");
-            check(case, what, &cost_of(tid.load(Ordering::SeqCst)));
-            assert!(!thread.is_finished(), "{case}: {what} did not wait");
-        }
+        let costs: Vec<_> = threads
+            .iter()
+            .map(|(what, thread, tid)| {
+                eventually("it runs", || tid.load(Ordering::SeqCst) != 0);
+                let cost = (!thread.is_finished()).then(|| cost_of(tid.load(Ordering::SeqCst)));
+                (*what, cost.filter(|_| !thread.is_finished()))
+            })
+            .collect();
+        // First: a check that fails here would leave them waiting.
         end();
+        for (what, cost) in costs {
+            check(case, what, &cost.unwrap_or_else(|| panic!("{case}: {what} does not wait")));
+        }
     });
 }
 
@@ -182,27 +188,27 @@ fn a_monitor_with_nothing_to_do_sleeps() {
     let region = Region::builder(1 << 20).strategy(Strategy::Zap).monitor(monitor).build().expect("it builds");
     let mapping = region.map(MapOptions::new().on_disabled(OnDisabled::Block)).expect("it maps");
     eventually("both threads run", || tids.lock().expect("no panic").len() == 2);
-    let look = |when: &str| {
+    let look = || {
         // What it does after a quick succession of faults ends 20 ms after the last of them.
         thread::sleep(Duration::from_millis(100));
         let tids = tids.lock().expect("no panic").clone();
-        for tid in &tids {
-            check(when, "monitor", &cost_of(*tid));
-        }
+        tids.into_iter().map(cost_of).collect::<Vec<_>>()
     };
+    let check = |when, costs: Vec<Cost>| costs.iter().for_each(|cost| check(when, "monitor", cost));
     for at in (0..1 << 20).step_by(4096) {
         assert_eq!(raw::load64(addr(&mapping) + at), Ok(0));
     }
-    look("enabled");
+    check("enabled", look());
     region.disable().expect("it revokes");
-    thread::scope(|scope| {
+    let costs = thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| assert_eq!(raw::load64(addr(&mapping)), Ok(0)));
         }
-        a_moment();
-        look("disabled, with four loads that wait");
+        let costs = look();
         region.enable().expect("it comes back");
+        costs
     });
+    check("disabled, with four loads that wait", costs);
 }
 
 #[test]
