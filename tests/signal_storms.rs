@@ -28,11 +28,14 @@ fn readable(fd: impl AsFd) {
     while poll(&mut fds, PollTimeout::NONE) == Err(Errno::EINTR) {}
 }
 
+/// A thing to do again and again; it waits whenever the region is busy or disabled.
+type Task<'a> = (&'static str, Box<dyn Fn() + Sync + 'a>);
+
 /// Everything that can wait, each with its name.
-fn tasks<'a>(region: &'a Region, block: &'a Mapping) -> Vec<(&'static str, Box<dyn Fn() + Sync + 'a>)> {
+fn tasks<'a>(region: &'a Region, block: &'a Mapping) -> Vec<Task<'a>> {
     let at = block.as_ptr().expose_provenance();
     let caller = || Caller::new(FaultFlags::WAIT).on_disabled(OnDisabled::Block);
-    let mut tasks: Vec<(_, Box<dyn Fn() + Sync + 'a>)> = vec![
+    let mut tasks: Vec<Task<'a>> = vec![
         ("raw load", Box::new(move || assert_eq!(raw::load64(at), Ok(OPEN)))),
         ("accessor", Box::new(|| assert_eq!(block.read::<u64>(0), Ok(OPEN)))),
         ("on behalf", Box::new(|| assert_eq!(block.read_with::<u64>(0, FaultFlags::DEFAULT), Ok(OPEN)))),
@@ -200,7 +203,7 @@ fn ride_out(region: &Region, run: impl FnOnce(&dyn Fn())) {
 }
 
 /// Else the watchdog bites.
-fn everyone_once_more(tasks: &[(&str, Box<dyn Fn() + Sync + '_>)], done: &[AtomicU64]) {
+fn everyone_once_more(tasks: &[Task<'_>], done: &[AtomicU64]) {
     let before: Vec<u64> = done.iter().map(|done| done.load(Ordering::Relaxed)).collect();
     for (((name, _), done), before) in tasks.iter().zip(done).zip(before) {
         let since = Instant::now();
