@@ -76,9 +76,9 @@ impl Way {
     pub(crate) fn may_be_refused(self, case: &Case) -> bool {
         match self {
             Way::Guard | Way::Pin | Way::Async => true,
-            Way::SystemCall if case.policy == OnDisabled::Block => {
-                case.memory == Memory::Device || !case.kernel_waits()
-            }
+            // No userfaultfd has the kernel's faults wait there.
+            Way::SystemCall if !case.kernel_waits() => true,
+            Way::SystemCall if case.policy == OnDisabled::Block => case.memory == Memory::Device,
             _ => case.policy == OnDisabled::Sigbus,
         }
     }
