@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use support::matrix::{POLICIES, STRATEGIES};
 use support::watchdog::Watchdog;
-use support::{a_moment, eventually, raw, stress_time};
+use support::{a_moment, raw, stress_time};
 
 const PAGE: usize = 4096;
 
@@ -42,7 +42,7 @@ fn faults_that_nobody_fetches_for_long_are_answered_in_portions_and_none_is_lost
     let _watchdog = Watchdog::new("a queue of faults", Duration::from_secs(30));
     let (monitor, region) = undriven(THREADS * EACH);
     let mapping = region.map(MapOptions::new()).expect("it maps");
-    let base = addr(&mapping);
+    let (base, mut most) = (addr(&mapping), 0);
     thread::scope(|scope| {
         let load = |thread: usize| {
             move || {
@@ -56,10 +56,10 @@ fn faults_that_nobody_fetches_for_long_are_answered_in_portions_and_none_is_lost
         assert!(threads.iter().all(|thread| !thread.is_finished()));
         assert_eq!(monitor.stats().faults, 0, "nobody has fetched one");
         while !threads.iter().all(thread::ScopedJoinHandle::is_finished) {
-            let answered = monitor.handle_ready(5).expect("it answers");
-            assert!(answered <= 5, "{answered}");
+            most = most.max(monitor.handle_ready(5).expect("it answers"));
         }
     });
+    assert!(most <= 5, "{most} faults at once");
     assert!(monitor.stats().faults >= (THREADS * EACH) as u64, "{:?}", monitor.stats());
     assert_eq!(monitor.handle_ready(usize::MAX).expect("nothing is left"), 0);
 }
@@ -117,6 +117,7 @@ fn pages_that_somebody_else_drops_all_the_time_come_back_while_enabled_and_never
             let watchdog = Watchdog::new(&format!("dropped pages, {strategy} {policy:?}"), Duration::from_secs(20));
             let (base, end) = (addr(&mapping), AtomicBool::new(false));
             let (loads, drops) = (AtomicU64::new(0), AtomicU64::new(0));
+            let wrong = parking_lot::Mutex::new(Vec::new());
             thread::scope(|scope| {
                 // Others' advice, page by page and whole, on whatever stands there: none of it may open anything.
                 for advice in [libc::MADV_DONTNEED, libc::MADV_REMOVE, libc::MADV_PAGEOUT] {
@@ -134,19 +135,20 @@ fn pages_that_somebody_else_drops_all_the_time_come_back_while_enabled_and_never
                     });
                 }
                 for thread in 0..4 {
-                    let (end, loads) = (&end, &loads);
+                    let (end, loads, wrong) = (&end, &loads, &wrong);
                     scope.spawn(move || {
                         for page in (0..PAGES).cycle().skip(thread * 7) {
                             if end.load(Ordering::Relaxed) {
                                 return;
                             }
-                            // What was removed reads as zero; the number of a page is the owner's.
-                            match raw::load64(base + page * PAGE) {
-                                Ok(value) => {
-                                    let ones = policy == OnDisabled::AllOnes && value == u64::MAX;
-                                    assert!(value <= 1 || ones, "{strategy} {policy:?}: {value:#x}");
-                                }
-                                Err(hit) => assert_eq!((policy, hit), (OnDisabled::Sigbus, raw::Hit::bus(hit.addr))),
+                            // What was removed reads as zero, what the owner wrote last as one.
+                            let met = raw::load64(base + page * PAGE);
+                            let right = match met {
+                                Ok(value) => value <= 1 || policy == OnDisabled::AllOnes && value == u64::MAX,
+                                Err(hit) => policy == OnDisabled::Sigbus && hit == raw::Hit::bus(hit.addr),
+                            };
+                            if !right {
+                                wrong.lock().push(met);
                             }
                             loads.fetch_add(1, Ordering::Relaxed);
                         }
@@ -156,18 +158,22 @@ fn pages_that_somebody_else_drops_all_the_time_come_back_while_enabled_and_never
                 let owner = region.owner();
                 let write =
                     |value: u64| (0..PAGES).for_each(|page| owner.write(page * PAGE, value).expect("it writes"));
-                while since.elapsed() < stress_time(80) {
+                while since.elapsed() < stress_time(80) && wrong.lock().is_empty() {
                     assert!(region.disable().expect("it revokes"));
                     write(FORBIDDEN);
                     thread::sleep(Duration::from_micros(300));
                     write(1);
                     assert!(region.enable().expect("it comes back"));
                     let before = loads.load(Ordering::Relaxed);
-                    eventually("the loads go on", || loads.load(Ordering::Relaxed) > before);
+                    // Else the watchdog bites.
+                    while loads.load(Ordering::Relaxed) == before {
+                        thread::sleep(Duration::from_micros(100));
+                    }
                     watchdog.beat();
                 }
                 end.store(true, Ordering::Relaxed);
             });
+            assert!(wrong.lock().is_empty(), "{strategy} {policy:?}: {:?}", wrong.lock());
             assert!(drops.into_inner() > 10);
             assert_eq!(region.stats().degraded, 0, "{strategy} {policy:?}");
         }

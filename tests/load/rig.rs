@@ -11,6 +11,7 @@ use crate::window::Clock;
 use crate::worker::Worker;
 use parking_lot::Mutex;
 use revocable_mmio::{FaultAround, MapOptions, Mapping, Region, ResetGroup, Strategy};
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -125,6 +126,10 @@ impl Rig {
             self.violate(e);
         }
         self.stop.store(true, Ordering::Relaxed);
+        // After a violation too: threads that wait are to end.
+        for device in &self.devices {
+            let _ = device.region.enable();
+        }
         changer.changes
     }
 
@@ -154,7 +159,10 @@ impl Rig {
 
     pub(crate) fn violate(&self, what: String) {
         self.stop.store(true, Ordering::Relaxed);
-        self.violations.lock().push(format!("{}: {what}", self.case));
+        let what = format!("{}: {what}", self.case);
+        // At once, past the test harness's capture: what is broken may also hang, and then nothing else is told.
+        let _ = writeln!(std::io::stderr(), "VIOLATION {what}");
+        self.violations.lock().push(what);
     }
 
     pub(crate) fn violations(&self) -> Vec<String> {
