@@ -59,10 +59,12 @@ fn everything_but_the_monitor_goes_on(monitor: &Monitor, resume: impl FnOnce()) 
     let sigbus = region.map(MapOptions::new()).expect("it maps");
     let block = region.map(MapOptions::new().on_disabled(OnDisabled::Block)).expect("it maps");
     let own = region.map(MapOptions::new().accessors_only()).expect("it maps");
+    // Where no access recovers, a monitor resolves the faults of these too.
+    let read = || if cfg!(revocable_portable) { own.try_read::<u64>(0) } else { own.read::<u64>(0) };
     let (at, at_block) = (addr(&sigbus), addr(&block));
 
     // Those that need no monitor.
-    assert_eq!(own.read::<u64>(0), Ok(7));
+    assert_eq!(read(), Ok(7));
     assert_eq!(sigbus.try_read::<u64>(0), Ok(7));
     drop(region.pin(0..8, FaultFlags::WAIT).expect("a pin needs no monitor"));
 
@@ -73,7 +75,7 @@ fn everything_but_the_monitor_goes_on(monitor: &Monitor, resume: impl FnOnce()) 
     assert!(!refused.is_finished() && !waits.is_finished(), "nobody answers their faults");
     assert!(region.disable().expect("nobody is in the way"));
     assert_eq!(refused.join().expect("no panic"), Err(raw::Hit::bus(at)));
-    assert_eq!(own.read::<u64>(0).ok(), None);
+    assert_eq!(read().ok(), None);
     assert_eq!(raw::load64(at), Err(raw::Hit::bus(at)));
 
     let queue = FaultQueue::new(4).expect("an eventfd");
@@ -81,9 +83,9 @@ fn everything_but_the_monitor_goes_on(monitor: &Monitor, resume: impl FnOnce()) 
     let Ok(Submitted::Queued(_token)) = region.fault_async(0, caller, &queue) else { panic!("it is disabled") };
     assert!(region.enable().expect("nobody is in the way"));
     assert_eq!(queue.next().expect("told").result, Ok(()));
-    assert_eq!(own.read::<u64>(0), Ok(7));
+    assert_eq!(read(), Ok(7));
     region.reset(|owner| owner.write(0, 8u64)).expect("nobody is in the way").expect("the owner writes");
-    assert_eq!(own.read::<u64>(0), Ok(8));
+    assert_eq!(read(), Ok(8));
     for _ in 0..100 {
         assert!(region.disable().expect("nobody is in the way"));
         assert!(region.enable().expect("nobody is in the way"));
