@@ -6,6 +6,7 @@ mod support;
 use nix::errno::Errno;
 use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::Signal;
+use parking_lot::Mutex;
 use revocable_mmio::{MapOptions, Mapping, Monitor, OnDisabled, Region, Support};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
@@ -17,6 +18,10 @@ use support::matrix::STRATEGIES;
 use support::watchdog::Watchdog;
 use support::{a_moment, eventually, on_slow_machine, raw, stress_time};
 
+/// One test at a time: a thread that spins is told by how often it faults, and on an emulated machine that others keep busy it
+/// does not fault often.
+static ALONE: Mutex<()> = Mutex::new(());
+
 fn blocking(region: &Region) -> (Mapping, usize) {
     let mapping = region.map(MapOptions::new().on_disabled(OnDisabled::Block)).expect("it maps");
     let at = mapping.as_ptr().expose_provenance();
@@ -27,6 +32,7 @@ fn blocking(region: &Region) -> (Mapping, usize) {
 fn a_signal_ends_a_blocked_system_call_and_leaves_loads_waiting() {
     support::start();
     require!(Support::current().sees_kernel_faults(), "a userfaultfd for user-mode faults lets no system call wait");
+    let _alone = ALONE.lock();
     raw::ignore_nothing(Signal::SIGUSR1);
     for strategy in STRATEGIES {
         let monitor = Monitor::with_threads(1).expect("a userfaultfd");
@@ -74,6 +80,7 @@ fn a_signal_ends_a_blocked_system_call_and_leaves_loads_waiting() {
 fn a_blocked_system_call_without_a_signal_waits_for_enable() {
     support::start();
     require!(Support::current().sees_kernel_faults(), "a userfaultfd for user-mode faults lets no system call wait");
+    let _alone = ALONE.lock();
     for strategy in STRATEGIES {
         let Ok(region) = Region::builder(1 << 20).strategy(strategy).disabled().build() else { continue };
         let (_mapping, address) = blocking(&region);
@@ -89,6 +96,7 @@ fn a_blocked_system_call_without_a_signal_waits_for_enable() {
 fn a_region_that_is_disabled_and_enabled_all_the_time_refuses_no_system_call() {
     support::start();
     require!(Support::current().sees_kernel_faults(), "a userfaultfd for user-mode faults lets no system call wait");
+    let _alone = ALONE.lock();
     for strategy in STRATEGIES {
         let watchdog = Watchdog::new(&format!("quick changes, {strategy}"), Duration::from_secs(20));
         let Ok(region) = Region::builder(1 << 20).strategy(strategy).build() else { continue };
