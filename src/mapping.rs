@@ -14,10 +14,13 @@ use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use std::fmt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+#[cfg(all(test, not(revocable_model)))]
+mod tests;
 
 /// How to map a region; see [`Region::map`](crate::Region::map).
 #[derive(Clone, Debug, Default)]
@@ -276,7 +279,20 @@ impl Served {
 
     /// Under the read side of the memory lock of an enabled region: puts right what a change that failed half-way left.
     pub(crate) fn heal(&self) {
-        if self.view.heal(self.region.file.lock().as_ref().map(AsFd::as_fd)) {
+        self.heal_with(&self.region.file.lock());
+    }
+
+    /// [`heal`](Self::heal) for the monitor, which has its table of mappings and so waits for nobody: who has the file may
+    /// wait for the list of mappings, and who has that for the table. The thread that faulted will fault again, and the
+    /// next try is as good.
+    fn try_heal(&self) {
+        if let Some(file) = self.region.file.try_lock() {
+            self.heal_with(&file);
+        }
+    }
+
+    fn heal_with(&self, file: &Option<OwnedFd>) {
+        if self.view.heal(file.as_ref().map(AsFd::as_fd)) {
             self.open();
         }
     }
@@ -285,6 +301,13 @@ impl Served {
     pub(crate) fn close(&self) {
         self.load_limit.store(0, Ordering::Relaxed);
         self.store_limit.store(0, Ordering::Relaxed);
+    }
+
+    /// Has everyone who waits here look again.
+    pub(crate) fn wake(&self) {
+        // First: the faults that this makes are none of a thread that spins.
+        self.spinners.lock().faults.clear();
+        self.view.wake();
     }
 
     /// Maps the page at `at` (an offset in the mapping, in bytes) and those around it. The caller holds the read side of
@@ -369,13 +392,14 @@ impl monitor::Served for Served {
             }
             State::Disabled if self.view.policy == OnDisabled::Block => {
                 count(&counters.faults_parked);
-                if self.spinners.lock().spins(fault.tid) && self.view.refuse_kernel_faults().is_err() {
+                let spins = self.spinners.lock().spins(fault.tid);
+                if spins && self.view.refuse_kernel_faults().is_err() {
                     count(&counters.degraded);
                 }
             }
             // A late message: what waited here has something else to meet by now. Or one that a failed change left in.
             State::Enabled => {
-                self.heal();
+                self.try_heal();
                 wake_page(uffd, fault.addr);
             }
             State::Disabled | State::Gone => wake_page(uffd, fault.addr),
@@ -395,7 +419,8 @@ impl monitor::Served for Served {
 }
 
 /// Finds threads that fault again and again without being woken: in a system call with a signal pending they don't sleep
-/// (see `View::refuse_kernel_faults`). A thread in user mode runs its handler instead, and faults once for each signal.
+/// (see `View::refuse_kernel_faults`). What is woken faults again too, once or twice for each change of state, and a region
+/// may change its state as often as it likes: so each wake begins the count anew. A thread in user mode runs its handler instead, and faults once for each signal.
 #[derive(Default)]
 struct Spinners {
     since: Option<Instant>,

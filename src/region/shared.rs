@@ -169,7 +169,7 @@ impl Mechanism for RegionShared {
 
     fn wake(&self) {
         for mapping in self.mappings.lock().values() {
-            mapping.view.wake();
+            mapping.wake();
         }
         self.pending.settle(|| self.protocol.phase());
     }

@@ -1,5 +1,6 @@
 //! Child processes, for what may die by a signal or changes the whole process.
 
+use super::watchdog::threads_of;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
@@ -60,7 +61,7 @@ pub(crate) fn alone_with(test: &str, vars: &[(&str, &str)], body: impl FnOnce())
                 break status;
             }
             if since.elapsed() > PATIENCE {
-                let waits = threads_of(child.id());
+                let waits = threads_of(&child.id().to_string());
                 let _ = child.kill();
                 let _ = child.wait();
                 panic!("the child of {test} hung for {PATIENCE:?}:\n{waits}");
@@ -73,14 +74,4 @@ pub(crate) fn alone_with(test: &str, vars: &[(&str, &str)], body: impl FnOnce())
         }
         Ended { status, output }
     })
-}
-
-/// Where each thread of a process waits.
-fn threads_of(pid: u32) -> String {
-    let mut text = String::new();
-    for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-        let read = |name| super::read_text(task.path().join(name));
-        text += &format!("{} {} {}\n", read("comm").trim(), read("wchan"), read("syscall").trim());
-    }
-    text
 }

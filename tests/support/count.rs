@@ -1,5 +1,6 @@
 //! Counts of what must not leak, and of processor time.
 
+use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
 /// Descriptors, mappings and threads that this crate may hold.
@@ -42,18 +43,31 @@ pub(crate) fn all_mappings() -> usize {
     super::read_text("/proc/self/maps").lines().count()
 }
 
+/// Bytes of this process's memory that are present.
+pub(crate) fn resident() -> usize {
+    let status = super::read_text("/proc/self/status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: usize = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0);
+    kib << 10
+}
+
 /// Mappings of files with this in their name.
 pub(crate) fn mappings_of(name: &str) -> usize {
     super::read_text("/proc/self/maps").lines().filter(|line| line.contains(name)).count()
 }
 
-/// User and kernel time of a thread of this process, to 10 ms.
+/// User and kernel time of a thread of this process.
 pub(crate) fn thread_time(tid: i32) -> Duration {
-    let stat = super::read_text(format!("/proc/self/task/{tid}/stat"));
-    // The name in parentheses may hold spaces.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-    let ticks: u64 = [11, 12].iter().filter_map(|i| fields.get(*i)?.parse::<u64>().ok()).sum();
-    Duration::from_millis(ticks * 10)
+    // CPUCLOCK_PERTHREAD and CPUCLOCK_SCHED of a thread, which is what pthread_getcpuclockid(3) makes.
+    let clock = ClockId::from_raw(!tid << 3 | 4 | 2);
+    clock_gettime(clock).expect("the thread lives").into()
+}
+
+/// How often a thread of this process has slept.
+pub(crate) fn sleeps(tid: i32) -> u64 {
+    let status = super::read_text(format!("/proc/self/task/{tid}/status"));
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.and_then(|count| count.trim().parse().ok()).expect("the thread lives")
 }
 
 /// What the descriptors are, for the messages of failed counts.

@@ -5,7 +5,10 @@ pub(crate) mod child;
 pub(crate) mod count;
 pub(crate) mod matrix;
 pub(crate) mod raw;
+pub(crate) mod stopper;
+pub(crate) mod storm;
 pub(crate) mod stress;
+pub(crate) mod watchdog;
 
 use revocable_mmio::{Feature, Support};
 use std::io::Write;
@@ -72,6 +75,11 @@ pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
         assert!(since.elapsed() < Duration::from_secs(10), "waited for ten seconds until {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Are the processors emulated by software? Then everything takes ten times as long, or more.
+pub(crate) fn on_slow_machine() -> bool {
+    std::env::var_os("REVOCABLE_VM").is_some()
 }
 
 /// Long enough for a thread to get to where it waits.

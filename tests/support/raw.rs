@@ -170,6 +170,20 @@ pub(crate) fn read_into(addr: usize, bytes: &[u8]) -> Result<usize, Errno> {
     answer(unsafe { libc::pread(std::os::fd::AsRawFd::as_raw_fd(&file), at(addr), bytes.len(), 0) })
 }
 
+/// pwrite(2) of `len` bytes at `addr` to the start of a file.
+pub(crate) fn pwrite_from(file: impl std::os::fd::AsFd, addr: usize, len: usize) -> Result<usize, Errno> {
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&file.as_fd());
+    // SAFETY: as for `write_from`.
+    answer(unsafe { libc::pwrite(fd, at(addr), len, 0) })
+}
+
+/// pread(2) of `len` bytes from the start of a file into `addr`.
+pub(crate) fn pread_into(file: impl std::os::fd::AsFd, addr: usize, len: usize) -> Result<usize, Errno> {
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&file.as_fd());
+    // SAFETY: as for `read_into`.
+    answer(unsafe { libc::pread(fd, at(addr), len, 0) })
+}
+
 /// pwritev(2) of two pieces into a file.
 pub(crate) fn writev(pieces: [(usize, usize); 2]) -> Result<usize, Errno> {
     let file = scratch();

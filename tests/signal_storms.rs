@@ -1,0 +1,219 @@
+//! Signals a thousand times a second in every thread, asleep or not, with handlers that restart nothing: whoever waits goes
+//! on waiting, whoever is let go goes on, and nobody is refused what he would get without them. But for the one documented
+//! exception: a system call that waits under policy Block.
+
+#[expect(dead_code, reason = "each test file uses its part")]
+mod support;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use revocable_mmio::fault::FaultFlags;
+use revocable_mmio::{Caller, FaultQueue, MapOptions, Mapping, Monitor, OnDisabled, Region, Submitted, Support};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use support::matrix::STRATEGIES;
+use support::watchdog::Watchdog;
+use support::{child, raw, storm, stress_time};
+
+/// What stands in the region while nobody may see it, and while everybody may.
+const FORBIDDEN: u64 = 0xdead;
+const OPEN: u64 = 7;
+
+/// A waiter that is interrupted tries again, as any program does.
+fn readable(fd: impl AsFd) {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    while poll(&mut fds, PollTimeout::NONE) == Err(Errno::EINTR) {}
+}
+
+/// A thing to do again and again; it waits whenever the region is busy or disabled.
+type Task<'a> = (&'static str, Box<dyn Fn() + Sync + 'a>);
+
+/// Everything that can wait, each with its name.
+fn tasks<'a>(region: &'a Region, block: &'a Mapping) -> Vec<Task<'a>> {
+    let at = block.as_ptr().expose_provenance();
+    let caller = || Caller::new(FaultFlags::WAIT).on_disabled(OnDisabled::Block);
+    let mut tasks: Vec<Task<'a>> = vec![
+        ("raw load", Box::new(move || assert_eq!(raw::load64(at), Ok(OPEN)))),
+        ("accessor", Box::new(|| assert_eq!(block.read::<u64>(0), Ok(OPEN)))),
+        ("on behalf", Box::new(|| assert_eq!(block.read_with::<u64>(0, FaultFlags::DEFAULT), Ok(OPEN)))),
+        (
+            "bulk",
+            Box::new(|| {
+                let mut bytes = [0; 8];
+                block.read_slice(0, &mut bytes).expect("it waits");
+                assert_eq!(u64::from_ne_bytes(bytes), OPEN);
+            }),
+        ),
+        (
+            "guard",
+            Box::new(move || {
+                // What is disabled has no guards; that is no wait.
+                let _ = block.with_access(|_| {
+                    thread::sleep(Duration::from_micros(300));
+                    assert_eq!(raw::load64(at), Ok(OPEN));
+                });
+            }),
+        ),
+        (
+            "pin",
+            Box::new(move || {
+                let pin = region.pin(0..8, caller()).expect("it waits");
+                thread::sleep(Duration::from_micros(300));
+                assert_eq!(raw::load64(pin.as_ptr().expose_provenance()), Ok(OPEN));
+            }),
+        ),
+        (
+            "fault",
+            Box::new(move || {
+                let queue = FaultQueue::new(1).expect("an eventfd");
+                match region.fault_async(0, caller(), &queue).expect("there is room") {
+                    Submitted::Queued(token) => {
+                        readable(&queue);
+                        let told = queue.next().expect("it is readable");
+                        assert_eq!((told.id, told.result), (token.id(), Ok(())));
+                    }
+                    other => assert!(matches!(other, Submitted::Ready), "{other:?}"),
+                }
+            }),
+        ),
+    ];
+    if Support::current().sees_kernel_faults() {
+        tasks.push((
+            "system call",
+            Box::new(move || {
+                let file = raw::scratch();
+                match raw::pwrite_from(&file, at, 8) {
+                    Ok(n) => {
+                        let mut bytes = [0; 8];
+                        std::fs::File::from(file).read_exact_at(&mut bytes, 0).expect("the file is read");
+                        assert_eq!((n, u64::from_ne_bytes(bytes)), (8, OPEN));
+                    }
+                    // A signal came while it waited.
+                    Err(e) => assert_eq!(e, Errno::EFAULT),
+                }
+            }),
+        ));
+    }
+    tasks
+}
+
+#[test]
+fn whoever_waits_in_a_storm_of_signals_waits_on_and_is_let_go() {
+    support::start();
+    require!(Support::current().userfaultfd(), "no userfaultfd");
+    let test = "whoever_waits_in_a_storm_of_signals_waits_on_and_is_let_go";
+    child::alone(test, || {
+        storm::prepare();
+        for strategy in STRATEGIES {
+            let Ok(region) = Region::builder(64 << 10).strategy(strategy).build() else { continue };
+            ride_out(&region, |body| body());
+        }
+    })
+    .well();
+}
+
+#[test]
+fn a_manual_monitor_whose_thread_is_interrupted_all_the_time_answers_every_fault() {
+    support::start();
+    require!(Support::current().userfaultfd(), "no userfaultfd");
+    let test = "a_manual_monitor_whose_thread_is_interrupted_all_the_time_answers_every_fault";
+    child::alone(test, || {
+        storm::prepare();
+        let monitor = Monitor::manual().expect("a userfaultfd");
+        let zap = Region::builder(64 << 10).strategy(revocable_mmio::Strategy::Zap).monitor(monitor.clone());
+        let Ok(region) = zap.build() else { return };
+        let end = AtomicBool::new(false);
+        ride_out(&region, |body| {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    let _storm = storm::on_this_thread();
+                    while !end.load(Ordering::Relaxed) {
+                        let mut fds = [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)];
+                        let _ = poll(&mut fds, PollTimeout::from(10u8));
+                        monitor.handle_ready(usize::MAX).expect("an interruption is no failure");
+                    }
+                });
+                body();
+                end.store(true, Ordering::Relaxed);
+            });
+        });
+    })
+    .well();
+}
+
+/// Changes the region's state under a storm, and after each change sees every task done once more.
+fn ride_out(region: &Region, run: impl FnOnce(&dyn Fn())) {
+    let strategy = region.strategy();
+    let watchdog = Watchdog::new(&format!("a storm over {strategy}"), Duration::from_secs(20));
+    let block = region.map(MapOptions::new().on_disabled(OnDisabled::Block)).expect("it maps");
+    region.owner().write(0, OPEN).expect("the owner writes");
+    let tasks = tasks(region, &block);
+    let done: Vec<AtomicU64> = tasks.iter().map(|_| AtomicU64::new(0)).collect();
+    let end = AtomicBool::new(false);
+    let before = storm::handled();
+    let rounds = AtomicU64::new(0);
+    run(&|| {
+        thread::scope(|scope| {
+            for ((name, task), done) in tasks.iter().zip(&done) {
+                let end = &end;
+                let work = move || {
+                    let _storm = storm::on_this_thread();
+                    while !end.load(Ordering::Relaxed) {
+                        task();
+                        done.fetch_add(1, Ordering::Relaxed);
+                        thread::sleep(Duration::from_micros(100));
+                    }
+                };
+                thread::Builder::new().name((*name).to_owned()).spawn_scoped(scope, work).expect("a thread");
+            }
+            scope.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    storm::child();
+                    thread::sleep(Duration::from_millis(5));
+                }
+            });
+            let _storm = storm::on_this_thread();
+            let since = Instant::now();
+            while since.elapsed() < stress_time(500) || rounds.load(Ordering::Relaxed) < 3 {
+                assert!(region.disable().expect("guards and pins are let go"));
+                region.owner().write(0, FORBIDDEN).expect("the owner writes");
+                thread::sleep(Duration::from_millis(5));
+                region.owner().write(0, OPEN).expect("the owner writes");
+                assert!(region.enable().expect("it comes back"));
+                everyone_once_more(&tasks, &done);
+                let looked = region.reset(|_| {
+                    region.owner().write(0, FORBIDDEN).expect("the owner writes");
+                    thread::sleep(Duration::from_millis(3));
+                    region.owner().write(0, OPEN).expect("the owner writes");
+                });
+                looked.expect("it resets");
+                everyone_once_more(&tasks, &done);
+                watchdog.beat();
+                rounds.fetch_add(1, Ordering::Relaxed);
+            }
+            end.store(true, Ordering::Relaxed);
+        });
+    });
+    assert_eq!(region.stats().degraded, 0);
+    let (rounds, signals) = (rounds.into_inner(), storm::handled() - before);
+    assert!(signals > 10 * rounds, "{strategy}: {signals} signals in {rounds} rounds are no storm");
+}
+
+/// Else the watchdog bites.
+fn everyone_once_more(tasks: &[Task<'_>], done: &[AtomicU64]) {
+    let before: Vec<u64> = done.iter().map(|done| done.load(Ordering::Relaxed)).collect();
+    for (((name, _), done), before) in tasks.iter().zip(done).zip(before) {
+        let since = Instant::now();
+        // Twice: the first may have been over, but for its count.
+        while done.load(Ordering::Relaxed) < before + 2 {
+            thread::sleep(Duration::from_micros(200));
+            if since.elapsed() > Duration::from_secs(15) {
+                eprintln!("{name} does not go on");
+                thread::sleep(Duration::from_secs(1000));
+            }
+        }
+    }
+}

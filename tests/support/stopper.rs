@@ -1,0 +1,133 @@
+//! Stops one thread of this process and no other, as a debugger does: a forked child traces it.
+//!
+//! UNSAFETY: fork, and ptrace on a thread that the test names; the child runs system calls only.
+#![expect(unsafe_code, reason = "fork and ptrace")]
+
+use nix::errno::Errno;
+use nix::libc;
+use std::fs::File;
+use std::io::Read;
+use std::mem::zeroed;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr::null_mut;
+
+/// Where a thread is to be stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Wherever it is.
+    Now,
+    /// On its way into its next ioctl(2).
+    AtIoctl,
+}
+
+/// A thread that is, or will be, stopped until this is dropped.
+pub(crate) struct Stopped {
+    child: libc::pid_t,
+    /// Its end ends the stop.
+    hold: Option<OwnedFd>,
+    /// A byte: it stands.
+    stands: File,
+}
+
+impl Stopped {
+    /// Has a child trace the thread; an error if the system forbids that.
+    pub(crate) fn new(tid: i32, stop: Stop) -> Result<Self, Errno> {
+        let (release, hold) = nix::unistd::pipe()?;
+        let (stands, tell) = nix::unistd::pipe()?;
+        // Yama lets only descendants be traced, unless asked.
+        // SAFETY: takes numbers.
+        unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
+        // SAFETY: the child makes system calls only, and leaves by `_exit`.
+        let child = unsafe { libc::fork() };
+        if child < 0 {
+            return Err(Errno::last());
+        }
+        if child == 0 {
+            // SAFETY: the child's own copy.
+            unsafe { libc::close(hold.as_raw_fd()) };
+            let code = trace(tid, stop, release.as_raw_fd(), tell.as_raw_fd());
+            // SAFETY: ends the child, running nothing.
+            unsafe { libc::_exit(code) };
+        }
+        let mut stands = File::from(stands);
+        drop(tell);
+        let mut attached = [0];
+        match stands.read_exact(&mut attached) {
+            Ok(()) => Ok(Self { child, hold: Some(hold), stands }),
+            Err(_) => {
+                wait_for(child);
+                Err(Errno::EPERM)
+            }
+        }
+    }
+
+    /// Waits until it stands.
+    pub(crate) fn stands(&mut self) {
+        self.stands.read_exact(&mut [0]).expect("it gets there");
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        drop(self.hold.take());
+        wait_for(self.child);
+    }
+}
+
+fn wait_for(child: libc::pid_t) {
+    let mut status = 0;
+    // SAFETY: a child of ours, and a live integer.
+    while unsafe { libc::waitpid(child, &raw mut status, 0) } < 0 && Errno::last() == Errno::EINTR {}
+}
+
+/// The child: attaches, tells, has it stop, tells, waits for the end of `release`.
+fn trace(tid: i32, stop: Stop, release: i32, tell: i32) -> i32 {
+    let mut byte = 0u8;
+    // SAFETY: attaches to a thread of the parent's; without memory.
+    if unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, null_mut::<u8>(), libc::PTRACE_O_TRACESYSGOOD as usize) } < 0 {
+        return 1;
+    }
+    // SAFETY: one byte of this frame.
+    unsafe { libc::write(tell, (&raw const byte).cast(), 1) };
+    // SAFETY: stops the thread that was just attached to.
+    unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, tid, null_mut::<u8>(), null_mut::<u8>()) };
+    loop {
+        let mut status = 0;
+        // SAFETY: a traced thread, and a live integer.
+        if unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) } < 0 {
+            return 2;
+        }
+        if !libc::WIFSTOPPED(status) {
+            return 3;
+        }
+        if stop == Stop::Now || enters_ioctl(tid, status) {
+            break;
+        }
+        // SAFETY: goes on to the next system call, without a signal.
+        unsafe { libc::ptrace(libc::PTRACE_SYSCALL, tid, null_mut::<u8>(), null_mut::<u8>()) };
+    }
+    // SAFETY: as above.
+    unsafe { libc::write(tell, (&raw const byte).cast(), 1) };
+    // SAFETY: as above; the end of the pipe is the parent's word.
+    unsafe { libc::read(release, (&raw mut byte).cast(), 1) };
+    // SAFETY: lets it go on.
+    unsafe { libc::ptrace(libc::PTRACE_DETACH, tid, null_mut::<u8>(), null_mut::<u8>()) };
+    0
+}
+
+fn enters_ioctl(tid: i32, status: i32) -> bool {
+    if libc::WSTOPSIG(status) != libc::SIGTRAP | 0x80 {
+        return false;
+    }
+    // SAFETY: all zeroes is a valid value.
+    let mut info: libc::ptrace_syscall_info = unsafe { zeroed() };
+    let size = size_of::<libc::ptrace_syscall_info>();
+    // SAFETY: the structure of this request, and its size.
+    let got = unsafe { libc::ptrace(libc::PTRACE_GET_SYSCALL_INFO, tid, size, &raw mut info) };
+    if got <= 0 || info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
+        return false;
+    }
+    // SAFETY: `op` says that this member was written.
+    let entry = unsafe { info.u.entry };
+    i64::try_from(entry.nr) == Ok(libc::SYS_ioctl)
+}

@@ -1,0 +1,47 @@
+//! Signals: each thread that asks for it gets SIGPROF a thousand times a second wherever it is, asleep or not, and children
+//! that come and go make SIGCHLD. The handlers are installed without `SA_RESTART`, so every wait is interrupted.
+#![expect(unsafe_code, reason = "signal handlers")]
+
+use super::raw;
+use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction};
+use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+use nix::time::ClockId;
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+static SIGNALS: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn handler(_: c_int) {
+    SIGNALS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Installs the handlers, for the whole process.
+pub(crate) fn prepare() {
+    let action = SigAction::new(SigHandler::Handler(handler), SaFlags::empty(), SigSet::empty());
+    for signal in [Signal::SIGPROF, Signal::SIGCHLD] {
+        // SAFETY: the handler counts, and nothing else.
+        unsafe { sigaction(signal, &action) }.expect("it can be handled");
+    }
+}
+
+/// How many signals were handled.
+pub(crate) fn handled() -> u64 {
+    SIGNALS.load(Ordering::Relaxed)
+}
+
+/// SIGPROF for the calling thread, each millisecond from now on, as long as the answer lives. A clock of real time: a
+/// thread's own would stand still while it waits.
+pub(crate) fn on_this_thread() -> Timer {
+    let notify =
+        SigevNotify::SigevThreadId { signal: Signal::SIGPROF, thread_id: nix::unistd::gettid().as_raw(), si_value: 0 };
+    let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify)).expect("a timer can be had");
+    let each = Expiration::Interval(Duration::from_millis(1).into());
+    timer.set(each, TimerSetTimeFlags::empty()).expect("it starts");
+    timer
+}
+
+/// One child that ends at once.
+pub(crate) fn child() {
+    assert_eq!(raw::forked(|| 0), 0);
+}
