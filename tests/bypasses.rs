@@ -324,3 +324,79 @@ fn descriptors_are_closed_on_exec_and_the_memfd_is_sealed() {
     });
     ended.well();
 }
+
+/// What is shared by a process's regions (the monitor, the refusing userfaultfd) is not shared with its children.
+#[test]
+fn a_forked_child_makes_regions_of_its_own() {
+    support::start();
+    let ended = child::alone("a_forked_child_makes_regions_of_its_own", || {
+        for strategy in STRATEGIES {
+            let make = || {
+                let region = Region::builder(64 << 10).strategy(strategy).build().ok()?;
+                let mapping = region.map(MapOptions::new()).ok()?;
+                let own = region.map(MapOptions::new().accessors_only()).ok()?;
+                Some((region, mapping, own))
+            };
+            let works = |region: &Region, mapping: &Mapping, own: &Mapping, value: u64| {
+                mapping.write(0, value).is_ok()
+                    && own.read::<u64>(0) == Ok(value)
+                    && region.disable().is_ok_and(|changed| changed)
+                    && raw::load64(addr(mapping)) == Err(Hit::bus(addr(mapping)))
+                    && own.read::<u64>(0).is_err()
+                    && region.enable().is_ok_and(|changed| changed)
+                    && raw::load64(addr(mapping)) == Ok(value)
+                    && own.read::<u64>(0) == Ok(value)
+            };
+            let Some((region, mapping, own)) = make() else { continue };
+            assert!(works(&region, &mapping, &own, SECRET), "{strategy}: the parent's");
+            // The other thread of this process is the test harness's, which waits: no lock is held at the fork.
+            let code = raw::forked(|| match make() {
+                None => 1,
+                Some((region, mapping, own)) => i32::from(!works(&region, &mapping, &own, 5)) * 2,
+            });
+            assert_eq!(code, 0, "{strategy}: the child's");
+            assert!(works(&region, &mapping, &own, SECRET), "{strategy}: the parent's, after that");
+        }
+    });
+    ended.well();
+}
+
+/// `mremap` unmaps its target before it finds that a limit forbids the rest: the range must not be free then.
+#[test]
+fn an_address_space_limit_lowered_below_what_is_used_leaves_no_range_free() {
+    support::start();
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let ended = child::alone("an_address_space_limit_lowered_below_what_is_used_leaves_no_range_free", || {
+        for strategy in STRATEGIES {
+            let Ok(region) = Region::builder(8 << 20).strategy(strategy).build() else { continue };
+            let mapping = region.map(MapOptions::new()).expect("it maps");
+            mapping.write(0, SECRET).expect("enabled");
+            let base = addr(&mapping);
+            let (_, hard) = getrlimit(Resource::RLIMIT_AS).expect("it has one");
+            let limited = |verb: &dyn Fn()| {
+                setrlimit(Resource::RLIMIT_AS, 1 << 20, hard).expect("it lowers");
+                verb();
+                setrlimit(Resource::RLIMIT_AS, hard, hard).expect("it rises");
+                assert_eq!(raw::map_if_free(base, mapping.len()), Err(Errno::EEXIST), "{strategy}: the range is free");
+            };
+            limited(&|| {
+                let disabled = region.disable();
+                assert_eq!(disabled.is_ok(), !region.is_enabled(), "{strategy}: {disabled:?}");
+            });
+            if region.is_enabled() {
+                region.disable().expect("nothing is in the way any more");
+            }
+            assert_eq!(raw::load64(base), Err(Hit::bus(base)), "{strategy}");
+            limited(&|| {
+                let enabled = region.enable();
+                assert_eq!(enabled.is_ok(), region.is_enabled(), "{strategy}: {enabled:?}");
+            });
+            if !region.is_enabled() {
+                assert_eq!(raw::load64(base), Err(Hit::bus(base)), "{strategy}: still refused");
+                region.enable().expect("nothing is in the way any more");
+            }
+            assert_eq!(raw::load64(base), Ok(SECRET), "{strategy}");
+        }
+    });
+    ended.well();
+}
