@@ -342,6 +342,8 @@ fn a_forked_child_makes_regions_of_its_own() {
                     && own.read::<u64>(0) == Ok(value)
                     && region.disable().is_ok_and(|changed| changed)
                     && raw::load64(addr(mapping)) == Err(Hit::bus(addr(mapping)))
+                    // Not by what the accessors know, but by what is mapped.
+                    && raw::load64(addr(own)).is_err()
                     && own.read::<u64>(0).is_err()
                     && region.enable().is_ok_and(|changed| changed)
                     && raw::load64(addr(mapping)) == Ok(value)
@@ -387,6 +389,9 @@ fn an_address_space_limit_lowered_below_what_is_used_leaves_no_range_free() {
                 region.disable().expect("nothing is in the way any more");
             }
             assert_eq!(raw::load64(base), Err(Hit::bus(base)), "{strategy}");
+            // Revoked the intended way now, so that the intended way back is taken.
+            region.enable().expect("nothing is in the way");
+            region.disable().expect("nothing is in the way");
             limited(&|| {
                 let enabled = region.enable();
                 assert_eq!(enabled.is_ok(), region.is_enabled(), "{strategy}: {enabled:?}");
