@@ -72,3 +72,11 @@ pub(crate) fn userfaultfds() -> Vec<i32> {
     .filter_map(|entry| entry.file_name().to_string_lossy().parse().ok())
     .collect()
 }
+
+/// How much of the mapping that starts at `addr` is in this process's page tables, in KiB; `None`: none starts there.
+pub(crate) fn resident(addr: usize) -> Option<usize> {
+    let smaps = super::read_text("/proc/self/smaps");
+    let ours = smaps.split_once(&format!("\n{addr:x}-"))?.1;
+    let line = ours.lines().find_map(|line| line.strip_prefix("Rss:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
