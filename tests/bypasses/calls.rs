@@ -47,6 +47,18 @@ impl Cloned<'_> {
         assert_eq!(rc, 0, "kill: {}", Errno::last());
     }
 
+    pub(super) fn has_ended(&self) -> bool {
+        // SAFETY: all zeroes is a valid siginfo.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let pid = libc::id_t::try_from(self.pid).expect("positive");
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+        // SAFETY: looks at a child of ours; the siginfo is live.
+        let rc = unsafe { libc::waitid(libc::P_PID, pid, &raw mut info, flags) };
+        assert_eq!(rc, 0, "waitid: {}", Errno::last());
+        // SAFETY: a child's, or still all zeroes.
+        unsafe { info.si_pid() == self.pid }
+    }
+
     /// Its exit code, or 128 plus the signal that killed it.
     pub(super) fn wait(mut self) -> c_int {
         let pid = std::mem::replace(&mut self.pid, 0);
@@ -103,6 +115,12 @@ pub(super) fn advise_process(pid: i32, addr: usize, len: usize, advice: c_int) -
     let rc =
         unsafe { libc::syscall(libc::SYS_process_madvise, pidfd.as_raw_fd(), &raw const range, 1_usize, advice, 0) };
     Errno::result(rc).map(drop)
+}
+
+/// Where only ancestors may trace (Yama), this process lets everyone.
+pub(super) fn let_others_trace() {
+    // SAFETY: numbers only; kernels without Yama know no such call, and need none.
+    unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
 }
 
 /// mlock2(2): locks what is there, and the rest as it comes.

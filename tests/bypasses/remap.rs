@@ -106,6 +106,46 @@ fn foreign_mremap_of_a_live_mapping_is_a_documented_limit_and_harms_no_one_else(
     }
 }
 
+/// The same while disabled: what is duplicated then is a cover, which has nothing of the region in it. But where accesses wait
+/// in place, the mapping itself stands there, and its duplicate is served by nobody but the kernel.
+#[test]
+fn a_duplicate_of_a_disabled_mapping_has_the_memory_under_block_only_which_is_a_documented_limit() {
+    support::start();
+    every_case(|case| {
+        let region = case.region(2);
+        let mapping = case.map(&region);
+        let base = addr(&mapping);
+        mapping.write(0, SECRET).expect("enabled");
+        raw::load64(base).expect("enabled");
+        region.disable().expect("it revokes");
+        let copy = raw::move_away(base, 0, mapping.len());
+        let load = copy.map(raw::load64);
+        match case.policy {
+            OnDisabled::Sigbus => assert_eq!(load, Ok(Err(Hit::bus(copy.expect("shared")))), "{case}"),
+            // It is private memory, of which there is no second view.
+            OnDisabled::AllOnes => assert_eq!(load, Err(Errno::EINVAL), "{case}"),
+            // A stand-in is private, too; all else is the documented limit.
+            _ => assert!(matches!(load, Ok(Ok(SECRET)) | Err(Errno::EINVAL)), "{case}: {load:?}"),
+        }
+        region.enable().expect("it comes back");
+        if let (Ok(copy), OnDisabled::Sigbus) = (copy, case.policy) {
+            assert_eq!(raw::load64(copy), Err(Hit::bus(copy)), "{case}: the copy of a cover refuses for good");
+        }
+        assert_eq!(mapping.read::<u64>(0), Ok(SECRET), "{case}");
+        assert_eq!(raw::load64(base), Ok(SECRET), "{case}");
+        for _ in 0..2 {
+            region.disable().expect("it revokes");
+            if case.policy != OnDisabled::Block {
+                assert_ne!(raw::load64(base), Ok(SECRET), "{case}: the mapping itself goes on being revoked");
+            }
+            region.enable().expect("it comes back");
+        }
+        if let Ok(copy) = copy {
+            raw::unmap(copy, mapping.len()).expect("ours");
+        }
+    });
+}
+
 /// `mremap` unmaps its target before it finds that a limit forbids the rest: the range must not be free then.
 #[test]
 fn an_address_space_limit_lowered_below_what_is_used_leaves_no_range_free() {
