@@ -154,3 +154,17 @@ pub(super) fn read_from_start(file: BorrowedFd<'_>, addr: usize, len: usize) -> 
     // SAFETY: the kernel writes at an address of the test's, or refuses to.
     answer(unsafe { libc::pread(file.as_raw_fd(), at(addr), len, 0) })
 }
+
+/// Registers the pages behind an address as a ring's fixed buffer.
+pub(super) fn fix_pages(ring: &io_uring::IoUring, addr: usize, len: usize) -> Result<(), Errno> {
+    let buffer = libc::iovec { iov_base: at(addr), iov_len: len };
+    // SAFETY: the kernel holds the pages, or refuses to; the tests take them back before they go on.
+    let done = unsafe { ring.submitter().register_buffers(&[buffer]) };
+    done.map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))
+}
+
+/// Queues a request.
+pub(super) fn push(ring: &mut io_uring::IoUring, request: &io_uring::squeue::Entry) {
+    // SAFETY: its file and its memory live until it is done, which the tests wait for; the kernel checks the address.
+    unsafe { ring.submission().push(request) }.expect("there is room");
+}

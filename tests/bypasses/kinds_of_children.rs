@@ -137,7 +137,7 @@ fn a_child_that_lives_on_keeps_nobody_waiting() {
                 thread::scope(|scope| {
                     let waiting = scope.spawn(|| raw::load64(base));
                     a_moment();
-                    assert_eq!(waiting.is_finished(), case.policy != OnDisabled::Block, "{case} {what}");
+                    assert!(case.policy != OnDisabled::Block || !waiting.is_finished(), "{case} {what}");
                     let expected = then();
                     let got = waiting.join().expect("it only loads");
                     assert!(case.policy != OnDisabled::Block || got == expected, "{case} {what}: {got:?}");
