@@ -101,7 +101,7 @@ fn trace(thread: Pid, base: usize) -> i32 {
         let peeked = ptrace::read(thread, at(base));
         let poked = ptrace::write(thread, at(base), 7);
         let _ = ptrace::detach(thread, None);
-        let secret = peeked.is_ok_and(|word| word.cast_unsigned() == SECRET);
+        let secret = peeked.is_ok_and(|word| word.to_ne_bytes() == SECRET.to_ne_bytes());
         (if peeked.is_ok() { PEEKED } else { 0 })
             | (if secret { PEEKED_SECRET } else { 0 })
             | (if poked.is_ok() { POKED } else { 0 })
