@@ -25,6 +25,9 @@ pub(super) struct Cloned<'a> {
 /// must leave alone until the child has ended.
 pub(super) fn cloned<'a>(flags: c_int, child: impl FnMut() -> c_int + 'a) -> Cloned<'a> {
     extern "C" fn run(body: *mut c_void) -> c_int {
+        // It does not outlive a test that is killed, with the pipes that the test's output goes to.
+        // SAFETY: numbers only.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         // SAFETY: the box that `Cloned` keeps until the child has ended, and nobody else uses.
         let body = unsafe { &mut *body.cast::<Body<'_>>() };
         body()
