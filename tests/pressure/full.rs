@@ -1,5 +1,6 @@
 //! A region in a file on a full tmpfs.
 
+use crate::require;
 use crate::support::matrix::{Case, Memory, POLICIES, STRATEGIES, file_in};
 use crate::support::raw::{self, Hit};
 use crate::support::{self, child, skip};
@@ -56,6 +57,56 @@ fn a_full_tmpfs_gives_errors_and_no_signal_and_room_on_it_mends_all() {
                         let options = if own { case.options().accessors_only() } else { case.options() };
                         fill(&case, &small, options, own && strategy == Strategy::Zap);
                     }
+                }
+            }
+        }
+    });
+    ended.well();
+}
+
+/// A page that the file does not give is left to the kernel; to cut it out of its mapping takes another mapping, and there is
+/// none. It must not fault for ever then.
+#[test]
+#[cfg_attr(revocable_portable, ignore = "an access without a recovery table is killed where there is no page")]
+fn a_full_tmpfs_at_the_limit_of_mappings_gives_errors_too() {
+    support::start();
+    if !support::is_root() {
+        return skip("mounting is root's", false);
+    }
+    let ended = child::alone("full::a_full_tmpfs_at_the_limit_of_mappings_gives_errors_too", || {
+        let limit: usize = support::read_text("/proc/sys/vm/max_map_count").trim().parse().unwrap_or(usize::MAX);
+        require!(limit <= 1 << 17, "vm.max_map_count is too high to reach it here", could: false);
+        let small = match Small::mount() {
+            Ok(small) => small,
+            Err(e) => return skip(&format!("no tmpfs of our own: {e}"), false),
+        };
+        for strategy in STRATEGIES {
+            let case = Case { strategy, policy: OnDisabled::Sigbus, memory: Memory::ShmFile };
+            if case.is_legal() {
+                let fd = file_in(&small.dir().to_string_lossy(), PAGES * PAGE);
+                let backing = Backing::File { fd, offset: 0, device: None };
+                let region =
+                    Region::builder(PAGES * PAGE).backing(backing).strategy(strategy).build().expect("it builds");
+                let mapping = region.map(case.options()).expect("it maps");
+                let base = addr(&mapping);
+                let written = (0..PAGES).take_while(|page| mapping.write(page * PAGE, stamp(*page)).is_ok()).count();
+                // Not the one that has just been tried, and a part of its mapping's middle.
+                let hole = (written + 7) * PAGE;
+                let filler = raw::fill_the_table_of_mappings();
+                assert_eq!(raw::load64(base + hole), Err(Hit::bus(base + hole)), "{case}");
+                assert_eq!(
+                    mapping.read::<u64>(hole + 2 * PAGE),
+                    Err(AccessError::NoMemory { offset: hole + 2 * PAGE })
+                );
+                assert_eq!(mapping.read::<u64>(0), Ok(stamp(0)), "{case}");
+                drop(filler);
+                for _ in 0..2 {
+                    region.disable().expect("it revokes");
+                    for at in [base, base + hole] {
+                        assert_eq!(raw::load64(at), Err(Hit::bus(at)), "{case}: revoked like any other");
+                    }
+                    region.enable().expect("it comes back");
+                    assert_eq!(raw::load64(base), Ok(stamp(0)), "{case}");
                 }
             }
         }
