@@ -172,7 +172,8 @@ fn an_address_space_limit_lowered_below_what_is_used_leaves_no_range_free() {
             if region.is_enabled() {
                 region.disable().expect("nothing is in the way any more");
             }
-            assert_eq!(raw::load64(base), Err(Hit::bus(base)), "{strategy}");
+            // Degraded: where nothing can be mapped, and without a userfaultfd, by taking the rights away.
+            assert!(raw::load64(base).is_err(), "{strategy}");
             // Revoked the intended way now, so that the intended way back is taken.
             region.enable().expect("nothing is in the way");
             region.disable().expect("nothing is in the way");
