@@ -7,6 +7,7 @@ use crate::support::count::{huge, resident};
 use crate::support::matrix::STRATEGIES;
 use crate::support::raw::{self, Hit};
 use crate::support::{self, at_its_best, is_root, read_text, skip};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 use revocable_mmio::{MapOptions, Mapping, OnDisabled, Region, Strategy};
@@ -74,7 +75,15 @@ fn collapsing_into_huge_pages_opens_nothing() {
 }
 
 fn allow_and_collapse(base: usize) -> nix::Result<()> {
-    raw::advise(base, LEN, libc::MADV_HUGEPAGE).and_then(|()| raw::advise(base, LEN, libc::MADV_COLLAPSE))
+    raw::advise(base, LEN, libc::MADV_HUGEPAGE)?;
+    for _ in 0..200 {
+        match raw::advise(base, LEN, libc::MADV_COLLAPSE) {
+            // Somebody else holds one of the pages just now, or there is no huge one free: see madvise(2).
+            Err(Errno::EAGAIN | Errno::EBUSY | Errno::ENOMEM) => std::thread::sleep(Duration::from_millis(10)),
+            other => return other,
+        }
+    }
+    Err(Errno::EAGAIN)
 }
 
 /// Can MADV_COLLAPSE do anything here?
