@@ -12,6 +12,7 @@ use crate::sys::{AddrRange, SysError, map};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::errno::Errno;
 use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// The device side's view of a region: always there, whatever state the region is in.
 ///
@@ -23,13 +24,15 @@ use std::fmt;
 pub struct OwnerView {
     map: Option<MmapRaw>,
     of_device: bool,
+    /// Where accesses don't recover by themselves: the file, and where in it the view starts, in bytes.
+    file: Option<(OwnedFd, u64)>,
 }
 
 impl OwnerView {
     pub(crate) fn new(file: &File, len: usize) -> Result<Self, SysError> {
         let of_device = file.kind == Kind::Other;
         if file.on_revoke == OnRevoke::Drop {
-            return Ok(Self { map: None, of_device });
+            return Ok(Self { map: None, of_device, file: None });
         }
         let errno = |e: std::io::Error| SysError::new("mmap", Errno::from_raw(e.raw_os_error().unwrap_or(0)));
         crate::sys::may_fail("mmap")?;
@@ -37,12 +40,17 @@ impl OwnerView {
         for advice in [Advice::DontFork, Advice::DontDump] {
             map.advise(advice).map_err(|e| SysError::new("madvise", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
         }
-        Ok(Self { map: Some(map), of_device })
+        let kept = (!raw::RECOVERABLE).then(|| crate::revoke::dup(file.fd.as_fd())).transpose()?;
+        Ok(Self { map: Some(map), of_device, file: kept.map(|fd| (fd, file.offset)) })
     }
 
     /// The first byte; null for an empty view.
     pub fn as_ptr(&self) -> *mut u8 {
         self.map.as_ref().map_or(std::ptr::null_mut(), MmapRaw::as_mut_ptr)
+    }
+
+    pub(crate) fn at(&self, offset: usize) -> *mut u8 {
+        self.as_ptr().wrapping_add(offset)
     }
 
     /// The region's length, in bytes.
@@ -76,7 +84,7 @@ impl OwnerView {
         check::<T>(offset, self.len())?;
         // SAFETY: inside the view and aligned, as just checked; the view lives as long as `self`. Whoever writes there
         // at the same time makes the value theirs or ours, never torn.
-        unsafe { raw::load(self.as_ptr().wrapping_add(offset).cast::<T>()) }
+        self.recovering(|| unsafe { raw::load(self.at(offset).cast::<T>()) })
             .map_err(|_| AccessError::NoMemory { offset })
     }
 
@@ -87,7 +95,7 @@ impl OwnerView {
     pub fn write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         check::<T>(offset, self.len())?;
         // SAFETY: as in `read`.
-        unsafe { raw::store(self.as_ptr().wrapping_add(offset).cast::<T>(), value) }
+        self.recovering(|| unsafe { raw::store(self.at(offset).cast::<T>(), value) })
             .map_err(|_| AccessError::NoMemory { offset })
     }
 
@@ -98,7 +106,7 @@ impl OwnerView {
     pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
         self.check_slice(offset, into.len())?;
         // SAFETY: inside the view as just checked; `into` is the caller's exclusive buffer.
-        let done = unsafe { raw::copy_out(into.as_mut_ptr(), self.as_ptr().wrapping_add(offset), into.len()) };
+        let done = self.recovering(|| unsafe { raw::copy_out(into.as_mut_ptr(), self.at(offset), into.len()) });
         finished(done, into.len(), offset)
     }
 
@@ -109,7 +117,7 @@ impl OwnerView {
     pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
         self.check_slice(offset, from.len())?;
         // SAFETY: inside the view as just checked; `from` is not written meanwhile.
-        let done = unsafe { raw::copy_in(self.as_ptr().wrapping_add(offset), from.as_ptr(), from.len()) };
+        let done = self.recovering(|| unsafe { raw::copy_in(self.at(offset), from.as_ptr(), from.len()) });
         finished(done, from.len(), offset)
     }
 
@@ -120,8 +128,30 @@ impl OwnerView {
     pub fn fill(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
         self.check_slice(offset, len)?;
         // SAFETY: inside the view as just checked.
-        let done = unsafe { raw::fill(self.as_ptr().wrapping_add(offset), byte, len) };
+        let done = self.recovering(|| unsafe { raw::fill(self.at(offset), byte, len) });
         finished(done, len, offset)
+    }
+
+    /// Runs some accesses to the view.
+    #[inline]
+    pub(crate) fn recovering<R>(&self, accesses: impl FnOnce() -> R) -> R {
+        raw::recovering(accesses, |stand_in| self.put_back(stand_in.page))
+    }
+
+    /// Maps the file's page again where an access' handler has put another.
+    fn put_back(&self, page: AddrRange) {
+        let Some((fd, offset)) = &self.file else { return };
+        let offset = offset + (page.addr - self.as_ptr().addr()) as u64;
+        // SAFETY: a page of the view, which `self` keeps; what is there now is nobody's memory.
+        let mapped = unsafe { map::map_shared(page, fd.as_fd(), offset, map::Prot::ReadWrite) };
+        for advice in [map::Advice::DontFork, map::Advice::DontDump] {
+            // SAFETY: as above; neither advice drops pages.
+            let _ = unsafe { map::advise(page, advice) };
+        }
+        if mapped.is_err() {
+            // SAFETY: as above.
+            let _ = unsafe { map::protect(page, map::Prot::None) };
+        }
     }
 
     fn check_slice(&self, offset: usize, size: usize) -> Result<(), CopyError> {

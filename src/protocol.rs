@@ -7,6 +7,7 @@
 //!  before_revoke()                          (memslots, IOMMUs)
 //!  gate: Busy  no new guards and pins       enter: sees Busy, waits or retries as its flags say
 //!  drain       the old ones end             faults are still resolved: a guard's holder may fault
+//!  (passes     single accesses that don't recover by themselves: the same once more, for them)
 //!  memory lock, write side                  resolvers: try-read fails -> wait or retry
 //!  state := Disabled                        from here on a refusal is the truth
 //!  refuse()    zap, detach or replace       faults meet the old mapping or the refusal
@@ -21,16 +22,20 @@
 //! Lock order: control, then the memory lock, then the list of mappings, then (in the kernel) mmap_lock. Neither side
 //! of the memory lock is held while anything is touched that can fault into a userfaultfd.
 
+use crate::access::raw::RECOVERABLE;
 use crate::error::{Holders, RevokeError};
-use crate::gate::{Gate, NotDrained, Phase};
+use crate::gate::{Gate, Guard, NotDrained, Phase};
 use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Mutation, RwLock, RwLockReadGuard, RwLockWriteGuard, TryMutex, TryMutexGuard, broken, fence};
+use crate::sync::{Mutation, RwLock, RwLockReadGuard, TryMutex, TryMutexGuard, broken, fence};
 use crate::trace;
 use crate::wait::{CancelToken, Event, Patience, Waited};
 use std::time::{Duration, Instant};
 
+mod change;
 #[cfg(all(test, revocable_model))]
 mod model;
+
+pub(crate) use change::Change;
 
 /// What the protocol drives. The real one makes system calls; the model's is a fake kernel.
 pub(crate) trait Mechanism {
@@ -81,6 +86,9 @@ pub(crate) struct Protocol {
     /// The memory lock.
     memory: RwLock<State>,
     pub(crate) gate: Gate,
+    /// For single accesses that don't recover by themselves (`access/portable.rs`): they go on while guards and pins are
+    /// drained, whose holders may make them, and are drained after those. `None` where accesses recover.
+    accesses: Option<Gate>,
     pins: AtomicUsize,
     /// Who waits for the region to be no longer busy, or to be enabled, or for the last pin.
     waiters: Event,
@@ -99,6 +107,7 @@ impl Protocol {
             changer: AtomicI32::new(0),
             memory: RwLock::new(initial),
             gate: Gate::new(initial.phase()),
+            accesses: (!RECOVERABLE).then(|| Gate::new(initial.phase())),
             pins: AtomicUsize::new(0),
             waiters: Event::new(),
             epoch: AtomicU64::new(0),
@@ -183,6 +192,11 @@ impl Protocol {
         self.waiters.wait_while(|| unwanted(self.phase()), cancel, deadline)
     }
 
+    /// Keeps the region from being revoked for the time of one access; `None`: it is busy, or not enabled.
+    pub(crate) fn pass(&self) -> Option<Guard<'_>> {
+        self.accesses.as_ref()?.enter().ok()
+    }
+
     /// Counts a pin in, under the read side of the memory lock of an enabled region; false while a revocation drains.
     ///
     /// A pin is counted in under a guard, so it has no race of its own: a guard is refused by a gate that closes, or
@@ -245,6 +259,12 @@ impl Protocol {
             change.write_lock(readers, since)?;
         }
         self.drain(mechanism, patience, since)?;
+        if let Some(accesses) = &self.accesses {
+            accesses.shut().map_err(RevokeError::Barrier)?;
+            if !broken(Mutation::PassesIgnored) {
+                accesses.drain(readers).map_err(|_| gave_up(readers, since, Holders::default()))?;
+            }
+        }
         if !broken(Mutation::DrainUnderLock) {
             change.write_lock(readers, since)?;
         }
@@ -362,131 +382,5 @@ fn gave_up(patience: Patience, since: Instant, holders: Holders) -> RevokeError 
     match patience {
         Patience::Never => RevokeError::Busy(holders),
         Patience::Forever | Patience::Until(_) => RevokeError::TimedOut { waited: since.elapsed(), holders },
-    }
-}
-
-/// A change of state under way: the gate is closed and the write side of the memory lock is held. Dropping it
-/// ends the change, in whatever state it has come to.
-pub(crate) struct Change<'a> {
-    protocol: &'a Protocol,
-    mechanism: &'a dyn Mechanism,
-    _control: TryMutexGuard<'a>,
-    memory: Option<RwLockWriteGuard<'a, State>>,
-    was: State,
-    now: State,
-    told: bool,
-}
-
-impl<'a> Change<'a> {
-    pub(crate) fn state(&self) -> State {
-        self.now
-    }
-
-    fn write_lock(&mut self, patience: Patience, since: Instant) -> Result<(), RevokeError> {
-        let memory: &'a RwLock<State> = &self.protocol.memory;
-        let guard = match patience {
-            Patience::Forever => Some(memory.write()),
-            Patience::Never => memory.try_write(),
-            Patience::Until(deadline) => memory.try_write_until(deadline),
-        };
-        self.memory = Some(guard.ok_or_else(|| gave_up(patience, since, Holders::default()))?);
-        Ok(())
-    }
-
-    fn set(&mut self, state: State) {
-        self.now = state;
-        if let (Some(memory), false) = (&mut self.memory, broken(Mutation::StateUnset)) {
-            **memory = state;
-        }
-    }
-
-    /// Revokes. On an error everything is as before.
-    pub(crate) fn disable(&mut self, to: State) -> Result<(), RevokeError> {
-        let was = self.now;
-        // First the state, then the refusal: a region that refuses is disabled.
-        self.set(to);
-        self.mechanism.refuse(to == State::Gone).inspect_err(|_| {
-            // What does not come back either goes on refusing. The region is not revoked as a whole, so it is not
-            // called disabled: the next `disable()` must try again, and not find that there is nothing to do.
-            if to != State::Gone {
-                let _ = self.mechanism.restore();
-                self.set(was);
-            }
-        })
-    }
-
-    /// Gives back. On an error everything is as before.
-    pub(crate) fn enable(&mut self) -> Result<(), RevokeError> {
-        let restored = self.mechanism.restore();
-        // What was given back before the failure is taken away again. If that fails too, the region is not revoked as a
-        // whole, and so not called disabled.
-        if restored.is_ok() || self.mechanism.refuse(false).is_err() {
-            self.set(State::Enabled);
-        }
-        restored
-    }
-
-    /// Revokes or gives back, whichever `goal` asks for, if anything. On an error everything is as before.
-    pub(crate) fn become_state(&mut self, goal: State) -> Result<(), RevokeError> {
-        match (self.now, goal) {
-            (now, goal) if now == goal => Ok(()),
-            (_, State::Enabled) => self.enable(),
-            (_, State::Disabled | State::Gone) => self.disable(goal),
-        }
-    }
-
-    /// Makes the memory unreachable while the state stays enabled: accesses wait for the end of the change. On an
-    /// error everything is as before.
-    pub(crate) fn hold(&mut self) -> Result<(), RevokeError> {
-        if self.now != State::Enabled {
-            return Ok(());
-        }
-        self.mechanism.hold().inspect_err(|_| {
-            if self.mechanism.restore().is_err() {
-                let _ = self.disable(State::Disabled);
-            }
-        })
-    }
-
-    /// Ends a [`hold`](Self::hold).
-    pub(crate) fn release(&mut self) -> Result<(), RevokeError> {
-        match self.now {
-            State::Enabled => self.mechanism.restore().inspect_err(|_| {
-                // What cannot be given back is revoked: it refuses already, and now it says so.
-                let _ = self.disable(State::Disabled);
-            }),
-            State::Disabled | State::Gone => Ok(()),
-        }
-    }
-}
-
-impl Drop for Change<'_> {
-    fn drop(&mut self) {
-        if self.memory.is_none() && self.protocol.phase() != Phase::Busy && !self.told {
-            // Nothing was begun: it had been what it was to become.
-            self.protocol.changer.store(0, Ordering::Relaxed);
-            return;
-        }
-        // Each step lets somebody look again, so each comes after what they are to see.
-        if broken(Mutation::WakeFirst) {
-            self.mechanism.wake();
-        }
-        drop(self.memory.take());
-        self.protocol.epoch.fetch_add(1, Ordering::Release);
-        self.protocol.enabled.store(self.now == State::Enabled, Ordering::Relaxed);
-        if broken(Mutation::NotifyFirst) {
-            self.protocol.waiters.notify_all();
-        }
-        self.protocol.gate.set_phase(self.now.phase());
-        if !broken(Mutation::NotifyFirst) {
-            self.protocol.waiters.notify_all();
-        }
-        if !broken(Mutation::WakeFirst) {
-            self.mechanism.wake();
-        }
-        if self.now == State::Enabled && (self.told || self.was == State::Disabled) {
-            self.mechanism.after_restore();
-        }
-        self.protocol.changer.store(0, Ordering::Relaxed);
     }
 }

@@ -15,7 +15,16 @@ use crate::policy::OnDisabled;
 use crate::region::{Region, RegionShared};
 use crate::revoke::Strategy;
 
+fn checked(caller: Caller<'_>, offset: usize, len: usize) -> Result<Caller<'_>, FaultError> {
+    caller.flags.validate()?;
+    if offset < len { Ok(caller) } else { Err(FaultError::OutOfBounds { offset, len }) }
+}
+
 impl RegionShared {
+    fn fault_once(&self, offset: usize, caller: &Caller<'_>, lock: &mut impl CallerLock) -> Outcome {
+        self.protocol.fault_once(caller, lock, || Some(self.populated(offset))).unwrap_or_else(|outcome| outcome)
+    }
+
     /// Has the file give the page at `offset`.
     fn populated(&self, offset: usize) -> Outcome {
         let first = offset / self.page * self.page;
@@ -42,16 +51,8 @@ impl Region {
         caller: impl Into<Caller<'a>>,
         lock: &mut impl CallerLock,
     ) -> Result<Outcome, FaultError> {
-        let caller = caller.into();
-        caller.flags.validate()?;
-        if offset >= self.len() {
-            return Err(FaultError::OutOfBounds { offset, len: self.len() });
-        }
-        let shared = &*self.shared;
-        Ok(shared
-            .protocol
-            .fault_once(&caller, lock, || Some(shared.populated(offset)))
-            .unwrap_or_else(|outcome| outcome))
+        let caller = checked(caller.into(), offset, self.len())?;
+        Ok(self.shared.fault_once(offset, &caller, lock))
     }
 
     /// The loop around [`fault`](Self::fault), as `fixup_user_fault` does it: first try, then TRIED, cancellation looked
@@ -69,24 +70,9 @@ impl Region {
         caller: impl Into<Caller<'a>>,
         lock: &mut impl CallerLock,
     ) -> Result<Resolved, FaultError> {
-        let caller = caller.into();
-        caller.flags.validate()?;
-        if offset >= self.len() {
-            return Err(FaultError::OutOfBounds { offset, len: self.len() });
-        }
-        let shared = &*self.shared;
-        Ok(resolve(
-            caller.flags,
-            lock,
-            || caller.is_cancelled(),
-            |flags, lock| {
-                let caller = caller.with_flags(flags);
-                shared
-                    .protocol
-                    .fault_once(&caller, lock, || Some(shared.populated(offset)))
-                    .unwrap_or_else(|outcome| outcome)
-            },
-        )?)
+        let caller = checked(caller.into(), offset, self.len())?;
+        let fault = |flags, lock: &mut _| self.shared.fault_once(offset, &caller.with_flags(flags), lock);
+        Ok(resolve(caller.flags, lock, || caller.is_cancelled(), fault)?)
     }
 }
 
@@ -105,11 +91,7 @@ impl Mapping {
         caller: impl Into<Caller<'a>>,
         lock: &mut impl CallerLock,
     ) -> Result<Outcome, FaultError> {
-        let caller = caller.into().on_disabled(self.on_disabled());
-        caller.flags.validate()?;
-        if offset >= self.len() {
-            return Err(FaultError::OutOfBounds { offset, len: self.len() });
-        }
+        let caller = checked(caller.into(), offset, self.len())?.on_disabled(self.on_disabled());
         let served = &*self.served;
         let mapped = || {
             Some(match served.view.server.uffd() {
@@ -189,11 +171,11 @@ impl Mapping {
         let region = &*self.served.region;
         // A device that is dropped on revocation has no owner's view; its faults are the kernel's to resolve, so the
         // mapping itself will do.
-        let at = match region.owner.is_empty() {
-            true => self.as_ptr().wrapping_add(offset),
-            false => region.owner.as_ptr().wrapping_add(self.served.offset + offset),
+        let access = || match region.owner.is_empty() {
+            true => self.served.recovering(|| access(self.as_ptr().wrapping_add(offset).cast())),
+            false => region.owner.recovering(|| access(region.owner.at(self.served.offset + offset).cast())),
         };
-        match region.protocol.on_behalf(&caller, || Some(access(at.cast()))) {
+        match region.protocol.on_behalf(&caller, || Some(access())) {
             Ok(done) => done.map_err(|Faulted| AccessError::NoMemory { offset }),
             Err(NotResolved::Sigbus) if self.on_disabled() == OnDisabled::AllOnes => Ok(unsupported),
             Err(NotResolved::Sigbus) if region.protocol.phase() == Phase::Gone => Err(AccessError::Gone { offset }),

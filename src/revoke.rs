@@ -19,6 +19,7 @@ mod parts;
 pub(crate) use cover::{Tile, prepare};
 
 use crate::OnDisabled;
+use crate::access::raw::StandIn;
 use crate::sys::map::{self, Advice, Leave, Prot};
 use crate::sys::uffd::Uffd;
 use crate::sys::{AddrRange, SysError};
@@ -291,6 +292,27 @@ impl View {
             Some(uffd) if live && !self.served_live() => uffd.unregister(self.range).is_ok(),
             _ if live => true,
             _ => self.restore(file).is_ok(),
+        }
+    }
+
+    /// Puts back what belongs into a page under which an access's handler has put another. The access' pass is held still.
+    ///
+    /// Which rights the application has left of the page is not known any more: of one that it had forbidden, none.
+    pub(crate) fn mend(&self, stand_in: StandIn, file: Option<BorrowedFd<'_>>) {
+        let mut place = self.place.lock();
+        let prot = if stand_in.forbidden { Prot::None } else { self.prot };
+        let page = Part { range: stand_in.page, prot };
+        let live = place.content == Content::Live && !place.torn;
+        let mended = file.filter(|_| live).is_some_and(|file| {
+            let mapped = self.map_part(&page, file);
+            let served = match self.server.uffd() {
+                Some(uffd) if self.served_live() => mapped.and_then(|()| uffd.register(page.range, true)),
+                _ => mapped,
+            };
+            served.is_ok()
+        });
+        if !mended {
+            let _ = self.refuse_somehow(&mut place);
         }
     }
 

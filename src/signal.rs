@@ -56,18 +56,15 @@ static HANDLERS: OnceLock<Result<(), SignalError>> = OnceLock::new();
 /// Installs the handlers of SIGBUS and SIGSEGV, once for the process. The crate calls it before the first access that
 /// needs it.
 ///
-/// After [`own_handlers`], and on architectures whose accesses don't fault, it does nothing.
+/// After [`own_handlers`] it does nothing.
 ///
 /// # Errors
 ///
 /// [`SignalError::Sigaction`]: some sandbox forbids it.
 pub fn install() -> Result<(), SignalError> {
     *HANDLERS.get_or_init(|| {
-        if raw::RECOVERABLE {
-            chain::install(SIGBUS)?;
-            chain::install(SIGSEGV)?;
-        }
-        Ok(())
+        chain::install(SIGBUS)?;
+        chain::install(SIGSEGV)
     })
 }
 
@@ -90,7 +87,8 @@ pub fn own_handlers() -> Result<(), SignalError> {
 ///
 /// # Signal safety
 ///
-/// Async-signal-safe: no lock, no allocation, no system call; errno is kept.
+/// Async-signal-safe: no lock and no allocation; errno is kept. No system call either, but on architectures without
+/// recoverable accesses (mmap).
 ///
 /// # Safety
 ///
@@ -108,7 +106,7 @@ pub unsafe fn try_handle(signal: c_int, info: *mut siginfo_t, context: *mut c_vo
     // SAFETY: synchronous SIGBUS and SIGSEGV carry an address.
     let address = unsafe { info.si_addr() }.addr();
     // SAFETY: the caller's contract: the context of this signal.
-    unsafe { raw::recover(address, context.cast()) }
+    unsafe { raw::recover(signal, address, context.cast()) }
 }
 
 /// Whether the kernel raised the signal for the instruction at the program counter, rather than someone having sent it.

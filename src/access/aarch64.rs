@@ -17,7 +17,7 @@ use core::arch::asm;
 mod bulk;
 mod context;
 
-pub(crate) use super::table::keep_loaded;
+pub(crate) use super::table::{keep_loaded, recovering};
 pub(crate) use bulk::{rounds_in, rounds_out};
 pub(crate) use context::recover;
 

@@ -1,39 +1,173 @@
 //! Plain volatile and atomic accesses, for architectures without a recovery file.
 //!
-//! Nothing here survives a fault: the caller holds a guard, so that the memory stays reachable for the duration, and
-//! no access fails.
-#![expect(unsafe_code, reason = "plain accesses through raw pointers")]
-// UNSAFETY: volatile and atomic accesses within `raw`'s contract and under a guard.
+//! No plain access can be skipped when it faults, so the handler lets it end elsewhere: it puts a page of private memory,
+//! a *stand-in*, under it. The access then reports [`Faulted`], and what belongs there is put back (`View::mend`). Only
+//! memory that fails although its region is enabled comes to that (a file that was truncated, a monitor that died): the
+//! caller holds a pass of the protocol's second gate, so nothing is revoked meanwhile, and no stand-in opens a revoked
+//! range. Outside of [`recovering`] an access is what a raw pointer's is.
+//!
+//! Another thread may access the page while a stand-in is there, and does not fault. So every access compares the count of
+//! stand-ins before and after, by page, and is made again if it may have met one: what it met then has vanished. (Pages
+//! share [`STAND_INS`]' entries, so an atomic operation can be done twice if memory fails elsewhere at that very moment.)
+//! A raw pointer has no such protection: for the moment it meets zeroes instead of SIGBUS.
+#![expect(unsafe_code, reason = "plain accesses through raw pointers, and a page put under one that faults")]
+// UNSAFETY: volatile and atomic accesses within `raw`'s contract and under a pass.
 
 use super::primitive::{AtomicPrimitive, Primitive};
-use super::raw::Faulted;
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
-use nix::libc::ucontext_t;
+use super::raw::{Faulted, StandIn};
+use crate::sys::AddrRange;
+// Not from `crate::sync`: a signal handler uses these, and the model checker's atomics aren't async-signal-safe.
+use core::ffi::c_int;
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst, compiler_fence, fence};
+use nix::errno::Errno;
+use nix::libc::{self, ucontext_t};
+use std::cell::Cell;
 
-/// A fault kills: accesses need a guard.
+/// Accesses need a pass, and what they met has to be put back.
 pub(crate) const RECOVERABLE: bool = false;
+
+/// What the calling thread's handler needs to know, and what it answers. No destructor, so a handler may use it.
+struct Own {
+    /// Will somebody put back what a stand-in replaces?
+    armed: Cell<bool>,
+    /// The address of the access under way, 0 for none.
+    access: Cell<usize>,
+    stand_in: Cell<Option<StandIn>>,
+}
+
+thread_local! {
+    static OWN: Own = const { Own { armed: Cell::new(false), access: Cell::new(0), stand_in: Cell::new(None) } };
+}
+
+/// For the pages that share an entry: stand-ins now in the low half, so far in the high half.
+static STAND_INS: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
+const ONE_MORE: u64 = (1 << 32) + 1;
+
+/// Counts a stand-in of some pages in or out.
+fn count(pages: AddrRange, by: impl Fn(&AtomicU64) -> u64) {
+    let page = crate::sys::page_size();
+    let numbers = pages.addr / page..pages.end() / page;
+    numbers.take(STAND_INS.len()).for_each(|number| {
+        by(&STAND_INS[number % STAND_INS.len()]);
+    });
+}
+
+/// Makes an access, unless it meets a stand-in.
+#[inline]
+fn attempt<R>(addr: usize, access: impl FnOnce() -> R) -> Result<R, Faulted> {
+    OWN.with(|own| {
+        if !own.armed.get() {
+            return Ok(access());
+        }
+        if own.stand_in.get().is_some() {
+            return Err(Faulted);
+        }
+        let stand_ins = &STAND_INS[addr / crate::sys::page_size() % STAND_INS.len()];
+        let before = loop {
+            // SeqCst, with the fence below: who may have met the stand-in sees it counted, before or after.
+            let count = stand_ins.load(SeqCst);
+            if count % (1 << 32) == 0 {
+                break count;
+            }
+            // Another thread's, which puts back what belongs there and waits for nobody.
+            std::thread::yield_now();
+        };
+        // Nested in a signal handler, it comes back to the outer one.
+        let outer = own.access.replace(addr);
+        compiler_fence(SeqCst);
+        let result = access();
+        compiler_fence(SeqCst);
+        own.access.set(outer);
+        fence(SeqCst);
+        if stand_ins.load(SeqCst) == before { Ok(result) } else { Err(Faulted) }
+    })
+}
+
+/// Runs some accesses, and has `put_back` put back what the handler has replaced under one of them, if any.
+#[inline]
+pub(crate) fn recovering<R>(accesses: impl FnOnce() -> R, put_back: impl FnOnce(StandIn)) -> R {
+    // Nested in a signal handler, it comes back to the outer ones.
+    let outer = OWN.with(|own| own.armed.replace(true));
+    let result = accesses();
+    OWN.with(|own| own.armed.set(outer));
+    if let Some(stand_in) = OWN.with(|own| own.stand_in.get()) {
+        put_back(stand_in);
+        OWN.with(|own| own.stand_in.set(None));
+        count(stand_in.page, |entry| entry.fetch_sub(1, SeqCst));
+    }
+    result
+}
+
+/// Puts a stand-in under the access that faulted at `address`, if it is one of this file's.
+///
+/// # Safety
+///
+/// Called by the handler of `signal`, in the thread that faulted.
+pub(crate) unsafe fn recover(signal: c_int, address: usize, _context: *mut ucontext_t) -> bool {
+    let page = crate::sys::page_size();
+    let (access, known) = OWN.with(|own| (own.access.get(), own.stand_in.get()));
+    // An aligned access lies in one page; some faults tell no more than the page.
+    if access == 0 || access / page != address / page {
+        return false;
+    }
+    let errno = Errno::last_raw();
+    if let Some(known) = known {
+        // Another thread has put back what belongs there, before this access could end.
+        let put = known.page.contains(access) && put_page(known.page).is_ok();
+        Errno::set_raw(errno);
+        return put;
+    }
+    let mut page = AddrRange::new(access / page * page, page);
+    let put = loop {
+        // Before the page is there: see `attempt`.
+        count(page, |entry| entry.fetch_add(ONE_MORE, SeqCst));
+        let put = put_page(page);
+        if put.is_ok() {
+            OWN.with(|own| own.stand_in.set(Some(StandIn { page, forbidden: signal == libc::SIGSEGV })));
+            break true;
+        }
+        count(page, |entry| entry.fetch_sub(1, SeqCst));
+        // Of a huge page only the whole can be replaced (`hugetlb_vm_op_split`); what is smaller is refused, so the first
+        // that is not refused is the page.
+        if put != Err(Errno::EINVAL) || page.len >= 1 << 30 {
+            break false;
+        }
+        page = AddrRange::new(access / (2 * page.len) * (2 * page.len), 2 * page.len);
+    };
+    Errno::set_raw(errno);
+    put
+}
+
+/// Async-signal-safe: a system call.
+fn put_page(page: AddrRange) -> Result<(), Errno> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: the page of an access, so by `raw`'s contract in a range that this crate mapped; larger only where the kernel
+    // has pages of this size there, and ranges of those consist of whole ones. Nothing is lost: it is a file's memory, and
+    // whatever stood there is put back before the access' pass ends.
+    let put = unsafe { libc::mmap(page.as_ptr().cast(), page.len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    if put == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(()) }
+}
 
 /// One load.
 ///
 /// # Safety
 ///
-/// `raw`'s contract, and a guard is held.
+/// `raw`'s contract, and a pass is held.
 #[inline(always)]
 pub(crate) unsafe fn load<T: Primitive>(p: *const T) -> Result<T, Faulted> {
     // SAFETY: the caller's contract; volatile, as anyone may write the memory.
-    Ok(unsafe { p.read_volatile() })
+    attempt(p.addr(), || unsafe { p.read_volatile() })
 }
 
 /// One store.
 ///
 /// # Safety
 ///
-/// `raw`'s contract, and a guard is held.
+/// `raw`'s contract, and a pass is held.
 #[inline(always)]
 pub(crate) unsafe fn store<T: Primitive>(p: *mut T, value: T) -> Result<(), Faulted> {
     // SAFETY: the caller's contract; volatile, as anyone may use the memory.
-    unsafe { p.write_volatile(value) };
-    Ok(())
+    attempt(p.addr(), || unsafe { p.write_volatile(value) })
 }
 
 /// Does `$body` with `$atomic` bound to the atomic at `$p`.
@@ -57,39 +191,45 @@ macro_rules! with_atomic {
 ///
 /// # Safety
 ///
-/// `raw`'s contract, and a guard is held.
+/// `raw`'s contract, and a pass is held.
 #[inline]
 pub(crate) unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: T, new: T) -> Result<Result<T, T>, Faulted> {
     use super::primitive::sealed::Bits;
     let (old, new) = (old.to_bits(), new.to_bits());
-    Ok(with_atomic!(T, p, |atomic| {
-        match atomic.compare_exchange(Bits::from_bits(old), Bits::from_bits(new), SeqCst, SeqCst) {
-            Ok(before) => Ok(T::from_bits(before.to_bits())),
-            Err(before) => Err(T::from_bits(before.to_bits())),
-        }
-    }))
+    attempt(p.addr(), || {
+        with_atomic!(T, p, |atomic| {
+            match atomic.compare_exchange(Bits::from_bits(old), Bits::from_bits(new), SeqCst, SeqCst) {
+                Ok(before) => Ok(T::from_bits(before.to_bits())),
+                Err(before) => Err(T::from_bits(before.to_bits())),
+            }
+        })
+    })
 }
 
 /// Stores `value`; the value before.
 ///
 /// # Safety
 ///
-/// `raw`'s contract, and a guard is held.
+/// `raw`'s contract, and a pass is held.
 #[inline]
 pub(crate) unsafe fn swap<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
     use super::primitive::sealed::Bits;
-    Ok(with_atomic!(T, p, |atomic| T::from_bits(atomic.swap(Bits::from_bits(value.to_bits()), SeqCst).to_bits())))
+    attempt(p.addr(), || {
+        with_atomic!(T, p, |atomic| T::from_bits(atomic.swap(Bits::from_bits(value.to_bits()), SeqCst).to_bits()))
+    })
 }
 
 /// Adds `value`, wrapping; the value before.
 ///
 /// # Safety
 ///
-/// `raw`'s contract, and a guard is held.
+/// `raw`'s contract, and a pass is held.
 #[inline]
 pub(crate) unsafe fn fetch_add<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
     use super::primitive::sealed::Bits;
-    Ok(with_atomic!(T, p, |atomic| T::from_bits(atomic.fetch_add(Bits::from_bits(value.to_bits()), SeqCst).to_bits())))
+    attempt(p.addr(), || {
+        with_atomic!(T, p, |atomic| T::from_bits(atomic.fetch_add(Bits::from_bits(value.to_bits()), SeqCst).to_bits()))
+    })
 }
 
 /// Nothing to unroll: bulk copies go by words, here.
@@ -108,15 +248,6 @@ pub(crate) unsafe fn rounds_out(_dst: *mut u8, _src: *const u8, _len: usize) -> 
 /// None; the others' signature.
 pub(crate) unsafe fn rounds_in(_dst: *mut u8, _src: *const u8, _len: usize) -> usize {
     0
-}
-
-/// No access here recovers.
-///
-/// # Safety
-///
-/// None; the others' signature.
-pub(crate) unsafe fn recover(_address: usize, _context: *mut ucontext_t) -> bool {
-    false
 }
 
 /// There are no tables.

@@ -2,8 +2,8 @@
 //!
 //! Each architecture offers the same few functions: one instruction each, listed in the recovery table
 //! (`table.rs`). A fault in one of them comes back as [`Faulted`] instead of a signal. Where no architecture
-//! file fits, `portable` does plain accesses, [`RECOVERABLE`] is false, and the caller keeps the memory
-//! reachable for the duration, with a guard.
+//! file fits, `portable` does plain accesses, [`RECOVERABLE`] is false, and the caller keeps the region from being revoked
+//! meanwhile, with a pass, and has put back what a fault left (`Served::guarded`).
 //!
 //! # Safety of every access here
 //!
@@ -17,14 +17,26 @@
 // UNSAFETY: forwards the contract in the module's documentation to the architecture's instructions.
 
 use super::primitive::AtomicPrimitive;
+use crate::sys::AddrRange;
 
-pub(crate) use super::arch::{RECOVERABLE, compare_exchange, fetch_add, keep_loaded, load, recover, store, swap};
+pub(crate) use super::arch::{
+    RECOVERABLE, compare_exchange, fetch_add, keep_loaded, load, recover, recovering, store, swap,
+};
 pub(super) use super::arch::{rounds_in, rounds_out};
+
 pub(crate) use super::bulk::{copy_in, copy_out};
 
 /// The access met revoked memory; it had no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Faulted;
+
+/// A page of private memory that the signal handler put under an access which cannot be skipped: see `portable.rs`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StandIn {
+    pub(crate) page: AddrRange,
+    /// The access had no right to the memory (SIGSEGV), as opposed to there being none (SIGBUS).
+    pub(crate) forbidden: bool,
+}
 
 /// Sets the bits of `value`; the value before.
 ///

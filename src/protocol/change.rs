@@ -1,0 +1,138 @@
+//! A change of state under way: what the changer does between the locking and the waking.
+
+use super::{Mechanism, Protocol, State, gave_up};
+use crate::error::{Holders, RevokeError};
+use crate::gate::Phase;
+use crate::sync::atomic::Ordering;
+use crate::sync::{Mutation, RwLock, RwLockWriteGuard, TryMutexGuard, broken};
+use crate::wait::Patience;
+use std::time::Instant;
+
+/// A change of state under way: the gate is closed and the write side of the memory lock is held. Dropping it
+/// ends the change, in whatever state it has come to.
+pub(crate) struct Change<'a> {
+    pub(super) protocol: &'a Protocol,
+    pub(super) mechanism: &'a dyn Mechanism,
+    pub(super) _control: TryMutexGuard<'a>,
+    pub(super) memory: Option<RwLockWriteGuard<'a, State>>,
+    pub(super) was: State,
+    pub(super) now: State,
+    pub(super) told: bool,
+}
+
+impl<'a> Change<'a> {
+    pub(crate) fn state(&self) -> State {
+        self.now
+    }
+
+    pub(super) fn write_lock(&mut self, patience: Patience, since: Instant) -> Result<(), RevokeError> {
+        let memory: &'a RwLock<State> = &self.protocol.memory;
+        let guard = match patience {
+            Patience::Forever => Some(memory.write()),
+            Patience::Never => memory.try_write(),
+            Patience::Until(deadline) => memory.try_write_until(deadline),
+        };
+        self.memory = Some(guard.ok_or_else(|| gave_up(patience, since, Holders::default()))?);
+        Ok(())
+    }
+
+    fn set(&mut self, state: State) {
+        self.now = state;
+        if let (Some(memory), false) = (&mut self.memory, broken(Mutation::StateUnset)) {
+            **memory = state;
+        }
+    }
+
+    /// Revokes. On an error everything is as before.
+    pub(crate) fn disable(&mut self, to: State) -> Result<(), RevokeError> {
+        let was = self.now;
+        // First the state, then the refusal: a region that refuses is disabled.
+        self.set(to);
+        self.mechanism.refuse(to == State::Gone).inspect_err(|_| {
+            // What does not come back either goes on refusing. The region is not revoked as a whole, so it is not
+            // called disabled: the next `disable()` must try again, and not find that there is nothing to do.
+            if to != State::Gone {
+                let _ = self.mechanism.restore();
+                self.set(was);
+            }
+        })
+    }
+
+    /// Gives back. On an error everything is as before.
+    pub(crate) fn enable(&mut self) -> Result<(), RevokeError> {
+        let restored = self.mechanism.restore();
+        // What was given back before the failure is taken away again. If that fails too, the region is not revoked as a
+        // whole, and so not called disabled.
+        if restored.is_ok() || self.mechanism.refuse(false).is_err() {
+            self.set(State::Enabled);
+        }
+        restored
+    }
+
+    /// Revokes or gives back, whichever `goal` asks for, if anything. On an error everything is as before.
+    pub(crate) fn become_state(&mut self, goal: State) -> Result<(), RevokeError> {
+        match (self.now, goal) {
+            (now, goal) if now == goal => Ok(()),
+            (_, State::Enabled) => self.enable(),
+            (_, State::Disabled | State::Gone) => self.disable(goal),
+        }
+    }
+
+    /// Makes the memory unreachable while the state stays enabled: accesses wait for the end of the change. On an
+    /// error everything is as before.
+    pub(crate) fn hold(&mut self) -> Result<(), RevokeError> {
+        if self.now != State::Enabled {
+            return Ok(());
+        }
+        self.mechanism.hold().inspect_err(|_| {
+            if self.mechanism.restore().is_err() {
+                let _ = self.disable(State::Disabled);
+            }
+        })
+    }
+
+    /// Ends a [`hold`](Self::hold).
+    pub(crate) fn release(&mut self) -> Result<(), RevokeError> {
+        match self.now {
+            State::Enabled => self.mechanism.restore().inspect_err(|_| {
+                // What cannot be given back is revoked: it refuses already, and now it says so.
+                let _ = self.disable(State::Disabled);
+            }),
+            State::Disabled | State::Gone => Ok(()),
+        }
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        if self.memory.is_none() && self.protocol.phase() != Phase::Busy && !self.told {
+            // Nothing was begun: it had been what it was to become.
+            self.protocol.changer.store(0, Ordering::Relaxed);
+            return;
+        }
+        // Each step lets somebody look again, so each comes after what they are to see.
+        if broken(Mutation::WakeFirst) {
+            self.mechanism.wake();
+        }
+        drop(self.memory.take());
+        self.protocol.epoch.fetch_add(1, Ordering::Release);
+        self.protocol.enabled.store(self.now == State::Enabled, Ordering::Relaxed);
+        if broken(Mutation::NotifyFirst) {
+            self.protocol.waiters.notify_all();
+        }
+        if let Some(accesses) = &self.protocol.accesses {
+            accesses.set_phase(self.now.phase());
+        }
+        self.protocol.gate.set_phase(self.now.phase());
+        if !broken(Mutation::NotifyFirst) {
+            self.protocol.waiters.notify_all();
+        }
+        if !broken(Mutation::WakeFirst) {
+            self.mechanism.wake();
+        }
+        if self.now == State::Enabled && (self.told || self.was == State::Disabled) {
+            self.mechanism.after_restore();
+        }
+        self.protocol.changer.store(0, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,176 @@
+//! What a region is made of, and which strategy fits it.
+
+use super::{Region, RegionShared};
+use crate::backing::{Backing, File, Kind, OnRevoke};
+use crate::error::BuildError;
+use crate::monitor::Monitor;
+use crate::notify::Notifiers;
+use crate::owner::OwnerView;
+use crate::pin::PinTable;
+use crate::protocol::{Protocol, State};
+use crate::revoke::Strategy;
+use crate::stats::RegionCounters;
+use crate::sys::probe::{Feature, Support};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// How many pages one fault maps (Zap).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum FaultAround {
+    /// 64 KiB at first, twice as much each time a fault follows on the one before, up to 16 MiB: a single access stays
+    /// cheap, walking a region costs a third of what the kernel's own minor faults cost. The default.
+    #[default]
+    Adaptive,
+    /// So many pages, in a window of that size around the fault. 1: nothing but the page itself.
+    Pages(usize),
+    /// The whole mapping.
+    Whole,
+}
+
+/// Makes a [`Region`].
+#[derive(Debug)]
+#[must_use]
+pub struct RegionBuilder {
+    len: usize,
+    name: String,
+    backing: Backing,
+    strategy: Option<Strategy>,
+    monitor: Option<Monitor>,
+    fault_around: FaultAround,
+    enabled: bool,
+    trim_detached: bool,
+}
+
+impl RegionBuilder {
+    pub(super) fn new(len: usize) -> Self {
+        Self {
+            len,
+            name: "mmio".to_owned(),
+            backing: Backing::Memfd,
+            strategy: None,
+            monitor: None,
+            fault_around: FaultAround::default(),
+            enabled: true,
+            trim_detached: false,
+        }
+    }
+
+    /// A name for `Debug`, errors and /proc/self/maps (which shows a memfd's name). Default: `mmio`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// What the memory is. Default: a sealed memfd of its own.
+    pub fn backing(mut self, backing: Backing) -> Self {
+        self.backing = backing;
+        self
+    }
+
+    /// How mappings are revoked. Default: the best that works here, told by [`Region::strategy`].
+    pub fn strategy(mut self, strategy: Strategy) -> Self {
+        self.strategy = Some(strategy);
+        self
+    }
+
+    /// Who resolves faults. Default: [`Monitor::shared`], started with the first mapping that needs it.
+    pub fn monitor(mut self, monitor: Monitor) -> Self {
+        self.monitor = Some(monitor);
+        self
+    }
+
+    /// How many pages one fault maps (Zap). Default: [`FaultAround::Adaptive`].
+    pub fn fault_around(mut self, around: FaultAround) -> Self {
+        self.fault_around = around;
+        self
+    }
+
+    /// Starts disabled, as a device's memory is before its driver turns it on. Default: enabled.
+    pub fn disabled(mut self) -> Self {
+        self.enabled = false;
+        self
+    }
+
+    /// Detach keeps a disabled mapping's page tables (up to 2 MiB for 1 GiB), so that `enable()` need not fill them again.
+    /// With this, a background thread frees them after each `disable()`: for those who mostly revoke for good.
+    pub fn trim_detached(mut self) -> Self {
+        self.trim_detached = true;
+        self
+    }
+
+    /// Makes the region.
+    ///
+    /// # Errors
+    /// Nothing is left behind: see [`BuildError`].
+    pub fn build(self) -> Result<Region, BuildError> {
+        let support = Support::current();
+        let file = self.backing.open(&self.name, self.len)?;
+        let strategy = choose(self.strategy, &file, support, self.monitor.is_some())?;
+        let monitor = match self.monitor {
+            Some(monitor) => Some(monitor),
+            None if support.userfaultfd() => Some(Monitor::shared()?),
+            None => None,
+        };
+        crate::signal::install()?;
+        let owner = OwnerView::new(&file, self.len)?;
+        crate::revoke::prepare()?;
+        let initial = if self.enabled { State::Enabled } else { State::Disabled };
+        let File { fd, offset, page, kind, on_revoke } = file;
+        let shared = RegionShared {
+            name: self.name,
+            len: self.len,
+            page,
+            kind,
+            on_revoke,
+            file_offset: offset,
+            file: Mutex::new(Some(fd)),
+            owner,
+            strategy,
+            monitor,
+            fault_around: self.fault_around,
+            trim_detached: self.trim_detached,
+            protocol: Protocol::new(initial),
+            mappings: Mutex::new(BTreeMap::new()),
+            pinned: PinTable::default(),
+            notifiers: Notifiers::new(self.enabled),
+            pending: Arc::default(),
+            counters: RegionCounters::default(),
+        };
+        if on_revoke == OnRevoke::Drop && initial == State::Disabled {
+            *shared.file.lock() = None;
+        }
+        Ok(Region { shared: Arc::new(shared) })
+    }
+}
+
+/// The strategy for a file: the one asked for, if it is possible, or the best that is.
+fn choose(asked: Option<Strategy>, file: &File, support: Support, monitor: bool) -> Result<Strategy, BuildError> {
+    let minor = if file.kind == Kind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
+    let obstacle = |strategy| match (strategy, file.kind) {
+        (Strategy::Replace, _) => None,
+        (Strategy::Zap | Strategy::Detach, Kind::Other) => {
+            Some("userfaultfd and MREMAP_DONTUNMAP serve memfd, tmpfs and hugetlb files only")
+        }
+        (Strategy::Detach, Kind::Hugetlb) => Some("MREMAP_DONTUNMAP does not move hugetlb mappings"),
+        (Strategy::Detach, Kind::Shmem) if !support.has(Feature::DONTUNMAP) => {
+            Some("no MREMAP_DONTUNMAP on shared memory (Linux 5.13)")
+        }
+        // A monitor that was handed in may have what this process could not get by itself; mapping tells.
+        (Strategy::Zap, _) if monitor => None,
+        (Strategy::Zap, _) if !support.has(minor) => Some("no userfaultfd with minor faults (Linux 5.14)"),
+        (Strategy::Zap, _) if !support.userfaultfd() => Some("no userfaultfd"),
+        _ => None,
+    };
+    match asked {
+        Some(strategy) => match obstacle(strategy) {
+            None => Ok(strategy),
+            Some(why) => Err(BuildError::Strategy { strategy, why }),
+        },
+        None => {
+            let best = [Strategy::Detach, Strategy::Zap, Strategy::Replace];
+            Ok(best.into_iter().find(|s| obstacle(*s).is_none()).unwrap_or(Strategy::Replace))
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What a region, its mappings and its monitor share: the mechanism that the protocol drives.
+
+use super::FaultAround;
+use crate::async_fault::PendingFaults;
+use crate::backing::{Kind, OnRevoke};
+use crate::error::{MapError, RevokeError};
+use crate::mapping::Served;
+use crate::monitor::Monitor;
+use crate::notify::Notifiers;
+use crate::owner::OwnerView;
+use crate::pin::PinTable;
+use crate::protocol::{Mechanism, Protocol, State};
+use crate::revoke::{Grade, Server, Strategy};
+use crate::stats::{RegionCounters, count};
+use crate::sys::SysError;
+use crate::wait::Patience;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+pub(crate) struct RegionShared {
+    pub(crate) name: String,
+    pub(crate) len: usize,
+    pub(crate) page: usize,
+    pub(crate) kind: Kind,
+    pub(crate) on_revoke: OnRevoke,
+    pub(crate) file_offset: u64,
+    /// `None`: dropped on revocation.
+    pub(crate) file: Mutex<Option<OwnedFd>>,
+    pub(crate) owner: OwnerView,
+    pub(crate) strategy: Strategy,
+    pub(crate) monitor: Option<Monitor>,
+    pub(crate) fault_around: FaultAround,
+    pub(super) trim_detached: bool,
+    pub(crate) protocol: Protocol,
+    /// By first address.
+    pub(crate) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
+    pub(crate) pinned: PinTable,
+    pub(crate) notifiers: Notifiers,
+    pub(crate) pending: Arc<PendingFaults>,
+    pub(crate) counters: RegionCounters,
+}
+
+impl RegionShared {
+    /// Ends it for good, whatever it takes; without anybody to tell of a failure, there is only the next try.
+    pub(super) fn end(&self) {
+        while let Err(RevokeError::Sys { .. } | RevokeError::Barrier(_)) = self.change(State::Gone, Patience::Forever) {
+            if self.mappings.lock().is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn grade(&self, done: Result<Grade, SysError>, mapping: &Served) -> Result<(), RevokeError> {
+        match done {
+            Ok(Grade::Intended) => Ok(()),
+            Ok(Grade::Degraded) => {
+                count(&self.counters.degraded);
+                event!(WARN, region = %self.name, addr = mapping.view.range.addr, "degraded");
+                Ok(())
+            }
+            Err(source) => Err(RevokeError::Sys { addr: mapping.view.range.addr, source }),
+        }
+    }
+
+    /// Disables, enables or ends for good, measured.
+    pub(super) fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
+        self.change_among(to, patience, patience)
+    }
+
+    /// With a patience of its own for those who are in the middle of a single access: see `Protocol::begin_among`.
+    pub(super) fn change_among(&self, to: State, patience: Patience, readers: Patience) -> Result<bool, RevokeError> {
+        span!(DEBUG, "change", region = %self.name, to = ?to);
+        let since = Instant::now();
+        let Some(mut change) = self.protocol.begin_among(self, Some(to), patience, readers)? else {
+            return Ok(false);
+        };
+        let (counter, took) = match to {
+            State::Enabled => {
+                change.enable()?;
+                (&self.counters.enables, &self.counters.enable)
+            }
+            State::Disabled | State::Gone => {
+                change.disable(to)?;
+                (&self.counters.disables, &self.counters.disable)
+            }
+        };
+        drop(change);
+        count(counter);
+        let elapsed = since.elapsed();
+        took.record(elapsed);
+        match to {
+            State::Enabled => event!(DEBUG, region = %self.name, took = ?elapsed, "restored"),
+            State::Disabled | State::Gone => event!(DEBUG, region = %self.name, took = ?elapsed, "revoked"),
+        }
+        Ok(true)
+    }
+
+    /// Frees the page tables that Detach has put aside, in the background.
+    pub(super) fn trim(self: &Arc<Self>) {
+        let region: Weak<Self> = Arc::downgrade(self);
+        let starts: Vec<usize> = self.mappings.lock().keys().copied().collect();
+        let trimming = move || {
+            for start in starts {
+                // One step at a time, so that neither an `enable()` nor the mapping's end waits for more than that. Under the
+                // list's lock, and holding nothing of the mapping's: when its drop has returned, it is unmapped.
+                let mut done = Some(0);
+                while let (Some(from), Some(region)) = (done, region.upgrade()) {
+                    done = region.mappings.lock().get(&start).and_then(|served| served.view.trim(from));
+                }
+            }
+        };
+        // Without a thread the page tables stay, which costs memory and nothing else.
+        let _ = std::thread::Builder::new().name("mmio-trim".to_owned()).spawn(trimming);
+    }
+}
+
+impl Mechanism for RegionShared {
+    fn before_revoke(&self) {
+        self.notifiers.before_revoke();
+    }
+
+    fn after_restore(&self) {
+        self.notifiers.after_restore();
+    }
+
+    fn want_pins_back(&self) {
+        self.pinned.tell();
+    }
+
+    fn hold(&self) -> Result<(), RevokeError> {
+        for mapping in self.mappings.lock().values() {
+            mapping.close();
+            self.grade(mapping.view.hold(), mapping)?;
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, for_good: bool) -> Result<(), RevokeError> {
+        let mut refused = Ok(());
+        for mapping in self.mappings.lock().values() {
+            mapping.close();
+            // One that fails does not spare the others.
+            refused = refused.and(self.grade(mapping.view.refuse(for_good), mapping));
+        }
+        refused?;
+        if self.on_revoke == OnRevoke::Drop {
+            *self.file.lock() = None;
+        }
+        Ok(())
+    }
+
+    fn restore(&self) -> Result<(), RevokeError> {
+        let file = self.file.lock();
+        if file.is_none() {
+            return Err(RevokeError::NoFile);
+        }
+        for mapping in self.mappings.lock().values() {
+            let addr = mapping.view.range.addr;
+            let restored = mapping.view.restore(file.as_ref().map(AsFd::as_fd));
+            restored.map_err(|source| RevokeError::Sys { addr, source })?;
+            mapping.open();
+        }
+        Ok(())
+    }
+
+    fn wake(&self) {
+        for mapping in self.mappings.lock().values() {
+            mapping.view.wake();
+        }
+        self.pending.settle(|| self.protocol.phase());
+    }
+
+    fn help(&self) -> bool {
+        self.monitor.as_ref().is_some_and(Monitor::help)
+    }
+}
+
+/// Which server a mapping of a region gets.
+pub(crate) fn server(shared: &RegionShared, own: bool) -> Result<Server, MapError> {
+    // An access that does not recover would end the process where it is to resolve its own fault: a monitor does, then.
+    if own && shared.strategy == Strategy::Zap && crate::access::raw::RECOVERABLE {
+        let uffd = crate::revoke::refuser().map_err(|source| MapError::Sys { len: 0, source })?;
+        return Ok(Server::Own(uffd));
+    }
+    Ok(shared.monitor.clone().map_or(Server::Nobody, Server::Monitor))
+}
