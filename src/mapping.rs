@@ -385,8 +385,10 @@ impl monitor::Served for Served {
                     // The file gives no page there: it was truncated, or its file system is full. Left to the kernel, the
                     // thread meets what that answers, SIGBUS; else it would come here again and again. Whatever the kernel
                     // maps there after all is revoked with the rest, which registers the page again.
+                    // A page by itself is one more mapping, for which there may be no memory either; all of the range is none.
                     let page = self.region.page;
-                    let _ = uffd.unregister(AddrRange::new(fault.addr / page * page, page));
+                    let page = AddrRange::new(fault.addr / page * page, page);
+                    let _ = uffd.unregister(page).or_else(|_| uffd.unregister(self.view.range));
                     wake_page(uffd, fault.addr);
                 }
             }

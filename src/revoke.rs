@@ -482,9 +482,17 @@ impl fmt::Debug for View {
     }
 }
 
-/// Drops every page-table entry of shared memory in `range`.
+/// Drops every page-table entry of shared memory in `range`, and has the kernel put none there by itself.
 #[expect(unsafe_code, reason = "UNSAFETY: drops page-table entries of shared memory in a view's own range")]
 fn zap(range: AddrRange) -> Result<(), SysError> {
+    // Where the application has allowed huge pages, MADV_COLLAPSE by anybody, another process too, maps one behind the
+    // userfaultfd's back. Forbidden first: a collapse under way looks again before it maps (`collapse_pte_mapped_thp`).
+    // SAFETY: the view's own range; this drops nothing.
+    match unsafe { map::advise(range, Advice::NoHugePage) } {
+        // hugetlb knows no such advice, nor does a kernel without huge pages.
+        Err(e) if e.errno == Errno::EINVAL => {}
+        other => but_for_holes(range, other)?,
+    }
     // SAFETY: the view's own range, and shared memory: its content stays in the file.
     let zapped = unsafe { map::advise(range, Advice::DontNeed) };
     let zapped = match zapped {
@@ -493,8 +501,12 @@ fn zap(range: AddrRange) -> Result<(), SysError> {
         Err(e) if e.errno == Errno::EINVAL => unsafe { map::advise(range, Advice::DontNeedLocked) },
         other => other,
     };
-    match zapped {
-        // Holes that the application has made are passed over and told at the end (madvise(2)).
+    but_for_holes(range, zapped)
+}
+
+/// Holes that the application has made are passed over and told at the end (madvise(2)).
+fn but_for_holes(range: AddrRange, advised: Result<(), SysError>) -> Result<(), SysError> {
+    match advised {
         Err(e) if e.errno == Errno::ENOMEM && map::has_hole(range) => Ok(()),
         other => other,
     }

@@ -1,16 +1,14 @@
 //! Many mappings and regions, and what happens at the process's limits: a clear error, and nothing half-made.
-#![expect(unsafe_code, reason = "maps pages until the kernel refuses")]
 
 #[expect(dead_code, reason = "each test file uses its part")]
 mod support;
 
-use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use revocable_mmio::{AccessError, MapOptions, Mapping, Monitor, OnDisabled, Region, Strategy};
 use support::child::alone;
 use support::count::{Held, all_mappings};
 use support::matrix::STRATEGIES;
-use support::read_text;
+use support::{raw, read_text};
 
 fn strategies() -> impl Iterator<Item = Strategy> {
     STRATEGIES.into_iter().filter(|strategy| Region::builder(4096).strategy(*strategy).build().is_ok())
@@ -127,21 +125,6 @@ fn out_of_address_space_is_an_error_that_says_so_and_leaves_nothing() {
     .well();
 }
 
-/// Single pages of alternating rights, which the kernel can't merge, until it refuses another.
-fn fill_the_table_of_mappings() -> Vec<*mut libc::c_void> {
-    let mut pages = Vec::with_capacity(1 << 17);
-    loop {
-        let rights = if pages.len() % 2 == 0 { libc::PROT_READ } else { libc::PROT_NONE };
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: new pages at an address of the kernel's choice.
-        let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, rights, flags, -1, 0) };
-        if page == libc::MAP_FAILED {
-            return pages;
-        }
-        pages.push(page);
-    }
-}
-
 #[test]
 fn at_the_limit_of_mappings_revocation_still_revokes_and_mapping_says_why_not() {
     alone("at_the_limit_of_mappings_revocation_still_revokes_and_mapping_says_why_not", || {
@@ -154,7 +137,7 @@ fn at_the_limit_of_mappings_revocation_still_revokes_and_mapping_says_why_not() 
                 let mapping = region.map(MapOptions::new().on_disabled(policy)).expect("a mapping");
                 let raw = region.map(MapOptions::new()).expect("a mapping");
                 mapping.write::<u32>(0, 7).expect("enabled");
-                let filler = fill_the_table_of_mappings();
+                let filler = raw::fill_the_table_of_mappings();
                 let before = all_mappings();
                 let refused = region.map(MapOptions::new()).expect_err("no mapping is left");
                 assert!(refused.to_string().contains("max_map_count"), "{strategy}: {refused}");
@@ -172,10 +155,7 @@ fn at_the_limit_of_mappings_revocation_still_revokes_and_mapping_says_why_not() 
                         assert_eq!(register.read(), Ok(7), "{strategy} {policy:?}: {e}");
                     }
                 }
-                for page in filler {
-                    // SAFETY: the pages made above, used by nobody.
-                    unsafe { libc::munmap(page, 4096) };
-                }
+                drop(filler);
                 let _ = region.disable().expect("with room it revokes");
                 assert!(register.read().is_err(), "{strategy} {policy:?}");
                 assert!(region.enable().expect("and gives back"));

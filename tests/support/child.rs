@@ -69,6 +69,7 @@ pub(crate) fn alone_with(test: &str, vars: &[(&str, &str)], body: impl FnOnce())
             std::thread::sleep(Duration::from_millis(5));
         };
         let output = out.join().expect("a reader") + &err.join().expect("a reader");
+        assert!(!output.contains("running 0 tests"), "no test is called {test}: nothing was tried");
         for line in output.lines().filter(|line| line.contains("SKIP:")) {
             eprintln!("{line}");
         }

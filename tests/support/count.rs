@@ -86,3 +86,21 @@ pub(crate) fn userfaultfds() -> Vec<i32> {
     .filter_map(|entry| entry.file_name().to_string_lossy().parse().ok())
     .collect()
 }
+
+/// How much of the mapping that starts at `addr` is in this process's page tables, in KiB; `None`: none starts there.
+pub(crate) fn resident(addr: usize) -> Option<usize> {
+    in_smaps(addr, "Rss:")
+}
+
+/// How much of it is in them as huge pages of shared memory, in KiB.
+pub(crate) fn huge(addr: usize) -> usize {
+    in_smaps(addr, "ShmemPmdMapped:").unwrap_or(0)
+}
+
+/// A number of /proc/self/smaps.
+fn in_smaps(addr: usize, name: &str) -> Option<usize> {
+    let smaps = super::read_text("/proc/self/smaps");
+    let ours = smaps.split_once(&format!("\n{addr:x}-"))?.1;
+    let line = ours.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}

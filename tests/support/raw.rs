@@ -229,6 +229,33 @@ pub(crate) fn map_if_free(addr: usize, len: usize) -> Result<(), Errno> {
     if got == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(()) }
 }
 
+/// What uses up all mappings that the process may have, until it is dropped.
+pub(crate) struct Filler(Vec<usize>);
+
+/// Single pages of alternating rights, which the kernel can't merge, until it refuses another.
+pub(crate) fn fill_the_table_of_mappings() -> Filler {
+    let mut pages = Vec::with_capacity(1 << 17);
+    loop {
+        let rights = if pages.len() % 2 == 0 { libc::PROT_READ } else { libc::PROT_NONE };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: new pages at an address of the kernel's choice.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, rights, flags, -1, 0) };
+        if page == libc::MAP_FAILED {
+            return Filler(pages);
+        }
+        pages.push(page.expose_provenance());
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        for page in &self.0 {
+            // SAFETY: the pages made by `fill_the_table_of_mappings`, used by nobody.
+            unsafe { libc::munmap(at(*page), 4096) };
+        }
+    }
+}
+
 /// madvise(2).
 pub(crate) fn advise(addr: usize, len: usize, advice: c_int) -> Result<(), Errno> {
     // SAFETY: as `protect`.

@@ -1,0 +1,192 @@
+//! What the application, or foreign code in its process, does to the range of a mapping: mprotect, munmap, mremap.
+
+use super::{SECRET, addr};
+use crate::support::matrix::{Memory, STRATEGIES, every_case};
+use crate::support::raw::{self, Hit};
+use crate::support::{self, child};
+use nix::errno::Errno;
+use nix::libc;
+use revocable_mmio::{MapOptions, OnDisabled, Region};
+
+#[test]
+fn what_mprotect_split_stays_split_and_keeps_its_rights() {
+    support::start();
+    every_case(|case| {
+        let region = case.region(4);
+        let page = case.page();
+        let mapping = case.map(&region);
+        let base = addr(&mapping);
+        mapping.write(page, SECRET).expect("enabled");
+        raw::protect(base + page, page, libc::PROT_READ).expect("the range is the application's too");
+        let check = |when: &str| {
+            assert_eq!(raw::load64(base + page), Ok(SECRET), "{case} {when}");
+            assert!(raw::store64(base + page, 0).expect_err("read-only").is_segv(), "{case} {when}: rights are kept");
+            assert_eq!(raw::store64(base, 1), Ok(()), "{case} {when}");
+            assert_eq!(raw::store64(base + 3 * page, 1), Ok(()), "{case} {when}");
+        };
+        check("before");
+        for _ in 0..2 {
+            region.disable().expect("it revokes");
+            if case.policy != OnDisabled::Block {
+                for at in [base, base + page, base + 2 * page] {
+                    let load = raw::load64(at);
+                    assert!(load == Err(Hit::bus(at)) || load == Ok(u64::MAX), "{case} {at:#x}: {load:?}");
+                }
+            }
+            region.enable().expect("it comes back");
+            check("after");
+        }
+        region.reset(|_| ()).expect("it resets");
+        check("after a reset");
+    });
+}
+
+#[test]
+fn a_hole_that_munmap_made_stays_a_hole_and_what_was_put_there_stays_there() {
+    support::start();
+    every_case(|case| {
+        let region = case.region(4);
+        let page = case.page();
+        let mapping = case.map(&region);
+        let base = addr(&mapping);
+        mapping.write(0, SECRET).expect("enabled");
+        raw::unmap(base + 2 * page, page).expect("the range is the application's too");
+        for filled in [false, true] {
+            if filled {
+                // Somebody else's memory from now on.
+                raw::map_if_free(base + 2 * page, page).expect("a hole");
+                raw::protect(base + 2 * page, page, libc::PROT_READ | libc::PROT_WRITE).expect("ours");
+                raw::store64(base + 2 * page, 77).expect("ours");
+            }
+            let check = |when: &str| {
+                let there = raw::load64(base + 2 * page);
+                match filled {
+                    true => assert_eq!(there, Ok(77), "{case} {when}: somebody else's memory"),
+                    false => assert!(there.expect_err("a hole").is_segv(), "{case} {when}: the hole"),
+                }
+            };
+            region.disable().unwrap_or_else(|e| panic!("{case} filled: {filled}: {e}"));
+            check("disabled");
+            if case.policy != OnDisabled::Block {
+                assert_ne!(raw::load64(base), Ok(SECRET), "{case}: G1 is broken");
+            }
+            region.enable().expect("it comes back");
+            check("enabled");
+            assert_eq!(raw::load64(base), Ok(SECRET), "{case}");
+            assert_eq!(raw::load64(base + 3 * page), Ok(0), "{case}");
+        }
+    });
+}
+
+/// What this crate does not defend against, pinned down so that the documentation stays true: code in this process that
+/// duplicates or moves a live mapping takes a view with it that no revocation knows of.
+#[test]
+fn foreign_mremap_of_a_live_mapping_is_a_documented_limit_and_harms_no_one_else() {
+    support::start();
+    for strategy in STRATEGIES {
+        let Ok(region) = Region::builder(64 << 10).strategy(strategy).build() else { continue };
+        let mapping = region.map(MapOptions::new()).expect("it maps");
+        let base = addr(&mapping);
+        mapping.write(0, SECRET).expect("enabled");
+        let copy = raw::move_away(base, 0, 64 << 10).expect("a shared mapping can be duplicated");
+        region.disable().expect("it revokes");
+        assert_eq!(raw::load64(base), Err(Hit::bus(base)), "{strategy}: the mapping itself is revoked");
+        assert_eq!(raw::load64(copy), Ok(SECRET), "{strategy}: the copy is not (see SECURITY)");
+        region.enable().expect("it comes back");
+        assert_eq!(mapping.read::<u64>(0), Ok(SECRET), "{strategy}");
+        raw::unmap(copy, 64 << 10).expect("the copy is ours");
+
+        // Moving a revoked mapping gives nothing away, and what others have put in its place is not touched.
+        region.disable().expect("it revokes");
+        let moved = raw::move_away(base, 64 << 10, 128 << 10);
+        if let Ok(moved) = moved {
+            assert_ne!(raw::load64(moved), Ok(SECRET), "{strategy}");
+            raw::unmap(moved, 128 << 10).expect("ours");
+        }
+    }
+}
+
+/// The same while disabled: what is duplicated then is a cover, which has nothing of the region in it. But where accesses wait
+/// in place, the mapping itself stands there, and its duplicate is served by nobody but the kernel.
+#[test]
+fn a_duplicate_of_a_disabled_mapping_has_the_memory_under_block_only_which_is_a_documented_limit() {
+    support::start();
+    every_case(|case| {
+        let region = case.region(2);
+        let mapping = case.map(&region);
+        let base = addr(&mapping);
+        mapping.write(0, SECRET).expect("enabled");
+        raw::load64(base).expect("enabled");
+        region.disable().expect("it revokes");
+        let copy = raw::move_away(base, 0, mapping.len());
+        let load = copy.map(raw::load64);
+        match case.policy {
+            OnDisabled::Sigbus => assert_eq!(load, Ok(Err(Hit::bus(copy.expect("shared")))), "{case}"),
+            // It is private memory, of which there is no second view.
+            OnDisabled::AllOnes => assert_eq!(load, Err(Errno::EINVAL), "{case}"),
+            // What cannot be registered has a stand-in, which is private too; huge pages are not duplicated.
+            _ if matches!(case.memory, Memory::Device | Memory::Huge) => assert_eq!(load, Err(Errno::EINVAL), "{case}"),
+            _ => assert_eq!(load, Ok(Ok(SECRET)), "{case}"),
+        }
+        region.enable().expect("it comes back");
+        if let (Ok(copy), OnDisabled::Sigbus) = (copy, case.policy) {
+            assert_eq!(raw::load64(copy), Err(Hit::bus(copy)), "{case}: the copy of a cover refuses for good");
+        }
+        assert_eq!(mapping.read::<u64>(0), Ok(SECRET), "{case}");
+        assert_eq!(raw::load64(base), Ok(SECRET), "{case}");
+        for _ in 0..2 {
+            region.disable().expect("it revokes");
+            if case.policy != OnDisabled::Block {
+                assert_ne!(raw::load64(base), Ok(SECRET), "{case}: the mapping itself goes on being revoked");
+            }
+            region.enable().expect("it comes back");
+        }
+        if let Ok(copy) = copy {
+            raw::unmap(copy, mapping.len()).expect("ours");
+        }
+    });
+}
+
+/// `mremap` unmaps its target before it finds that a limit forbids the rest: the range must not be free then.
+#[test]
+fn an_address_space_limit_lowered_below_what_is_used_leaves_no_range_free() {
+    support::start();
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let ended = child::alone("remap::an_address_space_limit_lowered_below_what_is_used_leaves_no_range_free", || {
+        for strategy in STRATEGIES {
+            let Ok(region) = Region::builder(8 << 20).strategy(strategy).build() else { continue };
+            let mapping = region.map(MapOptions::new()).expect("it maps");
+            mapping.write(0, SECRET).expect("enabled");
+            let base = addr(&mapping);
+            let (_, hard) = getrlimit(Resource::RLIMIT_AS).expect("it has one");
+            let limited = |verb: &dyn Fn()| {
+                setrlimit(Resource::RLIMIT_AS, 1 << 20, hard).expect("it lowers");
+                verb();
+                setrlimit(Resource::RLIMIT_AS, hard, hard).expect("it rises");
+                assert_eq!(raw::map_if_free(base, mapping.len()), Err(Errno::EEXIST), "{strategy}: the range is free");
+            };
+            limited(&|| {
+                let disabled = region.disable();
+                assert_eq!(disabled.is_ok(), !region.is_enabled(), "{strategy}: {disabled:?}");
+            });
+            if region.is_enabled() {
+                region.disable().expect("nothing is in the way any more");
+            }
+            // Degraded: where nothing can be mapped, and without a userfaultfd, by taking the rights away.
+            assert!(raw::load64(base).is_err(), "{strategy}");
+            // Revoked the intended way now, so that the intended way back is taken.
+            region.enable().expect("nothing is in the way");
+            region.disable().expect("nothing is in the way");
+            limited(&|| {
+                let enabled = region.enable();
+                assert_eq!(enabled.is_ok(), region.is_enabled(), "{strategy}: {enabled:?}");
+            });
+            if !region.is_enabled() {
+                assert_eq!(raw::load64(base), Err(Hit::bus(base)), "{strategy}: still refused");
+                region.enable().expect("nothing is in the way any more");
+            }
+            assert_eq!(raw::load64(base), Ok(SECRET), "{strategy}");
+        }
+    });
+    ended.well();
+}
