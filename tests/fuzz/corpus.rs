@@ -1,4 +1,25 @@
 //! Sequences that are always tried: each a trap that this crate or another one has fallen into, or could.
 
-/// By name, as they are in `corpus/`. Part of the binary, which also runs where the sources are not.
-pub(crate) const CORPUS: &[(&str, &str)] = &[];
+macro_rules! corpus {
+    ($($name:literal)*) => { &[$(($name, include_str!(concat!("corpus/", $name)))),*] };
+}
+
+/// By name, in order, as they are in `corpus/`. Part of the binary, which also runs where the sources are not.
+pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
+    "accessors-only.ops"
+    "device-block-refuses-system-calls.ops"
+    "dropped-behind-a-fault.ops"
+    "dropped-under-guards-and-pins.ops"
+    "fault-flags.ops"
+    "groups-are-undone.ops"
+    "guards-inside-guards.ops"
+    "huge-pages.ops"
+    "mapped-while-disabled.ops"
+    "page-tables-aside.ops"
+    "pins-told-and-not-told.ops"
+    "read-only.ops"
+    "stores-to-all-ones-are-lost.ops"
+    "the-last-bytes.ops"
+    "waits-at-every-strategy.ops"
+    "waits-outlive-their-region.ops"
+};

@@ -9,6 +9,7 @@ pub(crate) mod random;
 mod real;
 pub(crate) mod run;
 pub(crate) mod text;
+pub(crate) mod touch;
 mod watch;
 
 pub(crate) use corpus::CORPUS;

@@ -3,6 +3,7 @@
 use super::op::{
     Build, Call, Faulter, GROUPS, How, MAPPINGS, Memory, Modify, Op, PINS, Place, REGIONS, Verb, Via, View, Waiter,
 };
+use super::touch::{Change, Hand};
 use proptest::prelude::*;
 use proptest::strategy::Union;
 use revocable_mmio::fault::FaultFlags;
@@ -197,4 +198,28 @@ pub(crate) fn history(memories: &'static [Memory], most: usize) -> impl Strategy
         history.extend(more);
         history
     })
+}
+
+/// One change of a region that a second thread touches.
+pub(crate) fn touched_change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        3 => how().prop_map(Change::Disable),
+        3 => how().prop_map(Change::Enable),
+        2 => how().prop_map(Change::Reset),
+        2 => one_of(&[Verb::Disable, Verb::Enable, Verb::Reset]).prop_map(Change::Group),
+        1 => Just(Change::Remap),
+        1 => Just(Change::Sleep),
+    ]
+}
+
+pub(crate) fn hand() -> impl Strategy<Value = Hand> {
+    one_of(&[Hand::Accessor, Hand::Raw, Hand::Bulk, Hand::Atomic, Hand::Call])
+}
+
+pub(crate) fn way() -> impl Strategy<Value = Way> {
+    one_of(&[Way::Zap, Way::Detach, Way::Replace])
+}
+
+pub(crate) fn any_policy() -> impl Strategy<Value = OnDisabled> {
+    policy()
 }

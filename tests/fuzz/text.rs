@@ -223,12 +223,16 @@ impl<'a> Words<'a> {
                 let region = self.region()?;
                 let (strategy, memory) = (self.one_of(&STRATEGIES)?, self.one_of(&MEMORIES)?);
                 let pages = self.small(9)?;
-                let (disabled, own_monitor, trim) = (self.has("disabled"), self.has("own-monitor"), self.has("trim"));
-                let around = match self.0.pop().map(|word| word.strip_prefix("around:").ok_or(word)) {
-                    None => None,
-                    Some(Ok(pages)) => Some(usize::try_from(number(pages)?).map_err(|e| e.to_string())?),
-                    Some(Err(word)) => return Err(format!("{word:?} says nothing about a region")),
-                };
+                let (mut disabled, mut own_monitor, mut trim, mut around) = (false, false, false, None);
+                while let Some(word) = self.0.pop() {
+                    match (word, word.strip_prefix("around:")) {
+                        ("disabled", _) => disabled = true,
+                        ("own-monitor", _) => own_monitor = true,
+                        ("trim", _) => trim = true,
+                        (_, Some(pages)) => around = Some(usize::try_from(number(pages)?).map_err(|e| e.to_string())?),
+                        _ => return Err(format!("{word:?} says nothing about a region")),
+                    }
+                }
                 Op::Region { region, build: Build { strategy, memory, pages, disabled, own_monitor, around, trim } }
             }
             "drop" => Op::DropRegion { region: self.region()? },
