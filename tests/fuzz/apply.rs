@@ -1,7 +1,7 @@
 //! What operations change in the model.
 
 use super::model::{Answer, MappingModel, Meets, Model, PinModel, RegionModel, State};
-use super::op::{Call, How, Modify, Op, Verb, Via, Waiter};
+use super::op::{Call, How, Modify, Op, Rights, Verb, Via, Waiter};
 use std::collections::BTreeMap;
 
 impl Model {
@@ -30,6 +30,8 @@ impl Model {
             Op::Map { mapping, region, how } => {
                 let Some((id, model)) = self.region(region) else { return };
                 let Ok((offset, len)) = self.part(model, how) else { return };
+                let rights = if how.read_only { Rights::Loads } else { Rights::All };
+                let rights = vec![rights; len / model.page];
                 let own = how.accessors_only && model.strategy == revocable_mmio::Strategy::Zap;
                 self.mappings[mapping] = Some(MappingModel {
                     region: id,
@@ -39,7 +41,12 @@ impl Model {
                     policy: how.policy,
                     own,
                     ghost: BTreeMap::new(),
+                    rights,
                 });
+            }
+            Op::Protect { mapping, page, rights } => {
+                let Some(mapping) = &mut self.mappings[mapping] else { return };
+                mapping.rights[page] = mapping.rights[page].min(rights);
             }
             Op::Unmap { mapping } => self.mappings[mapping] = None,
             Op::Disable { region, .. } => self.set(region, State::Disabled),

@@ -1,7 +1,7 @@
 //! The model's answers to accesses of mappings, to copies, system calls and faults.
 
 use super::model::{Allowed, Answer, Expected, MappingModel, Meets, Model, RegionModel, State, is, legal};
-use super::op::{Call, Faulter, Memory, Modify, Op, Via, Waiter};
+use super::op::{Call, Faulter, Memory, Modify, Op, Rights, Via, Waiter};
 use revocable_mmio::fault::{FaultFlags, LockAfter, Outcome};
 use revocable_mmio::{AccessError, CopyError, FaultError, OnDisabled, Strategy};
 
@@ -14,6 +14,13 @@ impl MappingModel {
             return Err(AccessError::OutOfBounds { offset, size, len: self.len });
         }
         if offset % size != 0 { Err(AccessError::Misaligned { offset, align: size }) } else { Ok(()) }
+    }
+
+    /// Do the rights that are left to its pages allow it?
+    fn permits(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
+        let needed = if store { Rights::All } else { Rights::Loads };
+        let pages = offset / region.page..=(offset + len.max(1) - 1) / region.page;
+        self.rights.get(pages).is_none_or(|rights| rights.iter().all(|rights| *rights >= needed))
     }
 
     pub(crate) fn bytes<'a>(&self, region: &'a RegionModel, offset: usize, len: usize) -> &'a [u8] {
@@ -58,7 +65,11 @@ impl Model {
         if let Some(Err(illegal)) = flags.map(legal) {
             return refused(AccessError::Flags(illegal));
         }
+        let by_itself = matches!(via, Via::Accessor | Via::Register);
         match self.meets(mapping) {
+            Meets::Memory if by_itself && !mapping.permits(region, offset, width, store) => {
+                refused(AccessError::NoMemory { offset })
+            }
             Meets::Memory => Some(match op {
                 Op::Load { .. } => is(Answer::Bytes(mapping.bytes(region, offset, width).to_vec())),
                 Op::Modify { modify: Modify::Exchange(current), .. } => {
@@ -86,10 +97,11 @@ impl Model {
     }
 
     fn raw(&self, mapping: &MappingModel, region: &RegionModel, offset: usize, width: usize, store: bool) -> Expected {
-        let forbidden = store && mapping.read_only;
         let reached = match self.meets(mapping) {
-            Meets::Memory if forbidden => return Some(is(Answer::Signal)),
-            _ if forbidden => return Some(vec![Allowed::AnySignal]),
+            meets if !mapping.permits(region, offset, width, store) => {
+                let plain = meets == Meets::Memory && !mapping.own;
+                return Some(if plain { is(Answer::Signal) } else { vec![Allowed::AnySignal] });
+            }
             Meets::Waits if !mapping.own => return None,
             Meets::Disabled | Meets::Gone | Meets::Waits => return Some(is(Answer::Bus)),
             _ if store => Allowed::Is(Answer::Done),
@@ -114,6 +126,11 @@ impl Model {
             return if inside && len > 0 { self.call(mapping, region, offset, len, *call) } else { None };
         }
         let stopped = |error| Some(is(Answer::Stopped(CopyError { done: 0, error })));
+        let permitted = !inside || mapping.permits(region, offset, len, store);
+        if !permitted && !one_page(region, offset, len) {
+            // How far it comes is another question.
+            return None;
+        }
         if !inside {
             return stopped(AccessError::OutOfBounds { offset, size: len, len: mapping.len });
         }
@@ -125,6 +142,7 @@ impl Model {
             Meets::Disabled => stopped(AccessError::Disabled { offset }),
             Meets::Gone => stopped(AccessError::Gone { offset }),
             Meets::Waits => None,
+            Meets::Memory if !permitted => stopped(AccessError::NoMemory { offset }),
             _ if store => Some(is(Answer::Done)),
             Meets::Memory => Some(is(Answer::Bytes(mapping.bytes(region, offset, len).to_vec()))),
             // Not asked for the state first: what a raw store has left there may be found.
@@ -136,12 +154,12 @@ impl Model {
         let refused = Allowed::Is(Answer::Errno(EFAULT));
         // Where each page is reached or not by itself, a call may end in the middle.
         let piecemeal = mapping.own || region.strategy == Strategy::Zap && !self.machine.kernel_faults;
-        if piecemeal && offset / region.page != (offset + len - 1) / region.page {
+        let permitted = mapping.permits(region, offset, len, matches!(call, Call::Read(_)));
+        if (piecemeal || !permitted) && !one_page(region, offset, len) {
             return None;
         }
-        let store = matches!(call, Call::Read(_));
         let reached = match self.meets(mapping) {
-            _ if store && mapping.read_only => return Some(vec![refused]),
+            _ if !permitted => return Some(vec![refused]),
             Meets::Disabled | Meets::Gone => return Some(vec![refused]),
             Meets::Waits => {
                 let at_once = mapping.own || region.memory == Memory::Device || !self.machine.kernel_faults;
@@ -169,8 +187,8 @@ impl Model {
             }
             Op::Wait { mapping, what, at } => {
                 let (mapping, region) = self.mapping(mapping)?;
-                let there = mapping.check(at.offset(region.page), 8).is_ok();
-                let stores = matches!(what, Waiter::Store(_));
+                let (offset, stores) = (at.offset(region.page), matches!(what, Waiter::Store(_)));
+                let there = mapping.check(offset, 8).is_ok() && mapping.permits(region, offset, 8, stores);
                 let waits = match what {
                     Waiter::Load => true,
                     Waiter::Store(_) => !mapping.read_only,
@@ -185,6 +203,10 @@ impl Model {
             _ => None,
         }
     }
+}
+
+fn one_page(region: &RegionModel, offset: usize, len: usize) -> bool {
+    offset / region.page == (offset + len.max(1) - 1) / region.page
 }
 
 /// The tables of `fault::decide`, for a region that is at rest.

@@ -3,7 +3,7 @@
 //! [`Model::expect`] answers what an operation may answer and changes nothing; [`Model::apply`] then takes note of what it
 //! did answer, as there are operations that may go one way or another.
 
-use super::op::{Build, How, Memory, Op, View};
+use super::op::{Build, How, Memory, Op, Rights, View};
 use revocable_mmio::fault::{IllegalFlags, Outcome};
 use revocable_mmio::{AccessError, CopyError, FaultError, OnDisabled, PinError, Strategy};
 use std::collections::BTreeMap;
@@ -114,6 +114,8 @@ pub(crate) struct MappingModel {
     pub(crate) own: bool,
     /// What raw stores have left in a mapping that answers all-ones; they may be read back until it is live again.
     pub(crate) ghost: BTreeMap<usize, u8>,
+    /// To each page of it.
+    pub(crate) rights: Vec<Rights>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -190,6 +192,12 @@ impl Model {
             Op::DropRegion { region } => self.region(region).map(|_| is(Answer::Done)),
             Op::Map { region, how, .. } => self.region(region).map(|(_, region)| is(self.map(region, how))),
             Op::Unmap { mapping } | Op::Shed { mapping } => self.mapping(mapping).map(|_| is(Answer::Done)),
+            Op::Protect { mapping, page, .. } => {
+                let (mapping, region) = self.mapping(mapping)?;
+                // A device's file in parts does not wait; and what stands in for the memory has no rights that last.
+                let may = region.state == State::Enabled && region.memory != Memory::Device;
+                (may && page < mapping.rights.len()).then(|| is(Answer::Done))
+            }
             Op::Disable { region, how } => {
                 let (id, region) = self.region(region)?;
                 match region.state {

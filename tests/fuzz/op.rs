@@ -188,6 +188,12 @@ pub(crate) enum Op {
     Shed {
         mapping: usize,
     },
+    /// The application takes rights away from a page of it (mprotect), while it is enabled.
+    Protect {
+        mapping: usize,
+        page: usize,
+        rights: Rights,
+    },
     OwnerRead {
         region: usize,
         at: Place,
@@ -241,6 +247,14 @@ pub(crate) enum Op {
         what: Waiter,
         at: Place,
     },
+}
+
+/// What is left of the rights to a page of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rights {
+    Nothing,
+    Loads,
+    All,
 }
 
 /// What a waiting thread does.

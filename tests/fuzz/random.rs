@@ -1,7 +1,8 @@
 //! Random sequences: mostly sensible ones, with a share of nonsense of every kind.
 
 use super::op::{
-    Build, Call, Faulter, GROUPS, How, MAPPINGS, Memory, Modify, Op, PINS, Place, REGIONS, Verb, Via, View, Waiter,
+    Build, Call, Faulter, GROUPS, How, MAPPINGS, Memory, Modify, Op, PINS, Place, REGIONS, Rights, Verb, Via, View,
+    Waiter,
 };
 use super::touch::{Change, Hand};
 use proptest::prelude::*;
@@ -134,6 +135,8 @@ fn access() -> impl Strategy<Value = Op> {
         3 => (mapping(), call, place(), len)
             .prop_map(|(mapping, call, at, len)| Op::Call { mapping, call, at, len }),
         1 => mapping().prop_map(|mapping| Op::Shed { mapping }),
+        1 => (mapping(), slot(4), one_of(&[Rights::Loads, Rights::Loads, Rights::Nothing]))
+            .prop_map(|(mapping, page, rights)| Op::Protect { mapping, page, rights }),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! The crate's side of a sequence: what is alive, and each operation by its public interface.
 
 use super::model::{Answer, Model};
-use super::op::{Build, Call, Faulter, How, Modify, Op, Verb, Via, View, Waiter};
+use super::op::{Build, Call, Faulter, How, Modify, Op, Rights, Verb, Via, View, Waiter};
 use super::run::RESET_FILLS;
 use crate::support::matrix::Case;
 use crate::support::raw;
@@ -153,6 +153,18 @@ impl Real {
                 let mapping = mapping(of);
                 // Whether the kernel likes the advice is not the point: nothing is lost by it.
                 let _ = raw::advise(mapping.as_ptr().addr(), mapping.len(), nix::libc::MADV_DONTNEED);
+                Answer::Done
+            }
+            Op::Protect { mapping: of, page, rights } => {
+                let (mapping, size) = (mapping(of), page_of(of));
+                let left = if mapping.is_writable() { rights } else { rights.min(Rights::Loads) };
+                let prot = if left == Rights::Nothing { nix::libc::PROT_NONE } else { nix::libc::PROT_READ };
+                // Never more than there were.
+                let before = model.mapping(of).map_or(Rights::All, |(mapping, _)| mapping.rights[page]);
+                if left < before {
+                    let addr = mapping.as_ptr().addr() + page * size;
+                    raw::protect(addr, size, prot).expect("rights can be taken away");
+                }
                 Answer::Done
             }
             Op::OwnerRead { region: of, at, len } => {

@@ -1,7 +1,7 @@
 //! Sequences as text: one operation a line, words and numbers between blanks, `#` begins a comment. What a failing run
 //! prints can be put into `corpus/` as it is.
 
-use super::op::{Build, Call, Faulter, How, Memory, Modify, Op, Place, Verb, Via, View, Waiter};
+use super::op::{Build, Call, Faulter, How, Memory, Modify, Op, Place, Rights, Verb, Via, View, Waiter};
 use revocable_mmio::fault::FaultFlags;
 use revocable_mmio::{OnDisabled, Strategy};
 
@@ -16,6 +16,7 @@ const POLICIES: [(&str, OnDisabled); 3] =
     [("sigbus", OnDisabled::Sigbus), ("ones", OnDisabled::AllOnes), ("block", OnDisabled::Block)];
 const HOWS: [(&str, How); 3] = [("wait", How::Wait), ("try", How::Try), ("timeout", How::Timeout)];
 const VERBS: [(&str, Verb); 3] = [("disable", Verb::Disable), ("enable", Verb::Enable), ("reset", Verb::Reset)];
+const RIGHTS: [(&str, Rights); 2] = [("nothing", Rights::Nothing), ("loads", Rights::Loads)];
 const VIAS: [(&str, Via); 4] =
     [("accessor", Via::Accessor), ("try", Via::Try), ("register", Via::Register), ("raw", Via::Raw)];
 
@@ -121,6 +122,7 @@ pub(crate) fn line(op: &Op) -> String {
             format!("call {mapping} {call} {} {len}", place(*at))
         }
         Op::Shed { mapping } => format!("shed {mapping}"),
+        Op::Protect { mapping, page, rights } => format!("protect {mapping} {page} {}", name(&RIGHTS, rights)),
         Op::OwnerRead { region, at, len } => format!("owner-read {region} {} {len}", place(*at)),
         Op::OwnerFill { region, at, len, byte } => format!("owner-fill {region} {} {len} {byte:#x}", place(*at)),
         Op::Pin { pin, region, from, to, flags, polite } => {
@@ -289,6 +291,7 @@ impl<'a> Words<'a> {
                 Op::Call { mapping, call, at: self.place()?, len: self.small(MOST)? }
             }
             "shed" => Op::Shed { mapping: self.mapping()? },
+            "protect" => Op::Protect { mapping: self.mapping()?, page: self.small(8)?, rights: self.one_of(&RIGHTS)? },
             "owner-read" => Op::OwnerRead { region: self.region()?, at: self.place()?, len: self.small(MOST)? },
             "owner-fill" => {
                 Op::OwnerFill { region: self.region()?, at: self.place()?, len: self.small(MOST)?, byte: self.byte()? }
