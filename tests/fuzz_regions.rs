@@ -10,7 +10,6 @@ use fuzz::{CORPUS, random, run, text, touch};
 use proptest::prelude::*;
 use support::matrix::{Case, HugePages};
 
-const REGRESSIONS: &str = "tests/fuzz/regressions/fuzz_regions.txt";
 const PAGES_OF_4K: &[Memory] = &[Memory::Memfd, Memory::Memfd, Memory::ShmFile, Memory::Device];
 
 #[test]
@@ -18,7 +17,7 @@ fn regions_do_what_their_model_does() {
     support::start();
     let histories = random::history(PAGES_OF_4K, 100);
     let show = |history: &Vec<_>| text::print(history);
-    support::fuzz::check("regions", 160, REGRESSIONS, &histories, show, |history| run::run(&history));
+    support::fuzz::check(regressions!("regions"), 160, &histories, show, |history| run::run(&history));
 }
 
 /// A second thread touches the memory meanwhile: nothing gets through, nothing is lost (G1, G2).
@@ -31,7 +30,7 @@ fn whatever_changes_under_a_second_threads_accesses_nothing_gets_through_and_not
         .prop_filter("it can be had", Case::is_legal);
     let touched = (case, random::hand(), prop::collection::vec(random::touched_change(), 1..40));
     let show = |(case, hand, changes): &(Case, _, Vec<_>)| format!("{case} {hand:?} {changes:#?}\n");
-    support::fuzz::check("touched", 48, REGRESSIONS, &touched, show, |(case, hand, changes)| {
+    support::fuzz::check(regressions!("touched"), 48, &touched, show, |(case, hand, changes)| {
         touch::run(&case, hand, &changes).map_err(|why| format!("{case} {hand:?}: {why}"))
     });
 }
@@ -45,7 +44,7 @@ fn regions_of_huge_pages_do_what_their_model_does() {
     require!(pages.is_some(), "no huge pages of 2 MiB can be had: hugetlb is left out", could: could);
     let histories = random::history(&[Memory::Huge, Memory::Huge, Memory::Memfd], 60);
     let show = |history: &Vec<_>| text::print(history);
-    support::fuzz::check("huge", 16, REGRESSIONS, &histories, show, |history| run::run(&history));
+    support::fuzz::check(regressions!("huge"), 16, &histories, show, |history| run::run(&history));
 }
 
 #[test]
@@ -80,7 +79,7 @@ fn every_file_of_the_corpus_is_tried() {
 fn what_a_failing_run_prints_is_what_the_corpus_reads() {
     let histories = random::history(&[Memory::Memfd, Memory::Huge, Memory::ShmFile, Memory::Device], 60);
     let show = |history: &Vec<_>| format!("{history:#?}\n");
-    support::fuzz::check("round trip", 64, REGRESSIONS, &histories, show, |history| {
+    support::fuzz::check(regressions!("round-trip"), 64, &histories, show, |history| {
         let text = text::print(&history);
         match text::parse(&text) {
             Ok(read) if read == history => Ok(()),
@@ -101,7 +100,7 @@ fn no_text_upsets_the_reader_of_the_corpus() {
     ];
     let line = prop::collection::vec(word, 0..12).prop_map(|words| words.join(" "));
     let texts = prop::collection::vec(line, 0..6).prop_map(|lines| lines.join("\n"));
-    support::fuzz::check("any text", 512, REGRESSIONS, &texts, String::clone, |text| {
+    support::fuzz::check(regressions!("any-text"), 512, &texts, String::clone, |text| {
         // What it does understand it can say again.
         match text::parse(&text).map(|history| text::parse(&text::print(&history)) == Ok(history)) {
             Ok(false) => Err("it was not read the same again".to_owned()),

@@ -6,6 +6,7 @@ macro_rules! corpus {
 
 /// By name, in order, as they are in `corpus/`. Part of the binary, which also runs where the sources are not.
 pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
+    "a-whole-huge-page.ops"
     "accessors-only.ops"
     "device-block-refuses-system-calls.ops"
     "dropped-behind-a-fault.ops"
@@ -18,6 +19,7 @@ pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
     "page-tables-aside.ops"
     "pins-told-and-not-told.ops"
     "read-only.ops"
+    "rights-taken-away.ops"
     "stores-to-all-ones-are-lost.ops"
     "the-last-bytes.ops"
     "waits-at-every-strategy.ops"

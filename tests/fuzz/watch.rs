@@ -50,7 +50,7 @@ impl Drop for Watched {
 fn watch() {
     loop {
         thread::sleep(Duration::from_secs(1));
-        for run in WATCHED.lock().iter().filter(|run| run.since.elapsed() > FOR_EVER) {
+        if let Some(run) = WATCHED.lock().iter().find(|run| run.since.elapsed() > FOR_EVER) {
             let history = super::text::print(&run.history[..run.at.min(run.history.len())]);
             eprintln!("HANG: the last line of this does not end:\n{history}");
             std::process::abort();

@@ -21,21 +21,28 @@ pub(crate) fn asked_time() -> Option<Duration> {
     variable("REVOCABLE_FUZZ_SECONDS").map(Duration::from_secs)
 }
 
-/// Tries `property` on values of `strategy`. A failure is shrunk, noted in `regressions` (a file that is tried first the next
-/// time, if the sources are here) and shown by `show`.
+/// The file of a property's failures, each a seed that is tried first from then on; it belongs into the repository. (Tests
+/// run in the package's directory, or where there are no sources and nothing is noted.)
+#[macro_export]
+macro_rules! regressions {
+    ($name:literal) => {
+        ($name, concat!("tests/fuzz/regressions/", $name, ".txt"))
+    };
+}
+
+/// Tries `property` on values of `strategy`. A failure is shrunk, noted in the file of [`regressions!`], and shown by
+/// `show`.
 pub(crate) fn check<S: Strategy>(
-    name: &str,
+    (name, regressions): (&str, &'static str),
     cases: u32,
-    regressions: &'static str,
     strategy: &S,
     show: impl Fn(&S::Value) -> String,
     property: impl Fn(S::Value) -> Result<(), String>,
 ) {
     let time = asked_time();
     let since = Instant::now();
-    let first = variable("REVOCABLE_FUZZ_SEED");
     // Any seed is as good as any other; the hasher's keys are random.
-    let mut seed = first.unwrap_or_else(|| RandomState::new().hash_one(name) >> 32);
+    let mut seed = variable("REVOCABLE_FUZZ_SEED").unwrap_or_else(|| RandomState::new().hash_one(name) >> 32);
     let mut tried = 0u64;
     loop {
         let config = Config {
