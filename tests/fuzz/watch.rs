@@ -2,6 +2,7 @@
 
 use super::op::Op;
 use parking_lot::Mutex;
+use std::io::Write;
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -52,7 +53,8 @@ fn watch() {
         thread::sleep(Duration::from_secs(1));
         if let Some(run) = WATCHED.lock().iter().find(|run| run.since.elapsed() > FOR_EVER) {
             let history = super::text::print(&run.history[..run.at.min(run.history.len())]);
-            eprintln!("HANG: the last line of this does not end:\n{history}");
+            // Past the test harness's capture, which this thread has inherited.
+            let _ = writeln!(std::io::stderr(), "HANG: the last line of this does not end:\n{history}");
             std::process::abort();
         }
     }
