@@ -231,7 +231,8 @@ fn build(how: Build) -> Result<Region, BuildError> {
     if let Some(pages) = how.around {
         builder = builder.fault_around(if pages == 0 { FaultAround::Whole } else { FaultAround::Pages(pages) });
     }
-    if let Some(monitor) = how.own_monitor.then(|| Monitor::with_threads(2).ok()).flatten() {
+    // A monitor that is handed in may have what a process can't get by itself, so with one no strategy is refused.
+    if let Some(monitor) = (how.own_monitor && case.is_legal()).then(|| Monitor::with_threads(2).ok()).flatten() {
         builder = builder.monitor(monitor);
     }
     builder.build()
