@@ -499,43 +499,4 @@ impl Drop for Threads {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Default)]
-    struct Panics {
-        abandoned: AtomicBool,
-    }
-
-    impl Served for Panics {
-        fn serve(&self, _: FaultMessage) {
-            panic!("for the test");
-        }
-
-        fn abandon(&self) -> bool {
-            self.abandoned.store(true, Ordering::Relaxed);
-            true
-        }
-    }
-
-    #[test]
-    fn a_mapping_whose_answer_panics_refuses_from_then_on() {
-        let Ok(monitor) = Monitor::manual() else {
-            println!("SKIP: no userfaultfd");
-            assert!(
-                std::env::var_os("REVOCABLE_CI").is_none_or(|value| value != "1"),
-                "this machine is to run every test"
-            );
-            return;
-        };
-        let [panics, other] = [(); 2].map(|()| Arc::new(Panics::default()));
-        let page = page_size();
-        for (at, served) in [(16, &panics), (17, &other)] {
-            monitor.adopt(AddrRange::new(at * page, page), Arc::clone(served) as _).expect("it lives");
-        }
-        monitor.core.answer(FaultMessage { addr: 16 * page + 8, tid: 1, write: false });
-        assert!(panics.abandoned.load(Ordering::Relaxed));
-        assert!(!other.abandoned.load(Ordering::Relaxed));
-        assert_eq!(monitor.stats().panics, 1);
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@ pub(crate) mod barrier;
 #[cfg(not(revocable_model))]
 pub(crate) mod futex;
 pub(crate) mod map;
+pub(crate) mod maps;
 pub(crate) mod probe;
 pub(crate) mod thread;
 pub(crate) mod uffd;

@@ -1,6 +1,9 @@
 //! Random histories of a device against a model of a few lines: configuration writes of any width at any place, resets,
 //! power states, accesses by call and by mapping, mapping and unmapping.
 
+#[expect(dead_code, reason = "each test file uses its part")]
+mod support;
+
 use proptest::prelude::*;
 use revocable_mmio::pci::{Bar, PciDevice, Space};
 use revocable_mmio::{AccessError, MapOptions, Mapping};
@@ -264,11 +267,9 @@ fn answer<T>(result: Result<T, AccessError>) -> Result<Option<T>, TestCaseError>
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn a_device_does_what_its_model_does(history in ops()) {
-        replay(&history)?;
-    }
+#[test]
+fn a_device_does_what_its_model_does() {
+    support::start();
+    let show = |history: &Vec<Op>| format!("{history:#?}\n");
+    support::fuzz::check(regressions!("pci"), 192, &ops(), show, |history| replay(&history).map_err(|e| e.to_string()));
 }

@@ -78,15 +78,21 @@ impl Follower {
 fn last_cpu(stat: &File) -> Option<usize> {
     let mut buffer = [0; 1024];
     let n = stat.read_at(&mut buffer, 0).ok()?;
-    let line = std::str::from_utf8(&buffer[..n]).ok()?;
-    // The second field is a name in parentheses, which may hold anything; the third follows its last one.
-    line.rsplit_once(") ")?.1.split(' ').nth(39 - 3)?.parse().ok()
+    cpu_of(&buffer[..n])
+}
+
+fn cpu_of(stat: &[u8]) -> Option<usize> {
+    // The second field is a name in parentheses, which may hold any bytes; the third follows its last one.
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(&stat[name_end + 1..]).ok()?;
+    rest.split_ascii_whitespace().nth(39 - 3)?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sys::thread::current_tid;
+    use proptest::prelude::*;
 
     fn here() -> usize {
         nix::sched::sched_getcpu().unwrap()
@@ -122,5 +128,24 @@ mod tests {
             follower.answered(tid);
         }
         assert_eq!(follower.bound_to, None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_threads_cpu_is_told_whatever_its_name_is(name: Vec<u8>, cpu: usize) {
+            let mut stat = b"4711 (".to_vec();
+            stat.extend(name);
+            stat.extend(b") R");
+            stat.extend(" 7".repeat(39 - 4).into_bytes());
+            stat.extend(format!(" {cpu} 0 0\n").into_bytes());
+            prop_assert_eq!(cpu_of(&stat), Some(cpu));
+        }
+
+        #[test]
+        fn no_text_upsets_the_reader(stat: Vec<u8>) {
+            let _ = cpu_of(&stat);
+        }
     }
 }

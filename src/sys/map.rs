@@ -254,25 +254,18 @@ fn plug(range: AddrRange) {
     }
 }
 
-/// Is `range` still within one mapping, that nobody has split by mprotect, munmap or mmap?
-pub(crate) fn is_one_mapping(range: AddrRange) -> bool {
+/// Is `range` still within one mapping with just these rights, that nobody has split by mprotect, munmap or mmap?
+pub(crate) fn is_one_mapping(range: AddrRange, prot: Prot) -> bool {
     // Before 6.11 the list is read. (An mremap to the same place and size tells nothing: it succeeds over splits and
     // holes on every kernel, see "Always allow a shrinking remap" in mm/mremap.c.)
     let around = mapping_around(range.addr).or_else(|| mapping_listed(range.addr));
-    around.is_some_and(|mapping| mapping.end() >= range.end())
+    around.is_some_and(|(mapping, rights)| mapping.end() >= range.end() && rights == prot)
 }
 
-/// The mapping that contains an address, from the text of /proc/self/maps.
-fn mapping_listed(addr: usize) -> Option<AddrRange> {
-    use std::io::BufRead;
-    let list = std::io::BufReader::new(std::fs::File::open("/proc/self/maps").ok()?);
-    list.lines().map_while(Result::ok).find_map(|line| {
-        let (start, rest) = line.split_once('-')?;
-        let (end, _) = rest.split_once(' ')?;
-        let [start, end] = [start, end].map(|text| usize::from_str_radix(text, 16).unwrap_or(0));
-        let mapping = AddrRange::new(start, end.saturating_sub(start));
-        mapping.contains(addr).then_some(mapping)
-    })
+/// The mapping that contains an address, and its rights, from the text of /proc/self/maps.
+fn mapping_listed(addr: usize) -> Option<(AddrRange, Prot)> {
+    let text = super::maps::read().ok()?;
+    super::maps::lines(&text).find(|line| line.range.contains(addr)).map(|line| (line.range, line.prot))
 }
 
 /// Is there a part of `range` where nothing is mapped? msync(2) answers ENOMEM then, and does nothing to shared memory.
@@ -291,9 +284,10 @@ pub(crate) fn maps() -> Option<&'static std::fs::File> {
     maps.as_ref().filter(|_| *made == here)
 }
 
-/// The mapping that `addr` is in, empty if it is in none; `None` if the kernel can't be asked (`PROCMAP_QUERY`, 6.11; /proc).
-fn mapping_around(addr: usize) -> Option<AddrRange> {
-    use linux_raw_sys::general::procmap_query;
+/// The mapping that `addr` is in, and its rights; empty if it is in none; `None` if the kernel can't be asked
+/// (`PROCMAP_QUERY`, 6.11; /proc).
+fn mapping_around(addr: usize) -> Option<(AddrRange, Prot)> {
+    use linux_raw_sys::general::{procmap_query, procmap_query_flags as flags};
     let maps = maps()?;
     // SAFETY: all zeroes is a valid query: numbers, and no buffers for names.
     let mut query: procmap_query = unsafe { std::mem::zeroed() };
@@ -305,9 +299,15 @@ fn mapping_around(addr: usize) -> Option<AddrRange> {
     match (rc, nix::errno::Errno::last()) {
         (0, _) => {
             let (start, end) = (usize::try_from(query.vma_start).ok()?, usize::try_from(query.vma_end).ok()?);
-            Some(AddrRange::new(start, end - start))
+            let has = |flag: flags| query.vma_flags & flag as u64 != 0;
+            let prot = match (has(flags::PROCMAP_QUERY_VMA_READABLE), has(flags::PROCMAP_QUERY_VMA_WRITABLE)) {
+                (_, true) => Prot::ReadWrite,
+                (true, false) => Prot::Read,
+                (false, false) => Prot::None,
+            };
+            Some((AddrRange::new(start, end - start), prot))
         }
-        (_, nix::errno::Errno::ENOENT) => Some(AddrRange::new(0, 0)),
+        (_, nix::errno::Errno::ENOENT) => Some((AddrRange::new(0, 0), Prot::None)),
         _ => None,
     }
 }
@@ -364,15 +364,22 @@ mod tests {
         let range = AddrRange::new(outer.addr + page, 4 * page);
         // SAFETY: inner pages of a reservation made here.
         unsafe { map_shared(range, file.as_fd(), 0, Prot::ReadWrite) }.expect("mapped");
-        assert_eq!(mapping_listed(range.addr).map(AddrRange::end), Some(range.end()));
+        let listed = mapping_listed(range.addr).expect("it is there");
+        assert_eq!((listed.0.end(), listed.1), (range.end(), Prot::ReadWrite));
+        assert!(is_one_mapping(range, Prot::ReadWrite));
+        assert!(!is_one_mapping(range, Prot::Read));
         // SAFETY: as above.
         unsafe { unmap(AddrRange::new(range.addr + 2 * page, page)) }.expect("a hole");
         let first = AddrRange::new(range.addr, 2 * page);
-        assert_eq!(mapping_listed(range.addr), Some(first));
-        assert_eq!(mapping_listed(range.addr + 2 * page), None);
-        if let Some(queried) = mapping_around(range.addr) {
-            assert_eq!(queried, first);
+        for prot in [Prot::None, Prot::Read, Prot::ReadWrite] {
+            // SAFETY: as above.
+            unsafe { protect(first, prot) }.expect("its rights can be changed");
+            assert_eq!(mapping_listed(range.addr), Some((first, prot)));
+            if let Some(queried) = mapping_around(range.addr) {
+                assert_eq!(queried, (first, prot));
+            }
         }
-        assert!(!is_one_mapping(range));
+        assert_eq!(mapping_listed(range.addr + 2 * page), None);
+        assert!(!is_one_mapping(range, Prot::ReadWrite));
     }
 }

@@ -4,6 +4,9 @@
 #![expect(unsafe_code, reason = "userfaultfd ioctls have no safe form")]
 
 mod handed;
+pub(crate) mod message;
+
+pub(crate) use message::FaultMessage;
 
 use super::{AddrRange, SysError, left_out, may_fail};
 use linux_raw_sys::general as raw;
@@ -54,15 +57,6 @@ pub enum UffdSource {
 #[derive(Debug)]
 pub(crate) struct Uffd {
     fd: OwnedFd,
-}
-
-/// A page fault that waits for an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FaultMessage {
-    pub(crate) addr: usize,
-    /// The thread that faulted, where the kernel told (`UFFD_FEATURE_THREAD_ID`); 0 otherwise.
-    pub(crate) tid: u32,
-    pub(crate) write: bool,
 }
 
 /// How far one `UFFDIO_CONTINUE` came.
@@ -214,25 +208,15 @@ impl Uffd {
     pub(crate) fn read(&self, into: &mut Vec<FaultMessage>, limit: usize) -> Result<usize, SysError> {
         const BATCH: usize = 16;
         may_fail("read(userfaultfd)")?;
-        let mut buffer = [const { std::mem::MaybeUninit::<raw::uffd_msg>::uninit() }; BATCH];
-        let want = limit.clamp(1, BATCH);
-        // SAFETY: the buffer holds `want` messages; the kernel writes whole messages only.
-        let n =
-            unsafe { libc::read(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), want * size_of::<raw::uffd_msg>()) };
-        let bytes = match usize::try_from(n) {
+        let mut buffer = [0; BATCH * message::SIZE];
+        let wanted = &mut buffer[..limit.clamp(1, BATCH) * message::SIZE];
+        let bytes = match nix::unistd::read(&self.fd, wanted) {
             Ok(bytes) => bytes,
-            Err(_) => match Errno::last() {
-                Errno::EAGAIN => return Ok(0),
-                errno => return Err(SysError::new("read(userfaultfd)", errno)),
-            },
+            Err(Errno::EAGAIN) => return Ok(0),
+            Err(errno) => return Err(SysError::new("read(userfaultfd)", errno)),
         };
-        let count = bytes / size_of::<raw::uffd_msg>();
-        for slot in buffer.iter().take(count) {
-            // SAFETY: the kernel has written the first `count` messages.
-            let message = unsafe { slot.assume_init_ref() };
-            into.extend(decode(message));
-        }
-        Ok(count)
+        into.extend(message::faults(&buffer[..bytes]));
+        Ok(bytes / message::SIZE)
     }
 }
 
@@ -244,22 +228,6 @@ impl AsFd for Uffd {
 
 fn uffdio_range(range: AddrRange) -> raw::uffdio_range {
     raw::uffdio_range { start: range.addr as u64, len: range.len as u64 }
-}
-
-/// A fault from a message; anything else (events we never ask for) is nothing.
-fn decode(message: &raw::uffd_msg) -> Option<FaultMessage> {
-    if u32::from(message.event) != raw::UFFD_EVENT_PAGEFAULT {
-        return None;
-    }
-    // SAFETY: `event` says that the page-fault member of the union was written.
-    let fault = unsafe { message.arg.pagefault };
-    // SAFETY: the only member of the union; zero where the kernel does not tell.
-    let tid = unsafe { fault.feat.ptid };
-    Some(FaultMessage {
-        addr: usize::try_from(fault.address).ok()?,
-        tid,
-        write: fault.flags & u64::from(raw::UFFD_PAGEFAULT_FLAG_WRITE) != 0,
-    })
 }
 
 #[cfg(test)]
@@ -289,5 +257,57 @@ mod tests {
         assert!(!offered.is_empty());
         let refused = Uffd::open_by(UffdSource::UserModeOnly, unknown).expect_err("there is no such feature");
         assert_eq!(refused.errno, Errno::EINVAL);
+    }
+
+    /// What the kernel says of a fault is what it was.
+    #[test]
+    fn a_real_fault_is_understood() {
+        use crate::sys::map::{self, Prot};
+        use std::sync::mpsc;
+        use std::time::{Duration, Instant};
+        let features = UffdFeatures::MINOR_SHMEM | UffdFeatures::THREAD_ID | UffdFeatures::EXACT_ADDRESS;
+        let Ok((uffd, _)) = Uffd::open(features) else {
+            println!("SKIP: no userfaultfd");
+            assert!(
+                std::env::var_os("REVOCABLE_CI").is_none_or(|value| value != "1"),
+                "this machine is to run every test"
+            );
+            return;
+        };
+        let page = super::super::page_size();
+        let file = std::fs::File::from(map::memfd(c"faults", 2 * page as u64, 0).expect("a memfd"));
+        std::os::unix::fs::FileExt::write_all_at(&file, &vec![0x5a; 2 * page], 0).expect("it takes them");
+        let range = map::reserve(2 * page, page).expect("address space");
+        // SAFETY: a reservation made here.
+        unsafe { map::map_shared(range, file.as_fd(), 0, Prot::ReadWrite) }.expect("it can be mapped");
+        uffd.register(range, true).expect("shared memory can be registered");
+        for (at, write) in [(0x123, false), (page + 0x456, true)] {
+            let (tell, told) = mpsc::channel();
+            let addr = range.addr + at;
+            let thread = std::thread::spawn(move || {
+                tell.send(u32::try_from(crate::sys::thread::current_tid())).expect("it is heard");
+                let byte = std::ptr::with_exposed_provenance_mut::<u8>(addr);
+                if write {
+                    // SAFETY: inside the mapping; the fault is answered below.
+                    unsafe { byte.write_volatile(1) };
+                }
+                // SAFETY: as above.
+                unsafe { byte.read_volatile() }
+            });
+            let mut faults = Vec::new();
+            let since = Instant::now();
+            while uffd.read(&mut faults, 16).expect("it can be read") == 0 {
+                assert!(since.elapsed() < Duration::from_secs(30), "no fault came");
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            let exact = Uffd::offered_here().contains(UffdFeatures::EXACT_ADDRESS);
+            let addr = if exact { addr } else { addr & !(page - 1) };
+            let tid = told.recv().expect("it said so").expect("a number");
+            assert_eq!(faults, [FaultMessage { addr, tid, write }]);
+            uffd.map_present(AddrRange::new(addr & !(page - 1), page)).expect("the page is there");
+            assert_eq!(thread.join().expect("it lives"), if write { 1 } else { 0x5a });
+        }
+        // SAFETY: nobody uses it any more.
+        unsafe { map::unmap(range) }.expect("unmapped");
     }
 }

@@ -3,6 +3,7 @@
 
 pub(crate) mod child;
 pub(crate) mod count;
+pub(crate) mod fuzz;
 pub(crate) mod matrix;
 pub(crate) mod raw;
 pub(crate) mod stopper;

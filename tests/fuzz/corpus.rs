@@ -1,0 +1,27 @@
+//! Sequences that are always tried: each a trap that this crate or another one has fallen into, or could.
+
+macro_rules! corpus {
+    ($($name:literal)*) => { &[$(($name, include_str!(concat!("corpus/", $name)))),*] };
+}
+
+/// By name, in order, as they are in `corpus/`. Part of the binary, which also runs where the sources are not.
+pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
+    "a-whole-huge-page.ops"
+    "accessors-only.ops"
+    "device-block-refuses-system-calls.ops"
+    "dropped-behind-a-fault.ops"
+    "dropped-under-guards-and-pins.ops"
+    "fault-flags.ops"
+    "groups-are-undone.ops"
+    "guards-inside-guards.ops"
+    "huge-pages.ops"
+    "mapped-while-disabled.ops"
+    "page-tables-aside.ops"
+    "pins-told-and-not-told.ops"
+    "read-only.ops"
+    "rights-taken-away.ops"
+    "stores-to-all-ones-are-lost.ops"
+    "the-last-bytes.ops"
+    "waits-at-every-strategy.ops"
+    "waits-outlive-their-region.ops"
+};

@@ -1,0 +1,350 @@
+//! What a sequence is to come to, in bytes and states: no system call, no thread, nothing of the crate but its error types.
+//!
+//! [`Model::expect`] answers what an operation may answer and changes nothing; [`Model::apply`] then takes note of what it
+//! did answer, as there are operations that may go one way or another.
+
+use super::op::{Build, How, Memory, Op, Rights, View};
+use revocable_mmio::fault::{IllegalFlags, Outcome};
+use revocable_mmio::{AccessError, CopyError, FaultError, OnDisabled, PinError, Strategy};
+use std::collections::BTreeMap;
+
+/// What the machine can do, as far as answers depend on it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine {
+    /// A userfaultfd can be had at all.
+    pub(crate) userfaultfd: bool,
+    /// Its faults include those of system calls.
+    pub(crate) kernel_faults: bool,
+    pub(crate) is_legal: fn(Strategy, Memory) -> bool,
+}
+
+/// What an operation answered.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Answer {
+    Done,
+    Changed(bool),
+    Bytes(Vec<u8>),
+    /// A compare-and-exchange that found something else.
+    Found(Vec<u8>),
+    Fault(Outcome),
+    Refused(AccessError),
+    Stopped(CopyError),
+    NotPinned(PinError),
+    NotFaulted(FaultError),
+    /// A region or mapping was not made, for this reason.
+    NotMade(&'static str),
+    /// A change of state did not happen: so many guards and pins were in the way.
+    Busy {
+        guards: u64,
+        pins: usize,
+    },
+    TimedOut {
+        guards: u64,
+        pins: usize,
+    },
+    WouldDeadlock {
+        guards: u64,
+    },
+    Gone,
+    /// A raw access met SIGBUS at the very byte.
+    Bus,
+    /// A raw access met another signal, at the very byte.
+    Signal,
+    /// A system call's errno.
+    Errno(i32),
+}
+
+/// What may be answered.
+#[derive(Clone, Debug)]
+pub(crate) enum Allowed {
+    Is(Answer),
+    /// Bytes that may each be one of two values.
+    Either(Vec<[u8; 2]>),
+    AnySignal,
+}
+
+impl Allowed {
+    pub(crate) fn admits(&self, answer: &Answer) -> bool {
+        match (self, answer) {
+            (Allowed::Is(expected), answer) => expected == answer,
+            (Allowed::Either(bytes), Answer::Bytes(got)) => {
+                bytes.len() == got.len() && bytes.iter().zip(got).all(|(may, byte)| may.contains(byte))
+            }
+            (Allowed::AnySignal, answer) => matches!(answer, Answer::Bus | Answer::Signal),
+            (Allowed::Either(_), _) => false,
+        }
+    }
+}
+
+/// `None`: nothing to do, as a slot is empty or the caller would wait for itself.
+pub(crate) type Expected = Option<Vec<Allowed>>;
+
+pub(crate) fn is(answer: Answer) -> Vec<Allowed> {
+    vec![Allowed::Is(answer)]
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Enabled,
+    Disabled,
+    /// Dropped, while guards or pins of it are held.
+    Ending,
+    Gone,
+}
+
+#[derive(Debug)]
+pub(crate) struct RegionModel {
+    pub(crate) page: usize,
+    pub(crate) strategy: Strategy,
+    pub(crate) memory: Memory,
+    pub(crate) state: State,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) guards: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct MappingModel {
+    /// Index of its region, dropped or not.
+    pub(crate) region: usize,
+    pub(crate) offset: usize,
+    pub(crate) len: usize,
+    pub(crate) read_only: bool,
+    pub(crate) policy: OnDisabled,
+    /// Whoever faults resolves it: raw accesses may be refused at any time.
+    pub(crate) own: bool,
+    /// What raw stores have left in a mapping that answers all-ones; they may be read back until it is live again.
+    pub(crate) ghost: BTreeMap<usize, u8>,
+    /// To each page of it.
+    pub(crate) rights: Vec<Rights>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PinModel {
+    pub(crate) region: usize,
+    pub(crate) polite: bool,
+}
+
+/// What an access that reaches a mapping meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meets {
+    Memory,
+    Disabled,
+    Gone,
+    Ones,
+    Waits,
+}
+
+pub(crate) struct Model {
+    pub(crate) machine: Machine,
+    /// Every region there ever was.
+    pub(crate) regions: Vec<RegionModel>,
+    pub(crate) slots: [Option<usize>; super::op::REGIONS],
+    pub(crate) mappings: [Option<MappingModel>; super::op::MAPPINGS],
+    pub(crate) pins: [Option<PinModel>; super::op::PINS],
+    pub(crate) groups: [Option<Vec<usize>>; super::op::GROUPS],
+    /// The regions of the guards held, the last one taken last.
+    pub(crate) guards: Vec<usize>,
+    /// Regions that threads wait for, and whether they store.
+    pub(crate) waiting: Vec<(usize, bool)>,
+}
+
+impl Model {
+    pub(crate) fn new(machine: Machine) -> Self {
+        Self {
+            machine,
+            regions: Vec::new(),
+            slots: Default::default(),
+            mappings: Default::default(),
+            pins: Default::default(),
+            groups: Default::default(),
+            guards: Vec::new(),
+            waiting: Vec::new(),
+        }
+    }
+
+    pub(crate) fn region(&self, slot: usize) -> Option<(usize, &RegionModel)> {
+        self.slots[slot].map(|id| (id, &self.regions[id]))
+    }
+
+    pub(crate) fn mapping(&self, slot: usize) -> Option<(&MappingModel, &RegionModel)> {
+        self.mappings[slot].as_ref().map(|mapping| (mapping, &self.regions[mapping.region]))
+    }
+
+    pub(crate) fn meets(&self, mapping: &MappingModel) -> Meets {
+        match (self.regions[mapping.region].state, mapping.policy) {
+            (State::Enabled | State::Ending, _) => Meets::Memory,
+            (_, OnDisabled::AllOnes) => Meets::Ones,
+            (State::Gone, _) => Meets::Gone,
+            (State::Disabled, OnDisabled::Block) => Meets::Waits,
+            (State::Disabled, _) => Meets::Disabled,
+        }
+    }
+
+    /// Pins of a region: all of them, and those whose holders don't give them back when told.
+    pub(crate) fn pins(&self, region: usize) -> (usize, usize) {
+        let held = || self.pins.iter().flatten().filter(|pin| pin.region == region);
+        (held().count(), held().filter(|pin| !pin.polite).count())
+    }
+
+    pub(crate) fn expect(&self, op: &Op) -> Expected {
+        match *op {
+            Op::Region { build, .. } => Some(is(self.build(build))),
+            Op::DropRegion { region } => self.region(region).map(|_| is(Answer::Done)),
+            Op::Map { region, how, .. } => self.region(region).map(|(_, region)| is(self.map(region, how))),
+            Op::Unmap { mapping } | Op::Shed { mapping } => self.mapping(mapping).map(|_| is(Answer::Done)),
+            Op::Protect { mapping, page, .. } => {
+                let (mapping, region) = self.mapping(mapping)?;
+                // A device's file in parts does not wait; what stands in for the memory has no rights that last; and an
+                // access that does not recover would kill.
+                let recovers = !cfg!(revocable_portable);
+                let may = region.state == State::Enabled && region.memory != Memory::Device && recovers;
+                (may && page < mapping.rights.len()).then(|| is(Answer::Done))
+            }
+            Op::Disable { region, how } => {
+                let (id, region) = self.region(region)?;
+                match region.state {
+                    State::Enabled => self.change(id, how, Answer::Changed(true)),
+                    _ => Some(is(Answer::Changed(false))),
+                }
+            }
+            Op::Enable { region, .. } => {
+                let (_, region) = self.region(region)?;
+                Some(is(Answer::Changed(region.state == State::Disabled)))
+            }
+            Op::Reset { region, how, at, .. } => {
+                let (id, region) = self.region(region)?;
+                if at.offset(region.page) >= region.bytes.len() {
+                    return None;
+                }
+                // There is none that gives up.
+                let how = if how == How::Timeout { How::Wait } else { how };
+                self.change(id, how, Answer::Done)
+            }
+            Op::OwnerRead { region, at, len } => {
+                let (_, region) = self.region(region)?;
+                Some(is(match owners(region, at.offset(region.page), len) {
+                    Ok(range) => Answer::Bytes(region.bytes[range].to_vec()),
+                    Err(stopped) => stopped,
+                }))
+            }
+            Op::OwnerFill { region, at, len, .. } => {
+                let (_, region) = self.region(region)?;
+                Some(is(owners(region, at.offset(region.page), len).map_or_else(|stopped| stopped, |_| Answer::Done)))
+            }
+            Op::Pin { region, from, to, flags, .. } => {
+                let (_, region) = self.region(region)?;
+                let (start, end, len) = (from.offset(region.page), to.offset(region.page), region.bytes.len());
+                Some(is(if start >= end || end > len {
+                    Answer::NotPinned(PinError::OutOfRange { start, end, len })
+                } else if let Err(illegal) = legal(flags) {
+                    Answer::NotPinned(PinError::Flags(illegal))
+                } else if region.state == State::Enabled {
+                    Answer::Done
+                } else {
+                    Answer::NotPinned(PinError::Disabled)
+                }))
+            }
+            Op::Unpin { pin } => self.pins[pin].map(|_| is(Answer::Done)),
+            Op::Guard { mapping } => {
+                let (_, region) = self.mapping(mapping)?;
+                let busy = AccessError::WouldBlock { offset: 0 };
+                Some(match region.state {
+                    State::Enabled => is(Answer::Done),
+                    // Inside of another guard it is had; otherwise that depends on how far the region's end has come.
+                    State::Ending if region.guards > 0 => is(Answer::Done),
+                    State::Ending => vec![Allowed::Is(Answer::Done), Allowed::Is(Answer::Refused(busy))],
+                    State::Disabled => is(Answer::Refused(AccessError::Disabled { offset: 0 })),
+                    State::Gone => is(Answer::Refused(AccessError::Gone { offset: 0 })),
+                })
+            }
+            Op::Unguard => self.guards.last().map(|_| is(Answer::Done)),
+            Op::Group { .. } => Some(is(Answer::Done)),
+            Op::All { group, .. } => self.all(self.groups[group].as_ref()?),
+            Op::Load { .. } | Op::Store { .. } | Op::Modify { .. } => self.access(op),
+            Op::CopyOut { .. } | Op::CopyIn { .. } | Op::Fill { .. } | Op::Call { .. } => self.copy(op),
+            Op::FaultRegion { .. } | Op::FaultMapping { .. } | Op::Wait { .. } => self.fault(op),
+        }
+    }
+
+    fn build(&self, build: Build) -> Answer {
+        if build.pages == 0 {
+            Answer::NotMade("empty")
+        } else if (self.machine.is_legal)(build.strategy, build.memory) {
+            Answer::Done
+        } else {
+            Answer::NotMade("strategy")
+        }
+    }
+
+    fn map(&self, region: &RegionModel, how: View) -> Answer {
+        match self.part(region, how) {
+            Err(why) => Answer::NotMade(why),
+            Ok(_) if how.policy == OnDisabled::Block && !self.machine.userfaultfd => Answer::NotMade("policy"),
+            Ok(_) => Answer::Done,
+        }
+    }
+
+    /// Offset and length of a mapping, or what is wrong with them.
+    pub(crate) fn part(&self, region: &RegionModel, how: View) -> Result<(usize, usize), &'static str> {
+        let offset = how.offset.offset(region.page);
+        let rest = region.bytes.len().checked_sub(offset).ok_or("out of range")?;
+        let len = how.len.map_or(rest, |len| len.offset(region.page));
+        match () {
+            () if len == 0 => Err("empty"),
+            () if offset % region.page != 0 || len % region.page != 0 => Err("unaligned"),
+            () if len > rest => Err("out of range"),
+            () => Ok((offset, len)),
+        }
+    }
+
+    /// A revocation (or a reset) of a region, that answers `done` if nobody is in the way.
+    fn change(&self, id: usize, how: How, done: Answer) -> Expected {
+        let guards = self.regions[id].guards;
+        let (pins, stubborn) = self.pins(id);
+        match how {
+            _ if guards > 0 => Some(is(Answer::WouldDeadlock { guards })),
+            How::Try if pins > 0 => Some(is(Answer::Busy { guards, pins })),
+            // Nobody would end the wait.
+            How::Wait if stubborn > 0 => None,
+            How::Timeout if stubborn > 0 => Some(is(Answer::TimedOut { guards, pins: stubborn })),
+            _ => Some(is(done)),
+        }
+    }
+
+    fn all(&self, members: &[usize]) -> Expected {
+        let mut obstacles = Vec::new();
+        for &id in members {
+            match self.regions[id].state {
+                // Whether it is busy or gone is a question of time.
+                State::Ending => return None,
+                State::Gone => obstacles.push(Allowed::Is(Answer::Gone)),
+                State::Enabled | State::Disabled => match self.change(id, How::Try, Answer::Done)?.pop()? {
+                    Allowed::Is(Answer::Done) => {}
+                    obstacle => obstacles.push(obstacle),
+                },
+            }
+        }
+        Some(if obstacles.is_empty() { is(Answer::Done) } else { obstacles })
+    }
+}
+
+/// What fault flags contradict themselves, from their documentation.
+pub(crate) fn legal(flags: revocable_mmio::fault::FaultFlags) -> Result<(), IllegalFlags> {
+    use revocable_mmio::fault::FaultFlags as F;
+    const KNOWN: u32 = 0b10_1111_1101;
+    match flags.bits() {
+        bits if bits & !KNOWN != 0 => Err(IllegalFlags::Unknown { flags: bits & !KNOWN }),
+        bits if bits & F::ALLOW_RETRY.bits() != 0 => Ok(()),
+        bits if bits & F::RETRY_NOWAIT.bits() != 0 => Err(IllegalFlags::NowaitWithoutRetry { flags }),
+        bits if bits & F::TRIED.bits() != 0 => Err(IllegalFlags::TriedWithoutRetry { flags }),
+        _ => Ok(()),
+    }
+}
+
+/// A range of the owner's view, or what is answered if it is not inside.
+fn owners(region: &RegionModel, offset: usize, size: usize) -> Result<std::ops::Range<usize>, Answer> {
+    let len = region.bytes.len();
+    let end = offset.checked_add(size).filter(|end| *end <= len);
+    let error = AccessError::OutOfBounds { offset, size, len };
+    end.map(|end| offset..end).ok_or(Answer::Stopped(CopyError { done: 0, error }))
+}

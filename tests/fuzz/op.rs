@@ -1,0 +1,267 @@
+//! What a fuzzed sequence consists of. Everything stands in a numbered slot, so that leaving one operation out (which is
+//! what shrinking does) changes the meaning of no other: one that finds its slot empty does nothing.
+
+use revocable_mmio::fault::FaultFlags;
+use revocable_mmio::{OnDisabled, Strategy};
+
+pub(crate) use crate::support::matrix::Memory;
+
+pub(crate) const REGIONS: usize = 3;
+pub(crate) const MAPPINGS: usize = 5;
+pub(crate) const PINS: usize = 3;
+pub(crate) const GROUPS: usize = 2;
+
+/// A place in a region or mapping: near the start of one of its pages, or anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Near { page: usize, byte: isize },
+    Far(usize),
+}
+
+impl Place {
+    pub(crate) fn offset(self, page_size: usize) -> usize {
+        match self {
+            Place::Near { page, byte } => (page * page_size).wrapping_add_signed(byte),
+            Place::Far(offset) => offset,
+        }
+    }
+}
+
+/// How long a change of state may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    Wait,
+    Try,
+    Timeout,
+}
+
+/// Which of the ways to make one access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Via {
+    Accessor,
+    Try,
+    Register,
+    With(FaultFlags),
+    /// By raw pointer.
+    Raw,
+}
+
+/// A read-modify-write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Modify {
+    Swap,
+    Add,
+    Or,
+    And,
+    Xor,
+    /// If it finds this.
+    Exchange(u64),
+}
+
+/// A system call on addresses of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// process_vm_readv(2) out of it.
+    Vm,
+    /// pwrite(2) with it as the source.
+    Write,
+    /// pread(2) into it, of bytes of this value.
+    Read(u8),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Disable,
+    Enable,
+    Reset,
+}
+
+/// How a region is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Build {
+    pub(crate) strategy: Strategy,
+    pub(crate) memory: Memory,
+    pub(crate) pages: usize,
+    pub(crate) disabled: bool,
+    pub(crate) own_monitor: bool,
+    /// Pages that a fault maps; `None`: as the crate thinks best.
+    pub(crate) around: Option<usize>,
+    pub(crate) trim: bool,
+}
+
+/// How it is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    pub(crate) offset: Place,
+    /// `None`: up to the end.
+    pub(crate) len: Option<Place>,
+    pub(crate) read_only: bool,
+    pub(crate) policy: OnDisabled,
+    pub(crate) accessors_only: bool,
+}
+
+/// Who faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Faulter {
+    pub(crate) flags: FaultFlags,
+    pub(crate) policy: OnDisabled,
+    pub(crate) cancelled: bool,
+}
+
+/// `region`, `mapping`, `pin` and `group` are slots; `width` is 1, 2, 4 or 8.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Region {
+        region: usize,
+        build: Build,
+    },
+    DropRegion {
+        region: usize,
+    },
+    Map {
+        mapping: usize,
+        region: usize,
+        how: View,
+    },
+    Unmap {
+        mapping: usize,
+    },
+    Disable {
+        region: usize,
+        how: How,
+    },
+    Enable {
+        region: usize,
+        how: How,
+    },
+    /// Its callback fills the page at `at` with `byte`.
+    Reset {
+        region: usize,
+        how: How,
+        at: Place,
+        byte: u8,
+    },
+    Load {
+        mapping: usize,
+        via: Via,
+        width: usize,
+        at: Place,
+    },
+    Store {
+        mapping: usize,
+        via: Via,
+        width: usize,
+        at: Place,
+        value: u64,
+    },
+    Modify {
+        mapping: usize,
+        modify: Modify,
+        width: usize,
+        at: Place,
+        value: u64,
+    },
+    CopyOut {
+        mapping: usize,
+        at: Place,
+        len: usize,
+    },
+    CopyIn {
+        mapping: usize,
+        at: Place,
+        len: usize,
+        byte: u8,
+    },
+    Fill {
+        mapping: usize,
+        at: Place,
+        len: usize,
+        byte: u8,
+    },
+    Call {
+        mapping: usize,
+        call: Call,
+        at: Place,
+        len: usize,
+    },
+    /// The application drops the page-table entries itself.
+    Shed {
+        mapping: usize,
+    },
+    /// The application takes rights away from a page of it (mprotect), while it is enabled.
+    Protect {
+        mapping: usize,
+        page: usize,
+        rights: Rights,
+    },
+    OwnerRead {
+        region: usize,
+        at: Place,
+        len: usize,
+    },
+    OwnerFill {
+        region: usize,
+        at: Place,
+        len: usize,
+        byte: u8,
+    },
+    /// `polite`: its holder drops it when told of a revocation.
+    Pin {
+        pin: usize,
+        region: usize,
+        from: Place,
+        to: Place,
+        flags: FaultFlags,
+        polite: bool,
+    },
+    Unpin {
+        pin: usize,
+    },
+    /// A guard that lives until its `Unguard`, or the end.
+    Guard {
+        mapping: usize,
+    },
+    Unguard,
+    /// A group of the regions whose bits are set.
+    Group {
+        group: usize,
+        members: usize,
+    },
+    All {
+        group: usize,
+        verb: Verb,
+    },
+    FaultRegion {
+        region: usize,
+        at: Place,
+        who: Faulter,
+    },
+    FaultMapping {
+        mapping: usize,
+        at: Place,
+        who: Faulter,
+    },
+    /// A thread that makes an access which has to wait until the region is enabled, or gone.
+    Wait {
+        mapping: usize,
+        what: Waiter,
+        at: Place,
+    },
+}
+
+/// What is left of the rights to a page of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rights {
+    Nothing,
+    Loads,
+    All,
+}
+
+/// What a waiting thread does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiter {
+    Load,
+    Store(u64),
+    Raw,
+    Call,
+}

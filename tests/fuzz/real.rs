@@ -1,0 +1,440 @@
+//! The crate's side of a sequence: what is alive, and each operation by its public interface.
+
+use super::model::{Answer, Model};
+use super::op::{Build, Call, Faulter, How, Modify, Op, Rights, Verb, Via, View, Waiter};
+use super::run::RESET_FILLS;
+use crate::support::matrix::Case;
+use crate::support::raw;
+use revocable_mmio::fault::{CallerLock, NoLock, Outcome};
+use revocable_mmio::{
+    AccessError, AtomicPrimitive, BuildError, Caller, CancelToken, CopyError, FaultAround, Holders, MapError,
+    MapOptions, Mapping, Monitor, OnDisabled, Pin, Region, ResetGroup, RevokeError,
+};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// A pin that its holder may drop when told.
+type Held = Arc<Mutex<Option<Pin>>>;
+
+/// In the order in which it is dropped if a sequence fails: who waits wakes when the regions go.
+#[derive(Default)]
+pub(crate) struct Real {
+    pub(crate) pins: [Option<Held>; super::op::PINS],
+    pub(crate) regions: [Option<Region>; super::op::REGIONS],
+    pub(crate) mappings: [Option<Arc<Mapping>>; super::op::MAPPINGS],
+    pub(crate) groups: [Option<ResetGroup>; super::op::GROUPS],
+    pub(crate) waiting: Vec<Waiting>,
+}
+
+/// An access of a type that is chosen at run time.
+macro_rules! by_width {
+    ($width:expr, $of:ident($($arg:expr),*)) => {
+        match $width {
+            1 => $of::<u8>($($arg),*),
+            2 => $of::<u16>($($arg),*),
+            4 => $of::<u32>($($arg),*),
+            _ => $of::<u64>($($arg),*),
+        }
+    };
+}
+
+trait Word: AtomicPrimitive {
+    fn cut(value: u64) -> Self;
+    fn bytes(self) -> Vec<u8>;
+    fn load(addr: usize) -> Result<Self, raw::Hit>;
+    fn store(addr: usize, value: Self) -> Result<(), raw::Hit>;
+}
+
+macro_rules! words {
+    ($($ty:ident $load:ident $store:ident;)*) => { $(
+        impl Word for $ty {
+            fn cut(value: u64) -> Self {
+                let bytes = value.to_le_bytes();
+                Self::from_le_bytes(std::array::from_fn(|i| bytes[i]))
+            }
+
+            fn bytes(self) -> Vec<u8> {
+                self.to_le_bytes().to_vec()
+            }
+
+            fn load(addr: usize) -> Result<Self, raw::Hit> {
+                raw::$load(addr)
+            }
+
+            fn store(addr: usize, value: Self) -> Result<(), raw::Hit> {
+                raw::$store(addr, value)
+            }
+        }
+    )* };
+}
+
+words! { u8 load8 store8; u16 load16 store16; u32 load32 store32; u64 load64 store64; }
+
+impl Real {
+    /// Does one operation that the model has found to have an answer. `patience` is for changes that give up.
+    pub(crate) fn step(&mut self, op: &Op, model: &Model, patience: Duration) -> Answer {
+        let page = |region: usize| self.regions[region].as_ref().map_or(1, Region::page_size);
+        let mapping = |slot: usize| self.mappings[slot].clone().expect("the model has it too");
+        let page_of = |slot: usize| model.mapping(slot).map_or(1, |(_, region)| region.page);
+        let region = |slot: usize| self.regions[slot].as_ref().expect("the model has it too");
+        match *op {
+            Op::Region { region, build: how } => match build(how) {
+                Ok(new) => {
+                    self.regions[region] = Some(new);
+                    Answer::Done
+                }
+                Err(BuildError::Empty { .. }) => Answer::NotMade("empty"),
+                Err(BuildError::Strategy { .. }) => Answer::NotMade("strategy"),
+                Err(e) => panic!("{e}"),
+            },
+            Op::DropRegion { region } => {
+                self.regions[region] = None;
+                Answer::Done
+            }
+            Op::Map { mapping, region: of, how } => match region(of).map(options(how, page(of))) {
+                Ok(new) => {
+                    self.mappings[mapping] = Some(Arc::new(new));
+                    Answer::Done
+                }
+                Err(MapError::Empty) => Answer::NotMade("empty"),
+                Err(MapError::Unaligned { .. }) => Answer::NotMade("unaligned"),
+                Err(MapError::OutOfRange { .. }) => Answer::NotMade("out of range"),
+                Err(MapError::Policy { .. }) => Answer::NotMade("policy"),
+                Err(e) => panic!("{e}"),
+            },
+            Op::Unmap { mapping } => {
+                self.mappings[mapping] = None;
+                Answer::Done
+            }
+            Op::Disable { region: of, how } => changed(match how {
+                How::Wait => region(of).disable(),
+                How::Try => region(of).try_disable(),
+                How::Timeout => region(of).disable_timeout(patience),
+            }),
+            Op::Enable { region: of, how } => changed(match how {
+                How::Try => region(of).try_enable(),
+                How::Wait | How::Timeout => region(of).enable(),
+            }),
+            Op::Reset { region: of, how, at, byte } => {
+                let at = at.offset(page(of));
+                let fill = |owner: &revocable_mmio::OwnerView| {
+                    owner.fill(at, byte, RESET_FILLS.min(owner.len() - at)).expect("inside");
+                };
+                match how {
+                    How::Try => done(region(of).try_reset(fill)),
+                    // There is none that gives up.
+                    How::Wait | How::Timeout => done(region(of).reset(fill)),
+                }
+            }
+            Op::Load { mapping: of, via, width, at } => {
+                by_width!(width, load(&mapping(of), via, at.offset(page_of(of))))
+            }
+            Op::Store { mapping: of, via, width, at, value } => {
+                by_width!(width, store(&mapping(of), via, at.offset(page_of(of)), value))
+            }
+            Op::Modify { mapping: of, modify: how, width, at, value } => {
+                by_width!(width, modify(&mapping(of), how, at.offset(page_of(of)), value))
+            }
+            Op::CopyOut { mapping: of, at, len } => {
+                let mut into = vec![0x5c; len];
+                let copied = mapping(of).read_slice(at.offset(page_of(of)), &mut into);
+                copied.map_or_else(Answer::Stopped, |()| Answer::Bytes(into))
+            }
+            Op::CopyIn { mapping: of, at, len, byte } => {
+                stopped(mapping(of).write_slice(at.offset(page_of(of)), &vec![byte; len]))
+            }
+            Op::Fill { mapping: of, at, len, byte } => stopped(mapping(of).fill(at.offset(page_of(of)), byte, len)),
+            Op::Call { mapping: of, call: how, at, len } => {
+                let addr = mapping(of).as_ptr().expose_provenance() + at.offset(page_of(of));
+                call(how, addr, len)
+            }
+            Op::Shed { mapping: of } => {
+                let mapping = mapping(of);
+                // Whether the kernel likes the advice is not the point: nothing is lost by it.
+                let _ = raw::advise(mapping.as_ptr().addr(), mapping.len(), nix::libc::MADV_DONTNEED);
+                Answer::Done
+            }
+            Op::Protect { mapping: of, page, rights } => {
+                let (mapping, size) = (mapping(of), page_of(of));
+                let left = if mapping.is_writable() { rights } else { rights.min(Rights::Loads) };
+                let prot = if left == Rights::Nothing { nix::libc::PROT_NONE } else { nix::libc::PROT_READ };
+                // Never more than there were.
+                let before = model.mapping(of).map_or(Rights::All, |(mapping, _)| mapping.rights[page]);
+                if left < before {
+                    let addr = mapping.as_ptr().addr() + page * size;
+                    raw::protect(addr, size, prot).expect("rights can be taken away");
+                }
+                Answer::Done
+            }
+            Op::OwnerRead { region: of, at, len } => {
+                let mut into = vec![0x5c; len];
+                let copied = region(of).owner().read_slice(at.offset(page(of)), &mut into);
+                copied.map_or_else(Answer::Stopped, |()| Answer::Bytes(into))
+            }
+            Op::OwnerFill { region: of, at, len, byte } => {
+                stopped(region(of).owner().fill(at.offset(page(of)), byte, len))
+            }
+            Op::Pin { pin: slot, region: of, from, to, flags, polite } => {
+                let range = from.offset(page(of))..to.offset(page(of));
+                match region(of).pin(range, flags) {
+                    Ok(got) => {
+                        self.pins[slot] = Some(hold(got, polite));
+                        Answer::Done
+                    }
+                    Err(e) => Answer::NotPinned(e),
+                }
+            }
+            Op::Unpin { pin } => {
+                self.pins[pin] = None;
+                Answer::Done
+            }
+            Op::Group { group, members } => {
+                let slots = self.regions.iter().enumerate();
+                let members = slots.filter(|(slot, _)| members >> slot & 1 == 1).filter_map(|(_, r)| r.as_ref());
+                self.groups[group] = Some(ResetGroup::new(members));
+                Answer::Done
+            }
+            Op::All { group, verb } => all(self.groups[group].as_ref().expect("the model has it too"), verb),
+            Op::FaultRegion { region: of, at, who } => {
+                let at = at.offset(page(of));
+                fault(who, |caller, lock| region(of).fault(at, caller, lock))
+            }
+            Op::FaultMapping { mapping: of, at, who } => {
+                let at = at.offset(page_of(of));
+                fault(who, |caller, lock| mapping(of).fault(at, caller, lock))
+            }
+            Op::Wait { mapping: of, what, at } => {
+                let id = model.mapping(of).expect("there is one").0.region;
+                let waiting = Waiting::start(mapping(of), id, what, at.offset(page_of(of)));
+                // Long enough to get there mostly; who is late is no failure.
+                thread::sleep(Duration::from_micros(500));
+                let still = !waiting.thread.is_finished();
+                self.waiting.push(waiting);
+                if still { Answer::Done } else { Answer::NotMade("it did not wait") }
+            }
+            // A guard is a frame of its own.
+            Op::Guard { .. } | Op::Unguard => Answer::Done,
+        }
+    }
+}
+
+fn build(how: Build) -> Result<Region, BuildError> {
+    let case = Case { strategy: how.strategy, memory: how.memory, policy: OnDisabled::Sigbus };
+    let mut builder = case.builder(how.pages);
+    if how.disabled {
+        builder = builder.disabled();
+    }
+    if how.trim {
+        builder = builder.trim_detached();
+    }
+    if let Some(pages) = how.around {
+        builder = builder.fault_around(if pages == 0 { FaultAround::Whole } else { FaultAround::Pages(pages) });
+    }
+    // A monitor that is handed in may have what a process can't get by itself, so with one no strategy is refused.
+    if let Some(monitor) = (how.own_monitor && case.is_legal()).then(|| Monitor::with_threads(2).ok()).flatten() {
+        builder = builder.monitor(monitor);
+    }
+    builder.build()
+}
+
+fn options(how: View, page: usize) -> MapOptions {
+    let mut options = MapOptions::new().offset(how.offset.offset(page)).on_disabled(how.policy);
+    if let Some(len) = how.len {
+        options = options.len(len.offset(page));
+    }
+    if how.read_only {
+        options = options.read_only();
+    }
+    if how.accessors_only { options.accessors_only() } else { options }
+}
+
+fn hold(pin: Pin, polite: bool) -> Held {
+    let held: Held = Arc::default();
+    let theirs = Arc::downgrade(&held);
+    let pin = match polite {
+        true => pin.on_revoke(move || {
+            if let Some(held) = theirs.upgrade() {
+                let given_back = held.lock().expect("nobody panics here").take();
+                drop(given_back);
+            }
+        }),
+        false => pin,
+    };
+    *held.lock().expect("nobody panics here") = Some(pin);
+    held
+}
+
+fn holders(holders: &Holders) -> (u64, usize) {
+    (holders.guards.iter().map(|held| held.count).sum(), holders.pins)
+}
+
+fn not_changed(e: RevokeError) -> Answer {
+    match e {
+        RevokeError::Busy(who) => {
+            let (guards, pins) = holders(&who);
+            Answer::Busy { guards, pins }
+        }
+        RevokeError::TimedOut { holders: who, .. } => {
+            let (guards, pins) = holders(&who);
+            Answer::TimedOut { guards, pins }
+        }
+        RevokeError::WouldDeadlock { guards } => Answer::WouldDeadlock { guards },
+        RevokeError::Gone => Answer::Gone,
+        e => panic!("{e}"),
+    }
+}
+
+fn changed(result: Result<bool, RevokeError>) -> Answer {
+    result.map_or_else(not_changed, Answer::Changed)
+}
+
+fn done(result: Result<(), RevokeError>) -> Answer {
+    result.map_or_else(not_changed, |()| Answer::Done)
+}
+
+fn all(group: &ResetGroup, verb: Verb) -> Answer {
+    let done = match verb {
+        Verb::Disable => group.try_disable(),
+        Verb::Enable => group.try_enable(),
+        Verb::Reset => group.try_reset(|views| {
+            for view in views {
+                view.fill(0, 0xe5, RESET_FILLS.min(view.len())).expect("inside");
+            }
+        }),
+    };
+    done.map_or_else(|e| not_changed(e.source), |()| Answer::Done)
+}
+
+fn stopped(result: Result<(), CopyError>) -> Answer {
+    result.map_or_else(Answer::Stopped, |()| Answer::Done)
+}
+
+fn hit(hit: raw::Hit, addr: usize) -> Answer {
+    match hit {
+        hit if hit == raw::Hit::bus(addr) => Answer::Bus,
+        hit if hit.addr == addr => Answer::Signal,
+        elsewhere => panic!("an access at {addr:#x} met {elsewhere:?}"),
+    }
+}
+
+fn load<T: Word>(mapping: &Mapping, via: Via, at: usize) -> Answer {
+    let value: Result<T, AccessError> = match via {
+        Via::Accessor => mapping.read(at),
+        Via::Try => mapping.try_read(at),
+        Via::Register => mapping.register::<T>(at).and_then(|register| register.read()),
+        Via::With(flags) => mapping.read_with(at, flags),
+        Via::Raw => {
+            let addr = mapping.as_ptr().addr() + at;
+            return T::load(addr).map_or_else(|e| hit(e, addr), |value| Answer::Bytes(value.bytes()));
+        }
+    };
+    value.map_or_else(Answer::Refused, |value| Answer::Bytes(value.bytes()))
+}
+
+fn store<T: Word>(mapping: &Mapping, via: Via, at: usize, value: u64) -> Answer {
+    let value = T::cut(value);
+    let stored = match via {
+        Via::Accessor => mapping.write(at, value),
+        Via::Try => mapping.try_write(at, value),
+        Via::Register => mapping.register::<T>(at).and_then(|register| register.write(value)),
+        Via::With(flags) => mapping.write_with(at, value, flags),
+        Via::Raw => {
+            let addr = mapping.as_ptr().addr() + at;
+            return T::store(addr, value).map_or_else(|e| hit(e, addr), |()| Answer::Done);
+        }
+    };
+    stored.map_or_else(Answer::Refused, |()| Answer::Done)
+}
+
+fn modify<T: Word>(mapping: &Mapping, how: Modify, at: usize, value: u64) -> Answer {
+    let value = T::cut(value);
+    let found: Result<T, AccessError> = match how {
+        Modify::Swap => mapping.swap(at, value),
+        Modify::Add => mapping.fetch_add(at, value),
+        Modify::Or => mapping.fetch_or(at, value),
+        Modify::And => mapping.fetch_and(at, value),
+        Modify::Xor => mapping.fetch_xor(at, value),
+        Modify::Exchange(current) => match mapping.compare_exchange(at, T::cut(current), value) {
+            Ok(Err(found)) => return Answer::Found(found.bytes()),
+            Ok(Ok(old)) => Ok(old),
+            Err(e) => Err(e),
+        },
+    };
+    found.map_or_else(Answer::Refused, |found| Answer::Bytes(found.bytes()))
+}
+
+fn call(call: Call, addr: usize, len: usize) -> Answer {
+    let mut into = vec![0x5c; len];
+    let done = match call {
+        Call::Vm => raw::read_process(nix::unistd::getpid().as_raw(), addr, &mut into),
+        Call::Write => raw::write_from(addr, len),
+        Call::Read(byte) => raw::read_into(addr, &vec![byte; len]),
+    };
+    match done {
+        Err(errno) => Answer::Errno(errno as i32),
+        Ok(short) if short != len => panic!("{call:?} at {addr:#x} did {short} bytes of {len}"),
+        Ok(_) if call == Call::Vm => Answer::Bytes(into),
+        Ok(_) => Answer::Done,
+    }
+}
+
+fn fault(
+    who: Faulter,
+    once: impl FnOnce(Caller<'_>, &mut NoLock) -> Result<Outcome, revocable_mmio::FaultError>,
+) -> Answer {
+    let token = CancelToken::new();
+    if who.cancelled {
+        token.cancel();
+    }
+    let caller = Caller::new(who.flags).on_disabled(who.policy).cancel(&token);
+    let mut lock = NoLock::default();
+    let answer = once(caller, &mut lock);
+    let keeps = !matches!(answer, Ok(Outcome::Killed));
+    assert_eq!(lock.is_held(), keeps, "the caller's lock after {answer:?}");
+    answer.map_or_else(Answer::NotFaulted, Answer::Fault)
+}
+
+/// A thread that waits for a region.
+pub(crate) struct Waiting {
+    pub(crate) region: usize,
+    what: Waiter,
+    /// Where in the region.
+    at: usize,
+    thread: JoinHandle<Answer>,
+}
+
+impl Waiting {
+    fn start(mapping: Arc<Mapping>, region: usize, what: Waiter, offset: usize) -> Self {
+        let at = mapping.offset() + offset;
+        let access = move || match what {
+            Waiter::Load => load::<u64>(&mapping, Via::Accessor, offset),
+            Waiter::Store(value) => store::<u64>(&mapping, Via::Accessor, offset, value),
+            Waiter::Raw => load::<u64>(&mapping, Via::Raw, offset),
+            Waiter::Call => call(Call::Vm, mapping.as_ptr().expose_provenance() + offset, 8),
+        };
+        Self { region, what, at, thread: thread::spawn(access) }
+    }
+
+    /// Its answer, which it has by now or soon.
+    pub(crate) fn join(self, gone: bool, model: &mut Model) -> Result<(), String> {
+        let offset_in_mapping = |answer: &Answer| match answer {
+            Answer::Refused(AccessError::Gone { offset }) => *offset,
+            _ => 0,
+        };
+        let answer = self.thread.join().map_err(|_| "a waiting thread panicked".to_owned())?;
+        let expected = match (gone, self.what) {
+            (true, Waiter::Load | Waiter::Store(_)) => {
+                Answer::Refused(AccessError::Gone { offset: offset_in_mapping(&answer) })
+            }
+            (true, Waiter::Raw) => Answer::Bus,
+            (true, Waiter::Call) => Answer::Errno(nix::libc::EFAULT),
+            (false, Waiter::Store(value)) => {
+                model.stored(self.region, self.at, value);
+                Answer::Done
+            }
+            (false, _) => Answer::Bytes(model.regions[self.region].bytes[self.at..self.at + 8].to_vec()),
+        };
+        if answer == expected { Ok(()) } else { Err(format!("who waited got {answer:x?}, not {expected:x?}")) }
+    }
+}

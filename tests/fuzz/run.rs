@@ -1,0 +1,217 @@
+//! Carries a sequence out, in the crate and in the model, and compares.
+
+use super::model::{Allowed, Answer, Machine, Model, State};
+use super::op::{Build, Op, Place, Via};
+use super::real::{Real, Waiting};
+use super::watch::Watched;
+use crate::support::matrix::{Case, Memory};
+use revocable_mmio::{AccessError, Mapping, OnDisabled, Strategy, Support};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How much a reset's callback fills.
+pub(crate) const RESET_FILLS: usize = 64;
+
+pub(crate) fn machine() -> Machine {
+    let support = Support::current();
+    Machine { userfaultfd: support.userfaultfd(), kernel_faults: support.sees_kernel_faults(), is_legal }
+}
+
+fn is_legal(strategy: Strategy, memory: Memory) -> bool {
+    Case { strategy, memory, policy: OnDisabled::Sigbus }.is_legal()
+}
+
+/// Runs a sequence.
+///
+/// # Errors
+/// What came out otherwise than the model says, and where.
+pub(crate) fn run(history: &[Op]) -> Result<(), String> {
+    let watched = Watched::new(history);
+    let mut run = Run { model: Model::new(machine()), real: Real::default(), watched, at: 0 };
+    run.frame(history)?;
+    // Whatever is left goes in this order: guards went with the frames.
+    for pin in 0..super::op::PINS {
+        run.step(&Op::Unpin { pin })?;
+    }
+    for region in 0..super::op::REGIONS {
+        run.content(region)?;
+        run.step(&Op::DropRegion { region })?;
+    }
+    if !run.real.waiting.is_empty() {
+        return Err("a thread still waits, though every region is gone".to_owned());
+    }
+    for mapping in 0..super::op::MAPPINGS {
+        run.step(&Op::Unmap { mapping })?;
+    }
+    Ok(())
+}
+
+struct Run {
+    model: Model,
+    real: Real,
+    watched: Watched,
+    /// How far it has come.
+    at: usize,
+}
+
+impl Run {
+    /// Up to the end of the guard that began this frame, or of the sequence.
+    fn frame(&mut self, history: &[Op]) -> Result<(), String> {
+        while let Some(op) = history.get(self.at) {
+            self.at += 1;
+            self.watched.step(self.at);
+            match *op {
+                Op::Guard { mapping } => self.guarded(op, mapping, history)?,
+                Op::Unguard if !self.model.guards.is_empty() => return Ok(()),
+                _ => self.step(op)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn guarded(&mut self, op: &Op, slot: usize, history: &[Op]) -> Result<(), String> {
+        let Some(mapping) = self.real.mappings[slot].clone() else { return Ok(()) };
+        let access = mapping.try_access();
+        let answer = access.as_ref().map_or_else(|e| Answer::Refused(*e), |_| Answer::Done);
+        self.judge(op, self.model.expect(op).unwrap_or_default(), &answer)?;
+        if access.is_err() {
+            return Ok(());
+        }
+        self.invariants(op)?;
+        let framed = self.frame(history);
+        drop(access);
+        framed?;
+        self.model.apply(&Op::Unguard, &Answer::Done);
+        self.after(&Op::Unguard)
+    }
+
+    fn step(&mut self, op: &Op) -> Result<(), String> {
+        let Some(allowed) = self.model.expect(op) else { return Ok(()) };
+        let waits_in_vain = allowed.iter().any(|a| matches!(a, Allowed::Is(Answer::TimedOut { .. })));
+        let patience = if waits_in_vain { Duration::from_millis(1) } else { Duration::from_secs(30) };
+        let since = Instant::now();
+        let answer = loop {
+            let answer = self.real.step(op, &self.model, patience);
+            // A monitor in the middle of its last answer is somebody in the way, for a moment; so are the pins of a region that
+            // ends in the background.
+            let ends = allowed.iter().any(|allowed| matches!(allowed, Allowed::Is(Answer::Gone)));
+            let passing = matches!(answer, Answer::Busy { guards: 0, pins } if pins == 0 || ends);
+            if !passing || since.elapsed() > Duration::from_secs(30) {
+                break answer;
+            }
+            std::thread::yield_now();
+        };
+        self.judge(op, allowed, &answer)?;
+        self.after(op)
+    }
+
+    fn judge(&mut self, op: &Op, allowed: Vec<Allowed>, answer: &Answer) -> Result<(), String> {
+        if !allowed.iter().any(|allowed| allowed.admits(answer)) {
+            return Err(format!("{} answered {answer:x?}, not {allowed:x?}", super::text::line(op)));
+        }
+        self.model.apply(op, answer);
+        Ok(())
+    }
+
+    fn after(&mut self, op: &Op) -> Result<(), String> {
+        self.await_ends()?;
+        self.join()?;
+        self.invariants(op)
+    }
+
+    /// A drop waits for nobody: where a guard or a pin was in its way, the region ends in the background.
+    fn await_ends(&mut self) -> Result<(), String> {
+        for slot in 0..super::op::MAPPINGS {
+            let Some((_, region)) = self.model.mapping(slot) else { continue };
+            let Some(mapping) = self.real.mappings[slot].as_ref().filter(|_| region.state == State::Gone) else {
+                continue;
+            };
+            let since = Instant::now();
+            while !is_gone(mapping) {
+                if since.elapsed() > Duration::from_secs(30) {
+                    return Err(format!("the region of mapping {slot} was dropped, and is not gone"));
+                }
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+        Ok(())
+    }
+
+    /// Threads that waited for what has come by now have an answer.
+    fn join(&mut self) -> Result<(), String> {
+        let settled = |model: &Model, waiting: &Waiting| model.regions[waiting.region].state != State::Disabled;
+        while let Some(at) = self.real.waiting.iter().position(|waiting| settled(&self.model, waiting)) {
+            let waiting = self.real.waiting.swap_remove(at);
+            let gone = self.model.regions[waiting.region].state == State::Gone;
+            let listed = self.model.waiting.iter().position(|(region, _)| *region == waiting.region);
+            self.model.waiting.swap_remove(listed.unwrap_or_default());
+            waiting.join(gone, &mut self.model)?;
+        }
+        Ok(())
+    }
+
+    /// What holds after every operation.
+    fn invariants(&mut self, op: &Op) -> Result<(), String> {
+        let after = || format!("after {}", super::text::line(op));
+        for slot in 0..super::op::REGIONS {
+            let (Some((id, model)), Some(region)) = (self.model.region(slot), &self.real.regions[slot]) else {
+                continue;
+            };
+            let stats = region.stats();
+            // Without a userfaultfd nothing waits, and a reset has accesses refused.
+            let degraded = if self.model.machine.userfaultfd { stats.degraded } else { 0 };
+            let is = (region.is_enabled(), stats.guards, stats.pins, degraded);
+            let should = (model.state == State::Enabled, model.guards, self.model.pins(id).0, 0);
+            if is != should {
+                return Err(format!("{}: region {slot} (enabled, guards, pins, degraded) {is:?}: {should:?}", after()));
+            }
+        }
+        if !matches!(
+            op,
+            Op::Disable { .. }
+                | Op::Enable { .. }
+                | Op::Reset { .. }
+                | Op::All { .. }
+                | Op::DropRegion { .. }
+                | Op::Map { .. }
+                | Op::Region { .. }
+                | Op::Unguard
+                | Op::Unpin { .. }
+        ) {
+            return Ok(());
+        }
+        // Every mapping says what the model says, to who asks nobody: G1 and G2.
+        for slot in 0..super::op::MAPPINGS {
+            let Some((mapping, _)) = self.model.mapping(slot) else { continue };
+            for at in [0, mapping.len - 1] {
+                let probe = Op::Load { mapping: slot, via: Via::Raw, width: 1, at: Place::Far(at) };
+                let Some(allowed) = self.model.expect(&probe) else { continue };
+                let answer = self.real.step(&probe, &self.model, Duration::ZERO);
+                self.judge(&probe, allowed, &answer).map_err(|e| format!("{}: {e}", after()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing is lost and nothing got in: the owner's view has all of it.
+    fn content(&self, slot: usize) -> Result<(), String> {
+        let (Some((_, model)), Some(region)) = (self.model.region(slot), &self.real.regions[slot]) else {
+            return Ok(());
+        };
+        let mut content = vec![0; model.bytes.len()];
+        region.owner().read_slice(0, &mut content).map_err(|e| e.to_string())?;
+        match content.iter().zip(&model.bytes).position(|(is, should)| is != should) {
+            None => Ok(()),
+            Some(at) => Err(format!("region {slot} has {:#x} at {at:#x}, not {:#x}", content[at], model.bytes[at])),
+        }
+    }
+}
+
+fn is_gone(mapping: &Arc<Mapping>) -> bool {
+    matches!(mapping.try_access(), Err(AccessError::Gone { .. }))
+}
+
+/// Is there what a region is to be made of?
+pub(crate) fn wants_huge_pages(history: &[Op]) -> bool {
+    history.iter().any(|op| matches!(op, Op::Region { build: Build { memory: Memory::Huge, .. }, .. }))
+}

@@ -1,0 +1,110 @@
+//! Random sequences of everything that can be done with regions and mappings, against a model that says what each has to
+//! answer. `REVOCABLE_FUZZ_SECONDS=600 cargo test --test fuzz_regions` goes on for so long.
+
+mod fuzz;
+#[expect(dead_code, reason = "each test file uses its part")]
+mod support;
+
+use fuzz::op::Memory;
+use fuzz::{CORPUS, random, run, text, touch};
+use proptest::prelude::*;
+use support::matrix::{Case, HugePages};
+
+const PAGES_OF_4K: &[Memory] = &[Memory::Memfd, Memory::Memfd, Memory::ShmFile, Memory::Device];
+
+#[test]
+fn regions_do_what_their_model_does() {
+    support::start();
+    let histories = random::history(PAGES_OF_4K, 100);
+    let show = |history: &Vec<_>| text::print(history);
+    support::fuzz::check(regressions!("regions"), 160, &histories, show, |history| run::run(&history));
+}
+
+/// A second thread touches the memory meanwhile: nothing gets through, nothing is lost (G1, G2).
+#[test]
+fn whatever_changes_under_a_second_threads_accesses_nothing_gets_through_and_nothing_is_lost() {
+    support::start();
+    let memory = prop_oneof![Just(Memory::Memfd), Just(Memory::ShmFile), Just(Memory::Device)];
+    let case = (random::way(), random::any_policy(), memory)
+        .prop_map(|(strategy, policy, memory)| Case { strategy, policy, memory })
+        .prop_filter("it can be had", Case::is_legal);
+    let touched = (case, random::hand(), prop::collection::vec(random::touched_change(), 1..40));
+    let show = |(case, hand, changes): &(Case, _, Vec<_>)| format!("{case} {hand:?} {changes:#?}\n");
+    support::fuzz::check(regressions!("touched"), 48, &touched, show, |(case, hand, changes)| {
+        touch::run(&case, hand, &changes).map_err(|why| format!("{case} {hand:?}: {why}"))
+    });
+}
+
+/// The same as for pages of 4 KiB, as far as there are huge pages.
+#[test]
+fn regions_of_huge_pages_do_what_their_model_does() {
+    support::start();
+    let could = support::at_its_best() && std::env::var_os("REVOCABLE_VM").is_none();
+    let pages = HugePages::take(16);
+    require!(pages.is_some(), "no huge pages of 2 MiB can be had: hugetlb is left out", could: could);
+    let histories = random::history(&[Memory::Huge, Memory::Huge, Memory::Memfd], 60);
+    let show = |history: &Vec<_>| text::print(history);
+    support::fuzz::check(regressions!("huge"), 16, &histories, show, |history| run::run(&history));
+}
+
+#[test]
+fn the_corpus_does_what_its_model_does() {
+    support::start();
+    let could = support::at_its_best() && std::env::var_os("REVOCABLE_VM").is_none();
+    let pages = HugePages::take(16);
+    for (name, text) in CORPUS {
+        let history = text::parse(text).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(!history.is_empty(), "{name} is empty");
+        if run::wants_huge_pages(&history) && pages.is_none() {
+            support::skip(&format!("no huge pages of 2 MiB can be had: {name} is left out"), could);
+            continue;
+        }
+        run::run(&history).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+/// The binary has its own copy, as it also runs where the sources are not.
+#[test]
+fn every_file_of_the_corpus_is_tried() {
+    let Ok(files) = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/corpus")) else {
+        support::skip("the sources are not here", false);
+        return;
+    };
+    let mut names: Vec<_> = files.flatten().map(|file| file.file_name().into_string().expect("a name")).collect();
+    names.sort();
+    assert_eq!(names, CORPUS.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_a_failing_run_prints_is_what_the_corpus_reads() {
+    let histories = random::history(&[Memory::Memfd, Memory::Huge, Memory::ShmFile, Memory::Device], 60);
+    let show = |history: &Vec<_>| format!("{history:#?}\n");
+    support::fuzz::check(regressions!("round-trip"), 64, &histories, show, |history| {
+        let text = text::print(&history);
+        match text::parse(&text) {
+            Ok(read) if read == history => Ok(()),
+            Ok(read) => Err(format!("{text} was read as {}", text::print(&read))),
+            Err(e) => Err(format!("{text}: {e}")),
+        }
+    });
+}
+
+/// Text of the right words in any order, and of any characters.
+#[test]
+fn no_text_upsets_the_reader_of_the_corpus() {
+    let words: Vec<&str> = CORPUS.iter().flat_map(|(_, text)| text.split_ascii_whitespace()).collect();
+    let word = prop_oneof![
+        8 => prop::sample::select(words).prop_map(str::to_owned),
+        1 => any::<u64>().prop_map(|number| number.to_string()),
+        1 => any::<String>(),
+    ];
+    let line = prop::collection::vec(word, 0..12).prop_map(|words| words.join(" "));
+    let texts = prop::collection::vec(line, 0..6).prop_map(|lines| lines.join("\n"));
+    support::fuzz::check(regressions!("any-text"), 512, &texts, String::clone, |text| {
+        // What it does understand it can say again.
+        match text::parse(&text).map(|history| text::parse(&text::print(&history)) == Ok(history)) {
+            Ok(false) => Err("it was not read the same again".to_owned()),
+            Ok(true) | Err(_) => Ok(()),
+        }
+    });
+}

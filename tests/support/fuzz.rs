@@ -1,0 +1,75 @@
+//! Properties that can be tried for seconds or for hours.
+//!
+//! Without further ado a property is tried with so many random cases. With `REVOCABLE_FUZZ_SECONDS` it is tried for so
+//! long; every round has a seed, which is printed, and `REVOCABLE_FUZZ_SEED` begins with that one.
+
+use proptest::strategy::Strategy;
+use proptest::test_runner::{
+    Config, FileFailurePersistence, RngAlgorithm, RngSeed, TestCaseError, TestError, TestRunner,
+};
+use std::hash::{BuildHasher, RandomState};
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+fn variable(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|e| panic!("{name}={text:?}: {e}")))
+}
+
+/// How long properties are to be tried, if it is not a matter of cases.
+pub(crate) fn asked_time() -> Option<Duration> {
+    variable("REVOCABLE_FUZZ_SECONDS").map(Duration::from_secs)
+}
+
+/// The file of a property's failures, each a seed that is tried first from then on; it belongs into the repository. (Tests
+/// run in the package's directory, or where there are no sources and nothing is noted.)
+#[macro_export]
+macro_rules! regressions {
+    ($name:literal) => {
+        ($name, concat!("tests/fuzz/regressions/", $name, ".txt"))
+    };
+}
+
+/// Tries `property` on values of `strategy`. A failure is shrunk, noted in the file of [`regressions!`], and shown by
+/// `show`.
+pub(crate) fn check<S: Strategy>(
+    (name, regressions): (&str, &'static str),
+    cases: u32,
+    strategy: &S,
+    show: impl Fn(&S::Value) -> String,
+    property: impl Fn(S::Value) -> Result<(), String>,
+) {
+    let time = asked_time();
+    let since = Instant::now();
+    // Any seed is as good as any other; the hasher's keys are random.
+    let mut seed = variable("REVOCABLE_FUZZ_SEED").unwrap_or_else(|| RandomState::new().hash_one(name) >> 32);
+    let mut tried = 0u64;
+    loop {
+        let config = Config {
+            cases,
+            rng_seed: RngSeed::Fixed(seed),
+            rng_algorithm: RngAlgorithm::ChaCha,
+            failure_persistence: Some(Box::new(FileFailurePersistence::Direct(regressions))),
+            max_shrink_iters: 3000,
+            max_shrink_time: 60_000,
+            ..Config::default()
+        };
+        let result = TestRunner::new(config).run(strategy, |value| property(value).map_err(TestCaseError::fail));
+        tried += u64::from(cases);
+        match result {
+            Ok(()) => {}
+            Err(TestError::Fail(why, value)) => {
+                panic!("{name}, REVOCABLE_FUZZ_SEED={seed}: {why}\n--- the smallest case found:\n{}---", show(&value))
+            }
+            Err(TestError::Abort(why)) => panic!("{name}, REVOCABLE_FUZZ_SEED={seed}: {why}"),
+        }
+        if time.is_none_or(|time| since.elapsed() >= time) {
+            break;
+        }
+        seed = seed.wrapping_add(1);
+    }
+    if time.is_some() {
+        // Past the test harness's capture.
+        let _ = writeln!(std::io::stderr(), "fuzz: {name}: {tried} cases in {:?}, last seed {seed}", since.elapsed());
+    }
+}
