@@ -422,7 +422,8 @@ impl monitor::Served for Served {
 
 /// Finds threads that fault again and again without being woken: in a system call with a signal pending they don't sleep
 /// (see `View::refuse_kernel_faults`). What is woken faults again too, once or twice for each change of state, and a region
-/// may change its state as often as it likes: so each wake begins the count anew. A thread in user mode runs its handler instead, and faults once for each signal.
+/// may change its state as often as it likes: so each wake begins the count anew. A thread in user mode runs its handler
+/// instead, and faults once for each signal.
 #[derive(Default)]
 struct Spinners {
     since: Option<Instant>,

@@ -32,7 +32,7 @@ use rig::Rig;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
-use support::count::{Held, all_mappings, resident};
+use support::count::{Held, all_mappings, resident_bytes};
 use support::matrix::{Case, every_case};
 use support::watchdog::Watchdog;
 use support::{eventually, on_slow_machine, read_text, stress_time};
@@ -63,7 +63,7 @@ struct Footprint {
 impl Footprint {
     fn now() -> Self {
         let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
-        Self { held: Held::now(), threads, mappings: all_mappings(), resident: resident() }
+        Self { held: Held::now(), threads, mappings: all_mappings(), resident: resident_bytes() }
     }
 }
 

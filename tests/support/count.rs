@@ -44,7 +44,7 @@ pub(crate) fn all_mappings() -> usize {
 }
 
 /// Bytes of this process's memory that are present.
-pub(crate) fn resident() -> usize {
+pub(crate) fn resident_bytes() -> usize {
     let status = super::read_text("/proc/self/status");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib: usize = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0);
