@@ -12,8 +12,11 @@ use nix::unistd::{pipe, read};
 use revocable_mmio::fault::FaultFlags;
 use revocable_mmio::{Mapping, OnDisabled, Region, RevokeError};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 const PAGE: usize = 4096;
+/// For what may wait for a monitor that is answering, but for nobody that holds anything.
+const PATIENCE: Duration = Duration::from_secs(20);
 const LATER: u64 = 0x1a7e_1a7e_1a7e_1a7e;
 
 fn every_case_of_pages(test: impl Fn(&Case, &Region, &Mapping)) {
@@ -41,7 +44,7 @@ fn with_a_pin(case: &Case, region: &Region, hold: impl FnOnce(usize), let_go: im
     }
     let_go();
     drop(pin);
-    assert!(region.try_disable().expect("nobody holds anything"), "{case}");
+    assert!(region.disable_timeout(PATIENCE).expect("nobody holds anything"), "{case}");
     region.enable().expect("it comes back");
 }
 

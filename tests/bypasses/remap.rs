@@ -44,38 +44,42 @@ fn what_mprotect_split_stays_split_and_keeps_its_rights() {
 #[test]
 fn a_hole_that_munmap_made_stays_a_hole_and_what_was_put_there_stays_there() {
     support::start();
-    every_case(|case| {
-        let region = case.region(4);
-        let page = case.page();
-        let mapping = case.map(&region);
-        let base = addr(&mapping);
-        mapping.write(0, SECRET).expect("enabled");
-        raw::unmap(base + 2 * page, page).expect("the range is the application's too");
-        for filled in [false, true] {
-            if filled {
-                // Somebody else's memory from now on.
-                raw::map_if_free(base + 2 * page, page).expect("a hole");
-                raw::protect(base + 2 * page, page, libc::PROT_READ | libc::PROT_WRITE).expect("ours");
-                raw::store64(base + 2 * page, 77).expect("ours");
-            }
-            let check = |when: &str| {
-                let there = raw::load64(base + 2 * page);
-                match filled {
-                    true => assert_eq!(there, Ok(77), "{case} {when}: somebody else's memory"),
-                    false => assert!(there.expect_err("a hole").is_segv(), "{case} {when}: the hole"),
+    // Alone: any other thread's mmap may come to lie in the hole.
+    let ended = child::alone("remap::a_hole_that_munmap_made_stays_a_hole_and_what_was_put_there_stays_there", || {
+        every_case(|case| {
+            let region = case.region(4);
+            let page = case.page();
+            let mapping = case.map(&region);
+            let base = addr(&mapping);
+            mapping.write(0, SECRET).expect("enabled");
+            raw::unmap(base + 2 * page, page).expect("the range is the application's too");
+            for filled in [false, true] {
+                if filled {
+                    // Somebody else's memory from now on.
+                    raw::map_if_free(base + 2 * page, page).expect("a hole");
+                    raw::protect(base + 2 * page, page, libc::PROT_READ | libc::PROT_WRITE).expect("ours");
+                    raw::store64(base + 2 * page, 77).expect("ours");
                 }
-            };
-            region.disable().unwrap_or_else(|e| panic!("{case} filled: {filled}: {e}"));
-            check("disabled");
-            if case.policy != OnDisabled::Block {
-                assert_ne!(raw::load64(base), Ok(SECRET), "{case}: G1 is broken");
+                let check = |when: &str| {
+                    let there = raw::load64(base + 2 * page);
+                    match filled {
+                        true => assert_eq!(there, Ok(77), "{case} {when}: somebody else's memory"),
+                        false => assert!(there.expect_err("a hole").is_segv(), "{case} {when}: the hole"),
+                    }
+                };
+                region.disable().unwrap_or_else(|e| panic!("{case} filled: {filled}: {e}"));
+                check("disabled");
+                if case.policy != OnDisabled::Block {
+                    assert_ne!(raw::load64(base), Ok(SECRET), "{case}: G1 is broken");
+                }
+                region.enable().expect("it comes back");
+                check("enabled");
+                assert_eq!(raw::load64(base), Ok(SECRET), "{case}");
+                assert_eq!(raw::load64(base + 3 * page), Ok(0), "{case}");
             }
-            region.enable().expect("it comes back");
-            check("enabled");
-            assert_eq!(raw::load64(base), Ok(SECRET), "{case}");
-            assert_eq!(raw::load64(base + 3 * page), Ok(0), "{case}");
-        }
+        });
     });
+    ended.well();
 }
 
 /// What this crate does not defend against, pinned down so that the documentation stays true: code in this process that
