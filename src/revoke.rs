@@ -13,16 +13,19 @@
 //! order such that the range is never free for another mmap, and that no page which slips in half-way outlives it.
 
 mod cover;
+mod left_over;
+mod live;
 mod park;
 mod parts;
 
 pub(crate) use cover::{Tile, prepare};
 
 use crate::OnDisabled;
-use crate::access::raw::StandIn;
 use crate::sys::map::{self, Advice, Leave, Prot};
 use crate::sys::uffd::Uffd;
 use crate::sys::{AddrRange, SysError};
+use left_over::{release, sweep};
+use live::alignment;
 use nix::errno::Errno;
 use park::Waits;
 use parking_lot::Mutex;
@@ -295,27 +298,6 @@ impl View {
         }
     }
 
-    /// Puts back what belongs into a page under which an access's handler has put another. The access' pass is held still.
-    ///
-    /// Which rights the application has left of the page is not known any more: of one that it had forbidden, none.
-    pub(crate) fn mend(&self, stand_in: StandIn, file: Option<BorrowedFd<'_>>) {
-        let mut place = self.place.lock();
-        let prot = if stand_in.forbidden { Prot::None } else { self.prot };
-        let page = Part { range: stand_in.page, prot };
-        let live = place.content == Content::Live && !place.torn;
-        let mended = file.filter(|_| live).is_some_and(|file| {
-            let mapped = self.map_part(&page, file);
-            let served = match self.server.uffd() {
-                Some(uffd) if self.served_live() => mapped.and_then(|()| uffd.register(page.range, true)),
-                _ => mapped,
-            };
-            served.is_ok()
-        });
-        if !mended {
-            let _ = self.refuse_somehow(&mut place);
-        }
-    }
-
     /// Makes everyone who may wait in this range fault again and meet what is there now.
     pub(crate) fn wake(&self) {
         let mut place = self.place.lock();
@@ -362,76 +344,6 @@ impl View {
         place.detached = false;
         place.content = Content::Live;
         Ok(())
-    }
-
-    /// Builds the mapping elsewhere, with all its properties, and moves it over the range in one step: neither a
-    /// fork nor another mmap ever sees it half-made.
-    fn map_live(&self, place: &mut Place, file: Option<BorrowedFd<'_>>) -> Result<(), SysError> {
-        self.map_parts(place, &[Part { range: self.range, prot: self.prot }], file)
-    }
-
-    fn map_parts(&self, place: &mut Place, parts: &[Part], file: Option<BorrowedFd<'_>>) -> Result<(), SysError> {
-        let file = file.ok_or(SysError::new("mmap", Errno::EBADF))?;
-        let mut done = Ok(());
-        for part in parts {
-            done = self.map_part(part, file);
-            if done.is_err() {
-                break;
-            }
-            place.content = Content::Live;
-        }
-        if place.content != Content::Live {
-            return done;
-        }
-        if done.is_ok() && self.served_live() {
-            done = self.serve(place);
-        }
-        if let Err(e) = done {
-            // Some of it is live, or nobody would answer its faults: back to refusing.
-            self.cover_empty(place)?;
-            return Err(e);
-        }
-        Ok(())
-    }
-
-    #[expect(unsafe_code, reason = "UNSAFETY: maps, moves and unmaps ranges of the view's own")]
-    fn map_part(&self, part: &Part, file: BorrowedFd<'_>) -> Result<(), SysError> {
-        let staging = map::reserve(part.range.len, alignment(part.range.len).max(self.page))?;
-        let staged = self.stage(staging, part, file);
-        // SAFETY: staging was made by this function, the part is the view's own.
-        let moved = staged.and_then(|()| unsafe { map::move_onto(staging, part.range, Leave::Hole) });
-        if moved.is_err() {
-            release(staging);
-        }
-        moved
-    }
-
-    #[expect(unsafe_code, reason = "UNSAFETY: maps a range that only the caller knows")]
-    fn stage(&self, staging: AddrRange, part: &Part, file: BorrowedFd<'_>) -> Result<(), SysError> {
-        let file_offset = self.file_offset + (part.range.addr - self.range.addr) as u64;
-        // SAFETY: a reservation that only the caller knows.
-        unsafe { map::map_shared(staging, file, file_offset, Prot::None) }?;
-        for advice in [Advice::DontFork, Advice::DontDump, Advice::NoHugePage] {
-            // SAFETY: as above.
-            match unsafe { map::advise(staging, advice) } {
-                // Device files and hugetlb know no huge-page advice, and kernels without THP no such call.
-                Err(e) if advice == Advice::NoHugePage && e.errno == Errno::EINVAL => {}
-                other => other?,
-            }
-        }
-        // SAFETY: as above.
-        unsafe { map::protect(staging, part.prot) }
-    }
-
-    /// Registers the live range with its server.
-    fn serve(&self, place: &Place) -> Result<(), SysError> {
-        if matches!(&self.server, Server::Monitor(monitor) if monitor.is_dead()) {
-            return Err(SysError::new("UFFDIO_REGISTER", Errno::EBADF));
-        }
-        match self.server.uffd() {
-            Some(uffd) => self.part_ranges(place).into_iter().try_for_each(|range| uffd.register(range, true)),
-            None => Err(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS)),
-        }
     }
 
     /// Drops every page-table entry of the range.
@@ -525,38 +437,6 @@ pub(crate) struct ViewSpec {
     /// An address where the region's file is mapped all the time, 0 for none.
     pub(crate) sample: usize,
     pub(crate) drops_file: bool,
-}
-
-/// Alignment at which page tables move in the largest subtrees: 1 GiB, 2 MiB, or a page.
-fn alignment(len: usize) -> usize {
-    const PUD: usize = 1 << 30;
-    const PMD: usize = 2 << 20;
-    match len {
-        PUD.. => PUD,
-        PMD.. => PMD,
-        _ => crate::sys::page_size(),
-    }
-}
-
-/// Ranges that could not be unmapped, waiting for another try.
-static LEFT_OVER: Mutex<Vec<AddrRange>> = Mutex::new(Vec::new());
-
-/// Unmaps a range that its owner gives up. Where the kernel refuses (ENOMEM: the range has become part of a larger mapping,
-/// and splitting that would exceed vm.max_map_count), it is made to reach nothing, and unmapped later.
-#[expect(unsafe_code, reason = "UNSAFETY: unmaps a range that its owner gives up")]
-fn release(range: AddrRange) {
-    // SAFETY: the callers own the range and use it no more.
-    if unsafe { map::unmap(range) }.is_err() {
-        cover::shut(range);
-        LEFT_OVER.lock().push(range);
-    }
-}
-
-/// Unmaps what could not be unmapped before.
-#[expect(unsafe_code, reason = "UNSAFETY: unmaps ranges that their owners gave up")]
-fn sweep() {
-    // SAFETY: as in `release`; a range that is still mapped is still nobody else's.
-    LEFT_OVER.lock().retain(|range| unsafe { map::unmap(*range) }.is_err());
 }
 
 /// The process-wide userfaultfd in SIGBUS mode: nobody reads it, whoever faults in it gets SIGBUS.

@@ -89,7 +89,7 @@ impl View {
         let staging = map::reserve(self.range.len, self.page)?;
         let moved = self.stage_stand_in(staging, &uffd).and_then(|()| move_registered(staging, self.range, &uffd));
         if moved.is_err() {
-            super::release(staging);
+            super::left_over::release(staging);
         }
         moved?;
         place.content = Content::StandIn;

@@ -1,8 +1,10 @@
 use super::*;
+use crate::mapping::MapOptions;
 use crate::monitor::Served as _;
 use crate::region::Region;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 /// Whoever has a region's file (`establish`) may wait for its list of mappings, and who has that (`drop`) for the
 /// monitor's table, which the monitor holds while it answers.

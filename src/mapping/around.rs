@@ -1,0 +1,46 @@
+//! Fault-around: how many pages a fault maps.
+
+use crate::region::FaultAround;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// How many pages a fault maps: see [`FaultAround`].
+pub(super) struct Around {
+    kind: FaultAround,
+    page: usize,
+    /// Where the last window ended, and how long it was, in bytes.
+    last_end: AtomicUsize,
+    last_len: AtomicUsize,
+}
+
+const ADAPTIVE_FIRST: usize = 64 << 10;
+const ADAPTIVE_MOST: usize = 16 << 20;
+
+impl Around {
+    pub(super) fn new(kind: FaultAround, page: usize) -> Self {
+        Self { kind, page, last_end: AtomicUsize::new(usize::MAX), last_len: AtomicUsize::new(0) }
+    }
+
+    /// The bytes to map for a fault at `first` in a mapping of `len` bytes; contains `first`.
+    pub(super) fn window(&self, first: usize, len: usize) -> (usize, usize) {
+        match self.kind {
+            FaultAround::Whole => (0, len),
+            FaultAround::Pages(pages) => {
+                let size = pages.max(1).saturating_mul(self.page).min(len);
+                let start = first / size * size;
+                (start, start.saturating_add(size).min(len))
+            }
+            FaultAround::Adaptive => {
+                // Races between faulting threads cost a smaller window, nothing else.
+                let follows = self.last_end.load(Ordering::Relaxed) == first;
+                let last = self.last_len.load(Ordering::Relaxed);
+                let size = if follows { (2 * last).clamp(ADAPTIVE_FIRST, ADAPTIVE_MOST) } else { ADAPTIVE_FIRST };
+                let size = size.max(self.page);
+                let start = if follows { first } else { first / size * size };
+                let end = start.saturating_add(size).min(len);
+                self.last_end.store(end, Ordering::Relaxed);
+                self.last_len.store(size, Ordering::Relaxed);
+                (start, end)
+            }
+        }
+    }
+}

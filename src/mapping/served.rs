@@ -1,0 +1,187 @@
+//! What a mapping, its region and its monitor share: how accesses and faults are answered.
+
+use super::around::Around;
+use super::spinners::Spinners;
+use crate::monitor::{self, wake_page};
+use crate::policy::OnDisabled;
+use crate::protocol::State;
+use crate::region::RegionShared;
+use crate::revoke::{Strategy, View};
+use crate::stats::count;
+use crate::sys::map::Prot;
+use crate::sys::uffd::{Continued, FaultMessage, Uffd};
+use crate::sys::{AddrRange, SysError};
+use nix::errno::Errno;
+use parking_lot::Mutex;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+#[cfg(all(test, not(revocable_model)))]
+mod tests;
+
+/// What a mapping, its region and its monitor share.
+pub(crate) struct Served {
+    pub(crate) region: Arc<RegionShared>,
+    /// Where in the region the view starts, in bytes.
+    pub(crate) offset: usize,
+    pub(crate) view: View,
+    /// Accesses below this offset may be tried at once: the mapping's length, or 0 while it is known to refuse or
+    /// to wait. One comparison checks the bounds and the state.
+    pub(crate) load_limit: AtomicUsize,
+    /// The same for stores; 0 for ever if the mapping is read-only.
+    pub(crate) store_limit: AtomicUsize,
+    pub(super) around: Around,
+    pub(super) spinners: Mutex<Spinners>,
+}
+
+impl Served {
+    /// Accesses may be tried. A hint, no more: an access that is tried too early faults and looks again.
+    pub(crate) fn open(&self) {
+        let len = self.view.range.len;
+        self.load_limit.store(len, Ordering::Relaxed);
+        self.store_limit.store(if self.view.prot == Prot::ReadWrite { len } else { 0 }, Ordering::Relaxed);
+    }
+
+    /// Under the read side of the memory lock of an enabled region: puts right what a change that failed half-way left.
+    pub(crate) fn heal(&self) {
+        self.heal_with(&self.region.file.lock());
+    }
+
+    /// [`heal`](Self::heal) for the monitor, which has its table of mappings and so waits for nobody: who has the file may
+    /// wait for the list of mappings, and who has that for the table. The thread that faulted will fault again, and the
+    /// next try is as good.
+    fn try_heal(&self) {
+        if let Some(file) = self.region.file.try_lock() {
+            self.heal_with(&file);
+        }
+    }
+
+    fn heal_with(&self, file: &Option<OwnedFd>) {
+        if self.view.heal(file.as_ref().map(AsFd::as_fd)) {
+            self.open();
+        }
+    }
+
+    /// Accesses had better look first. A hint: the refusal itself is in the page tables.
+    pub(crate) fn close(&self) {
+        self.load_limit.store(0, Ordering::Relaxed);
+        self.store_limit.store(0, Ordering::Relaxed);
+    }
+
+    /// Has everyone who waits here look again.
+    pub(crate) fn wake(&self) {
+        // First: the faults that this makes are none of a thread that spins.
+        self.spinners.lock().forget();
+        self.view.wake();
+    }
+
+    /// Maps the page at `at` (an offset in the mapping, in bytes) and those around it. The caller holds the read side of
+    /// the memory lock and has seen the region enabled; so nothing that a revocation has dropped comes back.
+    pub(crate) fn map_pages(&self, uffd: &Uffd, at: usize) -> Result<(), SysError> {
+        let page = self.region.page;
+        let first = at / page * page;
+        let (start, end) = self.around.window(first, self.view.range.len);
+        let mut from = start;
+        let mut mapped = 0;
+        while from < end {
+            let part = AddrRange::new(self.view.range.addr + from, end - from);
+            match uffd.map_present(part) {
+                Ok(Continued::Bytes(n)) => {
+                    mapped += n / page;
+                    from += n;
+                }
+                // Somebody was faster. Its waiters were woken by whoever mapped it, unless they came in between.
+                Ok(Continued::AlreadyMapped) => {
+                    if from == first {
+                        let _ = uffd.wake(AddrRange::new(self.view.range.addr + from, page));
+                    }
+                    from += page;
+                }
+                Ok(Continued::Hole) if from == first => self.region.owner.populate(self.offset + first, page)?,
+                // Around the fault only what the file has is mapped.
+                Ok(Continued::Hole) => from += page,
+                // Part of the window was unmapped or split off by the application: the page itself, or nothing.
+                Ok(Continued::NotRegistered) if from == first && part.len == page => {
+                    return Err(SysError::new("UFFDIO_CONTINUE", Errno::ENOENT));
+                }
+                Err(e) if from == first => return Err(e),
+                Ok(Continued::NotRegistered) | Err(_) if from <= first => {
+                    return self.map_page(uffd, first);
+                }
+                // What is wrong behind it is not this fault's business.
+                Ok(Continued::NotRegistered) | Err(_) => break,
+                Ok(Continued::TryAgain) => std::thread::yield_now(),
+            }
+        }
+        count(&self.region.counters.faults_mapped);
+        self.region.counters.pages_mapped.fetch_add(mapped as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn map_page(&self, uffd: &Uffd, first: usize) -> Result<(), SysError> {
+        let page = AddrRange::new(self.view.range.addr + first, self.region.page);
+        loop {
+            match uffd.map_present(page)? {
+                Continued::Bytes(_) => return Ok(()),
+                Continued::AlreadyMapped => return uffd.wake(page),
+                Continued::Hole => self.region.owner.populate(self.offset + first, self.region.page)?,
+                Continued::NotRegistered => return Err(SysError::new("UFFDIO_CONTINUE", Errno::ENOENT)),
+                Continued::TryAgain => std::thread::yield_now(),
+            }
+        }
+    }
+}
+
+impl monitor::Served for Served {
+    fn serve(&self, fault: FaultMessage) {
+        let Some(uffd) = self.view.server.uffd() else { return };
+        let counters = &self.region.counters;
+        // NOWAIT: whoever holds the write side wakes this mapping's waiters after releasing it, and they fault again.
+        let Some(state) = self.region.protocol.try_read() else {
+            count(&counters.faults_parked);
+            event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, "fault, region busy");
+            return;
+        };
+        event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, state = ?*state, "fault");
+        match *state {
+            State::Enabled if self.view.strategy == Strategy::Zap => {
+                if self.map_pages(uffd, fault.addr - self.view.range.addr).is_err() {
+                    count(&counters.faults_failed);
+                    // The file gives no page there: it was truncated, or its file system is full. Left to the kernel, the
+                    // thread meets what that answers, SIGBUS; else it would come here again and again. Whatever the kernel
+                    // maps there after all is revoked with the rest, which registers the page again.
+                    // A page by itself is one more mapping, for which there may be no memory either; all of the range is none.
+                    let page = self.region.page;
+                    let page = AddrRange::new(fault.addr / page * page, page);
+                    let _ = uffd.unregister(page).or_else(|_| uffd.unregister(self.view.range));
+                    wake_page(uffd, fault.addr);
+                }
+            }
+            State::Disabled if self.view.policy == OnDisabled::Block => {
+                count(&counters.faults_parked);
+                let spins = self.spinners.lock().spins(fault.tid);
+                if spins && self.view.refuse_kernel_faults().is_err() {
+                    count(&counters.degraded);
+                }
+            }
+            // A late message: what waited here has something else to meet by now. Or one that a failed change left in.
+            State::Enabled => {
+                self.try_heal();
+                wake_page(uffd, fault.addr);
+            }
+            State::Disabled | State::Gone => wake_page(uffd, fault.addr),
+        }
+    }
+
+    fn abandon(&self) -> bool {
+        self.close();
+        let refused = self.view.abandon().is_ok();
+        if !refused {
+            count(&self.region.counters.degraded);
+        }
+        // Replacing a mapping wakes nobody who waits in it.
+        self.view.wake();
+        refused
+    }
+}

@@ -1,0 +1,119 @@
+//! Live: the region's file is mapped in the range, as the mapping was made or as the application has left it.
+
+use super::left_over::release;
+use super::parts::Part;
+use super::{Content, Place, Server, View};
+use crate::access::raw::StandIn;
+use crate::sys::map::{self, Advice, Leave, Prot};
+use crate::sys::{AddrRange, SysError};
+use nix::errno::Errno;
+use std::os::fd::BorrowedFd;
+
+impl View {
+    /// Builds the mapping elsewhere, with all its properties, and moves it over the range in one step: neither a
+    /// fork nor another mmap ever sees it half-made.
+    pub(super) fn map_live(&self, place: &mut Place, file: Option<BorrowedFd<'_>>) -> Result<(), SysError> {
+        self.map_parts(place, &[Part { range: self.range, prot: self.prot }], file)
+    }
+
+    pub(super) fn map_parts(
+        &self,
+        place: &mut Place,
+        parts: &[Part],
+        file: Option<BorrowedFd<'_>>,
+    ) -> Result<(), SysError> {
+        let file = file.ok_or(SysError::new("mmap", Errno::EBADF))?;
+        let mut done = Ok(());
+        for part in parts {
+            done = self.map_part(part, file);
+            if done.is_err() {
+                break;
+            }
+            place.content = Content::Live;
+        }
+        if place.content != Content::Live {
+            return done;
+        }
+        if done.is_ok() && self.served_live() {
+            done = self.serve(place);
+        }
+        if let Err(e) = done {
+            // Some of it is live, or nobody would answer its faults: back to refusing.
+            self.cover_empty(place)?;
+            return Err(e);
+        }
+        Ok(())
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: maps, moves and unmaps ranges of the view's own")]
+    fn map_part(&self, part: &Part, file: BorrowedFd<'_>) -> Result<(), SysError> {
+        let staging = map::reserve(part.range.len, alignment(part.range.len).max(self.page))?;
+        let staged = self.stage(staging, part, file);
+        // SAFETY: staging was made by this function, the part is the view's own.
+        let moved = staged.and_then(|()| unsafe { map::move_onto(staging, part.range, Leave::Hole) });
+        if moved.is_err() {
+            release(staging);
+        }
+        moved
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: maps a range that only the caller knows")]
+    fn stage(&self, staging: AddrRange, part: &Part, file: BorrowedFd<'_>) -> Result<(), SysError> {
+        let file_offset = self.file_offset + (part.range.addr - self.range.addr) as u64;
+        // SAFETY: a reservation that only the caller knows.
+        unsafe { map::map_shared(staging, file, file_offset, Prot::None) }?;
+        for advice in [Advice::DontFork, Advice::DontDump, Advice::NoHugePage] {
+            // SAFETY: as above.
+            match unsafe { map::advise(staging, advice) } {
+                // Device files and hugetlb know no huge-page advice, and kernels without THP no such call.
+                Err(e) if advice == Advice::NoHugePage && e.errno == Errno::EINVAL => {}
+                other => other?,
+            }
+        }
+        // SAFETY: as above.
+        unsafe { map::protect(staging, part.prot) }
+    }
+
+    /// Registers the live range with its server.
+    pub(super) fn serve(&self, place: &Place) -> Result<(), SysError> {
+        if matches!(&self.server, Server::Monitor(monitor) if monitor.is_dead()) {
+            return Err(SysError::new("UFFDIO_REGISTER", Errno::EBADF));
+        }
+        match self.server.uffd() {
+            Some(uffd) => self.part_ranges(place).into_iter().try_for_each(|range| uffd.register(range, true)),
+            None => Err(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS)),
+        }
+    }
+
+    /// Puts back what belongs into a page under which an access's handler has put another. The access' pass is held still.
+    ///
+    /// Which rights the application has left of the page is not known any more: of one that it had forbidden, none.
+    pub(crate) fn mend(&self, stand_in: StandIn, file: Option<BorrowedFd<'_>>) {
+        let mut place = self.place.lock();
+        let prot = if stand_in.forbidden { Prot::None } else { self.prot };
+        let page = Part { range: stand_in.page, prot };
+        let live = place.content == Content::Live && !place.torn;
+        let mended = file.filter(|_| live).is_some_and(|file| {
+            let mapped = self.map_part(&page, file);
+            let served = match self.server.uffd() {
+                Some(uffd) if self.served_live() => mapped.and_then(|()| uffd.register(page.range, true)),
+                _ => mapped,
+            };
+            served.is_ok()
+        });
+        if !mended {
+            let _ = self.refuse_somehow(&mut place);
+        }
+    }
+}
+
+/// Alignment at which page tables move in the largest subtrees: 1 GiB, 2 MiB, or a page.
+pub(super) fn alignment(len: usize) -> usize {
+    const PUD: usize = 1 << 30;
+    const PMD: usize = 2 << 20;
+    match len {
+        PUD.. => PUD,
+        PMD.. => PMD,
+        _ => crate::sys::page_size(),
+    }
+}
