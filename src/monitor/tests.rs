@@ -1,6 +1,7 @@
 //! What a monitor makes of messages: real ones, late ones, and ones that no kernel would send.
 
 use super::*;
+use crate::sys::page_size;
 use crate::sys::uffd::message;
 use crate::{AccessError, MapOptions, Mapping, OnDisabled, Region, Strategy as Way};
 use proptest::prelude::*;
