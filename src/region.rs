@@ -142,7 +142,7 @@ impl Region {
         }
     }
 
-    /// Hands in a file for a device that was dropped on revocation ([`OnRevoke::Drop`]), before `enable()`. An `enable()` that
+    /// Hands in a file for a device that was dropped on revocation ([`OnRevoke::Drop`](crate::OnRevoke)), before `enable()`. An `enable()` that
     /// fails drops it again.
     ///
     /// # Errors
