@@ -132,19 +132,23 @@ pub(crate) struct Changes<'a> {
 impl<'a> Changes<'a> {
     /// Begins them all, or none. `members` are [in order](in_order): whoever waits (`Forever`) waits in that order.
     pub(crate) fn begin(members: &'a [Arc<RegionShared>], patience: Patience) -> Result<Self, GroupError> {
-        let mut changes = Self { begun: Vec::with_capacity(members.len()) };
+        let mut prepared = Self { begun: Vec::with_capacity(members.len()) };
         for member in members {
-            let readers = match patience {
-                Patience::Never => Patience::Until(Instant::now() + READERS),
-                other => other,
-            };
             let mechanism: &dyn Mechanism = &**member;
-            let begun = member.protocol.begin_among(mechanism, None, patience, readers);
-            let change = begun.map_err(|source| failed(member, source))?;
+            let change = member.protocol.prepare(mechanism, None, patience).map_err(|source| failed(member, source))?;
             // `None` answers a goal that is reached already; there was no goal.
-            changes.begun.extend(change.map(|change| (&**member, change)));
+            prepared.begun.extend(change.map(|change| (&**member, change)));
         }
-        Ok(changes)
+        let readers = match patience {
+            Patience::Never => Patience::Until(Instant::now() + READERS),
+            other => other,
+        };
+        let mut locked = Self { begun: Vec::with_capacity(members.len()) };
+        prepared.begun.reverse();
+        while let Some((member, change)) = prepared.begun.pop() {
+            locked.begun.push((member, change.lock(readers).map_err(|source| failed(member, source))?));
+        }
+        Ok(locked)
     }
 
     /// As [`Protocol::begin_privileged`](crate::protocol::Protocol::begin_privileged), for all of them.
@@ -210,6 +214,8 @@ impl<'a> Changes<'a> {
 
 impl Drop for Changes<'_> {
     fn drop(&mut self) {
+        // Whoever is told that the memory is back may wait for one who waits for another member.
+        self.begun.iter_mut().rev().for_each(|(_, change)| change.publish());
         while self.begun.pop().is_some() {}
     }
 }

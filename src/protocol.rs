@@ -241,7 +241,17 @@ impl Protocol {
         patience: Patience,
         readers: Patience,
     ) -> Result<Option<Change<'a>>, RevokeError> {
-        let since = Instant::now();
+        self.prepare(mechanism, goal, patience)?.map(|change| change.lock(readers)).transpose()
+    }
+
+    /// The part of [`begin`](Self::begin) that waits for others' guards and pins. Faults are still resolved, so a group
+    /// prepares all of its members before it locks the first: who holds a guard or a pin of one may access another.
+    pub(crate) fn prepare<'a>(
+        &'a self,
+        mechanism: &'a dyn Mechanism,
+        goal: Option<State>,
+        patience: Patience,
+    ) -> Result<Option<Change<'a>>, RevokeError> {
         // While a guard lives the region is enabled: for its holder, enabling it is done.
         if goal == Some(State::Enabled) && self.gate.held_by_caller() > 0 {
             return Ok(None);
@@ -256,18 +266,9 @@ impl Protocol {
         }
         self.gate.shut().map_err(RevokeError::Barrier)?;
         if broken(Mutation::DrainUnderLock) {
-            change.write_lock(readers, since)?;
+            change.write_lock(patience)?;
         }
-        self.drain(mechanism, patience, since)?;
-        if let Some(accesses) = &self.accesses {
-            accesses.shut().map_err(RevokeError::Barrier)?;
-            if !broken(Mutation::PassesIgnored) {
-                accesses.drain(readers).map_err(|_| gave_up(readers, since, Holders::default()))?;
-            }
-        }
-        if !broken(Mutation::DrainUnderLock) {
-            change.write_lock(readers, since)?;
-        }
+        self.drain(mechanism, patience, change.since)?;
         Ok(Some(change))
     }
 
@@ -277,7 +278,7 @@ impl Protocol {
     pub(crate) fn begin_privileged<'a>(&'a self, mechanism: &'a dyn Mechanism) -> Result<Change<'a>, RevokeError> {
         let mut change = self.take_control(mechanism, Patience::Forever)?;
         self.gate.shut().map_err(RevokeError::Barrier)?;
-        change.write_lock(Patience::Forever, Instant::now())?;
+        change.write_lock(Patience::Forever)?;
         Ok(change)
     }
 
@@ -298,7 +299,7 @@ impl Protocol {
         };
         // Relaxed: only ever compared with the reading thread's own key.
         self.changer.store(crate::sys::thread::current_tid(), Ordering::Relaxed);
-        Ok(Change { protocol: self, mechanism, _control: control, memory: None, was, now: was, told: false })
+        Ok(Change::new(self, mechanism, control, was))
     }
 
     /// The right to change the state. The holder of a guard does not wait for it: whoever has it may be waiting for that
@@ -318,16 +319,21 @@ impl Protocol {
         })
     }
 
-    /// Waits for the guards and the pins.
-    fn drain(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
+    /// Waits for all that a gate has let through.
+    fn drain_gate(
+        &self,
+        gate: &Gate,
+        mechanism: &dyn Mechanism,
+        patience: Patience,
+        since: Instant,
+    ) -> Result<(), RevokeError> {
         let mut slow = trace::ENABLED.then(|| since + trace::SLOW);
-        let mut is_slow = || slow.take_if(|slow| Instant::now() >= *slow).is_some();
         loop {
             let (slice, last) = slice(mechanism, patience);
-            match self.gate.drain(slice) {
-                Ok(()) => break,
+            match gate.drain(slice) {
+                Ok(()) => return Ok(()),
                 Err(NotDrained::Held(_guards)) if !last => {
-                    if is_slow() {
+                    if is_over(&mut slow) {
                         event!(WARN, guards = ?_guards, "slow guard");
                     }
                 }
@@ -337,6 +343,12 @@ impl Protocol {
                 Err(NotDrained::HeldByCaller(own)) => return Err(RevokeError::WouldDeadlock { guards: own.count }),
             }
         }
+    }
+
+    /// Waits for the guards and the pins.
+    fn drain(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
+        self.drain_gate(&self.gate, mechanism, patience, since)?;
+        let mut slow = trace::ENABLED.then(|| since + trace::SLOW);
         // Only now: a guard that the drain waited for may have counted a pin in. See `pin`.
         if self.pins() > 0 && patience != Patience::Never {
             mechanism.want_pins_back();
@@ -356,11 +368,16 @@ impl Protocol {
             if last {
                 return Err(gave_up(patience, since, Holders { guards: Vec::new(), pins: self.pins() }));
             }
-            if is_slow() {
+            if is_over(&mut slow) {
                 event!(WARN, pins = self.pins(), "slow guard");
             }
         }
     }
+}
+
+/// Has a moment passed? Says so once.
+fn is_over(moment: &mut Option<Instant>) -> bool {
+    moment.take_if(|moment| Instant::now() >= *moment).is_some()
 }
 
 /// How long to wait at a stretch, and whether patience ends with it. A thread whose help the holder of a guard or a pin

@@ -11,28 +11,65 @@ use std::time::Instant;
 /// A change of state under way: the gate is closed and the write side of the memory lock is held. Dropping it
 /// ends the change, in whatever state it has come to.
 pub(crate) struct Change<'a> {
-    pub(super) protocol: &'a Protocol,
-    pub(super) mechanism: &'a dyn Mechanism,
-    pub(super) _control: TryMutexGuard<'a>,
-    pub(super) memory: Option<RwLockWriteGuard<'a, State>>,
+    protocol: &'a Protocol,
+    mechanism: &'a dyn Mechanism,
+    _control: TryMutexGuard<'a>,
+    pub(super) since: Instant,
+    memory: Option<RwLockWriteGuard<'a, State>>,
     pub(super) was: State,
-    pub(super) now: State,
+    now: State,
+    /// Those to be told before a revocation have been.
     pub(super) told: bool,
+    published: bool,
 }
 
 impl<'a> Change<'a> {
+    pub(super) fn new(
+        protocol: &'a Protocol,
+        mechanism: &'a dyn Mechanism,
+        control: TryMutexGuard<'a>,
+        was: State,
+    ) -> Self {
+        let since = Instant::now();
+        Self {
+            protocol,
+            mechanism,
+            _control: control,
+            since,
+            memory: None,
+            was,
+            now: was,
+            told: false,
+            published: false,
+        }
+    }
+
     pub(crate) fn state(&self) -> State {
         self.now
     }
 
-    pub(super) fn write_lock(&mut self, patience: Patience, since: Instant) -> Result<(), RevokeError> {
+    /// The second part of [`Protocol::begin`]: from here on no fault is resolved.
+    pub(crate) fn lock(mut self, readers: Patience) -> Result<Self, RevokeError> {
+        if let Some(accesses) = &self.protocol.accesses {
+            accesses.shut().map_err(RevokeError::Barrier)?;
+            if !broken(Mutation::PassesIgnored) {
+                self.protocol.drain_gate(accesses, self.mechanism, readers, self.since)?;
+            }
+        }
+        if self.memory.is_none() {
+            self.write_lock(readers)?;
+        }
+        Ok(self)
+    }
+
+    pub(super) fn write_lock(&mut self, patience: Patience) -> Result<(), RevokeError> {
         let memory: &'a RwLock<State> = &self.protocol.memory;
         let guard = match patience {
             Patience::Forever => Some(memory.write()),
             Patience::Never => memory.try_write(),
             Patience::Until(deadline) => memory.try_write_until(deadline),
         };
-        self.memory = Some(guard.ok_or_else(|| gave_up(patience, since, Holders::default()))?);
+        self.memory = Some(guard.ok_or_else(|| gave_up(patience, self.since, Holders::default()))?);
         Ok(())
     }
 
@@ -101,13 +138,11 @@ impl<'a> Change<'a> {
             State::Disabled | State::Gone => Ok(()),
         }
     }
-}
 
-impl Drop for Change<'_> {
-    fn drop(&mut self) {
-        if self.memory.is_none() && self.protocol.phase() != Phase::Busy && !self.told {
-            // Nothing was begun: it had been what it was to become.
-            self.protocol.changer.store(0, Ordering::Relaxed);
+    /// Ends the change for everyone who waits. What is left, telling that the memory is back, may wait for them: a group
+    /// publishes all of its members before that.
+    pub(crate) fn publish(&mut self) {
+        if std::mem::replace(&mut self.published, true) {
             return;
         }
         // Each step lets somebody look again, so each comes after what they are to see.
@@ -130,6 +165,17 @@ impl Drop for Change<'_> {
         if !broken(Mutation::WakeFirst) {
             self.mechanism.wake();
         }
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        if self.memory.is_none() && self.protocol.phase() != Phase::Busy && !self.told && !self.published {
+            // Nothing was begun: it had been what it was to become.
+            self.protocol.changer.store(0, Ordering::Relaxed);
+            return;
+        }
+        self.publish();
         if self.now == State::Enabled && (self.told || self.was == State::Disabled) {
             self.mechanism.after_restore();
         }
