@@ -59,7 +59,8 @@ impl Mapping {
     ///
     /// # Blocking
     /// Waits while the region is busy. Inside of another guard of the same region it never does: the revocation would
-    /// wait for that one.
+    /// wait for that one. Inside of a guard of *another* region that changes together with this one (another BAR of the
+    /// device, another member of the group) use [`try_access`](Self::try_access): the change of both waits for that guard.
     ///
     /// # Errors
     /// As [`try_access`](Self::try_access), but `WouldBlock`.

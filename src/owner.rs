@@ -8,6 +8,7 @@ use crate::access::raw;
 use crate::access::{Primitive, check};
 use crate::backing::{File, Kind, OnRevoke};
 use crate::error::{AccessError, CopyError};
+use crate::revoke::map_over;
 use crate::sys::{AddrRange, SysError, map};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::errno::Errno;
@@ -26,13 +27,15 @@ pub struct OwnerView {
     of_device: bool,
     /// Where accesses don't recover by themselves: the file, and where in it the view starts, in bytes.
     file: Option<(OwnedFd, u64)>,
+    /// The file's page size, in bytes.
+    page: usize,
 }
 
 impl OwnerView {
     pub(crate) fn new(file: &File, len: usize) -> Result<Self, SysError> {
         let of_device = file.kind == Kind::Other;
         if file.on_revoke == OnRevoke::Drop {
-            return Ok(Self { map: None, of_device, file: None });
+            return Ok(Self { map: None, of_device, file: None, page: file.page });
         }
         let errno = |e: std::io::Error| SysError::new("mmap", Errno::from_raw(e.raw_os_error().unwrap_or(0)));
         crate::sys::may_fail("mmap")?;
@@ -41,7 +44,7 @@ impl OwnerView {
             map.advise(advice).map_err(|e| SysError::new("madvise", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
         }
         let kept = (!raw::RECOVERABLE).then(|| crate::revoke::dup(file.fd.as_fd())).transpose()?;
-        Ok(Self { map: Some(map), of_device, file: kept.map(|fd| (fd, file.offset)) })
+        Ok(Self { map: Some(map), of_device, file: kept.map(|fd| (fd, file.offset)), page: file.page })
     }
 
     /// The first byte; null for an empty view.
@@ -135,22 +138,17 @@ impl OwnerView {
     /// Runs some accesses to the view.
     #[inline]
     pub(crate) fn recovering<R>(&self, accesses: impl FnOnce() -> R) -> R {
-        raw::recovering(accesses, |stand_in| self.put_back(stand_in.page))
+        let view = AddrRange::new(self.as_ptr().addr(), self.len());
+        raw::recovering(view, accesses, |stand_in| self.put_back(stand_in.range))
     }
 
-    /// Maps the file's page again where an access' handler has put another.
-    fn put_back(&self, page: AddrRange) {
+    /// Maps the file's pages again where an access' handler has put others.
+    fn put_back(&self, range: AddrRange) {
         let Some((fd, offset)) = &self.file else { return };
-        let offset = offset + (page.addr - self.as_ptr().addr()) as u64;
-        // SAFETY: a page of the view, which `self` keeps; what is there now is nobody's memory.
-        let mapped = unsafe { map::map_shared(page, fd.as_fd(), offset, map::Prot::ReadWrite) };
-        for advice in [map::Advice::DontFork, map::Advice::DontDump] {
-            // SAFETY: as above; neither advice drops pages.
-            let _ = unsafe { map::advise(page, advice) };
-        }
-        if mapped.is_err() {
-            // SAFETY: as above.
-            let _ = unsafe { map::protect(page, map::Prot::None) };
+        let offset = offset + (range.addr - self.as_ptr().addr()) as u64;
+        if map_over(range, self.page, fd.as_fd(), offset, map::Prot::ReadWrite).is_err() {
+            // SAFETY: inside of the view, which `self` keeps; what is there now is nobody's memory.
+            let _ = unsafe { map::protect(range, map::Prot::None) };
         }
     }
 

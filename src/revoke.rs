@@ -19,6 +19,7 @@ mod park;
 mod parts;
 
 pub(crate) use cover::{Tile, prepare};
+pub(crate) use live::map_over;
 
 use crate::OnDisabled;
 use crate::sys::map::{self, Advice, Leave, Prot};

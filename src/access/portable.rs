@@ -2,16 +2,17 @@
 //!
 //! No plain access can be skipped when it faults, so the handler lets it end elsewhere: it puts a page of private memory,
 //! a *stand-in*, under it. The access then reports [`Faulted`], and what belongs there is put back (`View::mend`). Only
-//! memory that fails although its region is enabled comes to that (a file that was truncated, a monitor that died): the
-//! caller holds a pass of the protocol's second gate, so nothing is revoked meanwhile, and no stand-in opens a revoked
-//! range. Outside of [`recovering`] an access is what a raw pointer's is.
+//! memory that fails although its region is enabled comes to that (a file that was truncated, a monitor that died): who
+//! accesses a mapping keeps it from being revoked meanwhile, by a pass of the protocol's second gate or by the memory lock,
+//! so no stand-in opens a revoked range; the owner's view is never revoked. Outside of [`recovering`] an access is what a raw
+//! pointer's is. None of this is for signal handlers that interrupt such an access of their own thread.
 //!
 //! Another thread may access the page while a stand-in is there, and does not fault. So every access compares the count of
 //! stand-ins before and after, by page, and is made again if it may have met one: what it met then has vanished. (Pages
 //! share [`STAND_INS`]' entries, so an atomic operation can be done twice if memory fails elsewhere at that very moment.)
 //! A raw pointer has no such protection: for the moment it meets zeroes instead of SIGBUS.
 #![expect(unsafe_code, reason = "plain accesses through raw pointers, and a page put under one that faults")]
-// UNSAFETY: volatile and atomic accesses within `raw`'s contract and under a pass.
+// UNSAFETY: volatile and atomic accesses within `raw`'s contract while nothing is revoked.
 
 use super::primitive::{AtomicPrimitive, Primitive};
 use super::raw::{Faulted, StandIn};
@@ -23,20 +24,20 @@ use nix::errno::Errno;
 use nix::libc::{self, ucontext_t};
 use std::cell::Cell;
 
-/// Accesses need a pass, and what they met has to be put back.
+/// Accesses of mappings need a pass, and what they met has to be put back.
 pub(crate) const RECOVERABLE: bool = false;
 
 /// What the calling thread's handler needs to know, and what it answers. No destructor, so a handler may use it.
 struct Own {
-    /// Will somebody put back what a stand-in replaces?
-    armed: Cell<bool>,
+    /// Where accesses may be made for which somebody puts back what a stand-in replaces.
+    range: Cell<Option<AddrRange>>,
     /// The address of the access under way, 0 for none.
     access: Cell<usize>,
     stand_in: Cell<Option<StandIn>>,
 }
 
 thread_local! {
-    static OWN: Own = const { Own { armed: Cell::new(false), access: Cell::new(0), stand_in: Cell::new(None) } };
+    static OWN: Own = const { Own { range: Cell::new(None), access: Cell::new(0), stand_in: Cell::new(None) } };
 }
 
 /// For the pages that share an entry: stand-ins now in the low half, so far in the high half.
@@ -52,48 +53,50 @@ fn count(pages: AddrRange, by: impl Fn(&AtomicU64) -> u64) {
     });
 }
 
-/// Makes an access, unless it meets a stand-in.
+/// Makes an access, unless it meets a stand-in of its own; one that may have met another thread's is made again.
 #[inline]
-fn attempt<R>(addr: usize, access: impl FnOnce() -> R) -> Result<R, Faulted> {
+fn attempt<R>(addr: usize, access: impl Fn() -> R) -> Result<R, Faulted> {
     OWN.with(|own| {
-        if !own.armed.get() {
+        if own.range.get().is_none() {
             return Ok(access());
         }
-        if own.stand_in.get().is_some() {
-            return Err(Faulted);
-        }
         let stand_ins = &STAND_INS[addr / crate::sys::page_size() % STAND_INS.len()];
-        let before = loop {
-            // SeqCst, with the fence below: who may have met the stand-in sees it counted, before or after.
-            let count = stand_ins.load(SeqCst);
-            if count % (1 << 32) == 0 {
-                break count;
+        loop {
+            if own.stand_in.get().is_some() {
+                return Err(Faulted);
             }
-            // Another thread's, which puts back what belongs there and waits for nobody.
-            std::thread::yield_now();
-        };
-        // Nested in a signal handler, it comes back to the outer one.
-        let outer = own.access.replace(addr);
-        compiler_fence(SeqCst);
-        let result = access();
-        compiler_fence(SeqCst);
-        own.access.set(outer);
-        fence(SeqCst);
-        if stand_ins.load(SeqCst) == before { Ok(result) } else { Err(Faulted) }
+            // SeqCst, with the fence below: who may have met a stand-in sees it counted, before or after.
+            let before = stand_ins.load(SeqCst);
+            if before % (1 << 32) > 0 {
+                // Another thread's, which puts back what belongs there and waits for nobody.
+                std::thread::yield_now();
+                continue;
+            }
+            // Nested in a signal handler, it comes back to the outer one.
+            let outer = own.access.replace(addr);
+            compiler_fence(SeqCst);
+            let result = access();
+            compiler_fence(SeqCst);
+            own.access.set(outer);
+            fence(SeqCst);
+            if stand_ins.load(SeqCst) == before {
+                return Ok(result);
+            }
+        }
     })
 }
 
-/// Runs some accesses, and has `put_back` put back what the handler has replaced under one of them, if any.
+/// Runs some accesses inside of `range`, and has `put_back` put back what the handler has replaced under one of them, if any.
 #[inline]
-pub(crate) fn recovering<R>(accesses: impl FnOnce() -> R, put_back: impl FnOnce(StandIn)) -> R {
-    // Nested in a signal handler, it comes back to the outer ones.
-    let outer = OWN.with(|own| own.armed.replace(true));
+pub(crate) fn recovering<R>(range: AddrRange, accesses: impl FnOnce() -> R, put_back: impl FnOnce(StandIn)) -> R {
+    // Nested in a signal handler, it comes back to the outer ones, and leaves their stand-in to them.
+    let (outer, theirs) = OWN.with(|own| (own.range.replace(Some(range)), own.stand_in.get().is_some()));
     let result = accesses();
-    OWN.with(|own| own.armed.set(outer));
-    if let Some(stand_in) = OWN.with(|own| own.stand_in.get()) {
+    OWN.with(|own| own.range.set(outer));
+    if let Some(stand_in) = OWN.with(|own| own.stand_in.get()).filter(|_| !theirs) {
         put_back(stand_in);
         OWN.with(|own| own.stand_in.set(None));
-        count(stand_in.page, |entry| entry.fetch_sub(1, SeqCst));
+        count(stand_in.range, |entry| entry.fetch_sub(1, SeqCst));
     }
     result
 }
@@ -105,46 +108,36 @@ pub(crate) fn recovering<R>(accesses: impl FnOnce() -> R, put_back: impl FnOnce(
 /// Called by the handler of `signal`, in the thread that faulted.
 pub(crate) unsafe fn recover(signal: c_int, address: usize, _context: *mut ucontext_t) -> bool {
     let page = crate::sys::page_size();
-    let (access, known) = OWN.with(|own| (own.access.get(), own.stand_in.get()));
+    let (range, access, known) = OWN.with(|own| (own.range.get(), own.access.get(), own.stand_in.get()));
     // An aligned access lies in one page; some faults tell no more than the page.
-    if access == 0 || access / page != address / page {
-        return false;
-    }
+    let Some(range) = range.filter(|_| access != 0 && access / page == address / page) else { return false };
     let errno = Errno::last_raw();
-    if let Some(known) = known {
+    let put = match known {
         // Another thread has put back what belongs there, before this access could end.
-        let put = known.page.contains(access) && put_page(known.page).is_ok();
-        Errno::set_raw(errno);
-        return put;
-    }
-    let mut page = AddrRange::new(access / page * page, page);
-    let put = loop {
-        // Before the page is there: see `attempt`.
-        count(page, |entry| entry.fetch_add(ONE_MORE, SeqCst));
-        let put = put_page(page);
-        if put.is_ok() {
-            OWN.with(|own| own.stand_in.set(Some(StandIn { page, forbidden: signal == libc::SIGSEGV })));
-            break true;
-        }
-        count(page, |entry| entry.fetch_sub(1, SeqCst));
-        // Of a huge page only the whole can be replaced (`hugetlb_vm_op_split`); what is smaller is refused, so the first
-        // that is not refused is the page.
-        if put != Err(Errno::EINVAL) || page.len >= 1 << 30 {
-            break false;
-        }
-        page = AddrRange::new(access / (2 * page.len) * (2 * page.len), 2 * page.len);
+        Some(known) => known.range.contains(access) && put_pages(known.range).is_ok(),
+        // All of it where a page by itself can't be had: of a huge page only the whole can be replaced
+        // (`hugetlb_vm_op_split`). At the limit of mappings (vm.max_map_count) nothing can be had, and the fault kills.
+        None => [AddrRange::new(access / page * page, page), range].into_iter().any(|range| {
+            // Before the pages are there: see `attempt`.
+            count(range, |entry| entry.fetch_add(ONE_MORE, SeqCst));
+            let put = put_pages(range).is_ok();
+            match put {
+                true => OWN.with(|own| own.stand_in.set(Some(StandIn { range, forbidden: signal == libc::SIGSEGV }))),
+                false => count(range, |entry| entry.fetch_sub(1, SeqCst)),
+            }
+            put
+        }),
     };
     Errno::set_raw(errno);
     put
 }
 
 /// Async-signal-safe: a system call.
-fn put_page(page: AddrRange) -> Result<(), Errno> {
+fn put_pages(range: AddrRange) -> Result<(), Errno> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-    // SAFETY: the page of an access, so by `raw`'s contract in a range that this crate mapped; larger only where the kernel
-    // has pages of this size there, and ranges of those consist of whole ones. Nothing is lost: it is a file's memory, and
-    // whatever stood there is put back before the access' pass ends.
-    let put = unsafe { libc::mmap(page.as_ptr().cast(), page.len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    // SAFETY: of a range that this crate mapped, by `recovering`'s callers. Nothing is lost: it is a file's memory, and what
+    // stood there is put back before the mapping can be revoked.
+    let put = unsafe { libc::mmap(range.as_ptr().cast(), range.len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
     if put == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(()) }
 }
 
@@ -152,7 +145,7 @@ fn put_page(page: AddrRange) -> Result<(), Errno> {
 ///
 /// # Safety
 ///
-/// `raw`'s contract, and a pass is held.
+/// `raw`'s contract, and the mapping can't be revoked meanwhile.
 #[inline(always)]
 pub(crate) unsafe fn load<T: Primitive>(p: *const T) -> Result<T, Faulted> {
     // SAFETY: the caller's contract; volatile, as anyone may write the memory.
@@ -163,7 +156,7 @@ pub(crate) unsafe fn load<T: Primitive>(p: *const T) -> Result<T, Faulted> {
 ///
 /// # Safety
 ///
-/// `raw`'s contract, and a pass is held.
+/// `raw`'s contract, and the mapping can't be revoked meanwhile.
 #[inline(always)]
 pub(crate) unsafe fn store<T: Primitive>(p: *mut T, value: T) -> Result<(), Faulted> {
     // SAFETY: the caller's contract; volatile, as anyone may use the memory.
@@ -191,7 +184,7 @@ macro_rules! with_atomic {
 ///
 /// # Safety
 ///
-/// `raw`'s contract, and a pass is held.
+/// `raw`'s contract, and the mapping can't be revoked meanwhile.
 #[inline]
 pub(crate) unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: T, new: T) -> Result<Result<T, T>, Faulted> {
     use super::primitive::sealed::Bits;
@@ -210,7 +203,7 @@ pub(crate) unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: T, new
 ///
 /// # Safety
 ///
-/// `raw`'s contract, and a pass is held.
+/// `raw`'s contract, and the mapping can't be revoked meanwhile.
 #[inline]
 pub(crate) unsafe fn swap<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
     use super::primitive::sealed::Bits;
@@ -223,7 +216,7 @@ pub(crate) unsafe fn swap<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, 
 ///
 /// # Safety
 ///
-/// `raw`'s contract, and a pass is held.
+/// `raw`'s contract, and the mapping can't be revoked meanwhile.
 #[inline]
 pub(crate) unsafe fn fetch_add<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
     use super::primitive::sealed::Bits;

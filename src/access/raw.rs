@@ -30,10 +30,10 @@ pub(crate) use super::bulk::{copy_in, copy_out};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Faulted;
 
-/// A page of private memory that the signal handler put under an access which cannot be skipped: see `portable.rs`.
+/// Private memory, a page of it mostly, that the signal handler put under an access which cannot be skipped: see `portable.rs`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StandIn {
-    pub(crate) page: AddrRange,
+    pub(crate) range: AddrRange,
     /// The access had no right to the memory (SIGSEGV), as opposed to there being none (SIGBUS).
     pub(crate) forbidden: bool,
 }

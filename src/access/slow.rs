@@ -114,7 +114,7 @@ impl Served {
     /// Runs some accesses to this mapping while it can't be revoked.
     #[inline]
     pub(crate) fn recovering<R>(&self, accesses: impl FnOnce() -> R) -> R {
-        raw::recovering(accesses, |stand_in| {
+        raw::recovering(self.view.range, accesses, |stand_in| {
             self.view.mend(stand_in, self.region.file.lock().as_ref().map(AsFd::as_fd));
         })
     }

@@ -144,7 +144,11 @@ pub(crate) unsafe extern "C" fn register(start: *const Entry, stop: *const Entry
 
 /// Accesses that recover by themselves leave nothing to put back.
 #[inline(always)]
-pub(crate) fn recovering<R>(accesses: impl FnOnce() -> R, _put_back: impl FnOnce(super::raw::StandIn)) -> R {
+pub(crate) fn recovering<R>(
+    _range: crate::sys::AddrRange,
+    accesses: impl FnOnce() -> R,
+    _put_back: impl FnOnce(super::raw::StandIn),
+) -> R {
     accesses()
 }
 

@@ -10,8 +10,7 @@ use nix::errno::Errno;
 use std::os::fd::BorrowedFd;
 
 impl View {
-    /// Builds the mapping elsewhere, with all its properties, and moves it over the range in one step: neither a
-    /// fork nor another mmap ever sees it half-made.
+    /// All of it, moved over the range in one step: neither a fork nor another mmap ever sees it half-made.
     pub(super) fn map_live(&self, place: &mut Place, file: Option<BorrowedFd<'_>>) -> Result<(), SysError> {
         self.map_parts(place, &[Part { range: self.range, prot: self.prot }], file)
     }
@@ -45,33 +44,9 @@ impl View {
         Ok(())
     }
 
-    #[expect(unsafe_code, reason = "UNSAFETY: maps, moves and unmaps ranges of the view's own")]
     fn map_part(&self, part: &Part, file: BorrowedFd<'_>) -> Result<(), SysError> {
-        let staging = map::reserve(part.range.len, alignment(part.range.len).max(self.page))?;
-        let staged = self.stage(staging, part, file);
-        // SAFETY: staging was made by this function, the part is the view's own.
-        let moved = staged.and_then(|()| unsafe { map::move_onto(staging, part.range, Leave::Hole) });
-        if moved.is_err() {
-            release(staging);
-        }
-        moved
-    }
-
-    #[expect(unsafe_code, reason = "UNSAFETY: maps a range that only the caller knows")]
-    fn stage(&self, staging: AddrRange, part: &Part, file: BorrowedFd<'_>) -> Result<(), SysError> {
-        let file_offset = self.file_offset + (part.range.addr - self.range.addr) as u64;
-        // SAFETY: a reservation that only the caller knows.
-        unsafe { map::map_shared(staging, file, file_offset, Prot::None) }?;
-        for advice in [Advice::DontFork, Advice::DontDump, Advice::NoHugePage] {
-            // SAFETY: as above.
-            match unsafe { map::advise(staging, advice) } {
-                // Device files and hugetlb know no huge-page advice, and kernels without THP no such call.
-                Err(e) if advice == Advice::NoHugePage && e.errno == Errno::EINVAL => {}
-                other => other?,
-            }
-        }
-        // SAFETY: as above.
-        unsafe { map::protect(staging, part.prot) }
+        let offset = self.file_offset + (part.range.addr - self.range.addr) as u64;
+        map_over(part.range, alignment(part.range.len).max(self.page), file, offset, part.prot)
     }
 
     /// Registers the live range with its server.
@@ -86,12 +61,14 @@ impl View {
     }
 
     /// Puts back what belongs into a page under which an access's handler has put another. The access' pass is held still.
-    ///
-    /// Which rights the application has left of the page is not known any more: of one that it had forbidden, none.
     pub(crate) fn mend(&self, stand_in: StandIn, file: Option<BorrowedFd<'_>>) {
         let mut place = self.place.lock();
-        let prot = if stand_in.forbidden { Prot::None } else { self.prot };
-        let page = Part { range: stand_in.page, prot };
+        // Which rights the application has left of the page is not known any more: those of the page that has the fewest; and
+        // none of one that it had forbidden.
+        let parts = self.parts().ok().flatten().unwrap_or_default();
+        let fewest = parts.iter().map(|part| part.prot).fold(self.prot, Prot::min);
+        let prot = if stand_in.forbidden { Prot::None } else { fewest };
+        let page = Part { range: stand_in.range, prot };
         let live = place.content == Content::Live && !place.torn;
         let mended = file.filter(|_| live).is_some_and(|file| {
             let mapped = self.map_part(&page, file);
@@ -105,6 +82,42 @@ impl View {
             let _ = self.refuse_somehow(&mut place);
         }
     }
+}
+
+/// Builds a mapping of `file` elsewhere, with all its properties, and moves it over `range` in one step. `range` is the
+/// caller's own, and nobody relies on what stands there.
+#[expect(unsafe_code, reason = "UNSAFETY: maps, moves and unmaps ranges that only the caller knows, or owns")]
+pub(crate) fn map_over(
+    range: AddrRange,
+    align: usize,
+    file: BorrowedFd<'_>,
+    offset: u64,
+    prot: Prot,
+) -> Result<(), SysError> {
+    let staging = map::reserve(range.len, align)?;
+    let staged = stage(staging, file, offset, prot);
+    // SAFETY: staging was made by this function, the range is the caller's own.
+    let moved = staged.and_then(|()| unsafe { map::move_onto(staging, range, Leave::Hole) });
+    if moved.is_err() {
+        release(staging);
+    }
+    moved
+}
+
+#[expect(unsafe_code, reason = "UNSAFETY: maps a range that only the caller knows")]
+fn stage(staging: AddrRange, file: BorrowedFd<'_>, offset: u64, prot: Prot) -> Result<(), SysError> {
+    // SAFETY: a reservation that only the caller knows.
+    unsafe { map::map_shared(staging, file, offset, Prot::None) }?;
+    for advice in [Advice::DontFork, Advice::DontDump, Advice::NoHugePage] {
+        // SAFETY: as above.
+        match unsafe { map::advise(staging, advice) } {
+            // Device files and hugetlb know no huge-page advice, and kernels without THP no such call.
+            Err(e) if advice == Advice::NoHugePage && e.errno == Errno::EINVAL => {}
+            other => other?,
+        }
+    }
+    // SAFETY: as above.
+    unsafe { map::protect(staging, prot) }
 }
 
 /// Alignment at which page tables move in the largest subtrees: 1 GiB, 2 MiB, or a page.

@@ -9,8 +9,8 @@ use nix::libc;
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// Access rights of a mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Access rights of a mapping, from the fewest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Prot {
     None,
     Read,
