@@ -228,3 +228,23 @@ fn a_manual_monitors_own_thread_may_revoke_while_a_guard_holder_faults() {
         assert!(region.disable_timeout(Duration::from_secs(10)).expect("it revokes"));
     });
 }
+
+/// The same without a guard: an access that has begun is waited for where accesses don't recover by themselves.
+#[test]
+fn a_manual_monitors_own_thread_may_revoke_while_an_access_faults() {
+    support::start();
+    require!(Support::current().userfaultfd(), "no userfaultfd");
+    let monitor = Monitor::manual().expect("a monitor");
+    let Ok(region) = Region::builder(1 << 20).strategy(Strategy::Zap).monitor(monitor).build() else {
+        return support::skip("Zap is not possible", support::at_its_best());
+    };
+    let mapping = region.map(MapOptions::new()).expect("it maps");
+    thread::scope(|scope| {
+        let read = scope.spawn(|| mapping.read::<u64>(0));
+        a_moment();
+        assert!(!read.is_finished(), "nobody has answered");
+        assert!(region.disable_timeout(Duration::from_secs(10)).expect("it revokes"));
+        let met = read.join().expect("no panic");
+        assert!(met == Ok(0) || met == Err(AccessError::Disabled { offset: 0 }), "{met:?}");
+    });
+}
