@@ -248,22 +248,22 @@ impl View {
         self.cover_empty(place)
     }
 
-    /// The monitor is gone: whatever was to be answered by it refuses instead.
-    pub(crate) fn abandon(&self) -> Result<(), SysError> {
+    /// The monitor is gone: whatever was to be answered by it refuses instead. Says whether that changed anything.
+    pub(crate) fn abandon(&self) -> Result<bool, SysError> {
         let mut place = self.place.lock();
         match place.content {
             // These need no answers.
-            Content::Covered | Content::Barred => return Ok(()),
-            Content::Live if !self.served_live() => return Ok(()),
+            Content::Covered | Content::Barred => return Ok(false),
+            Content::Live if !self.served_live() => return Ok(false),
             // Only what is the region's own memory is moved to the alias.
             Content::Live => {
                 if self.set_aside(&mut place).is_err() {
-                    return self.refuse_whole(&mut place);
+                    return self.refuse_whole(&mut place).map(|()| true);
                 }
             }
             Content::Parked | Content::StandIn | Content::Reserved => {}
         }
-        self.refuse_somehow(&mut place)
+        self.refuse_somehow(&mut place).map(|()| true)
     }
 
     /// The memory is reachable again. On an error the range still refuses (or waits) as before.
@@ -293,7 +293,12 @@ impl View {
             place.content == Content::Live && !place.torn
         };
         match self.server.uffd() {
-            Some(uffd) if live && !self.served_live() => uffd.unregister(self.range).is_ok(),
+            Some(uffd) if live && !self.served_live() => match uffd.unregister(self.range) {
+                // What cannot be registered is not (`vma_can_userfault`), nor is anything any more with what was closed, or
+                // whose number is another file's by now.
+                Err(e) => matches!(e.errno, Errno::EINVAL | Errno::EBADF | Errno::ENOTTY),
+                Ok(()) => true,
+            },
             _ if live => true,
             _ => self.restore(file).is_ok(),
         }

@@ -1,9 +1,14 @@
 //! G7 where the monitor never starts, or ends: its mappings refuse, for good, and nobody waits.
 
+#[expect(dead_code, reason = "each test file uses its part")]
+mod support;
+
 use revocable_mmio::{MapOptions, Monitor, OnDisabled, Region, Strategy, Support};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
+use support::matrix::every_case_with;
+use support::raw;
 
 #[test]
 fn a_monitor_thread_that_cannot_start_fails_closed() {
@@ -60,4 +65,35 @@ fn enabling_gives_nothing_back_that_nobody_would_serve() {
         }
         assert!(since.elapsed() < Duration::from_secs(5));
     }
+}
+
+/// Under Detach and Replace the kernel serves what is enabled, so a monitor's end changes nothing for it.
+#[test]
+fn mappings_that_need_no_monitor_outlive_it() {
+    support::start();
+    require!(Support::current().userfaultfd(), "no userfaultfd");
+    every_case_with(&[OnDisabled::Sigbus, OnDisabled::AllOnes], |case| {
+        if case.strategy == Strategy::Zap {
+            return;
+        }
+        let monitor = Monitor::manual().expect("a userfaultfd");
+        let region = case.builder(2).monitor(monitor.clone()).build().expect("it builds");
+        let [other, mapping] = [case.map(&region), case.map(&region)];
+        mapping.write(0, 7u64).expect("enabled");
+        // In place of its userfaultfd is something that is none: the monitor ends with its next look.
+        raw::replace_behind_its_back(&monitor);
+        monitor.handle_ready(1).expect_err("no userfaultfd any more");
+        for at in [0, case.page()] {
+            for _ in 0..3 {
+                assert_eq!(other.read::<u64>(at), Ok(if at == 0 { 7 } else { 0 }), "{case}");
+                assert_eq!(mapping.read_slice(at, &mut [0; 16]), Ok(()), "{case}");
+                assert_eq!(mapping.write(at + 8, 8u64), Ok(()), "{case}");
+            }
+        }
+        region.disable().expect("it revokes");
+        assert_ne!(mapping.read::<u64>(0), Ok(7), "{case}");
+        region.enable().expect("it comes back");
+        assert_eq!(mapping.read::<u64>(0), Ok(7), "{case}");
+        assert_eq!(region.stats().degraded, 0, "{case}");
+    });
 }

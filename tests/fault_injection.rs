@@ -404,6 +404,31 @@ fn faults_whose_calls_fail_are_answered_by_the_next_try() {
     });
 }
 
+/// A dropped region has nobody to tell of a failure, so it goes on trying.
+#[test]
+fn a_drop_whose_calls_fail_for_a_while_revokes_in_the_end() {
+    let _one = one_at_a_time();
+    let _kept = keep_shared_things();
+    every_case(|case| {
+        if !small(case) {
+            return;
+        }
+        let Rig { region, views } = Rig::new(case);
+        inject::fail(inject::ANY, 0, usize::MAX, Errno::ENOMEM);
+        drop(region);
+        // The first tries of the background, too.
+        thread::sleep(Duration::from_millis(30));
+        inject::clear();
+        for view in &views {
+            assert_eq!(view.read::<u64>(0).ok(), (case.policy == OnDisabled::AllOnes).then_some(u64::MAX), "{case}");
+            for at in [addr(view), addr(view) + case.page()] {
+                let what = format!("{case}: nothing reaches the memory of a dropped region");
+                eventually(&what, || raw::load64(at) != Ok(SECRET));
+            }
+        }
+    });
+}
+
 #[test]
 fn interrupted_reading_does_not_end_the_monitor() {
     let _one = one_at_a_time();

@@ -175,13 +175,16 @@ impl monitor::Served for Served {
     }
 
     fn abandon(&self) -> bool {
-        self.close();
-        let refused = self.view.abandon().is_ok();
-        if !refused {
+        let abandoned = self.view.abandon();
+        // Only what refuses now. What the kernel serves goes on, and would not be opened again before the next `enable()`.
+        if !matches!(abandoned, Ok(false)) {
+            self.close();
+        }
+        if abandoned.is_err() {
             count(&self.region.counters.degraded);
         }
         // Replacing a mapping wakes nobody who waits in it.
         self.view.wake();
-        refused
+        abandoned.is_ok()
     }
 }

@@ -80,7 +80,8 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// Revokes. On an error everything is as before.
+    /// Revokes. On an error everything is as before, unless it was to be for good: then it is, and what has failed to refuse
+    /// is left to whoever ends the region (`RegionShared::end`).
     pub(crate) fn disable(&mut self, to: State) -> Result<(), RevokeError> {
         let was = self.now;
         // First the state, then the refusal: a region that refuses is disabled.

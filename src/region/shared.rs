@@ -46,7 +46,13 @@ pub(crate) struct RegionShared {
 impl RegionShared {
     /// Ends it for good, whatever it takes; without anybody to tell of a failure, there is only the next try.
     pub(super) fn end(&self) {
-        while let Err(RevokeError::Sys { .. } | RevokeError::Barrier(_)) = self.change(State::Gone, Patience::Forever) {
+        let end = || match self.change(State::Gone, Patience::Forever) {
+            // Gone is for good, also where a mapping did not refuse: nobody changes the state or resolves a fault any more,
+            // so there is no lock to take. What is left to do is to refuse, and to wake who waits in what now does.
+            Err(RevokeError::Gone) => self.refuse(true).map(|()| self.wake()),
+            ended => ended.map(drop),
+        };
+        while let Err(RevokeError::Sys { .. } | RevokeError::Barrier(_)) = end() {
             if self.mappings.lock().is_empty() {
                 return;
             }

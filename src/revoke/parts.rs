@@ -24,17 +24,21 @@ impl View {
         }
         let text = maps::read()?;
         let lines: Vec<Line<'_>> = maps::lines(&text).collect();
-        // The same file at the place where it belongs. The owner's view tells which file; without one (a device that is
-        // dropped on revocation) whatever lies in place is taken for it.
-        let file = lines.iter().find(|line| line.range.contains(self.sample)).map(|line| line.file);
-        let ours = |line: &&Line<'_>| {
+        let in_place = |line: &&Line<'_>| {
             let from = line.range.addr.max(self.range.addr);
             let offset = line.offset.checked_add((from - line.range.addr) as u64);
-            let in_place =
-                offset.and_then(|offset| offset.checked_sub(self.file_offset)) == Some((from - self.range.addr) as u64);
-            from < line.range.end().min(self.range.end()) && in_place && file.unwrap_or(line.file) == line.file
+            let at = offset.and_then(|offset| offset.checked_sub(self.file_offset));
+            from < line.range.end().min(self.range.end())
+                && at == Some((from - self.range.addr) as u64)
+                && line.file != maps::NO_FILE
         };
-        let parts = lines.iter().filter(ours).map(|line| {
+        // The same file at the place where it belongs. The owner's view tells which file. Without one (a device that is
+        // dropped on revocation), or where that has become something of which nothing is here, whatever file lies in place
+        // is taken for it: too much is revoked rather than too little.
+        let file = lines.iter().find(|line| line.range.contains(self.sample)).map(|line| line.file);
+        let file = file.filter(|file| lines.iter().filter(in_place).any(|line| line.file == *file));
+        let ours = |line: &&Line<'_>| file.unwrap_or(line.file) == line.file;
+        let parts = lines.iter().filter(in_place).filter(ours).map(|line| {
             let start = line.range.addr.max(self.range.addr);
             Part { range: AddrRange::new(start, line.range.end().min(self.range.end()) - start), prot: line.prot }
         });

@@ -17,6 +17,9 @@ pub(crate) struct Line<'a> {
     pub(crate) file: (&'a str, &'a str),
 }
 
+/// The file of a mapping that has none.
+pub(crate) const NO_FILE: (&str, &str) = ("00:00", "0");
+
 /// All of the text.
 pub(crate) fn read() -> Result<Vec<u8>, SysError> {
     const OPEN: &str = "open(/proc/self/maps)";

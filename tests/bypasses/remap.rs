@@ -1,7 +1,7 @@
 //! What the application, or foreign code in its process, does to the range of a mapping: mprotect, munmap, mremap.
 
 use super::{SECRET, addr};
-use crate::support::matrix::{Memory, STRATEGIES, every_case};
+use crate::support::matrix::{Memory, STRATEGIES, every_case, every_case_with};
 use crate::support::raw::{self, Hit};
 use crate::support::{self, child};
 use nix::errno::Errno;
@@ -76,6 +76,46 @@ fn a_hole_that_munmap_made_stays_a_hole_and_what_was_put_there_stays_there() {
                 check("enabled");
                 assert_eq!(raw::load64(base), Ok(SECRET), "{case}");
                 assert_eq!(raw::load64(base + 3 * page), Ok(0), "{case}");
+            }
+        });
+    });
+    ended.well();
+}
+
+/// The owner's view tells which file is the region's; where it has something else, that says nothing about the mappings.
+#[test]
+fn a_split_mapping_is_revoked_although_the_owners_view_was_mapped_over() {
+    support::start();
+    // Alone: any other thread's mmap may come to lie in the hole.
+    let ended = child::alone("remap::a_split_mapping_is_revoked_although_the_owners_view_was_mapped_over", || {
+        every_case_with(&[OnDisabled::Sigbus, OnDisabled::AllOnes], |case| {
+            let region = case.region(4);
+            let page = case.page();
+            let mapping = case.map(&region);
+            let base = addr(&mapping);
+            for at in [0, page, 3 * page] {
+                mapping.write(at, SECRET).expect("enabled");
+            }
+            raw::protect(base + page, page, libc::PROT_READ).expect("the range is the application's too");
+            raw::unmap(base + 2 * page, page).expect("the range is the application's too");
+            raw::map_if_free(base + 2 * page, page).expect("a hole");
+            raw::protect(base + 2 * page, page, libc::PROT_READ | libc::PROT_WRITE).expect("ours");
+            raw::store64(base + 2 * page, 77).expect("ours");
+            let owner = region.owner().as_ptr().expose_provenance();
+            raw::unmap(owner, page).expect("mapped");
+            raw::map_if_free(owner, page).expect("a hole");
+            for _ in 0..2 {
+                region.disable().expect("it revokes");
+                for at in [base, base + page, base + 3 * page] {
+                    assert_ne!(raw::load64(at), Ok(SECRET), "{case}: G1 is broken");
+                }
+                assert_eq!(raw::load64(base + 2 * page), Ok(77), "{case}: somebody else's memory");
+                region.enable().expect("it comes back");
+                for at in [base, base + page, base + 3 * page] {
+                    assert_eq!(raw::load64(at), Ok(SECRET), "{case}");
+                }
+                assert!(raw::store64(base + page, 0).expect_err("read-only").is_segv(), "{case}: rights are kept");
+                assert_eq!(raw::load64(base + 2 * page), Ok(77), "{case}: somebody else's memory");
             }
         });
     });

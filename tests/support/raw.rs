@@ -282,6 +282,16 @@ pub(crate) fn close_behind_its_back(fd: i32) {
     assert_eq!(rc, 0, "close({fd})");
 }
 
+/// Puts a directory, which can be neither read nor asked, in the place of a descriptor that belongs to somebody else.
+pub(crate) fn replace_behind_its_back(theirs: impl std::os::fd::AsFd) {
+    use std::os::fd::AsRawFd;
+    let other = std::fs::File::open("/").expect("there is one");
+    let theirs = theirs.as_fd().as_raw_fd();
+    // SAFETY: a system call on numbers; that one is another's is the point.
+    let rc = unsafe { libc::dup2(other.as_raw_fd(), theirs) };
+    assert_eq!(rc, theirs, "dup2");
+}
+
 /// Runs `child` in a forked process and gives its exit code, or 128 plus the signal that killed it.
 ///
 /// `child` runs between fork and _exit in a process with many threads: it must neither allocate nor lock.
