@@ -17,6 +17,7 @@
 use super::primitive::{AtomicPrimitive, Primitive};
 use super::raw::{Faulted, StandIn};
 use crate::sys::AddrRange;
+use crate::sys::map::Prot;
 // Not from `crate::sync`: a signal handler uses these, and the model checker's atomics aren't async-signal-safe.
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst, compiler_fence, fence};
@@ -112,6 +113,7 @@ pub(crate) unsafe fn recover(signal: c_int, address: usize, _context: *mut ucont
     // An aligned access lies in one page; some faults tell no more than the page.
     let Some(range) = range.filter(|_| access != 0 && access / page == address / page) else { return false };
     let errno = Errno::last_raw();
+    let rights = (signal == libc::SIGSEGV).then(|| if is_readable(access) { Prot::Read } else { Prot::None });
     let put = match known {
         // Another thread has put back what belongs there, before this access could end.
         Some(known) => known.range.contains(access) && put_pages(known.range).is_ok(),
@@ -122,7 +124,7 @@ pub(crate) unsafe fn recover(signal: c_int, address: usize, _context: *mut ucont
             count(range, |entry| entry.fetch_add(ONE_MORE, SeqCst));
             let put = put_pages(range).is_ok();
             match put {
-                true => OWN.with(|own| own.stand_in.set(Some(StandIn { range, forbidden: signal == libc::SIGSEGV }))),
+                true => OWN.with(|own| own.stand_in.set(Some(StandIn { range, rights }))),
                 false => count(range, |entry| entry.fetch_sub(1, SeqCst)),
             }
             put
@@ -130,6 +132,16 @@ pub(crate) unsafe fn recover(signal: c_int, address: usize, _context: *mut ucont
     };
     Errno::set_raw(errno);
     put
+}
+
+/// Is a byte there that this process may read? Async-signal-safe: a system call.
+fn is_readable(at: usize) -> bool {
+    let mut byte = 0_u8;
+    let here = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    let there = libc::iovec { iov_base: AddrRange::new(at, 1).as_ptr().cast(), iov_len: 1 };
+    let own = crate::sys::thread::current_pid();
+    // SAFETY: one byte into this frame's own; the other place the kernel checks, and answers EFAULT.
+    unsafe { libc::process_vm_readv(own, &raw const here, 1, &raw const there, 1, 0) == 1 }
 }
 
 /// Async-signal-safe: a system call.

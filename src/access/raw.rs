@@ -18,6 +18,7 @@
 
 use super::primitive::AtomicPrimitive;
 use crate::sys::AddrRange;
+use crate::sys::map::Prot;
 
 pub(crate) use super::arch::{
     RECOVERABLE, compare_exchange, fetch_add, keep_loaded, load, recover, recovering, store, swap,
@@ -34,8 +35,8 @@ pub(crate) struct Faulted;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StandIn {
     pub(crate) range: AddrRange,
-    /// The access had no right to the memory (SIGSEGV), as opposed to there being none (SIGBUS).
-    pub(crate) forbidden: bool,
+    /// What the application had left of the rights, where the access had too few (SIGSEGV). Otherwise there was no memory.
+    pub(crate) rights: Option<Prot>,
 }
 
 /// Sets the bits of `value`; the value before.

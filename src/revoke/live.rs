@@ -63,11 +63,11 @@ impl View {
     /// Puts back what belongs into a page under which an access's handler has put another. The access' pass is held still.
     pub(crate) fn mend(&self, stand_in: StandIn, file: Option<BorrowedFd<'_>>) {
         let mut place = self.place.lock();
-        // Which rights the application has left of the page is not known any more: those of the page that has the fewest; and
-        // none of one that it had forbidden.
+        // Where there was no memory, it is not known which rights the application had left: those of the page that has the
+        // fewest.
         let parts = self.parts().ok().flatten().unwrap_or_default();
         let fewest = parts.iter().map(|part| part.prot).fold(self.prot, Prot::min);
-        let prot = if stand_in.forbidden { Prot::None } else { fewest };
+        let prot = stand_in.rights.unwrap_or(fewest);
         let page = Part { range: stand_in.range, prot };
         let live = place.content == Content::Live && !place.torn;
         let mended = file.filter(|_| live).is_some_and(|file| {

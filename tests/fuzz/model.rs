@@ -194,10 +194,8 @@ impl Model {
             Op::Unmap { mapping } | Op::Shed { mapping } => self.mapping(mapping).map(|_| is(Answer::Done)),
             Op::Protect { mapping, page, .. } => {
                 let (mapping, region) = self.mapping(mapping)?;
-                // A device's file in parts does not wait; what stands in for the memory has no rights that last; and an
-                // access that does not recover would kill.
-                let recovers = !cfg!(revocable_portable);
-                let may = region.state == State::Enabled && region.memory != Memory::Device && recovers;
+                // A device's file in parts does not wait; what stands in for the memory has no rights that last.
+                let may = region.state == State::Enabled && region.memory != Memory::Device;
                 (may && page < mapping.rights.len()).then(|| is(Answer::Done))
             }
             Op::Disable { region, how } => {
