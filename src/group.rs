@@ -20,9 +20,10 @@ use std::time::{Duration, Instant};
 /// nothing else and wait for nobody, so this is no deadlock; without it a group under load would be busy for ever.
 pub(crate) const READERS: Duration = Duration::from_millis(100);
 
-/// A change of a group's state failed; every member is as before.
+/// A change of a group's state failed. Every member is as before, but for those whose way back failed too: which state that
+/// leaves them in, the methods say.
 #[derive(Debug, thiserror::Error)]
-#[error("member {member} of the group: {source}; every member is as before")]
+#[error("member {member} of the group: {source}")]
 pub struct GroupError {
     /// The name of the region that stood in the way.
     pub member: String,
@@ -94,7 +95,7 @@ impl ResetGroup {
     /// As [`try_reset`](Self::try_reset).
     ///
     /// # Errors
-    /// Every member is as before.
+    /// Every member is as before; one whose memory cannot be given back stays disabled.
     pub fn try_disable(&self) -> Result<(), GroupError> {
         Changes::begin(&self.members, Patience::Never)?.settle(|_| State::Disabled)
     }
@@ -105,7 +106,7 @@ impl ResetGroup {
     /// As [`try_reset`](Self::try_reset).
     ///
     /// # Errors
-    /// Every member is as before.
+    /// Every member is as before; one that cannot be revoked again stays enabled.
     pub fn try_enable(&self) -> Result<(), GroupError> {
         Changes::begin(&self.members, Patience::Never)?.settle(|_| State::Enabled)
     }
@@ -195,7 +196,8 @@ impl<'a> Changes<'a> {
             if let Err(source) = change.become_state(goal(member)) {
                 let error = failed(member, source);
                 for ((_, done), was) in self.begun[..at].iter_mut().zip(&was).rev() {
-                    // One that cannot go back stays revoked: `enable` leaves it so.
+                    // One that cannot go back stays as it is: revoked if it cannot be given back, enabled if it cannot be
+                    // revoked again.
                     let _ = done.become_state(*was);
                 }
                 return Err(error);

@@ -47,7 +47,8 @@
 //! 1. *Revoked means revoked.* Once `disable()` has returned, nothing reaches the memory through any mapping until `enable()`.
 //! 2. *Nothing is lost.* Content survives; stores that returned before are in it, a store that failed is not.
 //! 3. *Access never kills.* A revoked access through the crate's accessors is an `Err` or all-ones, never a signal that ends the process.
-//! 4. *Bounded.* Revocation waits for guards and pins only, and says for whose; each wait has a form that does not wait.
+//! 4. *Bounded.* Revocation waits for guards and pins only, and says for whose; each wait has a form that does not wait. On machines
+//!    other than x86-64 and aarch64 it also waits for the accesses that are under way.
 //! 5. *No deadlock*, whoever faults while holding what.
 //! 6. *NOWAIT never sleeps.*
 //! 7. *Fails closed.* Whatever dies or runs out half-way, the memory stays out of reach, and who waits wakes.

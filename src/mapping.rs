@@ -27,8 +27,17 @@ use std::sync::atomic::AtomicUsize;
 /// One view of a region.
 ///
 /// A mapping may outlive its region: it then refuses for good. Dropping it unmaps it; a thread that still uses its raw
-/// pointer, or waits in a fault of it, then meets what any unmapped address gives (SIGSEGV, EFAULT).
+/// pointer, or waits in a fault of it, then meets what any unmapped address gives (SIGSEGV, EFAULT). What a
+/// [`DmaSpace`](crate::pci::DmaSpace) has mapped stays, and is revoked with its region, until it is unmapped there too.
 pub struct Mapping {
+    pub(crate) served: Arc<Served>,
+    /// Dropped after `served`, which is thus never the last.
+    pub(crate) listed: Arc<Listed>,
+}
+
+/// A mapping's place in its region's list and in its monitor's table. Whoever relies on the range keeps this, not just
+/// what is [`Served`]: a range that is in neither is revoked by nobody.
+pub(crate) struct Listed {
     pub(crate) served: Arc<Served>,
 }
 
@@ -71,7 +80,8 @@ impl Mapping {
             spinners: Mutex::default(),
         });
         // From here on dropping it undoes whatever was done.
-        let mapping = Self { served };
+        let listed = Arc::new(Listed { served: Arc::clone(&served) });
+        let mapping = Self { served, listed };
         mapping.establish().map_err(|e| match e {
             Establish::Sys(source) => sys(source),
             Establish::Monitor(e) => e.into(),
@@ -156,7 +166,7 @@ enum Establish {
     Reentrant,
 }
 
-impl Drop for Mapping {
+impl Drop for Listed {
     fn drop(&mut self) {
         let range = self.served.view.range;
         let region = &self.served.region;

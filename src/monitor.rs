@@ -297,7 +297,7 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         if self.process != current_pid() {
-            // A forked child has none of the threads, and the eventfd is its parent's too.
+            // A forked child has none of the threads, and the timerfd is its parent's too.
             return;
         }
         self.core.stopping.store(true, Ordering::Release);

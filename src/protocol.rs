@@ -19,8 +19,9 @@
 //! Enabling is the same with `restore()`, and `after_restore()` at the end; a reset holds (`hold()`) instead of
 //! refusing, runs its callback, and restores. If anything fails on the way, [`Change`]'s drop walks back.
 //!
-//! Lock order: control, then the memory lock, then the list of mappings, then (in the kernel) mmap_lock. Neither side
-//! of the memory lock is held while anything is touched that can fault into a userfaultfd.
+//! Lock order: control, then the memory lock, then the region's file, then the list of mappings, then a view's place, then
+//! (in the kernel) mmap_lock. Neither side of the memory lock is held while anything is touched that can fault into a
+//! userfaultfd.
 
 use crate::access::raw::RECOVERABLE;
 use crate::error::{Holders, RevokeError};

@@ -52,7 +52,8 @@ impl Region {
     ///
     /// # Blocking
     /// Waits for guards and pins to be dropped, for another thread's change of state, and for single accesses on a caller's
-    /// behalf, as long as it takes.
+    /// behalf, as long as it takes. On machines other than x86-64 and aarch64, where an access that is under way cannot be
+    /// skipped, also for single accesses and bulk copies.
     ///
     /// # Errors
     /// The state is as before: see [`RevokeError`].

@@ -27,7 +27,8 @@ pub(super) use super::arch::{rounds_in, rounds_out};
 
 pub(crate) use super::bulk::{copy_in, copy_out};
 
-/// The access met revoked memory; it had no effect.
+/// The access met memory that is revoked or missing. Where it can be skipped it had no effect; elsewhere (`portable.rs`) it
+/// has ended on a page that vanishes, or may have: what it found is no answer, and what it stored may be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Faulted;
 

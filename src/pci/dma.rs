@@ -8,7 +8,7 @@ use super::error::PciError;
 use crate::access::raw;
 use crate::error::PinError;
 use crate::fault::FaultFlags;
-use crate::mapping::{Mapping, Served};
+use crate::mapping::{Listed, Mapping};
 use crate::notify::{InvalidateNotifier, NotifyError, Subscription};
 use crate::region::Region;
 use crate::revoke::Strategy;
@@ -56,7 +56,7 @@ pub enum DmaSegment<'a> {
     },
     /// A part of a BAR's mapping, as offsets in the mapping.
     Device {
-        /// The mapping.
+        /// The mapping. Its range stays, revoked and given back with the region, if it is dropped before this is unmapped.
         mapping: &'a Mapping,
         /// The region that it maps.
         region: &'a Region,
@@ -90,7 +90,7 @@ enum Entry {
 /// A segment of revocable memory.
 struct Part {
     iommu: Arc<dyn Iommu>,
-    served: Arc<Served>,
+    mapping: Arc<Listed>,
     iova: u64,
     /// In the mapping.
     range: Range<usize>,
@@ -171,7 +171,7 @@ impl DmaSpace {
                 }
                 let part = Arc::new(Part {
                     iommu,
-                    served: Arc::clone(&mapping.served),
+                    mapping: Arc::clone(&mapping.listed),
                     iova,
                     range: range.clone(),
                     access,
@@ -220,7 +220,7 @@ impl Part {
 
     fn map(&self, there: &mut There) -> Result<(), NotifyError> {
         self.fault_in()?;
-        let addr = self.served.view.range.as_ptr().wrapping_add(self.range.start);
+        let addr = self.mapping.served.view.range.as_ptr().wrapping_add(self.range.start);
         self.iommu.map(self.iova, addr, self.range.len(), self.access)?;
         there.mapped = true;
         Ok(())
@@ -234,7 +234,7 @@ impl Part {
 
     /// Has every page of the range mapped (`follow_fault_pfn`). The region is enabled, and stays so meanwhile.
     fn fault_in(&self) -> Result<(), SysError> {
-        let served = &self.served;
+        let served = &self.mapping.served;
         match served.view.server.uffd() {
             Some(uffd) if served.view.strategy == Strategy::Zap => {
                 let mut at = self.range.start;
@@ -251,19 +251,19 @@ impl Part {
     /// Device files know no populating advice: a load from each page does as well.
     #[expect(unsafe_code, reason = "UNSAFETY: populates and loads from a part of the view's own range")]
     fn touch(&self) -> Result<(), SysError> {
-        let range = AddrRange::new(self.served.view.range.addr + self.range.start, self.range.len());
+        let range = AddrRange::new(self.mapping.served.view.range.addr + self.range.start, self.range.len());
         let advice = match self.access {
             DmaAccess::Read => Advice::PopulateRead,
             DmaAccess::ReadWrite => Advice::PopulateWrite,
         };
-        // SAFETY: populating changes no content, and the range is the view's own, which `served` keeps.
+        // SAFETY: populating changes no content, and the range is the view's own, which `mapping` keeps.
         match unsafe { map::advise(range, advice) } {
             Err(e) if e.errno == Errno::EINVAL => {}
             other => return other,
         }
-        for at in (0..range.len).step_by(self.served.region.page) {
+        for at in (0..range.len).step_by(self.mapping.served.region.page) {
             // SAFETY: inside the view's own range; whoever writes there meanwhile, the value is not used.
-            let loaded = self.served.recovering(|| unsafe { raw::load::<u8>(range.as_ptr().wrapping_add(at)) });
+            let loaded = self.mapping.served.recovering(|| unsafe { raw::load::<u8>(range.as_ptr().wrapping_add(at)) });
             loaded.map_err(|_| SysError::new("mmap", Errno::EFAULT))?;
         }
         Ok(())
