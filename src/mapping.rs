@@ -174,14 +174,15 @@ impl Drop for Listed {
             // There is no mapping, and there may be something else by now. The list keeps the rest as it is.
             return;
         }
-        // The list's lock: no change of state is working on the range. `disown`: no monitor is. The range itself goes
-        // with the last reference, which is this one: the list and the monitor gave theirs up.
+        // The list's lock: no change of state is working on the range, and none that comes later misses it while it is
+        // still there. `disown`: no monitor is working on it.
         let mut mappings = region.mappings.lock();
-        if mappings.get(&range.addr).is_some_and(|m| Arc::ptr_eq(m, &self.served)) {
-            mappings.remove(&range.addr);
-        }
         if let Server::Monitor(monitor) = &self.served.view.server {
             monitor.disown(range);
+        }
+        self.served.view.unmap();
+        if mappings.get(&range.addr).is_some_and(|m| Arc::ptr_eq(m, &self.served)) {
+            mappings.remove(&range.addr);
         }
     }
 }

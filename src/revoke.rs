@@ -97,6 +97,8 @@ enum Content {
     /// The region's mapping itself, no pages mapped, in a userfaultfd in SIGBUS mode. For accessors only, and where
     /// covering fails.
     Barred,
+    /// Nothing of the view's own any more.
+    Unmapped,
 }
 
 #[derive(Debug)]
@@ -192,7 +194,7 @@ impl View {
         match place.content {
             Content::Live => {}
             Content::Parked | Content::StandIn => return Ok(Grade::Intended),
-            Content::Reserved | Content::Covered | Content::Barred => return Ok(Grade::Intended),
+            Content::Reserved | Content::Covered | Content::Barred | Content::Unmapped => return Ok(Grade::Intended),
         }
         let done = self.set_aside(&mut place).and_then(|()| self.park(&mut place, Waits::All));
         match done {
@@ -204,7 +206,7 @@ impl View {
     /// Nothing reaches the memory any more when it returns, and accesses meet what the policy says.
     pub(crate) fn refuse(&self, for_good: bool) -> Result<Grade, SysError> {
         let mut place = self.place.lock();
-        if matches!(place.content, Content::Covered | Content::Barred) {
+        if matches!(place.content, Content::Covered | Content::Barred | Content::Unmapped) {
             return Ok(Grade::Intended);
         }
         if place.content == Content::Live && self.set_aside(&mut place).is_err() {
@@ -253,7 +255,7 @@ impl View {
         let mut place = self.place.lock();
         match place.content {
             // These need no answers.
-            Content::Covered | Content::Barred => return Ok(false),
+            Content::Covered | Content::Barred | Content::Unmapped => return Ok(false),
             Content::Live if !self.served_live() => return Ok(false),
             // Only what is the region's own memory is moved to the alias.
             Content::Live => {
@@ -271,6 +273,7 @@ impl View {
         let mut place = self.place.lock();
         match place.content {
             Content::Live if !place.torn => return Ok(()),
+            Content::Unmapped => return Ok(()),
             Content::Parked if !place.detached && !place.torn => self.unpark(&mut place)?,
             Content::Barred if !place.detached && !place.torn => self.unbar(&mut place)?,
             _ if place.detached => self.reattach(&mut place)?,
@@ -369,6 +372,20 @@ impl View {
         Some(done + part.len)
     }
 
+    /// Gives the range up; the view is of no use afterwards.
+    pub(crate) fn unmap(&self) {
+        let mut place = self.place.lock();
+        if std::mem::replace(&mut place.content, Content::Unmapped) == Content::Unmapped {
+            return;
+        }
+        release(self.range);
+        self.alias.into_iter().for_each(release);
+        place.detached = false;
+        drop(place);
+        // munmap wakes nobody: who waited here faults again and meets what an unmapped address gives.
+        self.wake();
+    }
+
     /// Bytes of page tables that are aside, at the most: one entry of 8 bytes for each page.
     pub(crate) fn page_tables_kept(&self) -> usize {
         let detached = self.place.lock().detached;
@@ -383,13 +400,7 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        release(self.range);
-        if let Some(alias) = self.alias {
-            release(alias);
-        }
-        // munmap wakes nobody: who waited here faults again and meets what an unmapped address gives.
-        self.place.get_mut().content = Content::Reserved;
-        self.wake();
+        self.unmap();
     }
 }
 

@@ -30,7 +30,7 @@ impl View {
     /// Faults wait from now on. What slips in between `REGISTER` and the zap is dropped by the zap.
     pub(super) fn park(&self, place: &mut Place, waits: Waits) -> Result<(), SysError> {
         match place.content {
-            Content::Parked | Content::StandIn => return Ok(()),
+            Content::Parked | Content::StandIn | Content::Unmapped => return Ok(()),
             Content::Reserved => return self.stand_in(place, waits),
             _ if self.drops_file => return self.stand_in(place, waits),
             Content::Live | Content::Covered | Content::Barred => {}

@@ -13,6 +13,16 @@ use revocable_mmio::{OnDisabled, Strategy};
 use std::fs;
 use std::os::unix::fs::FileExt;
 
+/// What a child's process_vm_readv of its parent meets. 1: the secret; 2: something else; 0: it is refused.
+fn spied(parent: i32, base: usize) -> i32 {
+    let mut into = [0; 8];
+    match raw::read_process(parent, base, &mut into) {
+        Ok(8) if into == SECRET.to_le_bytes() => 1,
+        Ok(_) => 2,
+        Err(_) => 0,
+    }
+}
+
 #[test]
 fn another_process_reads_nothing_of_a_disabled_region() {
     support::start();
@@ -23,15 +33,7 @@ fn another_process_reads_nothing_of_a_disabled_region() {
         mapping.write(0, SECRET).expect("enabled");
         raw::load64(base).expect("enabled");
         let me = nix::unistd::getpid().as_raw();
-        // 1: it read the secret; 2: it read something else; 0: it was refused.
-        let spy = || {
-            let mut into = [0; 8];
-            match raw::read_process(me, base, &mut into) {
-                Ok(8) if into == SECRET.to_le_bytes() => 1,
-                Ok(_) => 2,
-                Err(_) => 0,
-            }
-        };
+        let spy = || spied(me, base);
         let ones = case.policy == OnDisabled::AllOnes;
         region.disable().expect("it revokes");
         assert_eq!(raw::forked(spy), if ones { 2 } else { 0 }, "{case}: process_vm_readv");
@@ -154,14 +156,7 @@ fn another_process_that_meets_a_blocking_mapping_waits_for_enable_and_can_be_kil
         mapping.write(0, SECRET).expect("enabled");
         raw::load64(base).expect("enabled");
         let me = nix::unistd::getpid().as_raw();
-        let spy = || {
-            let mut into = [0; 8];
-            match raw::read_process(me, base, &mut into) {
-                Ok(8) if into == SECRET.to_le_bytes() => 1,
-                Ok(_) => 2,
-                Err(_) => 0,
-            }
-        };
+        let spy = || spied(me, base);
         region.disable().expect("it revokes");
         // Where faults wait in a stand-in, those of the kernel are refused.
         let waits = case.memory == Memory::Memfd && case.kernel_waits();
