@@ -179,7 +179,7 @@ impl Protocol {
         if self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid() {
             return Err(RevokeError::Reentrant);
         }
-        let _control = self.lock_control(Patience::Forever)?;
+        let _control = self.lock_control(Patience::Forever, Instant::now())?;
         Ok(f(self.phase()))
     }
 
@@ -253,11 +253,12 @@ impl Protocol {
         goal: Option<State>,
         patience: Patience,
     ) -> Result<Option<Change<'a>>, RevokeError> {
+        let since = Instant::now();
         // While a guard lives the region is enabled: for its holder, enabling it is done.
         if goal == Some(State::Enabled) && self.gate.held_by_caller() > 0 {
             return Ok(None);
         }
-        let mut change = self.take_control(mechanism, patience)?;
+        let mut change = self.take_control(mechanism, patience, since)?;
         if goal == Some(change.was) {
             return Ok(None);
         }
@@ -269,7 +270,7 @@ impl Protocol {
         if broken(Mutation::DrainUnderLock) {
             change.write_lock(patience)?;
         }
-        self.drain(mechanism, patience, change.since)?;
+        self.drain(mechanism, patience, since)?;
         Ok(Some(change))
     }
 
@@ -277,21 +278,26 @@ impl Protocol {
     /// stays, nothing is zapped, guards and pins are not waited for and nobody is told. Who meets the lock meets a
     /// busy region, as in any change.
     pub(crate) fn begin_privileged<'a>(&'a self, mechanism: &'a dyn Mechanism) -> Result<Change<'a>, RevokeError> {
-        let mut change = self.take_control(mechanism, Patience::Forever)?;
+        let mut change = self.take_control(mechanism, Patience::Forever, Instant::now())?;
         self.gate.shut().map_err(RevokeError::Barrier)?;
         change.write_lock(Patience::Forever)?;
         Ok(change)
     }
 
     /// One change at a time, and none from inside another of the same thread.
-    fn take_control<'a>(&'a self, mechanism: &'a dyn Mechanism, patience: Patience) -> Result<Change<'a>, RevokeError> {
+    fn take_control<'a>(
+        &'a self,
+        mechanism: &'a dyn Mechanism,
+        patience: Patience,
+        since: Instant,
+    ) -> Result<Change<'a>, RevokeError> {
         if self.is_inherited() {
             return Err(RevokeError::Forked);
         }
         if self.is_changed_by_caller() {
             return Err(RevokeError::Reentrant);
         }
-        let control = self.lock_control(patience)?;
+        let control = self.lock_control(patience, since)?;
         let was = match self.phase() {
             Phase::Open => State::Enabled,
             Phase::Disabled => State::Disabled,
@@ -300,13 +306,12 @@ impl Protocol {
         };
         // Relaxed: only ever compared with the reading thread's own key.
         self.changer.store(crate::sys::thread::current_tid(), Ordering::Relaxed);
-        Ok(Change::new(self, mechanism, control, was))
+        Ok(Change::new(self, mechanism, control, was, since))
     }
 
     /// The right to change the state. The holder of a guard does not wait for it: whoever has it may be waiting for that
     /// guard.
-    fn lock_control(&self, patience: Patience) -> Result<TryMutexGuard<'_>, RevokeError> {
-        let since = Instant::now();
+    fn lock_control(&self, patience: Patience, since: Instant) -> Result<TryMutexGuard<'_>, RevokeError> {
         let guards = if broken(Mutation::OwnGuards) { 0 } else { self.gate.held_by_caller() };
         let control = match patience {
             _ if guards > 0 => self.control.try_lock(),

@@ -14,7 +14,8 @@ pub(crate) struct Change<'a> {
     protocol: &'a Protocol,
     mechanism: &'a dyn Mechanism,
     _control: TryMutexGuard<'a>,
-    pub(super) since: Instant,
+    /// When its changer began to wait.
+    since: Instant,
     memory: Option<RwLockWriteGuard<'a, State>>,
     pub(super) was: State,
     now: State,
@@ -29,8 +30,8 @@ impl<'a> Change<'a> {
         mechanism: &'a dyn Mechanism,
         control: TryMutexGuard<'a>,
         was: State,
+        since: Instant,
     ) -> Self {
-        let since = Instant::now();
         Self {
             protocol,
             mechanism,
