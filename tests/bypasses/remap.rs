@@ -127,27 +127,32 @@ fn a_split_mapping_is_revoked_although_the_owners_view_was_mapped_over() {
 #[test]
 fn foreign_mremap_of_a_live_mapping_is_a_documented_limit_and_harms_no_one_else() {
     support::start();
-    for strategy in STRATEGIES {
-        let Ok(region) = Region::builder(64 << 10).strategy(strategy).build() else { continue };
-        let mapping = region.map(MapOptions::new()).expect("it maps");
-        let base = addr(&mapping);
-        mapping.write(0, SECRET).expect("enabled");
-        let copy = raw::move_away(base, 0, 64 << 10).expect("a shared mapping can be duplicated");
-        region.disable().expect("it revokes");
-        assert_eq!(raw::load64(base), Err(Hit::bus(base)), "{strategy}: the mapping itself is revoked");
-        assert_eq!(raw::load64(copy), Ok(SECRET), "{strategy}: the copy is not (see SECURITY)");
-        region.enable().expect("it comes back");
-        assert_eq!(mapping.read::<u64>(0), Ok(SECRET), "{strategy}");
-        raw::unmap(copy, 64 << 10).expect("the copy is ours");
+    // Alone: what other threads put into the hole would go with the mapping.
+    let ended =
+        child::alone("remap::foreign_mremap_of_a_live_mapping_is_a_documented_limit_and_harms_no_one_else", || {
+            for strategy in STRATEGIES {
+                let Ok(region) = Region::builder(64 << 10).strategy(strategy).build() else { continue };
+                let mapping = region.map(MapOptions::new()).expect("it maps");
+                let base = addr(&mapping);
+                mapping.write(0, SECRET).expect("enabled");
+                let copy = raw::move_away(base, 0, 64 << 10).expect("a shared mapping can be duplicated");
+                region.disable().expect("it revokes");
+                assert_eq!(raw::load64(base), Err(Hit::bus(base)), "{strategy}: the mapping itself is revoked");
+                assert_eq!(raw::load64(copy), Ok(SECRET), "{strategy}: the copy is not (see SECURITY)");
+                region.enable().expect("it comes back");
+                assert_eq!(mapping.read::<u64>(0), Ok(SECRET), "{strategy}");
+                raw::unmap(copy, 64 << 10).expect("the copy is ours");
 
-        // Moving a revoked mapping gives nothing away, and what others have put in its place is not touched.
-        region.disable().expect("it revokes");
-        let moved = raw::move_away(base, 64 << 10, 128 << 10);
-        if let Ok(moved) = moved {
-            assert_ne!(raw::load64(moved), Ok(SECRET), "{strategy}");
-            raw::unmap(moved, 128 << 10).expect("ours");
-        }
-    }
+                // Moving a revoked mapping gives nothing away, and what others have put in its place is not touched.
+                region.disable().expect("it revokes");
+                let moved = raw::move_away(base, 64 << 10, 128 << 10);
+                if let Ok(moved) = moved {
+                    assert_ne!(raw::load64(moved), Ok(SECRET), "{strategy}");
+                    raw::unmap(moved, 128 << 10).expect("ours");
+                }
+            }
+        });
+    ended.well();
 }
 
 /// The same while disabled: what is duplicated then is a cover, which has nothing of the region in it. But where accesses wait
