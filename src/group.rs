@@ -133,23 +133,21 @@ pub(crate) struct Changes<'a> {
 impl<'a> Changes<'a> {
     /// Begins them all, or none. `members` are [in order](in_order): whoever waits (`Forever`) waits in that order.
     pub(crate) fn begin(members: &'a [Arc<RegionShared>], patience: Patience) -> Result<Self, GroupError> {
-        let mut prepared = Self { begun: Vec::with_capacity(members.len()) };
+        let mut changes = Self { begun: Vec::with_capacity(members.len()) };
         for member in members {
             let mechanism: &dyn Mechanism = &**member;
             let change = member.protocol.prepare(mechanism, None, patience).map_err(|source| failed(member, source))?;
             // `None` answers a goal that is reached already; there was no goal.
-            prepared.begun.extend(change.map(|change| (&**member, change)));
+            changes.begun.extend(change.map(|change| (&**member, change)));
         }
         let readers = match patience {
             Patience::Never => Patience::Until(Instant::now() + READERS),
             other => other,
         };
-        let mut locked = Self { begun: Vec::with_capacity(members.len()) };
-        prepared.begun.reverse();
-        while let Some((member, change)) = prepared.begun.pop() {
-            locked.begun.push((member, change.lock(readers).map_err(|source| failed(member, source))?));
+        for (member, change) in &mut changes.begun {
+            change.lock(readers).map_err(|source| failed(member, source))?;
         }
-        Ok(locked)
+        Ok(changes)
     }
 
     /// As [`Protocol::begin_privileged`](crate::protocol::Protocol::begin_privileged), for all of them.

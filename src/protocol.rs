@@ -242,7 +242,9 @@ impl Protocol {
         patience: Patience,
         readers: Patience,
     ) -> Result<Option<Change<'a>>, RevokeError> {
-        self.prepare(mechanism, goal, patience)?.map(|change| change.lock(readers)).transpose()
+        let mut change = self.prepare(mechanism, goal, patience)?;
+        change.as_mut().map_or(Ok(()), |change| change.lock(readers))?;
+        Ok(change)
     }
 
     /// The part of [`begin`](Self::begin) that waits for others' guards and pins. Faults are still resolved, so a group

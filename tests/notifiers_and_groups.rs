@@ -4,7 +4,7 @@ use revocable_mmio::fault::FaultFlags;
 use revocable_mmio::{InvalidateNotifier, MapOptions, NotifyError, Region, ResetGroup, RevokeError};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -218,4 +218,39 @@ fn a_group_with_a_dropped_region_fails_and_touches_nobody() {
     let refused = group.try_disable().expect_err("one is gone");
     assert!(matches!(refused.source, RevokeError::Gone) && !refused.is_busy());
     assert!(alive.is_enabled());
+}
+
+/// Whoever is told that the memory is back may wait for an access to another member.
+#[test]
+fn every_member_is_back_when_the_first_notifier_is_told() {
+    // Each way round: members end in an order of their own.
+    for told in [0, 1] {
+        let regions = [region(), region()];
+        let mapping = regions[1 - told].map(MapOptions::new()).expect("a mapping");
+        mapping.write(0, 7_u64).expect("enabled");
+        let (tell, read) = mpsc::channel();
+        let (read, seen) = (Mutex::new(read), Arc::new(Mutex::new(None)));
+        let sees = Arc::clone(&seen);
+        let _subscription = regions[told].subscribe(
+            0..LEN,
+            notifier(move |revoke, _| {
+                if !revoke {
+                    let read = read.lock().expect("the channel").recv_timeout(Duration::from_secs(20));
+                    *sees.lock().expect("what was seen") = Some(read);
+                }
+                Ok(())
+            }),
+        );
+        let group = ResetGroup::new(&regions);
+        thread::scope(|scope| {
+            let (mapping, tell) = (&mapping, &tell);
+            group
+                .try_reset(|_| {
+                    scope.spawn(move || tell.send(mapping.read::<u64>(0)));
+                    thread::sleep(Duration::from_millis(50));
+                })
+                .expect("nobody is in the way");
+        });
+        assert_eq!(*seen.lock().expect("what was seen"), Some(Ok(Ok(7))), "{told}");
+    }
 }

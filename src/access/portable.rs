@@ -113,22 +113,24 @@ pub(crate) unsafe fn recover(signal: c_int, address: usize, _context: *mut ucont
     // An aligned access lies in one page; some faults tell no more than the page.
     let Some(range) = range.filter(|_| access != 0 && access / page == address / page) else { return false };
     let errno = Errno::last_raw();
-    let rights = (signal == libc::SIGSEGV).then(|| if is_readable(access) { Prot::Read } else { Prot::None });
     let put = match known {
         // Another thread has put back what belongs there, before this access could end.
         Some(known) => known.range.contains(access) && put_pages(known.range).is_ok(),
         // All of it where a page by itself can't be had: of a huge page only the whole can be replaced
         // (`hugetlb_vm_op_split`). At the limit of mappings (vm.max_map_count) nothing can be had, and the fault kills.
-        None => [AddrRange::new(access / page * page, page), range].into_iter().any(|range| {
-            // Before the pages are there: see `attempt`.
-            count(range, |entry| entry.fetch_add(ONE_MORE, SeqCst));
-            let put = put_pages(range).is_ok();
-            match put {
-                true => OWN.with(|own| own.stand_in.set(Some(StandIn { range, rights }))),
-                false => count(range, |entry| entry.fetch_sub(1, SeqCst)),
-            }
-            put
-        }),
+        None => {
+            let rights = (signal == libc::SIGSEGV).then(|| if is_readable(access) { Prot::Read } else { Prot::None });
+            [AddrRange::new(access / page * page, page), range].into_iter().any(|range| {
+                // Before the pages are there: see `attempt`.
+                count(range, |entry| entry.fetch_add(ONE_MORE, SeqCst));
+                let put = put_pages(range).is_ok();
+                match put {
+                    true => OWN.with(|own| own.stand_in.set(Some(StandIn { range, rights }))),
+                    false => count(range, |entry| entry.fetch_sub(1, SeqCst)),
+                }
+                put
+            })
+        }
     };
     Errno::set_raw(errno);
     put

@@ -50,17 +50,14 @@ impl<'a> Change<'a> {
     }
 
     /// The second part of [`Protocol::begin`]: from here on no fault is resolved.
-    pub(crate) fn lock(mut self, readers: Patience) -> Result<Self, RevokeError> {
+    pub(crate) fn lock(&mut self, readers: Patience) -> Result<(), RevokeError> {
         if let Some(accesses) = &self.protocol.accesses {
             accesses.shut().map_err(RevokeError::Barrier)?;
             if !broken(Mutation::PassesIgnored) {
                 self.protocol.drain_gate(accesses, self.mechanism, readers, self.since)?;
             }
         }
-        if self.memory.is_none() {
-            self.write_lock(readers)?;
-        }
-        Ok(self)
+        if self.memory.is_none() { self.write_lock(readers) } else { Ok(()) }
     }
 
     pub(super) fn write_lock(&mut self, patience: Patience) -> Result<(), RevokeError> {

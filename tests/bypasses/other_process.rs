@@ -42,8 +42,7 @@ fn another_process_reads_nothing_of_a_disabled_region() {
         let read = memory.read_at(&mut into, base as u64);
         assert!(read.is_err() || (ones && into == [0xff; 8]), "{case}: /proc/self/mem: {read:?} {into:?}");
         region.enable().expect("it comes back");
-        // A userfaultfd for user-mode faults only refuses the kernel's.
-        if case.memory != Memory::Device && (case.strategy != Strategy::Zap || case.kernel_waits()) {
+        if case.memory != Memory::Device && kernel_may(case) {
             assert_eq!(raw::forked(spy), 1, "{case}: enabled, a debugger may look");
         }
     });
