@@ -5,7 +5,7 @@
 
 use crate::error::MonitorError;
 use crate::stats::MonitorStats;
-use crate::sys::thread::current_pid;
+use crate::sys::identity::Identity;
 use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
@@ -54,7 +54,7 @@ impl Monitor {
         static SHARED: Mutex<(Weak<Core>, Weak<Threads>)> = Mutex::new((Weak::new(), Weak::new()));
         let mut shared = SHARED.lock();
         if let (Some(core), Some(threads)) = (shared.0.upgrade(), shared.1.upgrade()) {
-            if !core.dead.load(Ordering::Acquire) && threads.process == current_pid() {
+            if !core.dead.load(Ordering::Acquire) && threads.process.is_current() {
                 return Ok(Self { core, threads });
             }
         }
@@ -127,7 +127,7 @@ impl Monitor {
             count,
             running: Mutex::new(Vec::new()),
             first: Mutex::default(),
-            process: current_pid(),
+            process: Identity::current(),
         });
         Ok(Self { core, threads })
     }
@@ -264,7 +264,7 @@ struct Threads {
     /// What each does first: see [`Monitor::on_thread_start`].
     first: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
     /// Whose threads they are.
-    process: i32,
+    process: Identity,
 }
 
 impl Threads {
@@ -296,7 +296,7 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        if self.process != current_pid() {
+        if !self.process.is_current() {
             // A forked child has none of the threads, and the timerfd is its parent's too.
             return;
         }

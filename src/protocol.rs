@@ -28,6 +28,7 @@ use crate::error::{Holders, RevokeError};
 use crate::gate::{Gate, Guard, NotDrained, Phase};
 use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutation, RwLock, RwLockReadGuard, TryMutex, TryMutexGuard, broken, fence};
+use crate::sys::identity::Identity;
 use crate::trace;
 use crate::wait::{CancelToken, Event, Patience, Waited};
 use std::time::{Duration, Instant};
@@ -98,7 +99,7 @@ pub(crate) struct Protocol {
     /// Was the region enabled after the last of them?
     enabled: AtomicBool,
     /// Whose mappings they are: see [`is_inherited`](Self::is_inherited).
-    process: i32,
+    process: Identity,
 }
 
 impl Protocol {
@@ -113,7 +114,7 @@ impl Protocol {
             waiters: Event::new(),
             epoch: AtomicU64::new(0),
             enabled: AtomicBool::new(initial == State::Enabled),
-            process: crate::sys::thread::current_pid(),
+            process: Identity::current(),
         }
     }
 
@@ -125,7 +126,7 @@ impl Protocol {
     /// Is this a forked child's copy? The child has no mappings where its parent has them, maybe something else; and the
     /// userfaultfds go on working on its parent's.
     pub(crate) fn is_inherited(&self) -> bool {
-        self.process != crate::sys::thread::current_pid()
+        !self.process.is_current()
     }
 
     /// Is the calling thread inside a change of this state: in a notifier, or in a reset callback?

@@ -459,9 +459,9 @@ pub(crate) struct ViewSpec {
 /// The process-wide userfaultfd in SIGBUS mode: nobody reads it, whoever faults in it gets SIGBUS.
 pub(crate) fn refuser() -> Result<Arc<Uffd>, SysError> {
     // By process: a userfaultfd that a forked child has inherited is its parent's.
-    static REFUSER: Mutex<Option<(i32, Arc<Uffd>)>> = Mutex::new(None);
+    static REFUSER: Mutex<Option<(crate::sys::identity::Identity, Arc<Uffd>)>> = Mutex::new(None);
     let mut refuser = REFUSER.lock();
-    let here = crate::sys::thread::current_pid();
+    let here = crate::sys::identity::Identity::current();
     if let Some((_, uffd)) = refuser.as_ref().filter(|(made, _)| *made == here) {
         return Ok(Arc::clone(uffd));
     }

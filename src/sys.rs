@@ -6,6 +6,7 @@
 pub(crate) mod barrier;
 #[cfg(not(revocable_model))]
 pub(crate) mod futex;
+pub(crate) mod identity;
 pub(crate) mod map;
 pub(crate) mod maps;
 pub(crate) mod probe;
@@ -83,11 +84,17 @@ impl std::fmt::Debug for AddrRange {
 
 /// The size of a base page, in bytes.
 pub(crate) fn page_size() -> usize {
-    static SIZE: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-    *SIZE.get_or_init(|| {
-        let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
-        size.and_then(|s| usize::try_from(s).ok()).unwrap_or(4096)
-    })
+    // No lock: asked in signal handlers and in forked children too. All threads find the same.
+    static SIZE: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    match SIZE.load(std::sync::atomic::Ordering::Relaxed) {
+        0 => {
+            let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+            let size = size.and_then(|s| usize::try_from(s).ok()).unwrap_or(4096);
+            SIZE.store(size, std::sync::atomic::Ordering::Relaxed);
+            size
+        }
+        size => size,
+    }
 }
 
 /// Where a test makes the next system call of a name fail; nothing at all in an ordinary build.

@@ -141,7 +141,7 @@ fn is_readable(at: usize) -> bool {
     let mut byte = 0_u8;
     let here = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     let there = libc::iovec { iov_base: AddrRange::new(at, 1).as_ptr().cast(), iov_len: 1 };
-    let own = crate::sys::thread::current_pid();
+    let own = nix::unistd::getpid().as_raw();
     // SAFETY: one byte into this frame's own; the other place the kernel checks, and answers EFAULT.
     unsafe { libc::process_vm_readv(own, &raw const here, 1, &raw const there, 1, 0) == 1 }
 }

@@ -277,8 +277,8 @@ pub(crate) fn has_hole(range: AddrRange) -> bool {
 
 /// This process's list of mappings. Opened once, before anyone may lock it out of /proc.
 pub(crate) fn maps() -> Option<&'static std::fs::File> {
-    static MAPS: std::sync::OnceLock<(i32, Option<std::fs::File>)> = std::sync::OnceLock::new();
-    let here = super::thread::current_pid();
+    static MAPS: std::sync::OnceLock<(super::identity::Identity, Option<std::fs::File>)> = std::sync::OnceLock::new();
+    let here = super::identity::Identity::current();
     let (made, maps) = MAPS.get_or_init(|| (here, std::fs::File::open("/proc/self/maps").ok()));
     // In a forked child it tells of the parent.
     maps.as_ref().filter(|_| *made == here)

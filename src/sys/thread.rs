@@ -1,4 +1,9 @@
-//! The calling thread and process, as the kernel and its tools name them.
+//! The calling thread, as the kernel and its tools name it, and threads of the crate's own.
+
+use super::SysError;
+use nix::errno::Errno;
+use nix::sys::signal::{SIGBUS, SIGSEGV, SigSet};
+use std::thread::{Builder, JoinHandle};
 
 /// The caller's thread id, the one in `/proc/PID/task`.
 #[cfg(not(revocable_model))]
@@ -12,7 +17,21 @@ pub(crate) fn current_tid() -> i32 {
     crate::gate::model_thread()
 }
 
-/// The caller's process id: another one in a forked child.
-pub(crate) fn current_pid() -> i32 {
-    nix::unistd::getpid().as_raw()
+/// Starts a thread of the crate's own, which takes none of the process's signals: a handler of the application must not run
+/// in a thread that others' faults wait for. SIGBUS and SIGSEGV stay: they are the thread's own accesses'.
+///
+/// # Errors
+/// No thread can be had (clone(2)).
+pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, SysError> {
+    super::may_fail("clone")?;
+    let mut blocked = SigSet::all();
+    blocked.remove(SIGBUS);
+    blocked.remove(SIGSEGV);
+    // Inherited by the new thread, so that it never runs with anything less.
+    let before = blocked.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK);
+    let spawned = Builder::new().name(name.to_owned()).spawn(run);
+    if let Ok(before) = before {
+        let _ = before.thread_set_mask();
+    }
+    spawned.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))
 }
