@@ -1,7 +1,6 @@
 //! What a region's memory is: a file.
 
 use crate::error::BuildError;
-use crate::revoke;
 use crate::sys::{SysError, map, page_size};
 use nix::errno::Errno;
 use nix::sys::statfs::{FsType, fstatfs};
@@ -106,7 +105,7 @@ impl Backing {
     /// # Errors
     /// Out of descriptors.
     pub fn file(fd: BorrowedFd<'_>, offset: u64) -> Result<Self, BuildError> {
-        Ok(Backing::File { fd: revoke::dup(fd)?, offset, device: None })
+        Ok(Backing::File { fd: map::dup(fd)?, offset, device: None })
     }
 }
 

@@ -89,13 +89,11 @@ pub enum MapError {
         /// The region's length, in bytes.
         region: usize,
     },
-    /// The policy cannot be had here.
-    #[error("on-disabled policy {policy:?} is not possible: {why}")]
-    Policy {
-        /// What was asked for.
-        policy: crate::OnDisabled,
-        /// What is missing.
-        why: &'static str,
+    /// [`OnDisabled::Block`](crate::OnDisabled): what accesses are to wait in cannot be had.
+    #[error("waiting at a disabled region needs a userfaultfd for user-mode faults (Linux 5.11): {source}")]
+    Wait {
+        /// What failed.
+        source: SysError,
     },
     /// Called in a forked child: its parent's monitor cannot serve it.
     #[error("the region is the parent's: a forked child builds one of its own")]
@@ -114,6 +112,39 @@ pub enum MapError {
         /// What failed.
         source: SysError,
     },
+}
+
+/// The rights of a part of a mapping are as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProtectError {
+    /// Empty, or not inside the mapping.
+    #[error("{start:#x}..{end:#x} is empty or not inside the mapping's {len:#x} bytes")]
+    OutOfRange {
+        /// In bytes.
+        start: usize,
+        /// In bytes.
+        end: usize,
+        /// The mapping's length, in bytes.
+        len: usize,
+    },
+    /// Rights are those of whole pages.
+    #[error("{value:#x} is not a multiple of the page size {page:#x}")]
+    Unaligned {
+        /// In bytes.
+        value: usize,
+        /// The region's page size, in bytes.
+        page: usize,
+    },
+    /// More than the mapping was made with.
+    #[error("the mapping is read-only: map the region without MapOptions::read_only for rights to write")]
+    ReadOnly,
+    /// Called in a forked child, which has no such mapping.
+    #[error("the mapping is the parent's: a forked child builds a region of its own")]
+    Forked,
+    /// The system call failed.
+    #[error("cannot change the rights: {0}")]
+    Sys(SysError),
 }
 
 /// A monitor cannot be had or cannot go on.
@@ -227,6 +258,12 @@ pub enum AccessError {
     /// A store through a read-only mapping.
     #[error("store at offset {offset:#x} of a read-only mapping")]
     ReadOnly {
+        /// In bytes.
+        offset: usize,
+    },
+    /// The rights of that part of the mapping do not allow it: see [`Mapping::protect`](crate::Mapping::protect).
+    #[error("the rights at offset {offset:#x} do not allow it (Mapping::protect)")]
+    Protected {
         /// In bytes.
         offset: usize,
     },

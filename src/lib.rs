@@ -91,13 +91,13 @@ mod protocol;
 mod region;
 mod register;
 mod resolve;
-mod revoke;
 #[cfg(feature = "safe-mmio")]
 mod safe_mmio;
 pub mod signal;
 mod stats;
 mod sync;
 mod sys;
+mod view;
 #[cfg(feature = "vm-memory")]
 #[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 pub mod vm_memory;
@@ -108,7 +108,8 @@ pub use async_fault::{Completion, FaultQueue, FaultToken, Submitted};
 pub use backing::{Backing, OnRevoke};
 pub use caller::Caller;
 pub use error::{
-    AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, RevokeError, SubmitError,
+    AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, ProtectError,
+    RevokeError, SubmitError,
 };
 pub use gate::HeldGuard;
 pub use group::{GroupError, ResetGroup};
@@ -121,7 +122,6 @@ pub use pin::Pin;
 pub use policy::OnDisabled;
 pub use region::{FaultAround, Region, RegionBuilder};
 pub use register::Register;
-pub use revoke::Strategy;
 #[cfg(feature = "safe-mmio")]
 #[cfg_attr(docsrs, doc(cfg(feature = "safe-mmio")))]
 pub use safe_mmio::RevocableOps;
@@ -129,8 +129,10 @@ pub use stats::{BUCKETS, Latency, MonitorStats, RegionStats};
 pub use sys::SysError;
 #[cfg(revocable_inject)]
 pub use sys::inject;
+pub use sys::map::Prot;
 pub use sys::probe::{Feature, Support};
 pub use sys::uffd::UffdSource;
+pub use view::Strategy;
 pub use wait::CancelToken;
 
 /// The README's example, compiled and run.

@@ -2,25 +2,23 @@
 
 mod around;
 mod options;
+mod protect;
 mod served;
-mod spinners;
 
 pub use options::MapOptions;
 pub(crate) use served::Served;
 
-use crate::backing::OnRevoke;
+use crate::backing::Kind;
 use crate::error::MapError;
 use crate::monitor;
 use crate::policy::OnDisabled;
 use crate::protocol::State;
 use crate::region::RegionShared;
-use crate::revoke::{Server, Strategy, Tile, View, ViewSpec};
 use crate::sys::SysError;
 use crate::sys::map::Prot;
+use crate::view::{Ones, Server, Strategy, View, ViewSpec, WaitingRoom, Waits};
 use around::Around;
-use parking_lot::Mutex;
 use std::fmt;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -49,14 +47,14 @@ impl Mapping {
         let (offset, len) = options.part(region)?;
         let sys = |source| MapError::Sys { len, source };
         let policy = options.on_disabled;
-        let server = crate::region::server(region, options.accessors_only)?;
-        if policy == OnDisabled::Block && matches!(server, Server::Nobody) {
-            return Err(MapError::Policy { policy, why: "waiting needs a userfaultfd, see Support" });
-        }
+        let server = server(region, options.accessors_only)?;
         let ones = match policy {
-            OnDisabled::AllOnes => Some(Tile::for_range(len).map_err(sys)?),
+            OnDisabled::AllOnes => Some(Ones::for_range(len).map_err(sys)?),
             OnDisabled::Sigbus | OnDisabled::Block => None,
         };
+        if !options.accessors_only {
+            prepare_to_wait(policy)?;
+        }
         let view = View::reserve(ViewSpec {
             len,
             file_offset: region.file_offset + offset as u64,
@@ -66,8 +64,8 @@ impl Mapping {
             server,
             ones,
             page: region.page,
-            sample: region.owner.as_ptr().addr(),
-            drops_file: region.on_revoke == OnRevoke::Drop,
+            is_device: region.kind == Kind::Other,
+            accessors_only: options.accessors_only,
         })
         .map_err(sys)?;
         let served = Arc::new(Served {
@@ -77,7 +75,6 @@ impl Mapping {
             load_limit: AtomicUsize::new(0),
             store_limit: AtomicUsize::new(0),
             around: Around::new(region.fault_around, region.page),
-            spinners: Mutex::default(),
         });
         // From here on dropping it undoes whatever was done.
         let listed = Arc::new(Listed { served: Arc::clone(&served) });
@@ -94,14 +91,10 @@ impl Mapping {
     fn establish(&self) -> Result<(), Establish> {
         let served = &self.served;
         let region = &served.region;
-        if let Server::Monitor(monitor) = &served.view.server {
-            // The others' faults come to the monitor too, while a reset makes them wait; but they need no answer, so they
-            // start no thread for that.
+        if let Server::Monitor(monitor) = &served.view.spec.server {
             let target: Arc<dyn monitor::Served> = Arc::clone(served) as _;
             let adopted = monitor.adopt(served.view.range, target);
-            if served.view.strategy == Strategy::Zap || served.view.policy == OnDisabled::Block {
-                adopted.and_then(|()| monitor.start()).map_err(Establish::Monitor)?;
-            }
+            adopted.and_then(|()| monitor.start()).map_err(Establish::Monitor)?;
         }
         let state = match region.protocol.try_read() {
             Some(state) => state,
@@ -110,18 +103,13 @@ impl Mapping {
             None => region.protocol.read(),
         };
         let file = region.file.lock();
-        let file = file.as_ref().map(AsFd::as_fd);
         let mut mappings = region.mappings.lock();
         match *state {
             State::Enabled => {
-                served.view.restore(file).map_err(Establish::Sys)?;
+                served.view.restore(file.as_ref()).map_err(Establish::Sys)?;
                 served.open();
             }
             State::Disabled | State::Gone => {
-                if served.view.policy == OnDisabled::Block && file.is_some() {
-                    // Waiting is arranged in place. Nobody knows this range yet.
-                    served.view.restore(file).map_err(Establish::Sys)?;
-                }
                 served.view.refuse(*state == State::Gone).map_err(Establish::Sys)?;
             }
         }
@@ -132,8 +120,10 @@ impl Mapping {
     /// The first byte. Accesses through it meet [`OnDisabled`] while the region is disabled. Valid until the mapping is
     /// dropped.
     ///
-    /// The whole range is the mapping's until then. Rights may be taken away from a part of it (mprotect) and stay so;
-    /// nothing else may be mapped there, and nothing moved away: revoking, restoring and dropping work on the whole range.
+    /// The whole range is the mapping's until then: revoking, restoring and dropping work on all of it, whatever else in the
+    /// process has done there meanwhile. Other rights for a part of it are had by [`protect`](Self::protect); what mprotect
+    /// has changed is as before after the next `enable()`. Nothing else may be mapped there. A part that mremap has moved away
+    /// is not revoked, but counted ([`RegionStats::degraded`](crate::RegionStats)).
     pub fn as_ptr(&self) -> *mut u8 {
         self.served.view.range.as_ptr()
     }
@@ -151,12 +141,12 @@ impl Mapping {
 
     /// Can it be stored to?
     pub fn is_writable(&self) -> bool {
-        self.served.view.prot == Prot::ReadWrite
+        self.served.view.spec.prot == Prot::ReadWrite
     }
 
     /// What accesses meet while the region is disabled.
     pub fn on_disabled(&self) -> OnDisabled {
-        self.served.view.policy
+        self.served.view.spec.policy
     }
 }
 
@@ -177,13 +167,36 @@ impl Drop for Listed {
         // The list's lock: no change of state is working on the range, and none that comes later misses it while it is
         // still there. `disown`: no monitor is working on it.
         let mut mappings = region.mappings.lock();
-        if let Server::Monitor(monitor) = &self.served.view.server {
+        if let Server::Monitor(monitor) = &self.served.view.spec.server {
             monitor.disown(range);
         }
         self.served.view.unmap();
         if mappings.get(&range.addr).is_some_and(|m| Arc::ptr_eq(m, &self.served)) {
             mappings.remove(&range.addr);
         }
+    }
+}
+
+/// What resolves the faults of a region's mapping while it is live.
+fn server(region: &RegionShared, accessors_only: bool) -> Result<Server, MapError> {
+    match (region.strategy, &region.monitor) {
+        (Strategy::Detach | Strategy::Replace, _) => Ok(Server::Kernel),
+        // An access that does not recover would end the process where it is to resolve its own fault.
+        (Strategy::Zap, _) if accessors_only && crate::access::raw::RECOVERABLE => {
+            let uffd = crate::view::refuser().map_err(|source| MapError::Sys { len: 0, source })?;
+            Ok(Server::Own(uffd))
+        }
+        (Strategy::Zap, monitor) => Ok(monitor.clone().map_or(Server::Kernel, Server::Monitor)),
+    }
+}
+
+/// Opens what faults wait in, so that revoking does not have to.
+fn prepare_to_wait(policy: OnDisabled) -> Result<(), MapError> {
+    // Without it a reset refuses raw pointers' accesses, and says so: `RegionStats::degraded`.
+    let _ = WaitingRoom::get(Waits::Everyone);
+    match policy {
+        OnDisabled::Block => WaitingRoom::get(Waits::UserMode).map(drop).map_err(|source| MapError::Wait { source }),
+        OnDisabled::Sigbus | OnDisabled::AllOnes => Ok(()),
     }
 }
 

@@ -5,11 +5,11 @@
 
 use crate::error::MonitorError;
 use crate::stats::MonitorStats;
-use crate::sys::identity::Identity;
+use crate::sys::identity::{Identity, PerProcess};
 use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError};
-use nix::errno::Errno;
-use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
+use crate::view::WaitingRoom;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,11 +20,9 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 
 mod core;
-mod follow;
 
 pub(crate) use self::core::wake_page;
-use self::core::{AT_ONCE, Batch, Core, Counters};
-use follow::Follower;
+use self::core::{Core, Counters};
 
 /// A mapping whose faults a monitor answers.
 pub(crate) trait Served: Send + Sync {
@@ -51,10 +49,11 @@ impl Monitor {
     /// # Errors
     /// No userfaultfd can be had: see [`Support`](crate::Support).
     pub fn shared() -> Result<Self, MonitorError> {
-        static SHARED: Mutex<(Weak<Core>, Weak<Threads>)> = Mutex::new((Weak::new(), Weak::new()));
-        let mut shared = SHARED.lock();
+        type Shared = (Weak<Core>, Weak<Threads>);
+        static SHARED: PerProcess<Mutex<Shared>> = PerProcess::new(|| Mutex::new((Weak::new(), Weak::new())));
+        let mut shared = SHARED.get().lock();
         if let (Some(core), Some(threads)) = (shared.0.upgrade(), shared.1.upgrade()) {
-            if !core.dead.load(Ordering::Acquire) && threads.process.is_current() {
+            if !core.dead.load(Ordering::Acquire) {
                 return Ok(Self { core, threads });
             }
         }
@@ -107,12 +106,16 @@ impl Monitor {
     /// # Errors
     /// `device` is not `/dev/userfaultfd` (Linux 6.1).
     pub fn from_device(device: BorrowedFd<'_>, threads: usize) -> Result<Self, MonitorError> {
-        Self::over((Uffd::by_device(device, features())?, UffdSource::Device), threads)
+        let uffd = Uffd::by_device(device, features(), UffdSource::Device)?;
+        // What faults wait in while regions are reset has to come from there as well.
+        WaitingRoom::supply(device);
+        Self::over((uffd, UffdSource::Device), threads)
     }
 
     fn over((uffd, source): (Uffd, UffdSource), count: usize) -> Result<Self, MonitorError> {
-        let bell = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
-            .map_err(|e| SysError::new("timerfd_create", e))?;
+        Identity::prepare()?;
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let bell = bell.map_err(|e| SysError::new("eventfd", e))?;
         let core = Arc::new(Core {
             uffd,
             source,
@@ -136,7 +139,9 @@ impl Monitor {
     /// choose its CPUs. Its threads start with the first mapping that needs them: call this before. If `first` panics the
     /// monitor is dead, and its mappings refuse.
     pub fn on_thread_start(&self, first: impl Fn() + Send + Sync + 'static) {
-        *self.threads.first.lock() = Some(Arc::new(first));
+        // The earlier one may do anything when it is dropped: not under the lock.
+        let earlier = self.threads.first.lock().replace(Arc::new(first));
+        drop(earlier);
     }
 
     /// Answers waiting faults, at most `budget` of them, without blocking; says how many there were.
@@ -145,9 +150,13 @@ impl Monitor {
     /// takes; a fault of a region that is busy is left waiting.
     ///
     /// # Errors
-    /// The userfaultfd is gone. Every mapping it served refuses from now on.
+    /// The userfaultfd is gone: every mapping it served refuses from now on. [`MonitorError::Foreign`] in a forked child, whose
+    /// parent's faults are not its to resolve: nothing is changed.
     pub fn handle_ready(&self, budget: usize) -> Result<usize, MonitorError> {
-        let mut batch = Batch::new();
+        if !self.threads.process.is_current() {
+            return Err(MonitorError::Foreign);
+        }
+        let mut batch = Vec::with_capacity(16);
         let mut done = 0;
         while done < budget {
             match self.core.pump(&mut batch, budget - done) {
@@ -242,7 +251,7 @@ impl TryFrom<userfaultfd::Uffd> for Monitor {
     /// [`Monitor::from_fd`] with one thread.
     fn try_from(uffd: userfaultfd::Uffd) -> Result<Self, MonitorError> {
         // Not by `into_raw_fd`, which closes the descriptor (userfaultfd 0.9).
-        Self::from_fd(crate::revoke::dup(uffd.as_fd())?, 1)
+        Self::from_fd(crate::sys::map::dup(uffd.as_fd())?, 1)
     }
 }
 
@@ -270,25 +279,16 @@ struct Threads {
 impl Threads {
     fn ensure_running(&self) -> Result<(), MonitorError> {
         let mut running = self.running.lock();
-        // Several threads at one CPU would be in each other's way.
-        let follow = self.count == 1;
         while running.len() < self.count {
             let core = Arc::clone(&self.core);
             let first = self.first.lock().clone();
             let name = format!("mmio-monitor-{}", running.len());
-            let handle = thread::Builder::new().name(name).spawn(move || {
-                // Signal handlers of the application are none of this thread's business.
-                let mut all = nix::sys::signal::SigSet::all();
-                for own in [nix::sys::signal::SIGSEGV, nix::sys::signal::SIGBUS] {
-                    all.remove(own);
-                }
-                let _ = all.thread_block();
+            running.push(crate::sys::thread::spawn(&name, move || {
                 match catch_unwind(AssertUnwindSafe(|| first.map(|first| first()))) {
-                    Ok(_) => core.run(Follower::new(follow)),
+                    Ok(_) => core.run(),
                     Err(_) => core.fail(),
                 }
-            });
-            running.push(handle.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?);
+            })?);
         }
         Ok(())
     }
@@ -297,11 +297,11 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         if !self.process.is_current() {
-            // A forked child has none of the threads, and the timerfd is its parent's too.
+            // A forked child has none of the threads, and the eventfd is its parent's too.
             return;
         }
         self.core.stopping.store(true, Ordering::Release);
-        self.core.ring_in(AT_ONCE);
+        self.core.ring();
         for handle in self.running.get_mut().drain(..) {
             // The last owner can be one of the threads themselves only if a served mapping drops it there; a thread
             // cannot join itself.

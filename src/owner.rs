@@ -8,7 +8,7 @@ use crate::access::raw;
 use crate::access::{Primitive, check};
 use crate::backing::{File, Kind, OnRevoke};
 use crate::error::{AccessError, CopyError};
-use crate::revoke::map_over;
+use crate::sys::identity::Identity;
 use crate::sys::{AddrRange, SysError, map};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::errno::Errno;
@@ -24,6 +24,8 @@ use std::os::fd::{AsFd, OwnedFd};
 /// device.
 pub struct OwnerView {
     map: Option<MmapRaw>,
+    /// The process that it is mapped in: a forked child has something else there, or nothing.
+    mapped_in: Identity,
     of_device: bool,
     /// Where accesses don't recover by themselves: the file, and where in it the view starts, in bytes.
     file: Option<(OwnedFd, u64)>,
@@ -35,7 +37,7 @@ impl OwnerView {
     pub(crate) fn new(file: &File, len: usize) -> Result<Self, SysError> {
         let of_device = file.kind == Kind::Other;
         if file.on_revoke == OnRevoke::Drop {
-            return Ok(Self { map: None, of_device, file: None, page: file.page });
+            return Ok(Self { map: None, mapped_in: Identity::current(), of_device, file: None, page: file.page });
         }
         let errno = |e: std::io::Error| SysError::new("mmap", Errno::from_raw(e.raw_os_error().unwrap_or(0)));
         crate::sys::may_fail("mmap")?;
@@ -43,8 +45,14 @@ impl OwnerView {
         for advice in [Advice::DontFork, Advice::DontDump] {
             map.advise(advice).map_err(|e| SysError::new("madvise", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
         }
-        let kept = (!raw::RECOVERABLE).then(|| crate::revoke::dup(file.fd.as_fd())).transpose()?;
-        Ok(Self { map: Some(map), of_device, file: kept.map(|fd| (fd, file.offset)), page: file.page })
+        let kept = (!raw::RECOVERABLE).then(|| map::dup(file.fd.as_fd())).transpose()?;
+        Ok(Self {
+            map: Some(map),
+            mapped_in: Identity::current(),
+            of_device,
+            file: kept.map(|fd| (fd, file.offset)),
+            page: file.page,
+        })
     }
 
     /// The first byte; null for an empty view.
@@ -139,17 +147,7 @@ impl OwnerView {
     #[inline]
     pub(crate) fn recovering<R>(&self, accesses: impl FnOnce() -> R) -> R {
         let view = AddrRange::new(self.as_ptr().addr(), self.len());
-        raw::recovering(view, accesses, |stand_in| self.put_back(stand_in.range))
-    }
-
-    /// Maps the file's pages again where an access' handler has put others.
-    fn put_back(&self, range: AddrRange) {
-        let Some((fd, offset)) = &self.file else { return };
-        let offset = offset + (range.addr - self.as_ptr().addr()) as u64;
-        if map_over(range, self.page, fd.as_fd(), offset, map::Prot::ReadWrite).is_err() {
-            // SAFETY: inside of the view, which `self` keeps; what is there now is nobody's memory.
-            let _ = unsafe { map::protect(range, map::Prot::None) };
-        }
+        raw::recovering(view, accesses, |_| ())
     }
 
     fn check_slice(&self, offset: usize, size: usize) -> Result<(), CopyError> {
@@ -161,6 +159,15 @@ impl OwnerView {
 
 fn finished(done: usize, len: usize, offset: usize) -> Result<(), CopyError> {
     if done == len { Ok(()) } else { Err(CopyError { done, error: AccessError::NoMemory { offset: offset + done } }) }
+}
+
+impl Drop for OwnerView {
+    fn drop(&mut self) {
+        if !self.mapped_in.is_current() {
+            // munmap would take away whatever the child has there by now.
+            std::mem::forget(self.map.take());
+        }
+    }
 }
 
 impl fmt::Debug for OwnerView {

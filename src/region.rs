@@ -4,14 +4,15 @@ mod builder;
 mod shared;
 
 pub use builder::{FaultAround, RegionBuilder};
-pub(crate) use shared::{RegionShared, server};
+pub(crate) use shared::RegionShared;
 
 use crate::error::{MapError, RevokeError};
 use crate::mapping::{MapOptions, Mapping};
 use crate::owner::OwnerView;
 use crate::protocol::State;
-use crate::revoke::Strategy;
 use crate::stats::{RegionStats, count};
+use crate::sys::known::KnownFile;
+use crate::view::Strategy;
 use crate::wait::Patience;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -153,7 +154,7 @@ impl Region {
         match *file {
             Some(_) => Err(device),
             None => {
-                *file = Some(device);
+                *file = Some(KnownFile::new(device));
                 Ok(())
             }
         }
@@ -205,7 +206,7 @@ impl Region {
             mappings: mappings.len(),
             guards: self.shared.protocol.gate.held_guards().iter().map(|held| held.count).sum(),
             pins: self.shared.protocol.pins(),
-            alias_bytes: mappings.values().map(|m| m.view.alias_bytes()).sum(),
+            alias_bytes: mappings.values().map(|m| m.view.aside_bytes()).sum(),
             page_tables_kept: mappings.values().map(|m| m.view.page_tables_kept()).sum(),
             disable: c.disable.snapshot(),
             enable: c.enable.snapshot(),
@@ -228,7 +229,7 @@ impl Drop for Region {
             Ok(_) | Err(RevokeError::Gone | RevokeError::Forked) => {}
             Err(e) => {
                 let later = Arc::clone(shared);
-                let spawned = std::thread::Builder::new().name("mmio-drop".to_owned()).spawn(move || later.end());
+                let spawned = crate::sys::thread::spawn("mmio-drop", move || later.end());
                 // No thread can be had: better wait than leave it reachable, unless that would be for ever.
                 if spawned.is_err() && !matches!(e, RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant) {
                     shared.end();

@@ -13,7 +13,6 @@ use crate::gate::Phase;
 use crate::mapping::Mapping;
 use crate::policy::OnDisabled;
 use crate::region::{Region, RegionShared};
-use crate::revoke::Strategy;
 
 fn checked(caller: Caller<'_>, offset: usize, len: usize) -> Result<Caller<'_>, FaultError> {
     caller.flags.validate()?;
@@ -94,8 +93,8 @@ impl Mapping {
         let caller = checked(caller.into(), offset, self.len())?.on_disabled(self.on_disabled());
         let served = &*self.served;
         let mapped = || {
-            Some(match served.view.server.uffd() {
-                Some(uffd) if served.view.strategy == Strategy::Zap => match served.map_pages(uffd, offset) {
+            Some(match served.view.spec.server.uffd() {
+                Some(uffd) => match served.map_pages(uffd, offset) {
                     Ok(()) => Outcome::Mapped,
                     Err(_) => Outcome::Sigbus,
                 },

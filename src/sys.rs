@@ -7,8 +7,8 @@ pub(crate) mod barrier;
 #[cfg(not(revocable_model))]
 pub(crate) mod futex;
 pub(crate) mod identity;
+pub(crate) mod known;
 pub(crate) mod map;
-pub(crate) mod maps;
 pub(crate) mod probe;
 pub(crate) mod thread;
 pub(crate) mod uffd;

@@ -164,7 +164,7 @@ fn combinations_that_cannot_work_are_refused_when_asked_for() {
             Ok(region) => {
                 // Not the strategy then, but the policy.
                 let mapped = region.map(case.options());
-                assert!(matches!(mapped, Err(MapError::Policy { .. })), "{case}: {mapped:?}");
+                assert!(matches!(mapped, Err(MapError::Wait { .. })), "{case}: {mapped:?}");
                 assert_eq!(case.policy, OnDisabled::Block, "{case}");
                 assert_eq!(region.stats().mappings, 0, "{case}");
             }

@@ -6,8 +6,7 @@ use crate::error::AccessError;
 use crate::gate::Phase;
 use crate::mapping::Served;
 use crate::protocol::State;
-use crate::revoke::{Server, Strategy};
-use std::os::fd::AsFd;
+use crate::view::Server;
 use std::sync::atomic::Ordering;
 
 /// What an access that did not succeed at once is to do.
@@ -36,7 +35,7 @@ impl Served {
     #[inline]
     pub(super) fn turns_away(&self) -> Option<OnDisabled> {
         let protocol = &self.region.protocol;
-        let policy = self.view.policy;
+        let policy = self.view.spec.policy;
         let known = policy != OnDisabled::Block && protocol.phase() == Phase::Disabled;
         known.then(|| {
             protocol.gate.turn_away();
@@ -61,7 +60,7 @@ impl Served {
                 },
                 settled => settled,
             };
-            let unwanted: &dyn Fn(Phase) -> bool = match (phase, self.view.policy) {
+            let unwanted: &dyn Fn(Phase) -> bool = match (phase, self.view.spec.policy) {
                 (Phase::Open, _) => {
                     if self.load_limit.load(Ordering::Relaxed) == 0 {
                         self.mend();
@@ -114,9 +113,7 @@ impl Served {
     /// Runs some accesses to this mapping while it can't be revoked.
     #[inline]
     pub(crate) fn recovering<R>(&self, accesses: impl FnOnce() -> R) -> R {
-        raw::recovering(self.view.range, accesses, |stand_in| {
-            self.view.mend(stand_in, self.region.file.lock().as_ref().map(AsFd::as_fd));
-        })
+        raw::recovering(self.view.range, accesses, |_| ())
     }
 
     /// An access faulted. Resolves the fault where that is the accessing thread's business, and decides whether
@@ -124,8 +121,8 @@ impl Served {
     pub(super) fn after_fault(&self, offset: usize, patience: &mut Patience) -> Result<(), AccessError> {
         // Under the read side of the memory lock; whoever holds the write side is waited for by `admit`.
         if let Some(state) = self.region.protocol.try_read().filter(|state| **state == State::Enabled) {
-            match (&self.view.server, self.view.strategy) {
-                (Server::Own(uffd), Strategy::Zap) => {
+            match &self.view.spec.server {
+                Server::Own(uffd) => {
                     self.map_pages(uffd, offset).map_err(|_| AccessError::NoMemory { offset })?;
                 }
                 // Nothing should refuse here, unless a change failed half-way and could not be undone.
@@ -139,7 +136,16 @@ impl Served {
         if epoch != patience.epoch {
             *patience = Patience { epoch, left: 16 };
         }
-        patience.left = patience.left.checked_sub(1).ok_or(AccessError::NoMemory { offset })?;
+        patience.left = patience.left.checked_sub(1).ok_or_else(|| self.fails_at(offset))?;
         Ok(())
+    }
+
+    /// Why an access faults again and again at an enabled region.
+    #[cold]
+    fn fails_at(&self, offset: usize) -> AccessError {
+        match self.view.is_protected(self.view.range.addr + offset) {
+            true => AccessError::Protected { offset },
+            false => AccessError::NoMemory { offset },
+        }
     }
 }

@@ -6,10 +6,10 @@ use crate::OnDisabled;
 use crate::gate::Phase;
 use crate::mapping::Mapping;
 use crate::notify::{InvalidateNotifier, NotifyError, Subscription};
-use crate::revoke::{Server, Strategy};
 use crate::stats::count;
 use crate::sys::SysError;
 use crate::sys::uffd::UffdSource;
+use crate::view::Server;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use parking_lot::{Mutex, RwLock};
 use std::fmt;
@@ -120,16 +120,16 @@ impl fmt::Debug for Memslots {
 
 /// Can a vCPU's accesses go through this mapping?
 fn suitable(mapping: &Mapping) -> Result<(), MemslotError> {
-    let view = &mapping.served.view;
-    let why = match &view.server {
-        _ if view.policy == OnDisabled::Block => {
+    let spec = &mapping.served.view.spec;
+    let why = match &spec.server {
+        _ if spec.policy == OnDisabled::Block => {
             "a vCPU must not wait in a page fault: use another policy, and WhenDisabled::Wait"
         }
-        Server::Own(_) => "a mapping for accessors only answers no vCPU's faults",
-        Server::Monitor(monitor) if view.strategy == Strategy::Zap && monitor.source() == UffdSource::UserModeOnly => {
+        _ if spec.accessors_only => "a mapping for accessors only answers no vCPU's faults",
+        Server::Monitor(monitor) if monitor.source() == UffdSource::UserModeOnly => {
             "a userfaultfd for user-mode faults only answers no vCPU's faults: use strategy Detach or Replace"
         }
-        Server::Monitor(_) | Server::Nobody => return Ok(()),
+        Server::Monitor(_) | Server::Own(_) | Server::Kernel => return Ok(()),
     };
     Err(MemslotError::Mapping(why))
 }

@@ -1,24 +1,17 @@
 //! What a mapping, its region and its monitor share: how accesses and faults are answered.
 
 use super::around::Around;
-use super::spinners::Spinners;
 use crate::monitor::{self, wake_page};
-use crate::policy::OnDisabled;
 use crate::protocol::State;
 use crate::region::RegionShared;
-use crate::revoke::{Strategy, View};
 use crate::stats::count;
 use crate::sys::map::Prot;
 use crate::sys::uffd::{Continued, FaultMessage, Uffd};
 use crate::sys::{AddrRange, SysError};
+use crate::view::View;
 use nix::errno::Errno;
-use parking_lot::Mutex;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-#[cfg(all(test, not(revocable_model)))]
-mod tests;
 
 /// What a mapping, its region and its monitor share.
 pub(crate) struct Served {
@@ -32,7 +25,6 @@ pub(crate) struct Served {
     /// The same for stores; 0 for ever if the mapping is read-only.
     pub(crate) store_limit: AtomicUsize,
     pub(super) around: Around,
-    pub(super) spinners: Mutex<Spinners>,
 }
 
 impl Served {
@@ -40,25 +32,12 @@ impl Served {
     pub(crate) fn open(&self) {
         let len = self.view.range.len;
         self.load_limit.store(len, Ordering::Relaxed);
-        self.store_limit.store(if self.view.prot == Prot::ReadWrite { len } else { 0 }, Ordering::Relaxed);
+        self.store_limit.store(if self.view.spec.prot == Prot::ReadWrite { len } else { 0 }, Ordering::Relaxed);
     }
 
     /// Under the read side of the memory lock of an enabled region: puts right what a change that failed half-way left.
     pub(crate) fn heal(&self) {
-        self.heal_with(&self.region.file.lock());
-    }
-
-    /// [`heal`](Self::heal) for the monitor, which has its table of mappings and so waits for nobody: who has the file may
-    /// wait for the list of mappings, and who has that for the table. The thread that faulted will fault again, and the
-    /// next try is as good.
-    fn try_heal(&self) {
-        if let Some(file) = self.region.file.try_lock() {
-            self.heal_with(&file);
-        }
-    }
-
-    fn heal_with(&self, file: &Option<OwnedFd>) {
-        if self.view.heal(file.as_ref().map(AsFd::as_fd)) {
+        if self.view.restore(self.region.file.lock().as_ref()).is_ok() {
             self.open();
         }
     }
@@ -67,13 +46,6 @@ impl Served {
     pub(crate) fn close(&self) {
         self.load_limit.store(0, Ordering::Relaxed);
         self.store_limit.store(0, Ordering::Relaxed);
-    }
-
-    /// Has everyone who waits here look again.
-    pub(crate) fn wake(&self) {
-        // First: the faults that this makes are none of a thread that spins.
-        self.spinners.lock().forget();
-        self.view.wake();
     }
 
     /// Maps the page at `at` (an offset in the mapping, in bytes) and those around it. The caller holds the read side of
@@ -135,9 +107,9 @@ impl Served {
 
 impl monitor::Served for Served {
     fn serve(&self, fault: FaultMessage) {
-        let Some(uffd) = self.view.server.uffd() else { return };
+        let Some(uffd) = self.view.spec.server.uffd() else { return };
         let counters = &self.region.counters;
-        // NOWAIT: whoever holds the write side wakes this mapping's waiters after releasing it, and they fault again.
+        // NOWAIT: the holder of the write side wakes this mapping's waiters after releasing it, and they fault again.
         let Some(state) = self.region.protocol.try_read() else {
             count(&counters.faults_parked);
             event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, "fault, region busy");
@@ -145,7 +117,7 @@ impl monitor::Served for Served {
         };
         event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, state = ?*state, "fault");
         match *state {
-            State::Enabled if self.view.strategy == Strategy::Zap => {
+            State::Enabled => {
                 if self.map_pages(uffd, fault.addr - self.view.range.addr).is_err() {
                     count(&counters.faults_failed);
                     // The file gives no page there: it was truncated, or its file system is full. Left to the kernel, the
@@ -158,32 +130,20 @@ impl monitor::Served for Served {
                     wake_page(uffd, fault.addr);
                 }
             }
-            State::Disabled if self.view.policy == OnDisabled::Block => {
-                count(&counters.faults_parked);
-                let spins = self.spinners.lock().spins(fault.tid);
-                if spins && self.view.refuse_kernel_faults().is_err() {
-                    count(&counters.degraded);
-                }
-            }
-            // A late message: what waited here has something else to meet by now. Or one that a failed change left in.
-            State::Enabled => {
-                self.try_heal();
-                wake_page(uffd, fault.addr);
-            }
+            // A late message: something else is there to be met by now.
             State::Disabled | State::Gone => wake_page(uffd, fault.addr),
         }
     }
 
     fn abandon(&self) -> bool {
         let abandoned = self.view.abandon();
-        // Only what refuses now. What the kernel serves goes on, and would not be opened again before the next `enable()`.
         if !matches!(abandoned, Ok(false)) {
             self.close();
         }
         if abandoned.is_err() {
             count(&self.region.counters.degraded);
         }
-        // Replacing a mapping wakes nobody who waits in it.
+        // Replacing a mapping wakes nothing that waits in it.
         self.view.wake();
         abandoned.is_ok()
     }

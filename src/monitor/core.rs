@@ -1,14 +1,12 @@
 //! What a monitor's threads share, and do: read faults, answer them, fail closed.
 
 use super::Served;
-use super::follow::Follower;
 use crate::stats::Histogram;
 use crate::sys::uffd::{FaultMessage, Uffd, UffdSource};
 use crate::sys::{AddrRange, SysError, page_size};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{Expiration, TimerFd, TimerSetTimeFlags};
+use nix::sys::eventfd::EventFd;
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -17,13 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// Faults that come within so long of each other are a quick succession.
-const QUICK: Duration = Duration::from_micros(250);
-/// No fault for so long ends it.
-const LULL: Duration = Duration::from_millis(20);
-/// As soon as a timer can ring: zero would be never.
-pub(super) const AT_ONCE: Duration = Duration::from_nanos(1);
 
 #[derive(Default)]
 pub(super) struct Counters {
@@ -41,9 +32,8 @@ pub(super) struct Core {
     pub(super) source: UffdSource,
     /// By first address. Held for reading while an answer is given: see `disown`.
     pub(super) mappings: RwLock<Table>,
-    /// Rings at the end, and for a thread that follows another when it may be time to give up. A timer of its own, as
-    /// poll's would have to be set for each fault.
-    pub(super) bell: TimerFd,
+    /// Rings at the end, for all threads, and is never silenced.
+    pub(super) bell: EventFd,
     pub(super) stopping: AtomicBool,
     pub(super) dead: AtomicBool,
     pub(super) counters: Counters,
@@ -51,20 +41,19 @@ pub(super) struct Core {
 
 impl Core {
     /// Reads what waits (at most `limit`) and answers it.
-    pub(super) fn pump(&self, batch: &mut Batch, limit: usize) -> Result<usize, SysError> {
-        batch.faults.clear();
-        let n = match self.uffd.read(&mut batch.faults, limit) {
+    pub(super) fn pump(&self, batch: &mut Vec<FaultMessage>, limit: usize) -> Result<usize, SysError> {
+        batch.clear();
+        let n = match self.uffd.read(batch, limit) {
             Err(e) if matches!(e.errno, Errno::EINTR | Errno::EAGAIN) => return Ok(0),
             other => other?,
         };
-        for fault in &batch.faults {
-            batch.answered = self.answer(*fault);
+        for fault in batch {
+            self.answer(*fault);
         }
         Ok(n)
     }
 
-    /// Says when it was done.
-    pub(super) fn answer(&self, fault: FaultMessage) -> Instant {
+    pub(super) fn answer(&self, fault: FaultMessage) {
         let since = Instant::now();
         self.counters.faults.fetch_add(1, Ordering::Relaxed);
         let answered = catch_unwind(AssertUnwindSafe(|| {
@@ -82,9 +71,7 @@ impl Core {
             self.counters.panics.fetch_add(1, Ordering::Relaxed);
             self.give_up(fault.addr);
         }
-        let done = Instant::now();
-        self.counters.answer.record(done - since);
-        done
+        self.counters.answer.record(since.elapsed());
     }
 
     /// Fails closed where an answer has panicked: the next one would too. The mapping refuses from now on, and the thread
@@ -99,38 +86,14 @@ impl Core {
         wake_page(&self.uffd, addr);
     }
 
-    pub(super) fn run(&self, mut follower: Follower) {
-        let mut batch = Batch::new();
-        while !self.stopping.load(Ordering::Acquire) {
-            match self.sleep() {
-                Woken::ByFault => {}
-                // Setting the bell, or not, also silences it, for the other threads too.
-                Woken::ByBell if batch.answered.elapsed() < LULL => self.ring_in(LULL),
-                Woken::ByBell => {
-                    follower.release();
-                    self.ring_in(Duration::ZERO);
-                }
-                Woken::Gone => break,
-            }
-            let before = batch.answered;
-            match self.pump(&mut batch, usize::MAX) {
-                Ok(0) => {}
-                Ok(_) => {
-                    let quick = batch.answered - before < QUICK;
-                    if let (true, Some(fault)) = (quick, batch.faults.last()) {
-                        let new = !follower.is_following();
-                        follower.answered(fault.tid);
-                        if new && follower.is_following() {
-                            self.ring_in(LULL);
-                        }
-                    }
-                }
-                Err(_) => break,
+    pub(super) fn run(&self) {
+        let mut batch = Vec::with_capacity(16);
+        while self.sleep() {
+            if self.pump(&mut batch, usize::MAX).is_err() {
+                break;
             }
         }
         self.fail();
-        // Whoever silenced the bell may have kept the end from another thread: each rings once more on its way out.
-        self.ring_in(AT_ONCE);
     }
 
     /// Ends in one of the monitor's threads, unless it is wanted to.
@@ -139,30 +102,26 @@ impl Core {
         while !self.stopping.load(Ordering::Acquire) && !self.die() {
             thread::sleep(Duration::from_millis(10));
         }
+        // The other threads end too.
+        self.ring();
     }
 
-    /// Zero: never.
-    pub(super) fn ring_in(&self, time: Duration) {
-        let _ = self.bell.set(Expiration::OneShot(TimeSpec::from_duration(time)), TimerSetTimeFlags::empty());
+    pub(super) fn ring(&self) {
+        let _ = self.bell.write(1);
     }
 
-    /// Waits for a fault or for the bell.
-    fn sleep(&self) -> Woken {
+    /// Waits for a fault; false at the end.
+    fn sleep(&self) -> bool {
         let mut fds =
             [PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN), PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
+        let woken = match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) => {
-                let is = |fd: &PollFd<'_>, what| fd.revents().is_some_and(|r| r.intersects(what));
                 let gone = PollFlags::POLLNVAL | PollFlags::POLLERR | PollFlags::POLLHUP;
-                match &fds {
-                    fds if fds.iter().any(|fd| is(fd, gone)) => Woken::Gone,
-                    [_, bell] if is(bell, PollFlags::POLLIN) => Woken::ByBell,
-                    _ => Woken::ByFault,
-                }
+                !fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)))
             }
-            Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM) => Woken::ByFault,
-            Err(_) => Woken::Gone,
-        }
+            Err(errno) => matches!(errno, Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM),
+        };
+        woken && !self.stopping.load(Ordering::Acquire) && !self.dead.load(Ordering::Acquire)
     }
 
     /// Fails closed; false if that has to be tried again.
@@ -175,28 +134,6 @@ impl Core {
         }
         closed
     }
-}
-
-/// Faults that were read together.
-pub(super) struct Batch {
-    faults: Vec<FaultMessage>,
-    /// When the last of them was answered.
-    answered: Instant,
-}
-
-impl Batch {
-    pub(super) fn new() -> Self {
-        Self { faults: Vec::with_capacity(16), answered: Instant::now() }
-    }
-}
-
-/// Why a monitor's thread does not sleep any more.
-enum Woken {
-    /// Or by whatever else: it looks.
-    ByFault,
-    ByBell,
-    /// There is no userfaultfd to wait for any more.
-    Gone,
 }
 
 pub(crate) fn wake_page(uffd: &Uffd, addr: usize) {

@@ -11,7 +11,6 @@ use crate::fault::FaultFlags;
 use crate::mapping::{Listed, Mapping};
 use crate::notify::{InvalidateNotifier, NotifyError, Subscription};
 use crate::region::Region;
-use crate::revoke::Strategy;
 use crate::sys::map::{self, Advice};
 use crate::sys::{AddrRange, SysError, page_size};
 use nix::errno::Errno;
@@ -235,8 +234,8 @@ impl Part {
     /// Has every page of the range mapped (`follow_fault_pfn`). The region is enabled, and stays so meanwhile.
     fn fault_in(&self) -> Result<(), SysError> {
         let served = &self.mapping.served;
-        match served.view.server.uffd() {
-            Some(uffd) if served.view.strategy == Strategy::Zap => {
+        match served.view.spec.server.uffd() {
+            Some(uffd) => {
                 let mut at = self.range.start;
                 while at < self.range.end {
                     served.map_pages(uffd, at)?;

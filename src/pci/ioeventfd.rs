@@ -9,7 +9,7 @@ use super::error::PciError;
 use super::kicks::{IoEventLoop, Registration};
 use crate::caller::Caller;
 use crate::fault::FaultFlags;
-use crate::revoke::dup;
+use crate::sys::map::dup;
 use parking_lot::Mutex;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -8,9 +8,11 @@ use crate::notify::Notifiers;
 use crate::owner::OwnerView;
 use crate::pin::PinTable;
 use crate::protocol::{Protocol, State};
-use crate::revoke::Strategy;
 use crate::stats::RegionCounters;
+use crate::sys::identity::Identity;
+use crate::sys::known::KnownFile;
 use crate::sys::probe::{Feature, Support};
+use crate::view::Strategy;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -105,17 +107,17 @@ impl RegionBuilder {
     /// # Errors
     /// Nothing is left behind: see [`BuildError`].
     pub fn build(self) -> Result<Region, BuildError> {
+        Identity::prepare()?;
         let support = Support::current();
         let file = self.backing.open(&self.name, self.len)?;
         let strategy = choose(self.strategy, &file, support, self.monitor.is_some())?;
         let monitor = match self.monitor {
-            Some(monitor) => Some(monitor),
-            None if support.userfaultfd() => Some(Monitor::shared()?),
-            None => None,
+            None if strategy == Strategy::Zap => Some(Monitor::shared()?),
+            monitor => monitor,
         };
         crate::signal::install()?;
         let owner = OwnerView::new(&file, self.len)?;
-        crate::revoke::prepare()?;
+        crate::view::prepare()?;
         let initial = if self.enabled { State::Enabled } else { State::Disabled };
         let File { fd, offset, page, kind, on_revoke } = file;
         let shared = RegionShared {
@@ -125,7 +127,7 @@ impl RegionBuilder {
             kind,
             on_revoke,
             file_offset: offset,
-            file: Mutex::new(Some(fd)),
+            file: Mutex::new(Some(KnownFile::new(fd))),
             owner,
             strategy,
             monitor,

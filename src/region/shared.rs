@@ -3,20 +3,20 @@
 use super::FaultAround;
 use crate::async_fault::PendingFaults;
 use crate::backing::{Kind, OnRevoke};
-use crate::error::{MapError, RevokeError};
+use crate::error::RevokeError;
 use crate::mapping::Served;
 use crate::monitor::Monitor;
 use crate::notify::Notifiers;
 use crate::owner::OwnerView;
 use crate::pin::PinTable;
 use crate::protocol::{Mechanism, Protocol, State};
-use crate::revoke::{Grade, Server, Strategy};
 use crate::stats::{RegionCounters, count};
 use crate::sys::SysError;
+use crate::sys::known::KnownFile;
+use crate::view::{Grade, Strategy};
 use crate::wait::Patience;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ pub(crate) struct RegionShared {
     pub(crate) on_revoke: OnRevoke,
     pub(crate) file_offset: u64,
     /// `None`: dropped on revocation.
-    pub(crate) file: Mutex<Option<OwnedFd>>,
+    pub(crate) file: Mutex<Option<KnownFile>>,
     pub(crate) owner: OwnerView,
     pub(crate) strategy: Strategy,
     pub(crate) monitor: Option<Monitor>,
@@ -120,7 +120,7 @@ impl RegionShared {
             }
         };
         // Without a thread the page tables stay, which costs memory and nothing else.
-        let _ = std::thread::Builder::new().name("mmio-trim".to_owned()).spawn(trimming);
+        let _ = crate::sys::thread::spawn("mmio-trim", trimming);
     }
 }
 
@@ -166,7 +166,7 @@ impl Mechanism for RegionShared {
         }
         for mapping in self.mappings.lock().values() {
             let addr = mapping.view.range.addr;
-            let restored = mapping.view.restore(file.as_ref().map(AsFd::as_fd));
+            let restored = mapping.view.restore(file.as_ref());
             restored.map_err(|source| RevokeError::Sys { addr, source })?;
             mapping.open();
         }
@@ -175,7 +175,7 @@ impl Mechanism for RegionShared {
 
     fn wake(&self) {
         for mapping in self.mappings.lock().values() {
-            mapping.wake();
+            mapping.view.wake();
         }
         self.pending.settle(|| self.protocol.phase());
     }
@@ -183,14 +183,4 @@ impl Mechanism for RegionShared {
     fn help(&self) -> bool {
         self.monitor.as_ref().is_some_and(Monitor::help)
     }
-}
-
-/// Which server a mapping of a region gets.
-pub(crate) fn server(shared: &RegionShared, own: bool) -> Result<Server, MapError> {
-    // An access that does not recover would end the process where it is to resolve its own fault: a monitor does, then.
-    if own && shared.strategy == Strategy::Zap && crate::access::raw::RECOVERABLE {
-        let uffd = crate::revoke::refuser().map_err(|source| MapError::Sys { len: 0, source })?;
-        return Ok(Server::Own(uffd));
-    }
-    Ok(shared.monitor.clone().map_or(Server::Nobody, Server::Monitor))
 }

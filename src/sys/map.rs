@@ -9,11 +9,14 @@ use nix::libc;
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// Access rights of a mapping, from the fewest.
+/// Access rights of memory, from the fewest; see [`Mapping::protect`](crate::Mapping::protect).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Prot {
+pub enum Prot {
+    /// Neither loads nor stores: SIGSEGV, and EFAULT for system calls and for a DMA mapping of it.
     None,
+    /// Loads.
     Read,
+    /// Loads and stores.
     ReadWrite,
 }
 
@@ -101,7 +104,7 @@ pub(crate) fn reserve(len: usize, align: usize) -> Result<AddrRange, SysError> {
 /// `range` is the caller's own, and nobody relies on what is mapped there now.
 pub(crate) unsafe fn map_shared(range: AddrRange, fd: BorrowedFd<'_>, offset: u64, prot: Prot) -> Result<(), SysError> {
     // SAFETY: passed on.
-    unsafe { map_fixed(range, Some(fd), offset, prot, libc::MAP_SHARED) }
+    unsafe { map_fixed(range, fd, offset, prot, libc::MAP_SHARED) }
 }
 
 /// Puts a private (copy-on-write) mapping of `fd` over `range`, replacing what is there.
@@ -115,23 +118,14 @@ pub(crate) unsafe fn map_private(
     prot: Prot,
 ) -> Result<(), SysError> {
     // SAFETY: passed on.
-    unsafe { map_fixed(range, Some(fd), offset, prot, libc::MAP_PRIVATE) }
-}
-
-/// Puts empty private memory over `range`, replacing what is there.
-///
-/// # Safety
-/// As for [`map_shared`].
-pub(crate) unsafe fn map_anonymous(range: AddrRange, prot: Prot) -> Result<(), SysError> {
-    // SAFETY: passed on.
-    unsafe { map_fixed(range, None, 0, prot, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) }
+    unsafe { map_fixed(range, fd, offset, prot, libc::MAP_PRIVATE) }
 }
 
 /// # Safety
 /// As for [`map_shared`].
 unsafe fn map_fixed(
     range: AddrRange,
-    fd: Option<BorrowedFd<'_>>,
+    fd: BorrowedFd<'_>,
     offset: u64,
     prot: Prot,
     flags: libc::c_int,
@@ -141,9 +135,10 @@ unsafe fn map_fixed(
         return Ok(());
     }
     let offset = off(offset)?;
-    let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
     // SAFETY: the caller owns the range, so MAP_FIXED replaces nothing of anyone else's.
-    let at = unsafe { libc::mmap(range.as_ptr().cast(), range.len, prot.bits(), flags | libc::MAP_FIXED, fd, offset) };
+    let at = unsafe {
+        libc::mmap(range.as_ptr().cast(), range.len, prot.bits(), flags | libc::MAP_FIXED, fd.as_raw_fd(), offset)
+    };
     if at == libc::MAP_FAILED { Err(SysError::last("mmap")) } else { Ok(()) }
 }
 
@@ -189,31 +184,38 @@ pub(crate) unsafe fn advise(range: AddrRange, advice: Advice) -> Result<(), SysE
     if rc == 0 { Ok(()) } else { Err(SysError::last("madvise")) }
 }
 
-/// What stays behind where [`move_onto`] took the pages from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Leave {
-    /// Nothing: the old range is free.
-    Hole,
-    /// The same mapping, its page tables empty (`MREMAP_DONTUNMAP`; shared memory since 5.13).
-    Mapping,
-}
-
-/// Moves a mapping with its page tables from `from` onto `to`, replacing what is there, in one step under the
-/// kernel's mmap_lock: `to` is never without a mapping (mremap(2), `move_vma`). Whole page-table subtrees move
-/// where both addresses are equally aligned.
+/// Moves the page tables of `range` to an address of the kernel's choice, `hint` if that is free, and leaves the mapping
+/// where it is, empty (`MREMAP_DONTUNMAP`; shared memory since 5.13). Whole subtrees of page tables move where both
+/// addresses are equally aligned.
+///
+/// Not `MREMAP_FIXED`: that unmaps its target before it knows whether the source can be moved (`mremap_to`). This takes
+/// nothing that another thread may have, and a failure loses nothing. A range of several mappings is EFAULT.
 ///
 /// # Safety
-/// Both ranges are the caller's own and equally long.
-pub(crate) unsafe fn move_onto(from: AddrRange, to: AddrRange, leave: Leave) -> Result<(), SysError> {
+/// `range` is the caller's own. The answer is the caller's too.
+pub(crate) unsafe fn move_aside(range: AddrRange, hint: usize) -> Result<AddrRange, SysError> {
+    may_fail("mremap")?;
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
+    let hint = AddrRange::new(hint, range.len).as_ptr().cast::<libc::c_void>();
+    // SAFETY: the caller owns the range; the kernel picks a target where nothing of anyone's stands.
+    let at = unsafe { libc::mremap(range.as_ptr().cast(), range.len, range.len, flags, hint) };
+    if at == libc::MAP_FAILED {
+        return Err(SysError::last("mremap"));
+    }
+    Ok(AddrRange::new(at.expose_provenance(), range.len))
+}
+
+/// Moves the mapping at `from` with its page tables over `to`, replacing what is there, in one step under the kernel's
+/// mmap_lock: `to` is never without a mapping (mremap(2), `move_vma`), and `from` is free afterwards.
+///
+/// # Safety
+/// Both ranges are the caller's own and equally long, and `from` is one mapping.
+pub(crate) unsafe fn move_over(from: AddrRange, to: AddrRange) -> Result<(), SysError> {
     may_fail("mremap")?;
     if left_out("mremap") {
         return Ok(());
     }
-    if leave == Leave::Mapping {
-        may_grow()?;
-    }
-    let keep = if leave == Leave::Mapping { libc::MREMAP_DONTUNMAP } else { 0 };
-    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | keep;
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     // SAFETY: the caller owns both ranges.
     let at = unsafe { libc::mremap(from.as_ptr().cast(), from.len, to.len, flags, to.as_ptr().cast::<libc::c_void>()) };
     if at == libc::MAP_FAILED {
@@ -224,26 +226,9 @@ pub(crate) unsafe fn move_onto(from: AddrRange, to: AddrRange, leave: Leave) -> 
     Ok(())
 }
 
-/// Fails if RLIMIT_AS was lowered below what the process uses: `mremap` with `MREMAP_DONTUNMAP` unmaps its target before it
-/// looks at that limit (`mremap_to`), and its target would be left without a mapping.
-fn may_grow() -> Result<(), SysError> {
-    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-    if getrlimit(Resource::RLIMIT_AS).is_ok_and(|(soft, _)| soft == RLIM_INFINITY) {
-        return Ok(());
-    }
-    let page = super::page_size();
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: without MAP_FIXED the kernel picks an address where nothing of anyone's stands.
-    let at = unsafe { libc::mmap(std::ptr::null_mut(), page, libc::PROT_NONE, flags, -1, 0) };
-    if at == libc::MAP_FAILED {
-        return Err(SysError::new("mremap", nix::errno::Errno::ENOMEM));
-    }
-    // SAFETY: the page just mapped, which nobody else knows.
-    unsafe { libc::munmap(at, page) };
-    Ok(())
-}
-
 /// Reserves `range` again if a failed `mremap` has left nothing there, before another thread's mmap finds it free.
+///
+/// The limits are looked at before the target is unmapped (`check_mremap_params`); a small allocation comes after (`move_vma`).
 fn plug(range: AddrRange) {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
     // SAFETY: replaces nothing; a kernel that doesn't know the flag (before 4.17) takes the address as a hint.
@@ -254,18 +239,11 @@ fn plug(range: AddrRange) {
     }
 }
 
-/// Is `range` still within one mapping with just these rights, that nobody has split by mprotect, munmap or mmap?
-pub(crate) fn is_one_mapping(range: AddrRange, prot: Prot) -> bool {
-    // Before 6.11 the list is read. (An mremap to the same place and size tells nothing: it succeeds over splits and
-    // holes on every kernel, see "Always allow a shrinking remap" in mm/mremap.c.)
-    let around = mapping_around(range.addr).or_else(|| mapping_listed(range.addr));
-    around.is_some_and(|(mapping, rights)| mapping.end() >= range.end() && rights == prot)
-}
-
-/// The mapping that contains an address, and its rights, from the text of /proc/self/maps.
-fn mapping_listed(addr: usize) -> Option<(AddrRange, Prot)> {
-    let text = super::maps::read().ok()?;
-    super::maps::lines(&text).find(|line| line.range.contains(addr)).map(|line| (line.range, line.prot))
+/// An address, a multiple of `align`, where `len` bytes are free at this moment: a hint for [`move_aside`], no more.
+pub(crate) fn free_address(len: usize, align: usize) -> Result<usize, SysError> {
+    let free = reserve(len, align)?;
+    // SAFETY: the reservation just made, which nobody else knows.
+    unsafe { unmap(free) }.map(|()| free.addr)
 }
 
 /// Is there a part of `range` where nothing is mapped? msync(2) answers ENOMEM then, and does nothing to shared memory.
@@ -273,43 +251,6 @@ pub(crate) fn has_hole(range: AddrRange) -> bool {
     // SAFETY: changes no mapping and no content.
     let rc = unsafe { libc::msync(range.as_ptr().cast(), range.len, libc::MS_ASYNC) };
     rc < 0 && nix::errno::Errno::last() == nix::errno::Errno::ENOMEM
-}
-
-/// This process's list of mappings. Opened once, before anyone may lock it out of /proc.
-pub(crate) fn maps() -> Option<&'static std::fs::File> {
-    static MAPS: std::sync::OnceLock<(super::identity::Identity, Option<std::fs::File>)> = std::sync::OnceLock::new();
-    let here = super::identity::Identity::current();
-    let (made, maps) = MAPS.get_or_init(|| (here, std::fs::File::open("/proc/self/maps").ok()));
-    // In a forked child it tells of the parent.
-    maps.as_ref().filter(|_| *made == here)
-}
-
-/// The mapping that `addr` is in, and its rights; empty if it is in none; `None` if the kernel can't be asked
-/// (`PROCMAP_QUERY`, 6.11; /proc).
-fn mapping_around(addr: usize) -> Option<(AddrRange, Prot)> {
-    use linux_raw_sys::general::{procmap_query, procmap_query_flags as flags};
-    let maps = maps()?;
-    // SAFETY: all zeroes is a valid query: numbers, and no buffers for names.
-    let mut query: procmap_query = unsafe { std::mem::zeroed() };
-    query.size = size_of::<procmap_query>() as u64;
-    query.query_addr = addr as u64;
-    let request = nix::request_code_readwrite!(b'f', 17, size_of::<procmap_query>());
-    // SAFETY: the structure that this request reads and writes, live and initialised.
-    let rc = unsafe { libc::ioctl(maps.as_raw_fd(), request, &raw mut query) };
-    match (rc, nix::errno::Errno::last()) {
-        (0, _) => {
-            let (start, end) = (usize::try_from(query.vma_start).ok()?, usize::try_from(query.vma_end).ok()?);
-            let has = |flag: flags| query.vma_flags & flag as u64 != 0;
-            let prot = match (has(flags::PROCMAP_QUERY_VMA_READABLE), has(flags::PROCMAP_QUERY_VMA_WRITABLE)) {
-                (_, true) => Prot::ReadWrite,
-                (true, false) => Prot::Read,
-                (false, false) => Prot::None,
-            };
-            Some((AddrRange::new(start, end - start), prot))
-        }
-        (_, nix::errno::Errno::ENOENT) => Some((AddrRange::new(0, 0), Prot::None)),
-        _ => None,
-    }
 }
 
 /// The size of huge page that a memfd is made of, in bytes; 0 for base pages.
@@ -351,35 +292,8 @@ pub(crate) fn seal(fd: BorrowedFd<'_>, frozen: bool) -> Result<(), SysError> {
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::fd::AsFd;
-
-    #[test]
-    fn reading_the_list_finds_the_mapping_that_the_query_finds() {
-        let page = crate::sys::page_size();
-        let outer = reserve(6 * page, page).expect("address space");
-        let file = memfd(c"split", 4 * page as u64, 0).expect("a memfd");
-        let range = AddrRange::new(outer.addr + page, 4 * page);
-        // SAFETY: inner pages of a reservation made here.
-        unsafe { map_shared(range, file.as_fd(), 0, Prot::ReadWrite) }.expect("mapped");
-        let listed = mapping_listed(range.addr).expect("it is there");
-        assert_eq!((listed.0.end(), listed.1), (range.end(), Prot::ReadWrite));
-        assert!(is_one_mapping(range, Prot::ReadWrite));
-        assert!(!is_one_mapping(range, Prot::Read));
-        // SAFETY: as above.
-        unsafe { unmap(AddrRange::new(range.addr + 2 * page, page)) }.expect("a hole");
-        let first = AddrRange::new(range.addr, 2 * page);
-        for prot in [Prot::None, Prot::Read, Prot::ReadWrite] {
-            // SAFETY: as above.
-            unsafe { protect(first, prot) }.expect("its rights can be changed");
-            assert_eq!(mapping_listed(range.addr), Some((first, prot)));
-            if let Some(queried) = mapping_around(range.addr) {
-                assert_eq!(queried, (first, prot));
-            }
-        }
-        assert_eq!(mapping_listed(range.addr + 2 * page), None);
-        assert!(!is_one_mapping(range, Prot::ReadWrite));
-    }
+/// Another descriptor of the same file.
+pub(crate) fn dup(fd: BorrowedFd<'_>) -> Result<OwnedFd, SysError> {
+    let errno = |e: std::io::Error| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0));
+    fd.try_clone_to_owned().map_err(|e| SysError::new("fcntl(F_DUPFD_CLOEXEC)", errno(e)))
 }

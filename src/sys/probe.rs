@@ -1,8 +1,8 @@
 //! What this kernel and this process may do, found out by trying.
 
-use super::map::{self, Advice, Leave, Prot};
+use super::map::{self, Advice, Prot};
 use super::uffd::{Uffd, UffdFeatures, UffdSource};
-use super::{AddrRange, SysError, page_size};
+use super::{SysError, page_size};
 use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
@@ -157,17 +157,18 @@ pub(crate) fn pretends_missing(source: UffdSource) -> bool {
 fn try_dontunmap() -> Result<(), SysError> {
     let page = page_size();
     let fd = map::memfd(c"revocable-probe", page as u64, 0)?;
-    let both = map::reserve(2 * page, page)?;
-    let (here, there) = (AddrRange::new(both.addr, page), AddrRange::new(both.addr + page, page));
-    // SAFETY: the reservation just made, known to nobody else.
+    let here = map::reserve(page, page)?;
+    // SAFETY: the reservation just made, known to nothing else.
     let mapped = unsafe { map::map_shared(here, fd.as_fd(), 0, Prot::Read) };
-    // SAFETY: as above, both halves.
-    let moved = mapped.and_then(|()| unsafe { map::move_onto(here, there, Leave::Mapping) });
-    // SAFETY: as above; a throw-away advice that tells whether the old half is still mapped.
-    let left = moved.and_then(|()| unsafe { map::advise(here, Advice::DontDump) });
-    // SAFETY: as above, used no more.
-    let _ = unsafe { map::unmap(both) };
-    left
+    // SAFETY: as above.
+    let moved = mapped.and_then(|()| unsafe { map::move_aside(here, 0) });
+    // SAFETY: as above; a throw-away advice that tells whether the old place is still mapped.
+    let left = unsafe { map::advise(here, Advice::DontDump) };
+    for page in moved.into_iter().chain([here]) {
+        // SAFETY: as above, used no more.
+        let _ = unsafe { map::unmap(page) };
+    }
+    moved.and(left)
 }
 
 #[expect(unsafe_code, reason = "UNSAFETY: maps a huge page that only this function knows")]

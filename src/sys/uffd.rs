@@ -8,6 +8,8 @@ pub(crate) mod message;
 
 pub(crate) use message::FaultMessage;
 
+use super::identity::Identity;
+use super::known::KnownFile;
 use super::{AddrRange, SysError, left_out, may_fail};
 use linux_raw_sys::general as raw;
 use linux_raw_sys::ioctl as nr;
@@ -54,9 +56,12 @@ pub enum UffdSource {
     UserModeOnly,
 }
 
+/// A userfaultfd. It serves the address space of the process that made it, and no other: in a forked child it refuses, since
+/// what it was told there would happen in the parent.
 #[derive(Debug)]
 pub(crate) struct Uffd {
-    fd: OwnedFd,
+    file: KnownFile,
+    made_by: Identity,
 }
 
 /// How far one `UFFDIO_CONTINUE` came.
@@ -108,7 +113,24 @@ impl Uffd {
         };
         // SAFETY: a descriptor that the kernel just gave to us alone.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        Ok(Self { fd })
+        Self::made_here(fd)
+    }
+
+    fn made_here(fd: OwnedFd) -> Result<Self, SysError> {
+        Identity::prepare()?;
+        Ok(Self { file: KnownFile::new(fd), made_by: Identity::current() })
+    }
+
+    /// False if the descriptor was closed or is another file by now, or if this is a forked child.
+    pub(crate) fn is_open(&self) -> bool {
+        self.made_by.is_current() && self.file.get().is_ok()
+    }
+
+    fn here(&self, call: &'static str) -> Result<BorrowedFd<'_>, SysError> {
+        match self.made_by.is_current() {
+            true => Ok(self.file.unchecked()),
+            false => Err(SysError::new(call, Errno::ESRCH)),
+        }
     }
 
     fn from_device(flags: libc::c_int) -> Result<libc::c_int, SysError> {
@@ -159,11 +181,12 @@ impl Uffd {
         if left_out(name) {
             return Ok(());
         }
+        let fd = self.here(name)?;
         // A number of 32 bits, which musl takes as a signed one.
         let request = request as libc::Ioctl;
         // SAFETY: `arg` is the structure that this request reads and writes, live and initialised; what the
         // request does to mappings is proven where it is called with a range.
-        let rc = unsafe { libc::ioctl(self.fd.as_raw_fd(), request, std::ptr::from_mut(arg)) };
+        let rc = unsafe { libc::ioctl(fd.as_raw_fd(), request, std::ptr::from_mut(arg)) };
         if rc < 0 { Err(SysError::last(name)) } else { Ok(()) }
     }
 
@@ -210,7 +233,9 @@ impl Uffd {
         may_fail("read(userfaultfd)")?;
         let mut buffer = [0; BATCH * message::SIZE];
         let wanted = &mut buffer[..limit.clamp(1, BATCH) * message::SIZE];
-        let bytes = match nix::unistd::read(&self.fd, wanted) {
+        let bytes = match nix::unistd::read(self.here("read(userfaultfd)")?, wanted) {
+            // No userfaultfd any more: those have no end.
+            Ok(0) => return Err(SysError::new("read(userfaultfd)", Errno::EBADF)),
             Ok(bytes) => bytes,
             Err(Errno::EAGAIN) => return Ok(0),
             Err(errno) => return Err(SysError::new("read(userfaultfd)", errno)),
@@ -222,7 +247,7 @@ impl Uffd {
 
 impl AsFd for Uffd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.file.unchecked()
     }
 }
 

@@ -72,7 +72,7 @@ impl<B> RevocableRegion<B> {
         }
         let harmless = self.mapping.on_disabled() == OnDisabled::AllOnes && self.mapping.is_writable();
         // A mapping for accessors only answers nobody else's faults.
-        if !harmless || matches!(self.mapping.served.view.server, crate::revoke::Server::Own(_)) {
+        if !harmless || matches!(self.mapping.served.view.spec.server, crate::view::Server::Own(_)) {
             return Err(GuestMemoryError::HostAddressNotAvailable);
         }
         Ok(self.mapping.as_ptr().wrapping_add(offset))

@@ -100,7 +100,7 @@ impl Real {
                 Err(MapError::Empty) => Answer::NotMade("empty"),
                 Err(MapError::Unaligned { .. }) => Answer::NotMade("unaligned"),
                 Err(MapError::OutOfRange { .. }) => Answer::NotMade("out of range"),
-                Err(MapError::Policy { .. }) => Answer::NotMade("policy"),
+                Err(MapError::Wait { .. }) => Answer::NotMade("policy"),
                 Err(e) => panic!("{e}"),
             },
             Op::Unmap { mapping } => {

@@ -7,7 +7,7 @@
 //! UNSAFETY: as in the parent module; the trial changes a page that it has mapped itself.
 #![expect(unsafe_code, reason = "userfaultfd ioctls have no safe form")]
 
-use super::{Uffd, UffdFeatures, nr, raw, uffdio_range};
+use super::{Uffd, UffdFeatures, UffdSource, nr, raw, uffdio_range};
 use crate::sys::map::{self, Prot};
 use crate::sys::{SysError, may_fail, page_size};
 use nix::errno::Errno;
@@ -22,7 +22,7 @@ impl Uffd {
         let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL).map_err(|e| SysError::new("fcntl", e))?;
         let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
         nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(flags)).map_err(|e| SysError::new("fcntl", e))?;
-        let uffd = Self { fd };
+        let uffd = Self::made_here(fd)?;
         match uffd.handshake(features) {
             // A second handshake is EINVAL: its first owner has done it, with features of its choice.
             Ok(_) | Err(SysError { errno: Errno::EINVAL, .. }) => Ok(uffd),
@@ -31,8 +31,15 @@ impl Uffd {
     }
 
     /// A new userfaultfd of this process's, by a `/dev/userfaultfd` that somebody opened.
-    pub(crate) fn by_device(device: BorrowedFd<'_>, features: UffdFeatures) -> Result<Self, SysError> {
-        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    pub(crate) fn by_device(
+        device: BorrowedFd<'_>,
+        features: UffdFeatures,
+        source: UffdSource,
+    ) -> Result<Self, SysError> {
+        let mut flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+        if source == UffdSource::UserModeOnly {
+            flags |= raw::UFFD_USER_MODE_ONLY as libc::c_int;
+        }
         may_fail("USERFAULTFD_IOC_NEW")?;
         // SAFETY: the argument is a number, not a pointer.
         let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) };
@@ -41,7 +48,7 @@ impl Uffd {
         }
         // SAFETY: a descriptor that the kernel just gave to us alone.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let uffd = Self { fd };
+        let uffd = Self::made_here(fd)?;
         uffd.handshake(features)?;
         Ok(uffd)
     }
@@ -58,7 +65,7 @@ impl Uffd {
 
     fn try_on(&self, page: crate::sys::AddrRange) -> Result<bool, SysError> {
         // SAFETY: a reservation that only the caller knows.
-        unsafe { map::map_anonymous(page, Prot::ReadWrite) }?;
+        unsafe { map::protect(page, Prot::ReadWrite) }?;
         // Over there the address may be nobody's (EINVAL), or its process may have ended (ESRCH).
         if self.register(page, false).is_err() {
             return Ok(false);

@@ -1,11 +1,12 @@
 //! Ranges that their owners have given up and the kernel has not taken back yet.
 
 use super::cover;
+use crate::sys::identity::PerProcess;
 use crate::sys::{AddrRange, map};
 use parking_lot::Mutex;
 
 /// Ranges that could not be unmapped, waiting for another try.
-static LEFT_OVER: Mutex<Vec<AddrRange>> = Mutex::new(Vec::new());
+static LEFT_OVER: PerProcess<Mutex<Vec<AddrRange>>> = PerProcess::new(|| Mutex::new(Vec::new()));
 
 /// Unmaps a range that its owner gives up. Where the kernel refuses (ENOMEM: the range has become part of a larger mapping,
 /// and splitting that would exceed vm.max_map_count), it is made to reach nothing, and unmapped later.
@@ -13,14 +14,14 @@ static LEFT_OVER: Mutex<Vec<AddrRange>> = Mutex::new(Vec::new());
 pub(super) fn release(range: AddrRange) {
     // SAFETY: the callers own the range and use it no more.
     if unsafe { map::unmap(range) }.is_err() {
-        cover::shut(range);
-        LEFT_OVER.lock().push(range);
+        cover::shut_left_over(range);
+        LEFT_OVER.get().lock().push(range);
     }
 }
 
 /// Unmaps what could not be unmapped before.
 #[expect(unsafe_code, reason = "UNSAFETY: unmaps ranges that their owners gave up")]
 pub(super) fn sweep() {
-    // SAFETY: as in `release`; a range that is still mapped is still nobody else's.
-    LEFT_OVER.lock().retain(|range| unsafe { map::unmap(*range) }.is_err());
+    // SAFETY: as in `release`; a range that is still mapped is still no other's.
+    LEFT_OVER.get().lock().retain(|range| unsafe { map::unmap(*range) }.is_err());
 }

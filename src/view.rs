@@ -1,0 +1,289 @@
+//! One range of address space: how it is made to reach nothing, and given its memory back.
+//!
+//! While a range is not live, nothing of the region's file stands in it. So nothing that happens to a descriptor, to a
+//! userfaultfd or to the range itself (MADV_COLLAPSE, a duplicate by mremap) can open it. What stands there instead:
+//!
+//! | content | made of | a load or store | a system call |
+//! |---|---|---|---|
+//! | cover | an empty file, or a file of ones | SIGBUS at the exact byte, or all-ones | EFAULT, or all-ones |
+//! | stand-in | private memory with a userfaultfd of its own | waits | waits during a reset, EFAULT under Block |
+//!
+//! The strategies differ in what happens to the page tables before that, and in what resolves the faults of a live range:
+//!
+//! | strategy | the page tables | faults while live |
+//! |---|---|---|
+//! | Zap     | are dropped, page by page (`MADV_DONTNEED`) | the mapping's [`Server`] |
+//! | Detach  | are moved aside in whole subtrees, and moved back | the kernel |
+//! | Replace | are dropped with what is replaced | the kernel |
+//!
+//! Every change is made by the holder of the write side of the memory lock (or, at the start, by the only thread that knows
+//! the mapping), under the lock of the range's [`Place`]. What stands in the range is replaced, never unmapped first, so that
+//! the range is never free for another mmap; and the replacing drops whatever the kernel has mapped there meanwhile.
+
+mod aside;
+mod cover;
+mod left_over;
+mod live;
+mod rights;
+mod server;
+mod stand_in;
+mod strategy;
+mod waiting_room;
+
+pub(crate) use cover::{Ones, prepare};
+pub(crate) use server::{Server, refuser};
+pub use strategy::Strategy;
+pub(crate) use waiting_room::{WaitingRoom, Waits};
+
+use crate::OnDisabled;
+use crate::sys::identity::Identity;
+use crate::sys::known::KnownFile;
+use crate::sys::map::{self, Prot};
+use crate::sys::{AddrRange, SysError, page_size};
+use left_over::{release, sweep};
+use nix::errno::Errno;
+use parking_lot::{Mutex, MutexGuard};
+use rights::Rights;
+use std::fmt;
+use std::sync::Arc;
+
+/// What a view is made from, and what does not change about it.
+pub(crate) struct ViewSpec {
+    pub(crate) len: usize,
+    /// Where the range starts in the region's file, in bytes.
+    pub(crate) file_offset: u64,
+    /// The most rights that any part of it has.
+    pub(crate) prot: Prot,
+    pub(crate) policy: OnDisabled,
+    pub(crate) strategy: Strategy,
+    pub(crate) server: Server,
+    /// What all-ones covers are made of, for that policy.
+    pub(crate) ones: Option<Arc<Ones>>,
+    /// The file's page size, in bytes: ranges of hugetlb files are multiples of it.
+    pub(crate) page: usize,
+    /// True for a device's memory, which the kernel maps by huge pages wherever it can.
+    pub(crate) is_device: bool,
+    /// True for a range that only the crate's accessors use: they wait at the region's lock, not in a page fault.
+    pub(crate) accessors_only: bool,
+}
+
+/// What stands in a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    /// A reservation that was never anything else, or whatever a step that failed half-way has left.
+    Unsettled,
+    /// The region's memory.
+    Live,
+    /// What refuses by itself.
+    Cover,
+    /// The last resort: the file is there, with no pages and no rights.
+    Shut,
+    /// What has faults wait.
+    StandIn(Waits),
+    /// Nothing of the view's own any more.
+    Unmapped,
+}
+
+struct Place {
+    content: Content,
+    /// Which parts of the range have which rights.
+    rights: Rights,
+    /// Where the page tables are while they are aside: an address that the kernel has chosen.
+    aside: Option<AddrRange>,
+    /// Where they were last, and might go again.
+    hint: Option<usize>,
+    /// Where faults of this range may wait that no wake has reached yet.
+    waiting: Vec<Arc<WaitingRoom>>,
+}
+
+/// How a range came to refuse or to wait: as intended, or in a way that is as safe but not as faithful.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Grade {
+    Intended,
+    Degraded,
+}
+
+/// One range, and all that is needed to revoke it and give it back.
+pub(crate) struct View {
+    pub(crate) spec: ViewSpec,
+    pub(crate) range: AddrRange,
+    /// The process that the range is in. In a forked child there is nothing of the view's.
+    identity: Identity,
+    place: Mutex<Place>,
+}
+
+impl View {
+    /// A range of its own, in which nothing can be reached yet.
+    pub(crate) fn reserve(spec: ViewSpec) -> Result<Self, SysError> {
+        Identity::prepare()?;
+        sweep();
+        let range = map::reserve(spec.len, alignment(spec.len).max(spec.page))?;
+        let place = Place {
+            content: Content::Unsettled,
+            rights: Rights::whole(range, spec.prot),
+            aside: None,
+            hint: None,
+            waiting: Vec::new(),
+        };
+        Ok(Self { spec, range, identity: Identity::current(), place: Mutex::new(place) })
+    }
+
+    /// What the range is, for its owner; a forked child has no such range.
+    fn place(&self) -> Result<MutexGuard<'_, Place>, SysError> {
+        // Asked first: in a child the lock may be held for ever by a thread of the parent.
+        match self.identity.is_current() {
+            true => Ok(self.place.lock()),
+            false => Err(SysError::new("fork", Errno::ESRCH)),
+        }
+    }
+
+    /// True if the server resolves the faults of the live range.
+    pub(crate) fn is_served(&self) -> bool {
+        self.spec.strategy == Strategy::Zap
+    }
+
+    /// Nothing reaches the memory any more when it returns, and accesses wait.
+    pub(crate) fn hold(&self) -> Result<Grade, SysError> {
+        let mut place = self.place()?;
+        match place.content {
+            Content::Live | Content::Unsettled => {}
+            Content::Cover | Content::Shut | Content::StandIn(_) | Content::Unmapped => return Ok(Grade::Intended),
+        }
+        let whole = self.take_away(&mut place);
+        match self.spec.accessors_only {
+            true => self.cover_empty(&mut place).map(|()| whole),
+            false => self.stand_in(&mut place, Waits::Everyone).map(|()| whole),
+        }
+        .or_else(|_| self.refuse_somehow(&mut place))
+    }
+
+    /// Nothing reaches the memory any more when it returns, and accesses meet what the policy says. `for_good`: nothing is
+    /// left waiting.
+    pub(crate) fn refuse(&self, for_good: bool) -> Result<Grade, SysError> {
+        let mut place = self.place()?;
+        let waits = self.spec.policy == OnDisabled::Block && !for_good && !self.spec.accessors_only;
+        match place.content {
+            Content::Cover | Content::Unmapped => return Ok(Grade::Intended),
+            Content::StandIn(Waits::UserMode) if waits => return Ok(Grade::Intended),
+            Content::Live | Content::Shut | Content::StandIn(_) | Content::Unsettled => {}
+        }
+        let whole = self.take_away(&mut place);
+        let refused = match (waits, self.spec.policy) {
+            (true, _) => self.stand_in(&mut place, Waits::UserMode),
+            (false, OnDisabled::AllOnes) => self.cover_ones(&mut place),
+            (false, OnDisabled::Sigbus | OnDisabled::Block) => self.cover_empty(&mut place),
+        };
+        refused.map(|()| whole).or_else(|_| self.refuse_somehow(&mut place))
+    }
+
+    /// The ways that are left when the intended one failed.
+    fn refuse_somehow(&self, place: &mut Place) -> Result<Grade, SysError> {
+        match self.cover_empty(place).or_else(|_| self.shut(place)) {
+            // It waits instead of refusing, and is as unreachable.
+            Err(_) if matches!(place.content, Content::StandIn(_)) => Ok(Grade::Degraded),
+            refused => refused.map(|()| Grade::Degraded),
+        }
+    }
+
+    /// The monitor is gone: a live range whose faults it was to resolve refuses instead. Says whether that changed anything.
+    pub(crate) fn abandon(&self) -> Result<bool, SysError> {
+        let mut place = self.place()?;
+        if place.content != Content::Live || !self.is_served() {
+            return Ok(false);
+        }
+        self.take_away(&mut place);
+        self.refuse_somehow(&mut place).map(|_| true)
+    }
+
+    /// The memory is reachable again. On an error the range refuses, or waits as before.
+    pub(crate) fn restore(&self, file: Option<&KnownFile>) -> Result<(), SysError> {
+        let mut place = self.place()?;
+        match (place.content, place.aside) {
+            (Content::Unmapped, _) | (Content::Live, None) => Ok(()),
+            (_, Some(aside)) => self.move_back(&mut place, aside),
+            (_, None) => self.map_live(&mut place, file),
+        }
+    }
+
+    /// From now on a part of the range has these rights, whatever stands in it.
+    #[expect(unsafe_code, reason = "UNSAFETY: changes access rights in the view's own range")]
+    pub(crate) fn protect(&self, part: AddrRange, prot: Prot) -> Result<(), SysError> {
+        let mut place = self.place()?;
+        match place.content {
+            // SAFETY: a part of the view's own range, as the caller has checked; this moves nothing and loses nothing.
+            Content::Live | Content::Cover | Content::StandIn(_) => unsafe { map::protect(part, prot) }?,
+            // The rights are all that keeps these from being reached; they are had by what comes next.
+            Content::Shut | Content::Unsettled => {}
+            Content::Unmapped => return Ok(()),
+        }
+        place.rights.set(part, prot);
+        // The page tables that are aside are one mapping with the rights of before: the range is filled anew.
+        place.aside.take().into_iter().for_each(release);
+        Ok(())
+    }
+
+    /// True if the byte at `addr` is known to have fewer rights than the mapping was made with. Waits for nothing: asked in
+    /// signal handlers, too.
+    pub(crate) fn is_protected(&self, addr: usize) -> bool {
+        let place = self.identity.is_current().then(|| self.place.try_lock()).flatten();
+        place.is_some_and(|place| place.rights.at(addr) < self.spec.prot)
+    }
+
+    /// Makes everything that waits in this range fault again, and meet what is there now.
+    pub(crate) fn wake(&self) {
+        let Ok(mut place) = self.place() else { return };
+        if let Some(uffd) = self.spec.server.uffd().filter(|_| self.is_served()) {
+            let _ = uffd.wake(self.range);
+        }
+        let still = match place.content {
+            // The last one in is where faults wait now.
+            Content::StandIn(_) => place.waiting.pop(),
+            _ => None,
+        };
+        place.waiting.drain(..).for_each(|room| room.wake(self.range));
+        place.waiting.extend(still);
+    }
+
+    /// Gives the range up; the view is of no use afterwards.
+    pub(crate) fn unmap(&self) {
+        let Ok(mut place) = self.place() else { return };
+        if std::mem::replace(&mut place.content, Content::Unmapped) == Content::Unmapped {
+            return;
+        }
+        release(self.range);
+        place.aside.take().into_iter().for_each(release);
+        drop(place);
+        // munmap wakes nothing: what waited here faults again and meets what an unmapped address gives.
+        self.wake();
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        self.unmap();
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ok(place) = self.place() else { return write!(f, "{:?} of another process", self.range) };
+        write!(
+            f,
+            "{:?} {:?}{}",
+            self.range,
+            place.content,
+            if place.aside.is_some() { ", page tables aside" } else { "" }
+        )
+    }
+}
+
+/// Alignment at which page tables move in the largest subtrees: 1 GiB, 2 MiB, or a page.
+fn alignment(len: usize) -> usize {
+    const PUD: usize = 1 << 30;
+    const PMD: usize = 2 << 20;
+    match len {
+        PUD.. => PUD,
+        PMD.. => PMD,
+        _ => page_size(),
+    }
+}

@@ -1,0 +1,96 @@
+//! Taking the pages away from a live range, before something else stands in it.
+
+use super::{Content, Grade, Place, Strategy, View, alignment};
+use crate::sys::map::{self, Advice};
+use crate::sys::{AddrRange, SysError, page_size};
+use nix::errno::Errno;
+
+impl View {
+    /// Takes the pages of a live range away as the strategy does. No more than that: what drops them for sure is what the
+    /// caller puts in the range next, so that a failure here costs time (page tables to be filled again) and nothing else.
+    ///
+    /// Degraded: something else in the process has taken a part of the range away. Where it has moved it to, the memory may
+    /// still be reached.
+    pub(super) fn take_away(&self, place: &mut Place) -> Grade {
+        if place.content != Content::Live {
+            return Grade::Intended;
+        }
+        let taken = match self.spec.strategy {
+            Strategy::Zap => zap(self.range),
+            Strategy::Detach => self.move_aside(place),
+            Strategy::Replace => Ok(()),
+        };
+        // Zap and Detach have found out whether it is whole.
+        let whole = taken.is_ok() && self.spec.strategy != Strategy::Replace;
+        if whole || !map::has_hole(self.range) { Grade::Intended } else { Grade::Degraded }
+    }
+
+    /// Moves the page tables out of the way in one step. A range that is several mappings (rights that differ, mlock of a
+    /// part) does not move, and keeps its pages until they are dropped with it.
+    #[expect(unsafe_code, reason = "UNSAFETY: moves page tables out of the view's own range")]
+    fn move_aside(&self, place: &mut Place) -> Result<(), SysError> {
+        // Never two: the first would be forgotten.
+        if place.aside.is_some() {
+            return Ok(());
+        }
+        let align = alignment(self.range.len);
+        let hint = match place.hint {
+            Some(hint) => hint,
+            // Any address is as good as another.
+            None if align == page_size() => 0,
+            None => map::free_address(self.range.len, align).unwrap_or(0),
+        };
+        // SAFETY: the view's own range. The kernel leaves a mapping in it, whose page tables are empty; whatever a concurrent
+        // access faults into that is dropped by what the caller puts over it.
+        let aside = unsafe { map::move_aside(self.range, hint) }?;
+        place.hint = (aside.addr % align == 0).then_some(aside.addr);
+        place.aside = Some(aside);
+        Ok(())
+    }
+
+    /// Puts the page tables back over the range, whatever stands there.
+    #[expect(unsafe_code, reason = "UNSAFETY: moves page tables back into the view's own range")]
+    pub(super) fn move_back(&self, place: &mut Place, aside: AddrRange) -> Result<(), SysError> {
+        // SAFETY: both ranges are the view's own: one from `reserve`, the other from `move_aside`, as the kernel chose it. What
+        // stands in the range is replaced under the kernel's mmap_lock.
+        unsafe { map::move_over(aside, self.range) }?;
+        place.aside = None;
+        place.content = Content::Live;
+        Ok(())
+    }
+
+    /// Frees a part of the page tables that are aside, from `done` bytes on; how far it came, `None` at the end.
+    #[expect(unsafe_code, reason = "UNSAFETY: drops page-table entries of shared memory that are aside")]
+    pub(crate) fn trim(&self, done: usize) -> Option<usize> {
+        const STEP: usize = 64 << 20;
+        let place = self.place().ok()?;
+        let aside = place.aside.filter(|aside| done < aside.len)?;
+        let part = AddrRange::new(aside.addr + done, STEP.min(aside.len - done));
+        // SAFETY: a part of what is the view's own, as in `move_back`, and which nothing accesses; shared memory, whose content
+        // stays in the file.
+        unsafe { map::advise(part, Advice::DontNeed) }.ok()?;
+        Some(done + part.len)
+    }
+
+    /// Bytes of page tables that are aside, at the most: one entry of 8 bytes for each page.
+    pub(crate) fn page_tables_kept(&self) -> usize {
+        self.aside_bytes() / self.spec.page * 8
+    }
+
+    /// Bytes of address space that the page tables take which are aside.
+    pub(crate) fn aside_bytes(&self) -> usize {
+        self.place().ok().and_then(|place| place.aside).map_or(0, |aside| aside.len)
+    }
+}
+
+/// Drops every page-table entry of shared memory in `range`.
+#[expect(unsafe_code, reason = "UNSAFETY: drops page-table entries of shared memory in a view's own range")]
+fn zap(range: AddrRange) -> Result<(), SysError> {
+    // SAFETY: the view's own range, and shared memory: its content stays in the file.
+    match unsafe { map::advise(range, Advice::DontNeed) } {
+        // A locked mapping (mlock, mlockall) refuses the plain advice.
+        // SAFETY: as above.
+        Err(e) if e.errno == Errno::EINVAL => unsafe { map::advise(range, Advice::DontNeedLocked) },
+        other => other,
+    }
+}

@@ -1,0 +1,149 @@
+//! Covers: what stands in a revoked range and refuses by itself, with no thread, no userfaultfd and no privilege.
+//!
+//! - The empty file: an access beyond the end of a file is SIGBUS, BUS_ADRERR at the exact byte, EFAULT for a
+//!   system call (`shmem_fault`): to the letter what vfio-pci answers.
+//! - All-ones: private copies of a sealed file of 0xff bytes, tiled over the range. A store goes to a private page
+//!   that vanishes with the cover.
+
+use super::rights::Part;
+use super::{Content, Place, View};
+use crate::sys::identity::PerProcess;
+use crate::sys::known::KnownFile;
+use crate::sys::map::{self, Prot};
+use crate::sys::{AddrRange, SysError};
+use nix::errno::Errno;
+use parking_lot::Mutex;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
+
+/// All-ones covers are made of at most this many mappings, so that a large mapping does not exhaust
+/// vm.max_map_count (65,530 by default).
+const MOST_TILES: usize = 256;
+const SMALLEST_TILE: usize = 2 << 20;
+
+/// A sealed file full of 0xff bytes, and its length.
+#[derive(Debug)]
+pub(crate) struct Ones {
+    file: KnownFile,
+    len: usize,
+}
+
+impl Ones {
+    /// The file for ranges of `len` bytes, shared by all that need the same.
+    pub(crate) fn for_range(len: usize) -> Result<Arc<Self>, SysError> {
+        type Made = Vec<(usize, Weak<Ones>)>;
+        static MADE: PerProcess<Mutex<Made>> = PerProcess::new(Mutex::default);
+        let size = len.div_ceil(MOST_TILES).max(SMALLEST_TILE).next_power_of_two();
+        let mut made = MADE.get().lock();
+        made.retain(|(_, ones)| ones.strong_count() > 0);
+        let known = made.iter().filter(|(s, _)| *s == size).filter_map(|(_, ones)| ones.upgrade());
+        if let Some(ones) = known.into_iter().find(|ones| ones.file.get().is_ok()) {
+            return Ok(ones);
+        }
+        let ones = Arc::new(Self::make(size)?);
+        made.push((size, Arc::downgrade(&ones)));
+        Ok(ones)
+    }
+
+    fn make(len: usize) -> Result<Self, SysError> {
+        let fd = map::memfd(c"revocable-ones", len as u64, 0)?;
+        let file = File::from(fd);
+        let errno = |e: std::io::Error| SysError::new("write", Errno::from_raw(e.raw_os_error().unwrap_or(0)));
+        crate::sys::may_fail("write")?;
+        std::io::copy(&mut std::io::repeat(0xff).take(len as u64), &mut &file).map_err(errno)?;
+        map::seal(file.as_fd(), true)?;
+        Ok(Self { file: KnownFile::new(file.into()), len })
+    }
+}
+
+/// The empty file that refusing ranges are mappings of. If it was closed, or its number has become another file's, a new one.
+fn empty_file() -> Result<Arc<KnownFile>, SysError> {
+    static EMPTY: PerProcess<Mutex<Option<Arc<KnownFile>>>> = PerProcess::new(|| Mutex::new(None));
+    let mut empty = EMPTY.get().lock();
+    if let Some(file) = empty.as_ref().filter(|file| file.get().is_ok()) {
+        return Ok(Arc::clone(file));
+    }
+    let fd = map::memfd(c"revocable-empty", 0, 0)?;
+    // Not sealed against writing, which would forbid writable shared mappings of it: there is nothing to write to,
+    // and it can't grow.
+    map::seal(fd.as_fd(), false)?;
+    let file = Arc::new(KnownFile::new(fd));
+    *empty = Some(Arc::clone(&file));
+    Ok(file)
+}
+
+/// Makes what covers are made of, so that revoking does not have to.
+pub(crate) fn prepare() -> Result<(), SysError> {
+    empty_file().map(drop)
+}
+
+/// Makes a range that its owner has given up, and that could not be unmapped, reach nothing.
+#[expect(unsafe_code, reason = "UNSAFETY: replaces mappings in a range that its owner has given up")]
+pub(super) fn shut_left_over(range: AddrRange) {
+    let covered = empty_file().and_then(|empty| {
+        // SAFETY: the callers own the range, and nothing uses it any more.
+        unsafe { map::map_shared(range, empty.get()?, 0, Prot::None) }
+    });
+    if covered.is_err() {
+        // SAFETY: as above; nothing is moved.
+        let _ = unsafe { map::protect(range, Prot::None) };
+    }
+}
+
+impl View {
+    #[expect(unsafe_code, reason = "UNSAFETY: replaces mappings in the view's own range")]
+    pub(super) fn cover_empty(&self, place: &mut Place) -> Result<(), SysError> {
+        let empty = empty_file()?;
+        self.cover_by(place, |part| {
+            // SAFETY: the view's own range. Nothing can rely on what is there: it is being revoked, and the write side of the
+            // memory lock keeps the monitor and other resolvers out.
+            unsafe { map::map_shared(part.range, empty.get()?, 0, part.prot) }
+        })
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: replaces mappings in the view's own range")]
+    pub(super) fn cover_ones(&self, place: &mut Place) -> Result<(), SysError> {
+        let kept = self.spec.ones.as_ref().filter(|ones| ones.file.get().is_ok());
+        let ones = kept.map_or_else(|| Ones::for_range(self.range.len), |ones| Ok(Arc::clone(ones)))?;
+        self.cover_by(place, |part| {
+            let mut done = 0;
+            while done < part.range.len {
+                let tile = AddrRange::new(part.range.addr + done, ones.len.min(part.range.len - done));
+                // SAFETY: as in `cover_empty`; part of the view's own range.
+                unsafe { map::map_private(tile, ones.file.get()?, 0, part.prot) }?;
+                done += tile.len;
+            }
+            Ok(())
+        })
+    }
+
+    /// The kernel drops the range's pages with what is replaced.
+    fn cover_by(&self, place: &mut Place, cover: impl Fn(&Part) -> Result<(), SysError>) -> Result<(), SysError> {
+        if !crate::sys::left_out("cover") {
+            let parts = place.rights.parts();
+            for part in parts {
+                if let Err(e) = cover(part) {
+                    // Of one part nothing was changed, or some tiles of it.
+                    if parts.len() > 1 || self.spec.ones.is_some() {
+                        place.content = Content::Unsettled;
+                    }
+                    return Err(e);
+                }
+            }
+        }
+        place.content = Content::Cover;
+        Ok(())
+    }
+
+    /// The last resort, where there is no room for another mapping: no rights in what is there. Its pages are dropped, and a
+    /// page that came in meanwhile has no rights either.
+    #[expect(unsafe_code, reason = "UNSAFETY: changes access rights of the view's own range")]
+    pub(super) fn shut(&self, place: &mut Place) -> Result<(), SysError> {
+        // SAFETY: the view's own range; nothing is moved or lost.
+        unsafe { map::protect(self.range, Prot::None) }?;
+        place.content = Content::Shut;
+        Ok(())
+    }
+}

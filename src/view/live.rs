@@ -1,0 +1,74 @@
+//! Live: the region's file is mapped in the range.
+
+use super::rights::Part;
+use super::{Content, Place, Server, View, alignment, release};
+use crate::sys::known::KnownFile;
+use crate::sys::map::{self, Advice, Prot};
+use crate::sys::{AddrRange, SysError};
+use nix::errno::Errno;
+
+impl View {
+    /// Each part is made elsewhere, with all its properties, and moved over the range in one step: neither a fork nor a fault
+    /// nor another mmap ever sees it half-made.
+    pub(super) fn map_live(&self, place: &mut Place, file: Option<&KnownFile>) -> Result<(), SysError> {
+        let file = file.ok_or(SysError::new("mmap", Errno::EBADF))?;
+        let parts = place.rights.parts();
+        let mut mapped = 0;
+        let moved = parts.iter().try_for_each(|part| self.map_part(part, file).inspect(|()| mapped += 1));
+        if mapped == 0 {
+            return moved;
+        }
+        place.content = Content::Live;
+        moved.and_then(|()| self.serve()).inspect_err(|_| {
+            // Some of it is live, or its faults would not be resolved: back to refusing.
+            let _ = self.refuse_somehow(place);
+        })
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: maps, moves and unmaps ranges that only this view knows, or owns")]
+    fn map_part(&self, part: &Part, file: &KnownFile) -> Result<(), SysError> {
+        let offset = self.spec.file_offset + (part.range.addr - self.range.addr) as u64;
+        let staging = map::reserve(part.range.len, alignment(part.range.len).max(self.spec.page))?;
+        let staged = self.stage(staging, file, offset, part.prot);
+        // SAFETY: the staging was made by this function and is one mapping; the range is the view's own, and nothing relies on
+        // what stands there.
+        let moved = staged.and_then(|()| unsafe { map::move_over(staging, part.range) });
+        if moved.is_err() {
+            release(staging);
+        }
+        moved
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: maps a range that only the caller knows")]
+    fn stage(&self, staging: AddrRange, file: &KnownFile, offset: u64, prot: Prot) -> Result<(), SysError> {
+        // SAFETY: a reservation that only the caller knows.
+        unsafe { map::map_shared(staging, file.get()?, offset, Prot::None) }?;
+        // A monitor resolves faults page by page. A device's memory it does not serve, and that the kernel maps by huge pages.
+        let huge = self.spec.is_device.then_some(Advice::NoHugePage);
+        for advice in [Advice::DontFork, Advice::DontDump, Advice::NoHugePage].into_iter().filter(|a| Some(*a) != huge)
+        {
+            // SAFETY: as above.
+            match unsafe { map::advise(staging, advice) } {
+                // hugetlb knows no huge-page advice, and kernels without huge pages no such call.
+                Err(e) if advice == Advice::NoHugePage && e.errno == Errno::EINVAL => {}
+                other => other?,
+            }
+        }
+        // SAFETY: as above.
+        unsafe { map::protect(staging, prot) }
+    }
+
+    /// Registers the live range with its server. Until then the kernel fills in pages by itself, which it may: the memory is
+    /// being given back.
+    fn serve(&self) -> Result<(), SysError> {
+        match &self.spec.server {
+            _ if !self.is_served() => Ok(()),
+            Server::Monitor(monitor) if monitor.is_dead() => Err(SysError::new("UFFDIO_REGISTER", Errno::EBADF)),
+            Server::Monitor(monitor) => monitor.uffd().register(self.range, true),
+            // Without it the kernel resolves the faults of these accesses.
+            Server::Own(uffd) if !uffd.is_open() => Ok(()),
+            Server::Own(uffd) => uffd.register(self.range, true),
+            Server::Kernel => Err(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS)),
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Stand-ins: private memory in which faults wait, moved over a range.
+//!
+//! It is made elsewhere and registered there with the userfaultfd of a [`WaitingRoom`], then moved over the range in one
+//! step, so that no access ever meets it unregistered. Nothing of the region is in it: should its userfaultfd be closed, what
+//! is left is empty private memory.
+
+use super::waiting_room::{WaitingRoom, Waits};
+use super::{Content, Place, View, release};
+use crate::sys::map::{self, Advice, Prot};
+use crate::sys::{AddrRange, SysError, page_size};
+use std::sync::Arc;
+
+impl View {
+    /// Faults wait from now on.
+    pub(super) fn stand_in(&self, place: &mut Place, waits: Waits) -> Result<(), SysError> {
+        let room = WaitingRoom::get(waits)?;
+        if !crate::sys::left_out("stand-in") {
+            let staging = map::reserve(self.range.len, page_size())?;
+            let moved = self.stage_stand_in(staging, &room).and_then(|()| room.move_over(staging, self.range));
+            if moved.is_err() {
+                release(staging);
+            }
+            moved?;
+        }
+        place.content = Content::StandIn(waits);
+        // If the userfaultfd was closed meanwhile, its registrations are gone: nothing can be reached, but nothing waits.
+        let open = room.check(self.range);
+        place.waiting.retain(|known| !Arc::ptr_eq(known, &room));
+        place.waiting.push(room);
+        open
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: changes a range that only the caller knows")]
+    fn stage_stand_in(&self, staging: AddrRange, room: &WaitingRoom) -> Result<(), SysError> {
+        for advice in [Advice::DontFork, Advice::DontDump] {
+            // SAFETY: a reservation that only the caller knows; neither advice drops pages.
+            unsafe { map::advise(staging, advice) }?;
+        }
+        room.register(staging)?;
+        // Accessible only now: a process that locks its memory (mlockall) is given pages of what is accessible at once, and
+        // nothing would wait at those.
+        let prot = if self.spec.prot == Prot::None { Prot::Read } else { self.spec.prot };
+        // SAFETY: as above.
+        unsafe { map::protect(staging, prot) }
+    }
+}
