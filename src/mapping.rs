@@ -52,8 +52,8 @@ impl Mapping {
             OnDisabled::AllOnes => Some(Ones::for_range(len).map_err(sys)?),
             OnDisabled::Sigbus | OnDisabled::Block => None,
         };
-        if !options.accessors_only {
-            prepare_to_wait(policy)?;
+        if policy == OnDisabled::Block && !options.accessors_only {
+            WaitingRoom::prepare(Waits::UserMode).map_err(|source| MapError::Wait { source })?;
         }
         let view = View::reserve(ViewSpec {
             len,
@@ -187,16 +187,6 @@ fn server(region: &RegionShared, accessors_only: bool) -> Result<Server, MapErro
             Ok(Server::Own(uffd))
         }
         (Strategy::Zap, monitor) => Ok(monitor.clone().map_or(Server::Kernel, Server::Monitor)),
-    }
-}
-
-/// Opens what faults wait in, so that revoking does not have to.
-fn prepare_to_wait(policy: OnDisabled) -> Result<(), MapError> {
-    // Without it a reset refuses raw pointers' accesses, and says so: `RegionStats::degraded`.
-    let _ = WaitingRoom::get(Waits::Everyone);
-    match policy {
-        OnDisabled::Block => WaitingRoom::get(Waits::UserMode).map(drop).map_err(|source| MapError::Wait { source }),
-        OnDisabled::Sigbus | OnDisabled::AllOnes => Ok(()),
     }
 }
 

@@ -83,9 +83,6 @@ pub(crate) enum Mutation {
     /// The fake kernel: a reset refuses instead of having faults wait.
     #[cfg(revocable_model)]
     HoldRefuses,
-    /// The fake monitor: maps after releasing the memory lock.
-    #[cfg(revocable_model)]
-    ServeUnlocked,
     /// The fake monitor: waits for the memory lock.
     #[cfg(revocable_model)]
     ServeReads,

@@ -71,6 +71,12 @@ impl AddrRange {
         (self.addr..self.end()).contains(&addr)
     }
 
+    /// What is left of it without `hole`, a part of it.
+    pub(crate) fn around(self, hole: Self) -> impl Iterator<Item = Self> {
+        let parts = [Self::new(self.addr, hole.addr - self.addr), Self::new(hole.end(), self.end() - hole.end())];
+        parts.into_iter().filter(|part| part.len > 0)
+    }
+
     pub(crate) fn as_ptr(self) -> *mut u8 {
         std::ptr::with_exposed_provenance_mut(self.addr)
     }

@@ -51,9 +51,11 @@ impl View {
     /// Puts the page tables back over the range, whatever stands there.
     #[expect(unsafe_code, reason = "UNSAFETY: moves page tables back into the view's own range")]
     pub(super) fn move_back(&self, place: &mut Place, aside: AddrRange) -> Result<(), SysError> {
-        // SAFETY: both ranges are the view's own: one from `reserve`, the other from `move_aside`, as the kernel chose it. What
-        // stands in the range is replaced under the kernel's mmap_lock.
-        unsafe { map::move_over(aside, self.range) }?;
+        self.replace(place, self.range, || {
+            // SAFETY: both ranges are the view's own: one from `reserve`, the other from `move_aside`, as the kernel chose it.
+            // What stands in the range is replaced under the kernel's mmap_lock.
+            unsafe { map::move_over(aside, self.range) }
+        })?;
         place.aside = None;
         place.content = Content::Live;
         Ok(())
