@@ -20,6 +20,7 @@
 
 // Not from `crate::sync`: a signal handler reads these, and the model checker's atomics aren't async-signal-safe.
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+#[cfg(not(target_feature = "crt-static"))]
 use nix::libc;
 
 /// The text of one table entry, and of what each code generation unit needs once.

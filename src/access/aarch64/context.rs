@@ -3,6 +3,7 @@
 // UNSAFETY: reads and writes the ucontext that the kernel hands to a handler.
 
 use crate::access::table;
+use core::ffi::c_int;
 use nix::libc::ucontext_t;
 
 /// Whether the fault at `address` was one of this crate's accesses; the thread then goes on behind it.
