@@ -19,7 +19,6 @@ mod park;
 mod parts;
 
 pub(crate) use cover::{Tile, prepare};
-pub(crate) use live::map_over;
 
 use crate::OnDisabled;
 use crate::sys::map::{self, Advice, Leave, Prot};

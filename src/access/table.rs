@@ -143,16 +143,6 @@ pub(crate) unsafe extern "C" fn register(start: *const Entry, stop: *const Entry
     }
 }
 
-/// Accesses that recover by themselves leave nothing to put back.
-#[inline(always)]
-pub(crate) fn recovering<R>(
-    _range: crate::sys::AddrRange,
-    accesses: impl FnOnce() -> R,
-    _put_back: impl FnOnce(super::raw::StandIn),
-) -> R {
-    accesses()
-}
-
 /// Makes every object with a table stay until the process ends: a handler that walks the tables is about to be
 /// installed.
 pub(crate) fn keep_loaded() {

@@ -48,6 +48,16 @@ impl Served {
         self.heal_with(&self.region.file.lock());
     }
 
+    /// Is the region's memory in the range, under the read side of the memory lock of an enabled region? If not, what a change
+    /// that failed half-way has left is put right, without waiting.
+    pub(crate) fn is_live(&self) -> bool {
+        let open = || self.load_limit.load(Ordering::Relaxed) > 0;
+        if !open() {
+            self.try_heal();
+        }
+        open()
+    }
+
     /// [`heal`](Self::heal) for the monitor, which has its table of mappings and so waits for nobody: who has the file may
     /// wait for the list of mappings, and who has that for the table. The thread that faulted will fault again, and the
     /// next try is as good.

@@ -187,8 +187,7 @@ impl Mechanism for RegionShared {
 
 /// Which server a mapping of a region gets.
 pub(crate) fn server(shared: &RegionShared, own: bool) -> Result<Server, MapError> {
-    // An access that does not recover would end the process where it is to resolve its own fault: a monitor does, then.
-    if own && shared.strategy == Strategy::Zap && crate::access::raw::RECOVERABLE {
+    if own && shared.strategy == Strategy::Zap {
         let uffd = crate::revoke::refuser().map_err(|source| MapError::Sys { len: 0, source })?;
         return Ok(Server::Own(uffd));
     }

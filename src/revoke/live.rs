@@ -3,7 +3,6 @@
 use super::left_over::release;
 use super::parts::Part;
 use super::{Content, Place, Server, View};
-use crate::access::raw::StandIn;
 use crate::sys::map::{self, Advice, Leave, Prot};
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
@@ -57,29 +56,6 @@ impl View {
         match self.server.uffd() {
             Some(uffd) => self.part_ranges(place).into_iter().try_for_each(|range| uffd.register(range, true)),
             None => Err(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS)),
-        }
-    }
-
-    /// Puts back what belongs into a page under which an access's handler has put another. The access' pass is held still.
-    pub(crate) fn mend(&self, stand_in: StandIn, file: Option<BorrowedFd<'_>>) {
-        let mut place = self.place.lock();
-        // Where there was no memory, it is not known which rights the application had left: those of the page that has the
-        // fewest.
-        let parts = self.parts().ok().flatten().unwrap_or_default();
-        let fewest = parts.iter().map(|part| part.prot).fold(self.prot, Prot::min);
-        let prot = stand_in.rights.unwrap_or(fewest);
-        let page = Part { range: stand_in.range, prot };
-        let live = place.content == Content::Live && !place.torn;
-        let mended = file.filter(|_| live).is_some_and(|file| {
-            let mapped = self.map_part(&page, file);
-            let served = match self.server.uffd() {
-                Some(uffd) if self.served_live() => mapped.and_then(|()| uffd.register(page.range, true)),
-                _ => mapped,
-            };
-            served.is_ok()
-        });
-        if !mended {
-            let _ = self.refuse_somehow(&mut place);
         }
     }
 }

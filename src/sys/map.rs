@@ -351,6 +351,14 @@ pub(crate) fn seal(fd: BorrowedFd<'_>, frozen: bool) -> Result<(), SysError> {
     Ok(())
 }
 
+/// Can the file lose pages? False where a seal forbids it.
+pub(crate) fn may_shrink(fd: BorrowedFd<'_>) -> bool {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    // Files that have no seals answer EINVAL.
+    let seals = fcntl(fd, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_truncate);
+    !seals.contains(SealFlag::F_SEAL_SHRINK)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
