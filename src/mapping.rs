@@ -181,8 +181,7 @@ impl Drop for Listed {
 fn server(region: &RegionShared, accessors_only: bool) -> Result<Server, MapError> {
     match (region.strategy, &region.monitor) {
         (Strategy::Detach | Strategy::Replace, _) => Ok(Server::Kernel),
-        // An access that does not recover would end the process where it is to resolve its own fault.
-        (Strategy::Zap, _) if accessors_only && crate::access::raw::RECOVERABLE => {
+        (Strategy::Zap, _) if accessors_only => {
             let uffd = crate::view::refuser().map_err(|source| MapError::Sys { len: 0, source })?;
             Ok(Server::Own(uffd))
         }

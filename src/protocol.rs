@@ -7,7 +7,6 @@
 //!  before_revoke()                          (memslots, IOMMUs)
 //!  gate: Busy  no new guards and pins       enter: sees Busy, waits or retries as its flags say
 //!  drain       the old ones end             faults are still resolved: a guard's holder may fault
-//!  (passes     single accesses that don't recover by themselves: the same once more, for them)
 //!  memory lock, write side                  resolvers: try-read fails -> wait or retry
 //!  state := Disabled                        from here on a refusal is the truth
 //!  refuse()    zap, detach or replace       faults meet the old mapping or the refusal
@@ -23,9 +22,8 @@
 //! (in the kernel) mmap_lock. Neither side of the memory lock is held while anything is touched that can fault into a
 //! userfaultfd.
 
-use crate::access::raw::RECOVERABLE;
 use crate::error::{Holders, RevokeError};
-use crate::gate::{Gate, Guard, NotDrained, Phase};
+use crate::gate::{Gate, NotDrained, Phase};
 use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutation, RwLock, RwLockReadGuard, TryMutex, TryMutexGuard, broken, fence};
 use crate::sys::identity::Identity;
@@ -88,9 +86,6 @@ pub(crate) struct Protocol {
     /// The memory lock.
     memory: RwLock<State>,
     pub(crate) gate: Gate,
-    /// For single accesses that don't recover by themselves (`access/portable.rs`): they go on while guards and pins are
-    /// drained, whose holders may make them, and are drained after those. `None` where accesses recover.
-    accesses: Option<Gate>,
     pins: AtomicUsize,
     /// Who waits for the region to be no longer busy, or to be enabled, or for the last pin.
     waiters: Event,
@@ -109,7 +104,6 @@ impl Protocol {
             changer: AtomicI32::new(0),
             memory: RwLock::new(initial),
             gate: Gate::new(initial.phase()),
-            accesses: (!RECOVERABLE).then(|| Gate::new(initial.phase())),
             pins: AtomicUsize::new(0),
             waiters: Event::new(),
             epoch: AtomicU64::new(0),
@@ -192,11 +186,6 @@ impl Protocol {
         deadline: Option<Instant>,
     ) -> Waited {
         self.waiters.wait_while(|| unwanted(self.phase()), cancel, deadline)
-    }
-
-    /// Keeps the region from being revoked for the time of one access; `None`: it is busy, or not enabled.
-    pub(crate) fn pass(&self) -> Option<Guard<'_>> {
-        self.accesses.as_ref()?.enter().ok()
     }
 
     /// Counts a pin in, under the read side of the memory lock of an enabled region; false while a revocation drains.
@@ -328,18 +317,12 @@ impl Protocol {
         })
     }
 
-    /// Waits for all that a gate has let through.
-    fn drain_gate(
-        &self,
-        gate: &Gate,
-        mechanism: &dyn Mechanism,
-        patience: Patience,
-        since: Instant,
-    ) -> Result<(), RevokeError> {
+    /// Waits for the guards.
+    fn drain_guards(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
         let mut slow = trace::ENABLED.then(|| since + trace::SLOW);
         loop {
             let (slice, last) = slice(mechanism, patience);
-            match gate.drain(slice) {
+            match self.gate.drain(slice) {
                 Ok(()) => return Ok(()),
                 Err(NotDrained::Held(_guards)) if !last => {
                     if is_over(&mut slow) {
@@ -356,7 +339,7 @@ impl Protocol {
 
     /// Waits for the guards and the pins.
     fn drain(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
-        self.drain_gate(&self.gate, mechanism, patience, since)?;
+        self.drain_guards(mechanism, patience, since)?;
         let mut slow = trace::ENABLED.then(|| since + trace::SLOW);
         // Only now: a guard that the drain waited for may have counted a pin in. See `pin`.
         if self.pins() > 0 && patience != Patience::Never {

@@ -51,8 +51,6 @@ pub(crate) enum Mutation {
     PinRefusal,
     /// The protocol: nobody waits for pins.
     PinsIgnored,
-    /// The protocol: nobody waits for passes.
-    PassesIgnored,
     /// The protocol: the end of a pin tells nobody.
     UnpinNotify,
     /// The protocol: who holds a guard waits for another thread's change of state.

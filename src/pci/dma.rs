@@ -262,7 +262,7 @@ impl Part {
         }
         for at in (0..range.len).step_by(self.mapping.served.region.page) {
             // SAFETY: inside the view's own range; whoever writes there meanwhile, the value is not used.
-            let loaded = self.mapping.served.recovering(|| unsafe { raw::load::<u8>(range.as_ptr().wrapping_add(at)) });
+            let loaded = unsafe { raw::load::<u8>(range.as_ptr().wrapping_add(at)) };
             loaded.map_err(|_| SysError::new("mmap", Errno::EFAULT))?;
         }
         Ok(())

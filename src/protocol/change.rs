@@ -51,12 +51,6 @@ impl<'a> Change<'a> {
 
     /// The second part of [`Protocol::begin`]: from here on no fault is resolved.
     pub(crate) fn lock(&mut self, readers: Patience) -> Result<(), RevokeError> {
-        if let Some(accesses) = &self.protocol.accesses {
-            accesses.shut().map_err(RevokeError::Barrier)?;
-            if !broken(Mutation::PassesIgnored) {
-                self.protocol.drain_gate(accesses, self.mechanism, readers, self.since)?;
-            }
-        }
         if self.memory.is_none() { self.write_lock(readers) } else { Ok(()) }
     }
 
@@ -153,9 +147,6 @@ impl<'a> Change<'a> {
         self.protocol.enabled.store(self.now == State::Enabled, Ordering::Relaxed);
         if broken(Mutation::NotifyFirst) {
             self.protocol.waiters.notify_all();
-        }
-        if let Some(accesses) = &self.protocol.accesses {
-            accesses.set_phase(self.now.phase());
         }
         self.protocol.gate.set_phase(self.now.phase());
         if !broken(Mutation::NotifyFirst) {

@@ -36,13 +36,6 @@ impl World {
         Arc::new(Self { protocol: Protocol::new(state), kernel: Kernel::new(kind, policy, state) })
     }
 
-    /// As where accesses don't recover by themselves.
-    fn with_passes(kind: Kind, policy: OnDisabled, state: State) -> Arc<Self> {
-        adopt(0);
-        let protocol = Protocol { accesses: Some(Gate::new(state.phase())), ..Protocol::new(state) };
-        Arc::new(Self { protocol, kernel: Kernel::new(kind, policy, state) })
-    }
-
     fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
         let Some(mut change) = self.protocol.begin(&self.kernel, Some(to), patience)? else { return Ok(false) };
         match to {
@@ -164,8 +157,6 @@ left_out! {
         PinsIgnored, "changers::no_pin_is_held_while_revoked", REACHED;
     no_pin_outlives_a_revocation_only_if_refused_by_the_gate:
         PinRefusal, "changers::no_pin_is_held_while_revoked", REACHED;
-    no_pass_outlives_a_revocation_only_if_waited_for:
-        PassesIgnored, "changers::who_has_a_pass_is_not_revoked_under_way", &["the region stays enabled"];
     a_drain_of_pins_ends_only_if_told:
         UnpinNotify, "changers::no_pin_is_held_while_revoked", HANGS;
 }

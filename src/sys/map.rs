@@ -305,3 +305,11 @@ pub(crate) fn dup(fd: BorrowedFd<'_>) -> Result<OwnedFd, SysError> {
     let errno = |e: std::io::Error| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0));
     fd.try_clone_to_owned().map_err(|e| SysError::new("fcntl(F_DUPFD_CLOEXEC)", errno(e)))
 }
+
+/// Can the file lose pages? False where a seal forbids it.
+pub(crate) fn may_shrink(fd: BorrowedFd<'_>) -> bool {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    // Files that have no seals answer EINVAL.
+    let seals = fcntl(fd, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_truncate);
+    !seals.contains(SealFlag::F_SEAL_SHRINK)
+}

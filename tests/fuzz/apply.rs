@@ -32,9 +32,7 @@ impl Model {
                 let Ok((offset, len)) = self.part(model, how) else { return };
                 let rights = if how.read_only { Rights::Loads } else { Rights::All };
                 let rights = vec![rights; len / model.page];
-                // Where accesses don't recover, a monitor serves these as well.
-                let zap = model.strategy == revocable_mmio::Strategy::Zap;
-                let own = how.accessors_only && zap && !cfg!(revocable_portable);
+                let own = how.accessors_only && model.strategy == revocable_mmio::Strategy::Zap;
                 self.mappings[mapping] = Some(MappingModel {
                     region: id,
                     offset,

@@ -23,6 +23,11 @@ impl MappingModel {
         self.rights.get(pages).is_none_or(|rights| rights.iter().all(|rights| *rights >= needed))
     }
 
+    /// Where accessors use the owner's view, the mapping's rights are none of theirs.
+    fn permits_accessor(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
+        cfg!(revocable_portable) || self.permits(region, offset, len, store)
+    }
+
     pub(crate) fn bytes<'a>(&self, region: &'a RegionModel, offset: usize, len: usize) -> &'a [u8] {
         &region.bytes[self.offset + offset..][..len]
     }
@@ -67,7 +72,7 @@ impl Model {
         }
         let by_itself = matches!(via, Via::Accessor | Via::Register);
         match self.meets(mapping) {
-            Meets::Memory if by_itself && !mapping.permits(region, offset, width, store) => {
+            Meets::Memory if by_itself && !mapping.permits_accessor(region, offset, width, store) => {
                 refused(AccessError::NoMemory { offset })
             }
             Meets::Memory => Some(match op {
@@ -126,7 +131,7 @@ impl Model {
             return if inside && len > 0 { self.call(mapping, region, offset, len, *call) } else { None };
         }
         let stopped = |error| Some(is(Answer::Stopped(CopyError { done: 0, error })));
-        let permitted = !inside || mapping.permits(region, offset, len, store);
+        let permitted = !inside || mapping.permits_accessor(region, offset, len, store);
         if !permitted && !one_page(region, offset, len) {
             // How far it comes is another question.
             return None;
