@@ -7,6 +7,8 @@ pub(crate) mod barrier;
 #[cfg(not(revocable_model))]
 pub(crate) mod futex;
 pub(crate) mod identity;
+#[cfg(not(revocable_model))]
+pub(crate) mod life;
 pub(crate) mod map;
 pub(crate) mod maps;
 pub(crate) mod probe;
