@@ -284,7 +284,9 @@ fn no_guard_of_any_of_many_threads_lives_while_disabled() {
 
 /// Holds a guard until its thread's last destructors run, says when that is, and waits for a word.
 #[derive(Default)]
-struct Kept(Cell<Option<(Access<'static>, mpsc::Sender<()>, mpsc::Receiver<()>)>>);
+struct Kept(Cell<Option<Holding>>);
+
+type Holding = (Access<'static>, mpsc::Sender<()>, mpsc::Receiver<()>);
 
 impl Drop for Kept {
     fn drop(&mut self) {
