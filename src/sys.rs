@@ -37,6 +37,19 @@ impl SysError {
         Self::new(call, Errno::last())
     }
 
+    /// True of a shortage, which may be over at the next try.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(
+            self.errno,
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOSPC | Errno::EAGAIN | Errno::EINTR
+        )
+    }
+
+    /// True of what the kernel says if it does not know a call or a flag: it never will.
+    pub(crate) fn is_lasting(&self) -> bool {
+        matches!(self.errno, Errno::ENOSYS | Errno::EINVAL | Errno::ENOTTY | Errno::EOPNOTSUPP)
+    }
+
     fn hint(&self) -> &'static str {
         match (self.errno, self.call) {
             (Errno::ENOMEM, "mmap" | "mremap" | "mprotect" | "munmap" | "madvise") => {
@@ -122,6 +135,7 @@ pub mod inject {
 
     use super::{Errno, SysError};
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     struct Plan {
         call: &'static str,
@@ -137,19 +151,23 @@ pub mod inject {
     pub const ANY: &str = "*";
 
     static LEFT_OUT: Mutex<Option<&'static str>> = Mutex::new(None);
+    /// Whether anything is asked for: otherwise no lock is taken, which a forked child could inherit held.
+    static IN_USE: AtomicBool = AtomicBool::new(false);
     static SEEN: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
 
     /// From now on the named step is not done, and said to have been done; `None`: every step is done again.
     pub fn leave_out(step: Option<&'static str>) {
+        IN_USE.store(true, Ordering::SeqCst);
         *LEFT_OUT.lock().unwrap_or_else(|e| e.into_inner()) = step;
     }
 
     pub(crate) fn left_out(step: &'static str) -> bool {
-        *LEFT_OUT.lock().unwrap_or_else(|e| e.into_inner()) == Some(step)
+        IN_USE.load(Ordering::SeqCst) && *LEFT_OUT.lock().unwrap_or_else(|e| e.into_inner()) == Some(step)
     }
 
     /// Lets `skip` calls of this name succeed and the next `times` fail with `errno`.
     pub fn fail(call: &'static str, skip: usize, times: usize, errno: Errno) {
+        IN_USE.store(true, Ordering::SeqCst);
         *PLAN.lock().unwrap_or_else(|e| e.into_inner()) = Some(Plan { call, skip, times, errno });
     }
 
@@ -160,10 +178,14 @@ pub mod inject {
 
     /// The calls made since the last time this was asked.
     pub fn take_seen() -> Vec<&'static str> {
+        IN_USE.store(true, Ordering::SeqCst);
         std::mem::take(&mut *SEEN.lock().unwrap_or_else(|e| e.into_inner()))
     }
 
     pub(crate) fn may_fail(call: &'static str) -> Result<(), SysError> {
+        if !IN_USE.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         SEEN.lock().unwrap_or_else(|e| e.into_inner()).push(call);
         let any = call != "read(userfaultfd)";
         let mut plan = PLAN.lock().unwrap_or_else(|e| e.into_inner());

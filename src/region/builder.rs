@@ -2,7 +2,7 @@
 
 use super::{Region, RegionShared};
 use crate::backing::{Backing, File, Kind, OnRevoke};
-use crate::error::BuildError;
+use crate::error::{BuildError, MonitorError};
 use crate::monitor::Monitor;
 use crate::notify::Notifiers;
 use crate::owner::OwnerView;
@@ -10,6 +10,7 @@ use crate::pin::PinTable;
 use crate::protocol::{Protocol, State};
 use crate::revoke::Strategy;
 use crate::stats::RegionCounters;
+use crate::sys::SysError;
 use crate::sys::probe::{Feature, Support};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -105,13 +106,13 @@ impl RegionBuilder {
     /// # Errors
     /// Nothing is left behind: see [`BuildError`].
     pub fn build(self) -> Result<Region, BuildError> {
-        let support = Support::current();
         let file = self.backing.open(&self.name, self.len)?;
-        let strategy = choose(self.strategy, &file, support, self.monitor.is_some())?;
-        let monitor = match self.monitor {
-            Some(monitor) => Some(monitor),
-            None if support.userfaultfd() => Some(Monitor::shared()?),
-            None => None,
+        let strategy = choose(self.strategy, &file, self.monitor.is_some())?;
+        let monitor = match self.monitor.map_or_else(Monitor::shared, Ok) {
+            Ok(monitor) => Some(monitor),
+            // No right to a userfaultfd, or none in the kernel: what needs none works without.
+            Err(MonitorError::Sys(e)) if strategy != Strategy::Zap && !e.is_passing() => None,
+            Err(e) => return Err(e.into()),
         };
         crate::signal::install()?;
         let owner = OwnerView::new(&file, self.len)?;
@@ -146,31 +147,45 @@ impl RegionBuilder {
 }
 
 /// The strategy for a file: the one asked for, if it is possible, or the best that is.
-fn choose(asked: Option<Strategy>, file: &File, support: Support, monitor: bool) -> Result<Strategy, BuildError> {
-    let minor = if file.kind == Kind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
-    let obstacle = |strategy| match (strategy, file.kind) {
-        (Strategy::Replace, _) => None,
-        (Strategy::Zap | Strategy::Detach, Kind::Other) => {
-            Some("userfaultfd and MREMAP_DONTUNMAP serve memfd, tmpfs and hugetlb files only")
-        }
-        (Strategy::Detach, Kind::Hugetlb) => Some("MREMAP_DONTUNMAP does not move hugetlb mappings"),
-        (Strategy::Detach, Kind::Shmem) if !support.has(Feature::DONTUNMAP) => {
-            Some("no MREMAP_DONTUNMAP on shared memory (Linux 5.13)")
-        }
-        // A monitor that was handed in may have what this process could not get by itself; mapping tells.
-        (Strategy::Zap, _) if monitor => None,
-        (Strategy::Zap, _) if !support.has(minor) => Some("no userfaultfd with minor faults (Linux 5.14)"),
-        (Strategy::Zap, _) if !support.userfaultfd() => Some("no userfaultfd"),
-        _ => None,
-    };
-    match asked {
-        Some(strategy) => match obstacle(strategy) {
-            None => Ok(strategy),
-            Some(why) => Err(BuildError::Strategy { strategy, why }),
-        },
-        None => {
-            let best = [Strategy::Detach, Strategy::Zap, Strategy::Replace];
-            Ok(best.into_iter().find(|s| obstacle(*s).is_none()).unwrap_or(Strategy::Replace))
+fn choose(asked: Option<Strategy>, file: &File, monitor: bool) -> Result<Strategy, BuildError> {
+    let candidates = [Strategy::Detach, Strategy::Zap, Strategy::Replace];
+    let mut refused = None;
+    for strategy in candidates.into_iter().filter(|candidate| asked.is_none_or(|asked| asked == *candidate)) {
+        match possible(strategy, file, monitor) {
+            Ok(()) => return Ok(strategy),
+            Err((why, source)) => {
+                let passes = source.is_some_and(|e| e.is_passing());
+                refused = Some(BuildError::Strategy { strategy, why, source });
+                if passes {
+                    break;
+                }
+            }
         }
     }
+    refused.map_or(Ok(Strategy::Replace), Err)
+}
+
+/// Whether a strategy can be had for a file; if not, what is missing, and what the kernel said.
+fn possible(strategy: Strategy, file: &File, monitor: bool) -> Result<(), (&'static str, Option<SysError>)> {
+    let minor = if file.kind == Kind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
+    let (needs, lacks, failed) = match (strategy, file.kind) {
+        (Strategy::Replace, _) => return Ok(()),
+        (Strategy::Zap | Strategy::Detach, Kind::Other) => {
+            return Err(("userfaultfd and MREMAP_DONTUNMAP serve memfd, tmpfs and hugetlb files only", None));
+        }
+        (Strategy::Detach, Kind::Hugetlb) => {
+            return Err(("MREMAP_DONTUNMAP does not move hugetlb mappings", None));
+        }
+        (Strategy::Detach, Kind::Shmem) => {
+            let lacks = "the kernel has no MREMAP_DONTUNMAP on shared memory (Linux 5.13)";
+            (Feature::DONTUNMAP, lacks, "MREMAP_DONTUNMAP cannot be tried now")
+        }
+        // A monitor that was handed in may have what this process could not get by itself; mapping tells.
+        (Strategy::Zap, _) if monitor => return Ok(()),
+        (Strategy::Zap, _) => {
+            let lacks = "the kernel has no userfaultfd with minor faults (Linux 5.14)";
+            (minor, lacks, "no userfaultfd can be had now")
+        }
+    };
+    Support::check(needs).map_err(|e| (if e.is_lasting() { lacks } else { failed }, Some(e)))
 }
