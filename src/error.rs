@@ -40,13 +40,16 @@ pub enum BuildError {
         /// Offset plus length, in bytes.
         needed: u64,
     },
-    /// The strategy cannot be had here.
-    #[error("strategy {strategy} is not possible: {why}")]
+    /// The strategy cannot be had here; or, where none was asked for, the best one cannot be had now, for want of descriptors or
+    /// memory: a weaker one would be the region's for good.
+    #[error("strategy {strategy} is not possible: {why}{}", because(.source))]
     Strategy {
-        /// What was asked for.
+        /// What was asked for, or is the best.
         strategy: crate::Strategy,
         /// What is missing.
         why: &'static str,
+        /// What the kernel said when it was tried.
+        source: Option<SysError>,
     },
     /// The name has a NUL byte.
     #[error("the name {0:?} has a NUL byte in it")]
@@ -60,6 +63,10 @@ pub enum BuildError {
     /// A system call failed.
     #[error("cannot make the region: {0}")]
     Sys(#[from] SysError),
+}
+
+fn because(source: &Option<SysError>) -> String {
+    source.map(|e| format!(": {e}")).unwrap_or_default()
 }
 
 /// Mapping a region failed; nothing was mapped.

@@ -9,7 +9,8 @@ use std::ops::Deref;
 /// A stretch of accesses that no revocation comes between; see [`Mapping::try_access`].
 ///
 /// While it lives, `disable()` of its region waits, `try_disable()` answers `Busy`, and `disable_timeout()` gives up and
-/// names this thread. It is no lock against other accesses. Leaked, it keeps its region from being revoked for good.
+/// names this thread. It is no lock against other accesses. Leaked, it keeps its region from being revoked for good; once its
+/// thread has ended, as a guard of thread 0.
 #[must_use = "a guard that is dropped at once guards nothing"]
 pub struct Access<'a> {
     mapping: &'a Mapping,

@@ -92,10 +92,7 @@ impl Monitor {
     /// # Errors
     /// `fd` is not a userfaultfd, or serves another process ([`MonitorError::Foreign`]).
     pub fn from_fd(fd: OwnedFd, threads: usize) -> Result<Self, MonitorError> {
-        let uffd = Uffd::from_fd(fd, features())?;
-        if !uffd.serves_this_process()? {
-            return Err(MonitorError::Foreign);
-        }
+        let uffd = Uffd::from_fd(fd, features())?.ok_or(MonitorError::Foreign)?;
         Self::over((uffd, UffdSource::HandedIn), threads)
     }
 

@@ -8,6 +8,8 @@ pub(crate) mod barrier;
 pub(crate) mod futex;
 pub(crate) mod identity;
 pub(crate) mod known;
+#[cfg(not(revocable_model))]
+pub(crate) mod life;
 pub(crate) mod map;
 pub(crate) mod probe;
 pub(crate) mod thread;
@@ -33,6 +35,19 @@ impl SysError {
 
     pub(crate) fn last(call: &'static str) -> Self {
         Self::new(call, Errno::last())
+    }
+
+    /// True of a shortage, which may be over at the next try.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(
+            self.errno,
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOSPC | Errno::EAGAIN | Errno::EINTR
+        )
+    }
+
+    /// True of what the kernel says if it does not know a call or a flag: it never will.
+    pub(crate) fn is_lasting(&self) -> bool {
+        matches!(self.errno, Errno::ENOSYS | Errno::EINVAL | Errno::ENOTTY | Errno::EOPNOTSUPP)
     }
 
     fn hint(&self) -> &'static str {
@@ -126,6 +141,7 @@ pub mod inject {
 
     use super::{Errno, SysError};
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     struct Plan {
         call: &'static str,
@@ -141,19 +157,23 @@ pub mod inject {
     pub const ANY: &str = "*";
 
     static LEFT_OUT: Mutex<Option<&'static str>> = Mutex::new(None);
+    /// Whether anything is asked for: otherwise no lock is taken, which a forked child could inherit held.
+    static IN_USE: AtomicBool = AtomicBool::new(false);
     static SEEN: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
 
     /// From now on the named step is not done, and said to have been done; `None`: every step is done again.
     pub fn leave_out(step: Option<&'static str>) {
+        IN_USE.store(true, Ordering::SeqCst);
         *LEFT_OUT.lock().unwrap_or_else(|e| e.into_inner()) = step;
     }
 
     pub(crate) fn left_out(step: &'static str) -> bool {
-        *LEFT_OUT.lock().unwrap_or_else(|e| e.into_inner()) == Some(step)
+        IN_USE.load(Ordering::SeqCst) && *LEFT_OUT.lock().unwrap_or_else(|e| e.into_inner()) == Some(step)
     }
 
     /// Lets `skip` calls of this name succeed and the next `times` fail with `errno`.
     pub fn fail(call: &'static str, skip: usize, times: usize, errno: Errno) {
+        IN_USE.store(true, Ordering::SeqCst);
         *PLAN.lock().unwrap_or_else(|e| e.into_inner()) = Some(Plan { call, skip, times, errno });
     }
 
@@ -164,10 +184,14 @@ pub mod inject {
 
     /// The calls made since the last time this was asked.
     pub fn take_seen() -> Vec<&'static str> {
+        IN_USE.store(true, Ordering::SeqCst);
         std::mem::take(&mut *SEEN.lock().unwrap_or_else(|e| e.into_inner()))
     }
 
     pub(crate) fn may_fail(call: &'static str) -> Result<(), SysError> {
+        if !IN_USE.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         SEEN.lock().unwrap_or_else(|e| e.into_inner()).push(call);
         let any = call != "read(userfaultfd)";
         let mut plan = PLAN.lock().unwrap_or_else(|e| e.into_inner());

@@ -157,7 +157,7 @@ fn combinations_that_cannot_work_are_refused_when_asked_for() {
     every_illegal_case(|case| {
         let built = case.builder(1).build();
         match built {
-            Err(BuildError::Strategy { strategy, why }) => {
+            Err(BuildError::Strategy { strategy, why, .. }) => {
                 assert_eq!(strategy, case.strategy, "{case}");
                 assert!(!why.is_empty(), "{case}");
             }
