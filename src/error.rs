@@ -231,13 +231,13 @@ pub enum AccessError {
         offset: usize,
     },
     /// The region is disabled.
-    #[error("the region is disabled (access at offset {offset:#x})")]
+    #[error("the region is disabled, and refuses {}: try again after enable()", At(*.offset))]
     Disabled {
         /// In bytes.
         offset: usize,
     },
     /// The region is busy, or its page is not there yet, and the access may not wait.
-    #[error("the access at offset {offset:#x} would have to wait")]
+    #[error("the region is busy, and {} would have to wait: try again, or let it wait", At(*.offset))]
     WouldBlock {
         /// In bytes.
         offset: usize,
@@ -249,11 +249,15 @@ pub enum AccessError {
         offset: usize,
     },
     /// The region was dropped.
-    #[error("the region is gone (access at offset {offset:#x})")]
+    #[error("the region was dropped, and refuses {} for good", At(*.offset))]
     Gone {
         /// In bytes.
         offset: usize,
     },
+    /// The calling thread holds a guard of another region that is being revoked together with this one: waiting for the end of
+    /// that would be for ever.
+    #[error("this thread holds a guard of a region that is being revoked together with this one: drop that guard first")]
+    WouldDeadlock,
     /// The caller's flags contradict themselves.
     #[error(transparent)]
     Flags(crate::fault::IllegalFlags),
@@ -263,6 +267,20 @@ pub enum AccessError {
         /// In bytes.
         offset: usize,
     },
+}
+
+impl AccessError {
+    /// The offset that the error of a guard has: it is about the whole mapping.
+    pub const WHOLE: usize = usize::MAX;
+}
+
+/// Where an access was, for the messages.
+struct At(usize);
+
+impl std::fmt::Display for At {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 == AccessError::WHOLE { f.write_str("a guard") } else { write!(f, "an access at offset {:#x}", self.0) }
+    }
 }
 
 /// A fault could not be tried, or not be resolved.
@@ -306,6 +324,9 @@ pub enum SubmitError {
     /// The flags contradict themselves.
     #[error(transparent)]
     Flags(#[from] crate::fault::IllegalFlags),
+    /// Called in a forked child, with its parent's region or queue.
+    #[error("the region or the queue is the parent's: a forked child makes its own")]
+    Forked,
     /// No eventfd.
     #[error("no queue: {0}")]
     Sys(#[from] SysError),
@@ -334,6 +355,13 @@ pub enum PinError {
     /// The wait was cancelled.
     #[error("the wait was cancelled")]
     Cancelled,
+    /// The calling thread holds a guard of another region that is being revoked together with this one: waiting for the end of
+    /// that would be for ever.
+    #[error("this thread holds a guard of a region that is being revoked together with this one: drop that guard first")]
+    WouldDeadlock,
+    /// Called in a forked child, which has none of its parent's memory.
+    #[error("the region is the parent's: a forked child builds one of its own")]
+    Forked,
     /// The file gives no pages there, or the region has no owner's view to reach them by ([`OnRevoke::Drop`](crate::OnRevoke)).
     #[error("no memory: {0}")]
     NoMemory(SysError),

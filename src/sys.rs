@@ -4,6 +4,7 @@
 //! ([`AddrRange`]): the callers own the ranges and say so in their safety proofs.
 
 pub(crate) mod barrier;
+pub(crate) mod eventfd;
 #[cfg(not(revocable_model))]
 pub(crate) mod futex;
 pub(crate) mod identity;

@@ -22,6 +22,9 @@ pub enum NotResolved {
     /// The caller was cancelled (`-EINTR`).
     #[error("cancelled while waiting for the region")]
     Killed,
+    /// The change of state that it would have to wait for waits for a guard of the calling thread's (`-EDEADLK`).
+    #[error("the region is being revoked together with one whose guard this thread holds: drop that guard first")]
+    WouldDeadlock,
     /// The flags contradict themselves.
     #[error(transparent)]
     Illegal(#[from] IllegalFlags),
@@ -57,6 +60,7 @@ pub fn resolve<L: CallerLock>(
             Outcome::Mapped => return Ok(Resolved { unlocked }),
             Outcome::Sigbus => return Err(NotResolved::Sigbus),
             Outcome::Killed => return Err(NotResolved::Killed),
+            Outcome::WouldDeadlock => return Err(NotResolved::WouldDeadlock),
             Outcome::Retry { lock: LockAfter::Held } => return Err(NotResolved::WouldBlock),
             // Without ALLOW_RETRY this is the kernel's answer to who was killed: TRIED would be illegal then, and
             // the look at `cancelled` ends the loop.

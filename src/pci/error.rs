@@ -1,6 +1,6 @@
 //! What the device model answers, each with the errno that vfio-pci gives for it.
 
-use crate::error::{BuildError, MapError, RevokeError};
+use crate::error::{BuildError, MapError, MonitorError, RevokeError};
 use crate::fault::IllegalFlags;
 use crate::group::GroupError;
 use crate::pci::Space;
@@ -78,8 +78,14 @@ pub enum PciError {
     #[error(transparent)]
     Flags(#[from] IllegalFlags),
     /// Called from inside the device's own reset callback or notifier (EDEADLK).
-    #[error("called from inside this device's reset callback or one of its notifiers")]
+    #[error("called from inside this device's reset callback or one of its notifiers: call it from elsewhere, or after")]
     Reentrant,
+    /// The calling thread holds a guard that the change of state which it would have to wait for waits for (EDEADLK).
+    #[error("this thread holds a guard that the change under way waits for: drop that guard first")]
+    WouldDeadlock,
+    /// Called in a forked child, for what is its parent's (EPERM).
+    #[error("it is the parent's: a forked child makes its own")]
+    Forked,
     /// The device has no way to be reset (EINVAL for a function, ENODEV for a bus).
     #[error("there is no way to reset this {what}")]
     NoReset {
@@ -127,6 +133,16 @@ pub enum PciError {
         /// Why.
         why: &'static str,
     },
+    /// The IOMMU refused (its errno, or EFAULT).
+    #[error("the IOMMU refuses {len:#x} bytes at I/O address {iova:#x}: {source}")]
+    Iommu {
+        /// The I/O address.
+        iova: u64,
+        /// In bytes.
+        len: usize,
+        /// What it answered.
+        source: std::io::Error,
+    },
     /// A range of I/O addresses that is empty, not made of whole pages, or wraps around (EINVAL).
     #[error("{len:#x} bytes at I/O address {iova:#x}: {why}")]
     Iova {
@@ -169,7 +185,9 @@ impl PciError {
             Self::ConfigRange { .. } | Self::Buffer { .. } | Self::Dma { .. } => Errno::EFAULT,
             Self::WouldBlock { .. } => Errno::EAGAIN,
             Self::Cancelled { .. } => Errno::EINTR,
-            Self::Reentrant => Errno::EDEADLK,
+            Self::Reentrant | Self::WouldDeadlock => Errno::EDEADLK,
+            Self::Forked => Errno::EPERM,
+            Self::Iommu { source, .. } => return source.raw_os_error().unwrap_or(Errno::EFAULT as i32),
             Self::NoReset { what: "bus" } => Errno::ENODEV,
             Self::Busy { .. } => Errno::EBUSY,
             Self::Exists | Self::IovaTaken { .. } => Errno::EEXIST,
@@ -178,7 +196,15 @@ impl PciError {
             Self::Reset(e) => return e.raw_os_error().unwrap_or(Errno::EIO as i32),
             Self::Sys(e) => e.errno,
             Self::Map(MapError::Sys { source, .. }) => source.errno,
-            Self::Map(MapError::Monitor(_)) | Self::Build(_) => Errno::ENOMEM,
+            Self::Map(MapError::Reentrant) => Errno::EDEADLK,
+            Self::Map(MapError::Forked) => Errno::EPERM,
+            Self::Build(BuildError::Sys(e)) => e.errno,
+            Self::Map(MapError::Monitor(e)) | Self::Build(BuildError::Monitor(e)) => match e {
+                MonitorError::Sys(e) => e.errno,
+                MonitorError::NoThreads | MonitorError::Foreign => Errno::EINVAL,
+                MonitorError::Dead => Errno::ENOMEM,
+            },
+            Self::Build(BuildError::TooLarge { .. }) => Errno::ENOMEM,
             Self::Revoke(e) => match &e.source {
                 RevokeError::Busy(_) | RevokeError::TimedOut { .. } => Errno::EBUSY,
                 RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant => Errno::EDEADLK,
@@ -196,6 +222,7 @@ impl PciError {
             | Self::NotEventFd
             | Self::Iova { .. }
             | Self::Description(_)
+            | Self::Build(_)
             | Self::Map(_) => Errno::EINVAL,
         };
         errno as i32
