@@ -227,7 +227,8 @@ impl Protocol {
         let waiting = || {
             let phase = self.phase();
             let unwanted = unwanted(phase);
-            deadlock.set(unwanted && phase == Phase::Busy && self.waits_for_caller());
+            let waited_for = || self.is_changed_by_caller() || self.waits_for_caller();
+            deadlock.set(unwanted && phase == Phase::Busy && waited_for());
             unwanted && !deadlock.get()
         };
         match self.waiters.wait_while(waiting, cancel, deadline) {

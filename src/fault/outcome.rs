@@ -16,8 +16,7 @@ pub enum Outcome {
     Sigbus,
     /// The wait was cancelled. The caller's lock is released, as the kernel does for a killed wait.
     Killed,
-    /// The change of state that it would have to wait for waits for a guard of the calling thread's. The caller's lock may be
-    /// released.
+    /// The change of state that it would have to wait for waits for the calling thread. The caller's lock may be released.
     WouldDeadlock,
 }
 

@@ -22,8 +22,9 @@ pub enum NotResolved {
     /// The caller was cancelled (`-EINTR`).
     #[error("cancelled while waiting for the region")]
     Killed,
-    /// The change of state that it would have to wait for waits for a guard of the calling thread's (`-EDEADLK`).
-    #[error("the region is being revoked together with one whose guard this thread holds: drop that guard first")]
+    /// The change of state that it would have to wait for waits for the calling thread, for a guard of its or the end of a callback
+    /// (`-EDEADLK`).
+    #[error("the change under way waits for this thread, for a guard that it holds or the end of its callback")]
     WouldDeadlock,
     /// The flags contradict themselves.
     #[error(transparent)]

@@ -277,7 +277,8 @@ impl PciDevice {
     ///
     /// **This bypasses the gate:** it works on a device whose memory is disabled, and nobody is told. No mapping is zapped;
     /// what is mapped already goes on reaching the memory meanwhile. Reads and writes by call, faults, ioeventfds and
-    /// changes of state wait for its end.
+    /// changes of state wait for its end. So `work` does not touch the device's mappings other than by `try_` accesses: a page
+    /// fault there would wait for its end too.
     ///
     /// # Blocking
     /// Waits for single accesses and for changes of state.

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 #[non_exhaustive]
 pub enum PciError {
     /// Memory decoding is off, or the device is in D3hot (EIO).
-    #[error("{space:?} at {offset:#x}: memory decoding is off, or the device is in D3hot")]
+    #[error("{space:?} at {offset:#x}: memory decoding is off, or the device is in D3hot: set PCI_COMMAND.MEM, or the power state D0")]
     Disabled {
         /// Which space.
         space: Space,
@@ -20,7 +20,7 @@ pub enum PciError {
         offset: u64,
     },
     /// The ROM cannot be read while memory decoding is off (ENOMEM).
-    #[error("the ROM cannot be read while memory decoding is off")]
+    #[error("the ROM cannot be read while memory decoding is off: set PCI_COMMAND.MEM")]
     RomDisabled,
     /// The device has no such BAR, or it cannot be mapped (EINVAL).
     #[error("{space:?}: {why}")]
@@ -59,7 +59,7 @@ pub enum PciError {
         source: super::BufferFault,
     },
     /// The access may not wait, and would have to (EAGAIN).
-    #[error("{space:?} at {offset:#x} is busy and the access may not wait")]
+    #[error("{space:?} at {offset:#x} is busy and the access may not wait: try again")]
     WouldBlock {
         /// Which space.
         space: Space,
@@ -87,7 +87,7 @@ pub enum PciError {
     #[error("it is the parent's: a forked child makes its own")]
     Forked,
     /// The device has no way to be reset (EINVAL for a function, ENODEV for a bus).
-    #[error("there is no way to reset this {what}")]
+    #[error("there is no way to reset this {what}: see PciBuilder::on_reset and Bus::new")]
     NoReset {
         /// `function` or `bus`.
         what: &'static str,
@@ -102,28 +102,28 @@ pub enum PciError {
     #[error("the reset failed: {0}")]
     Reset(#[source] std::io::Error),
     /// Low power was entered before (EINVAL).
-    #[error("the device is in low power already")]
+    #[error("the device is in low power already: exit_low_power() first")]
     LowPower,
     /// Somebody else changes the state of a function of the bus (EBUSY).
-    #[error("{name} is busy; nothing was reset")]
+    #[error("{name} is busy; nothing was reset: try again")]
     Busy {
         /// The function.
         name: String,
     },
     /// This ioeventfd exists (EEXIST).
-    #[error("an ioeventfd for that offset, width and value exists")]
+    #[error("an ioeventfd for that offset, width and value exists: remove it first")]
     Exists,
     /// No such ioeventfd to remove (ENODEV).
     #[error("no ioeventfd for that offset, width and value")]
     NotFound,
     /// The limit of 1000 ioeventfds a device is reached (ENOSPC).
-    #[error("a device has {limit} ioeventfds at most")]
+    #[error("a device has {limit} ioeventfds at most: remove others first")]
     TooMany {
         /// How many.
         limit: usize,
     },
     /// The descriptor is no eventfd (EINVAL).
-    #[error("that descriptor is no eventfd")]
+    #[error("that descriptor is no eventfd: see eventfd(2)")]
     NotEventFd,
     /// An address cannot be mapped for DMA: its memory is revoked, or may not be accessed so (EFAULT).
     #[error("{addr:#x} cannot be mapped for DMA: {why}")]
@@ -154,7 +154,7 @@ pub enum PciError {
         why: &'static str,
     },
     /// The range of I/O addresses is taken (EEXIST).
-    #[error("I/O address {iova:#x} is mapped already")]
+    #[error("I/O address {iova:#x} is mapped already, or is being mapped or unmapped: unmap it first")]
     IovaTaken {
         /// The I/O address.
         iova: u64,
