@@ -256,7 +256,9 @@ pub enum AccessError {
     },
     /// The change of state that it would have to wait for waits for the calling thread: for a guard that it holds of another region
     /// that is being revoked together with this one, or for the end of a callback.
-    #[error("the change under way waits for this thread: for a guard that it holds of a region that changes together with this one (drop it), or for the end of its callback (ask after that)")]
+    #[error(
+        "the change under way waits for this thread: for a guard that it holds of a region that changes together with this one (drop it), or for the end of its callback (ask after that)"
+    )]
     WouldDeadlock,
     /// The caller's flags contradict themselves.
     #[error(transparent)]
@@ -279,7 +281,11 @@ struct At(usize);
 
 impl std::fmt::Display for At {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0 == AccessError::WHOLE { f.write_str("a guard") } else { write!(f, "an access at offset {:#x}", self.0) }
+        if self.0 == AccessError::WHOLE {
+            f.write_str("a guard")
+        } else {
+            write!(f, "an access at offset {:#x}", self.0)
+        }
     }
 }
 
@@ -357,7 +363,9 @@ pub enum PinError {
     Cancelled,
     /// The change of state that it would have to wait for waits for the calling thread: for a guard that it holds of another region
     /// that is being revoked together with this one, or for the end of a callback.
-    #[error("the change under way waits for this thread: for a guard that it holds of a region that changes together with this one (drop it), or for the end of its callback (ask after that)")]
+    #[error(
+        "the change under way waits for this thread: for a guard that it holds of a region that changes together with this one (drop it), or for the end of its callback (ask after that)"
+    )]
     WouldDeadlock,
     /// Called in a forked child, which has none of its parent's memory.
     #[error("the region is the parent's: a forked child builds one of its own")]

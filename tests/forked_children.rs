@@ -1,15 +1,17 @@
 //! A forked child has none of its parent's mappings, and does no harm with what it inherits.
 #![expect(unsafe_code, reason = "forks, and maps memory in the child")]
 
+use nix::sys::eventfd::EventFd;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
-use nix::sys::eventfd::EventFd;
 use revocable_mmio::fault::{FaultFlags, NotResolved};
-use revocable_mmio::pci::{Bar, DmaAccess, DmaSegment, DmaSpace, IoEventLoop, Iommu, PciDevice, PciError, Space, Width};
+use revocable_mmio::pci::{
+    Bar, DmaAccess, DmaSegment, DmaSpace, IoEventLoop, Iommu, PciDevice, PciError, Space, Width,
+};
 use revocable_mmio::{
-    Caller, FaultQueue, MapError, MapOptions, Mapping, Monitor, OnDisabled, PinError, Region, RevokeError, Strategy, SubmitError,
-    Submitted,
+    Caller, FaultQueue, MapError, MapOptions, Mapping, Monitor, OnDisabled, PinError, Region, RevokeError, Strategy,
+    SubmitError, Submitted,
 };
 use std::future::Future;
 use std::io;
@@ -155,7 +157,9 @@ fn a_child_decides_none_of_its_parents_faults() {
     let region = Region::builder(1 << 20).disabled().build().expect("it builds");
     let queue = FaultQueue::new(8).expect("an eventfd");
     let block = Caller::new(FaultFlags::WAIT).on_disabled(OnDisabled::Block);
-    let Submitted::Queued(token) = region.fault_async(0, block, &queue).expect("room") else { panic!("it is disabled") };
+    let Submitted::Queued(token) = region.fault_async(0, block, &queue).expect("room") else {
+        panic!("it is disabled")
+    };
     let mut inherited = Some((region, queue, token));
     let fine = in_child(|| {
         let (region, queue, mut token) = inherited.take().expect("inherited");
@@ -195,7 +199,8 @@ fn a_child_reaches_none_of_its_parents_iommu() {
     let len = NonZeroUsize::new(4096).expect("not 0");
     let flags = MapFlags::MAP_SHARED;
     // SAFETY: replaces nothing.
-    let page = unsafe { mmap_anonymous(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }.expect("a page");
+    let page =
+        unsafe { mmap_anonymous(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }.expect("a page");
     // SAFETY: mapped for good, zeroed, and used as atomics only.
     let counts: &'static [AtomicU32; 2] = unsafe { page.cast().as_ref() };
     let seen = || [&counts[0], &counts[1]].map(|count| count.load(Ordering::SeqCst));
@@ -261,9 +266,8 @@ fn a_child_that_is_made_in_the_middle_of_everything_can_drop_it_all() {
         for _ in 0..100 {
             let fine = in_child(|| {
                 // SAFETY: the child's copies; it ends without using them again.
-                let (region, space, queue) = unsafe {
-                    (std::ptr::read(region), std::ptr::read(space), std::ptr::read(queue))
-                };
+                let (region, space, queue) =
+                    unsafe { (std::ptr::read(region), std::ptr::read(space), std::ptr::read(queue)) };
                 drop((space, queue, region));
                 true
             });

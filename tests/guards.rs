@@ -65,7 +65,9 @@ fn a_guard_is_had_while_enabled_and_says_why_not_otherwise() {
     assert_eq!(raw_load(&mapping.try_access().expect("enabled"), 0), 3);
     assert_eq!(region.stats().guards, 0);
     region
-        .reset(|_| assert_eq!(mapping.try_access().map(drop), Err(AccessError::WouldBlock { offset: AccessError::WHOLE })))
+        .reset(|_| {
+            assert_eq!(mapping.try_access().map(drop), Err(AccessError::WouldBlock { offset: AccessError::WHOLE }))
+        })
         .expect("nobody is in the way");
     assert!(region.disable().expect("nobody is in the way"));
     assert_eq!(mapping.try_access().map(drop), Err(AccessError::Disabled { offset: AccessError::WHOLE }));

@@ -276,7 +276,8 @@ fn a_device_does_what_its_model_does() {
 
 /// A number of the whole range, most often one near an edge of something.
 fn number() -> impl Strategy<Value = usize> {
-    let edge = prop::sample::select(vec![0, 6, 0x40, 0x44, 0x50, 0x100, 256, 4096, BAR0_SIZE, 1 << 31, 1 << 32, usize::MAX]);
+    let edge =
+        prop::sample::select(vec![0, 6, 0x40, 0x44, 0x50, 0x100, 256, 4096, BAR0_SIZE, 1 << 31, 1 << 32, usize::MAX]);
     prop_oneof![3 => (edge, -9isize..9).prop_map(|(edge, by): (usize, isize)| edge.wrapping_add_signed(by)), 1 => any::<usize>()]
 }
 
@@ -297,8 +298,8 @@ fn described() -> impl Strategy<Value = Described> {
     let excluded = prop::collection::vec((number(), number()), 0..4);
     let raw = prop::option::of((number(), 0usize..20, 0usize..20));
     let optional = || prop::option::of(number());
-    (0usize..8, prop::bool::weighted(0.1), size, any::<bool>(), excluded, (optional(), optional()), raw, any::<u32>()).prop_map(
-        |(index, far, size, wide, excluded, (power, express), raw, class)| Described {
+    (0usize..8, prop::bool::weighted(0.1), size, any::<bool>(), excluded, (optional(), optional()), raw, any::<u32>())
+        .prop_map(|(index, far, size, wide, excluded, (power, express), raw, class)| Described {
             index: if far { usize::MAX - index } else { index },
             size,
             wide,
@@ -307,8 +308,7 @@ fn described() -> impl Strategy<Value = Described> {
             express,
             raw,
             class: if class % 4 == 0 { class } else { class >> 8 },
-        },
-    )
+        })
 }
 
 /// Whatever is described, a device is made of it or an error says what is wrong with it.
@@ -369,7 +369,9 @@ fn describe(is: &Described) -> Result<(), TestCaseError> {
 fn whatever_is_described_is_made_or_refused_with_a_reason() {
     support::start();
     let show = |is: &Described| format!("{is:#?}\n");
-    support::fuzz::check(regressions!("pci_described"), 2000, &described(), show, |is| describe(is).map_err(|e| e.to_string()));
+    support::fuzz::check(regressions!("pci_described"), 2000, &described(), show, |is| {
+        describe(&is).map_err(|e| e.to_string())
+    });
 }
 
 #[test]

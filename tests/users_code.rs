@@ -7,8 +7,8 @@ mod support;
 use revocable_mmio::fault::{FaultFlags, NoLock};
 use revocable_mmio::pci::{Bar, DmaAccess, DmaSegment, DmaSpace, IoEventLoop, Iommu, PciDevice, PortIo, Space, Width};
 use revocable_mmio::{
-    Caller, FaultQueue, FaultToken, InvalidateNotifier, MapOptions, Mapping, Monitor, NotifyError, OnDisabled, Pin, Region,
-    ResetGroup, Strategy, Submitted,
+    Caller, FaultQueue, FaultToken, InvalidateNotifier, MapOptions, Mapping, Monitor, NotifyError, OnDisabled, Pin,
+    Region, ResetGroup, Strategy, Submitted,
 };
 use std::any::Any;
 use std::collections::HashMap;
@@ -224,13 +224,23 @@ fn fine<T, E: Debug>(answer: Result<T, E>) {
 
 /// Done, or refused for a reason that has to do with where it was asked for.
 fn fine_or<T, E: Debug>(answer: Result<T, E>) -> Option<T> {
-    answer.map_err(|e| {
-        let text = format!("{e:?}");
-        let known =
-            ["Reentrant", "WouldDeadlock", "WouldBlock", "Busy", "Disabled", "NoReset", "LowPower", "revoked", "Taken"];
-        assert!(known.iter().any(|known| text.contains(known)), "{text}");
-    })
-    .ok()
+    answer
+        .map_err(|e| {
+            let text = format!("{e:?}");
+            let known = [
+                "Reentrant",
+                "WouldDeadlock",
+                "WouldBlock",
+                "Busy",
+                "Disabled",
+                "NoReset",
+                "LowPower",
+                "revoked",
+                "Taken",
+            ];
+            assert!(known.iter().any(|known| text.contains(known)), "{text}");
+        })
+        .ok()
 }
 
 fn keep<T: Send + Sync + 'static, E: Debug>(world: &World, made: Result<T, E>) {
@@ -382,7 +392,10 @@ fn run(what: &'static [(&'static str, Does)]) {
         for place in WHERE {
             for (name, does) in what {
                 let title = format!("{place} that calls {name}, {strategy}");
-                if (place.ends_with("reset") || *place == "privileged") && name.starts_with("read") && *name != "read_with" {
+                if (place.ends_with("reset") || *place == "privileged")
+                    && name.starts_with("read")
+                    && *name != "read_with"
+                {
                     // A page fault that waits for the end of the callback: `Region::reset` says to use `try_read`.
                     continue;
                 }

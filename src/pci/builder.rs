@@ -419,7 +419,10 @@ impl Bar {
             return wrong("I/O ports have no excluded range: their PortIo decides");
         }
         if let Some(range) = self.excluded.iter().find(|range| range.start > range.end || range.end > self.size) {
-            return wrong(&format!("the excluded range {range:#x?} is inverted, or not inside of its {:#x} bytes", self.size));
+            return wrong(&format!(
+                "the excluded range {range:#x?} is inverted, or not inside of its {:#x} bytes",
+                self.size
+            ));
         }
         taken[index..=last].fill(true);
         let mut kind = 0;

@@ -93,7 +93,9 @@ impl<'a> DmaSegment<'a> {
         let page = page_size();
         let (addr, start, len) = match &self.0 {
             Kind::Plain { addr, len } => (addr.addr(), addr.addr(), *len),
-            Kind::Device { mapping, range } => (mapping.as_ptr().addr().wrapping_add(range.start), range.start, range.len()),
+            Kind::Device { mapping, range } => {
+                (mapping.as_ptr().addr().wrapping_add(range.start), range.start, range.len())
+            }
         };
         let bad = |why| Err(PciError::Dma { addr, why });
         if len == 0 || start % page != 0 || len % page != 0 || addr.checked_add(len).is_none() {
@@ -265,11 +267,11 @@ impl DmaSpace {
                 });
                 let in_region = mapping.offset() + range.start..mapping.offset() + range.end;
                 // First the subscription: no revocation is missed from here on. Whatever fails, the entry undoes it.
-                let subscription =
-                    Subscription::new(&mapping.served.region, in_region.clone(), Arc::clone(&part) as _);
+                let subscription = Subscription::new(&mapping.served.region, in_region.clone(), Arc::clone(&part) as _);
                 let revoked = subscription.is_revoked();
                 let _ = part.change(|place| place.revoked |= revoked);
-                let entry = Entry { kind: EntryKind::Device { part: Arc::clone(&part), _subscription: subscription }, process };
+                let entry =
+                    Entry { kind: EntryKind::Device { part: Arc::clone(&part), _subscription: subscription }, process };
                 part.map_when_free(&mapping.served.region, in_region)?;
                 Ok(entry)
             }

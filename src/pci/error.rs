@@ -12,7 +12,9 @@ use nix::errno::Errno;
 #[non_exhaustive]
 pub enum PciError {
     /// Memory decoding is off, or the device is in D3hot (EIO).
-    #[error("{space:?} at {offset:#x}: memory decoding is off, or the device is in D3hot: set PCI_COMMAND.MEM, or the power state D0")]
+    #[error(
+        "{space:?} at {offset:#x}: memory decoding is off, or the device is in D3hot: set PCI_COMMAND.MEM, or the power state D0"
+    )]
     Disabled {
         /// Which space.
         space: Space,
@@ -78,7 +80,9 @@ pub enum PciError {
     #[error(transparent)]
     Flags(#[from] IllegalFlags),
     /// Called from inside the device's own reset callback or notifier (EDEADLK).
-    #[error("called from inside this device's reset callback or one of its notifiers: call it from elsewhere, or after")]
+    #[error(
+        "called from inside this device's reset callback or one of its notifiers: call it from elsewhere, or after"
+    )]
     Reentrant,
     /// The calling thread holds a guard that the change of state which it would have to wait for waits for (EDEADLK).
     #[error("this thread holds a guard that the change under way waits for: drop that guard first")]

@@ -35,9 +35,8 @@ pub(crate) fn dma(s: &mut Suite) {
     let iommu = Arc::new(Remembers::default());
     let space = DmaSpace::new(Arc::clone(&iommu) as _);
     let reached = || iommu.0.lock().expect("a lock").values().sum::<usize>();
-    let part = |mapping: &Mapping, len: usize, access| {
-        zero(space.map(IOVA, &[DmaSegment::device(mapping, 0..len)], access))
-    };
+    let part =
+        |mapping: &Mapping, len: usize, access| zero(space.map(IOVA, &[DmaSegment::device(mapping, 0..len)], access));
     let unmap = |len| format!("0 (unmapped {:#x})", space.unmap(IOVA, len));
     use DmaAccess::{Read, ReadWrite};
 
