@@ -33,7 +33,7 @@ impl PinTable {
         let told: Vec<Told> = self.holders.lock().told.iter().map(|(_, told)| told.clone()).collect();
         for holder in told {
             // A holder's panic is its own; the revocation goes on, and waits for the pin all the same.
-            let _ = guarded(|| holder());
+            let _ = guarded(&*holder);
         }
     }
 

@@ -265,9 +265,12 @@ fn a_child_that_is_made_in_the_middle_of_everything_can_drop_it_all() {
         let (region, space, queue) = (&region, &space, &queue);
         for _ in 0..100 {
             let fine = in_child(|| {
-                // SAFETY: the child's copies; it ends without using them again.
-                let (region, space, queue) =
-                    unsafe { (std::ptr::read(region), std::ptr::read(space), std::ptr::read(queue)) };
+                // SAFETY: the child's copies, here and below; it ends without using them again.
+                let region = unsafe { std::ptr::read(region) };
+                // SAFETY: as above.
+                let space = unsafe { std::ptr::read(space) };
+                // SAFETY: as above.
+                let queue = unsafe { std::ptr::read(queue) };
                 drop((space, queue, region));
                 true
             });
