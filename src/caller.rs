@@ -104,6 +104,7 @@ impl Protocol {
                 None => (Seen::Contended, true),
             };
             let decision: Decision = decide(caller.flags, seen, caller.rules);
+            let mut deadlock = false;
             let answer = decision.carry_out(lock, |sleep| {
                 let cancel = if sleep == Sleep::Uninterruptible { None } else { caller.cancel };
                 let unwanted =
@@ -111,8 +112,15 @@ impl Protocol {
                 match self.wait_while(unwanted, cancel, None) {
                     Waited::Done | Waited::TimedOut => Woken::Done,
                     Waited::Cancelled => Woken::Killed,
+                    Waited::WouldDeadlock => {
+                        deadlock = true;
+                        Woken::Killed
+                    }
                 }
             });
+            if deadlock {
+                return Err(Outcome::WouldDeadlock);
+            }
             if let Some(outcome) = answer {
                 return Err(outcome);
             }

@@ -305,7 +305,7 @@ impl Gate {
         };
         match self.drained.wait_while(still_held, None, deadline) {
             Waited::Done => Ok(()),
-            Waited::TimedOut | Waited::Cancelled => {
+            Waited::TimedOut | Waited::Cancelled | Waited::WouldDeadlock => {
                 let pending = pending.into_inner();
                 let held = self.held().into_iter().filter(|holder| pending.contains(&holder.place)).collect::<Vec<_>>();
                 // The last of them may have ended between the two looks.

@@ -39,7 +39,8 @@ impl OwnerView {
         if file.on_revoke == OnRevoke::Drop {
             return Ok(Self { map: None, mapped_in: Identity::current(), of_device, asks: false, page: file.page });
         }
-        let errno = |e: std::io::Error| SysError::new("mmap", Errno::from_raw(e.raw_os_error().unwrap_or(0)));
+        let call = if file.kind == Kind::Hugetlb { "mmap(hugetlb)" } else { "mmap" };
+        let errno = |e: std::io::Error| SysError::new(call, Errno::from_raw(e.raw_os_error().unwrap_or(0)));
         crate::sys::may_fail("mmap")?;
         let map = MmapOptions::new().offset(file.offset).len(len).map_raw(&file.fd).map_err(errno)?;
         for advice in [Advice::DontFork, Advice::DontDump] {

@@ -190,6 +190,7 @@ impl Mapping {
             Err(NotResolved::Sigbus) => Err(AccessError::Disabled { offset }),
             Err(NotResolved::WouldBlock) => Err(AccessError::WouldBlock { offset }),
             Err(NotResolved::Killed) => Err(AccessError::Cancelled { offset }),
+            Err(NotResolved::WouldDeadlock) => Err(AccessError::WouldDeadlock),
             Err(NotResolved::Illegal(flags)) => Err(AccessError::Flags(flags)),
         }
     }

@@ -4,6 +4,7 @@
 //! ([`AddrRange`]): the callers own the ranges and say so in their safety proofs.
 
 pub(crate) mod barrier;
+pub(crate) mod eventfd;
 #[cfg(not(revocable_model))]
 pub(crate) mod futex;
 pub(crate) mod identity;
@@ -19,7 +20,7 @@ use nix::errno::Errno;
 
 /// A system call that failed: its name, the errno, and what to do about it where that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{call}: {} ({}){}", errno, errno.desc(), self.hint())]
+#[error("{call}: {errno}{}", self.hint())]
 #[non_exhaustive]
 pub struct SysError {
     /// The system call or ioctl.
@@ -53,13 +54,27 @@ impl SysError {
     fn hint(&self) -> &'static str {
         match (self.errno, self.call) {
             (Errno::ENOMEM, "mmap" | "mremap" | "mprotect" | "munmap" | "madvise") => {
-                "; out of memory, or at the limit of mappings (vm.max_map_count) or address space (RLIMIT_AS)"
+                "; is it the limit of mappings (vm.max_map_count), or of address space (RLIMIT_AS)?"
             }
-            (Errno::EMFILE | Errno::ENFILE, _) => "; out of file descriptors: raise RLIMIT_NOFILE",
+            (Errno::ENOMEM, "mmap(hugetlb)") => {
+                "; too few huge pages are free: reserve more, see /proc/sys/vm/nr_hugepages"
+            }
+            (Errno::EACCES, "mmap" | "mmap(hugetlb)") => "; open the file for reading and writing (O_RDWR)",
+            (Errno::EPERM, "mmap" | "mmap(hugetlb)") => {
+                "; the file is sealed against writing (F_SEAL_WRITE), or may not be mapped"
+            }
+            (Errno::ENODEV, "mmap") => "; this kind of file cannot be mapped",
+            (Errno::EMFILE, _) => "; out of file descriptors: raise RLIMIT_NOFILE",
+            (Errno::ENFILE, _) => "; the system is out of file descriptors: raise fs.file-max",
+            (Errno::EAGAIN, "clone") => {
+                "; no thread can be had: raise RLIMIT_NPROC, kernel.threads-max or the cgroup's pids.max"
+            }
             (Errno::EPERM | Errno::EACCES, "userfaultfd" | "open(/dev/userfaultfd)") => {
                 "; allow access to /dev/userfaultfd, grant CAP_SYS_PTRACE, or set vm.unprivileged_userfaultfd=1"
             }
-            (Errno::ENOMEM, "memfd_create" | "ftruncate") => "; no huge pages reserved? see /proc/sys/vm/nr_hugepages",
+            (Errno::ENOMEM, "memfd_create" | "ftruncate") => {
+                "; out of memory, or of huge pages: see /proc/sys/vm/nr_hugepages"
+            }
             (Errno::EAGAIN, "mmap") => "; the process locks its memory (mlockall) and RLIMIT_MEMLOCK is reached",
             _ => "",
         }

@@ -66,13 +66,15 @@ fn a_guard_is_had_while_enabled_and_says_why_not_otherwise() {
     assert_eq!(raw_load(&mapping.try_access().expect("enabled"), 0), 3);
     assert_eq!(region.stats().guards, 0);
     region
-        .reset(|_| assert_eq!(mapping.try_access().map(drop), Err(AccessError::WouldBlock { offset: 0 })))
+        .reset(|_| {
+            assert_eq!(mapping.try_access().map(drop), Err(AccessError::WouldBlock { offset: AccessError::WHOLE }))
+        })
         .expect("nobody is in the way");
     assert!(region.disable().expect("nobody is in the way"));
-    assert_eq!(mapping.try_access().map(drop), Err(AccessError::Disabled { offset: 0 }));
-    assert_eq!(mapping.with_access(|_| ()), Err(AccessError::Disabled { offset: 0 }));
+    assert_eq!(mapping.try_access().map(drop), Err(AccessError::Disabled { offset: AccessError::WHOLE }));
+    assert_eq!(mapping.with_access(|_| ()), Err(AccessError::Disabled { offset: AccessError::WHOLE }));
     drop(region);
-    assert_eq!(mapping.try_access().map(drop), Err(AccessError::Gone { offset: 0 }));
+    assert_eq!(mapping.try_access().map(drop), Err(AccessError::Gone { offset: AccessError::WHOLE }));
 }
 
 #[test]
@@ -218,7 +220,7 @@ fn guards_nest_also_while_disable_waits() {
         let elsewhere = thread::scope(|scope| scope.spawn(|| mapping.try_access().map(drop)).join());
         assert_eq!(
             elsewhere.expect("no panic"),
-            Err(AccessError::WouldBlock { offset: 0 }),
+            Err(AccessError::WouldBlock { offset: AccessError::WHOLE }),
             "another thread's does not"
         );
     });

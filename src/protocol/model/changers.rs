@@ -42,7 +42,7 @@ fn a_privileged_access_waits_for_no_guard_and_their_holders_go_on_after_it() {
             assert_eq!(world.kernel.access(), Met::Memory, "the region stays enabled");
             assert_eq!(world.behalf(&Caller::new(FaultFlags::WAIT)), Ok(()));
         });
-        drop(world.protocol.begin_privileged(&world.kernel).unwrap());
+        drop(world.protocol.begin_privileged(&world.kernel, None).unwrap());
         user.join().unwrap();
         world.kernel.stop();
         monitor.join().unwrap();
