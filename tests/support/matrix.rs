@@ -56,17 +56,15 @@ impl Case {
         strategy && (self.policy != OnDisabled::Block || support.userfaultfd())
     }
 
-    /// Can everything about it be seen: do system calls wait where loads do?
+    /// Do system calls wait where loads do, during a reset?
     pub(crate) fn kernel_waits(&self) -> bool {
         Support::current().sees_kernel_faults()
     }
 
-    /// Do system calls wait for the end of a disabled state (Block)? On a device's file nobody would see a call that spins
-    /// with a signal pending, so it is refused at once. A directory for temporary files may be no device's, but memory.
-    pub(crate) fn kernel_blocks(&self) -> bool {
-        let is_shmem = nix::sys::statfs::statfs(&std::env::temp_dir())
-            .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
-        self.kernel_waits() && (self.memory != Memory::Device || is_shmem)
+    /// Does an enabled region let system calls use it, whatever is mapped already? Under Zap a userfaultfd for user-mode faults
+    /// only refuses them.
+    pub(crate) fn kernel_serves(&self) -> bool {
+        self.strategy != Strategy::Zap || self.kernel_waits()
     }
 
     /// Does anything wait at all while the region is busy? Without a userfaultfd nothing can.
