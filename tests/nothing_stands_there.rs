@@ -86,8 +86,14 @@ impl Lookers {
     }
 }
 
-/// Has the region not be live, and something happen before or then. Whatever has waited has ended when it returns.
-fn happens(region: &Region, during: During, what: &str, event: impl FnOnce() -> Vec<Lookers>) -> bool {
+/// Has the region not be live, and something happen then. Whatever has waited has ended when it returns, if the region has come
+/// back; else it waits for the region's end.
+fn happens(
+    region: &Region,
+    during: During,
+    what: &str,
+    event: impl FnOnce() -> Vec<Lookers>,
+) -> Result<(), Vec<Lookers>> {
     let (lookers, back) = match during {
         During::Reset => {
             let mut lookers = Vec::new();
@@ -100,23 +106,31 @@ fn happens(region: &Region, during: During, what: &str, event: impl FnOnce() -> 
         }
     };
     assert_eq!(back.is_ok(), region.is_enabled(), "{what}: {back:?}");
-    if back.is_ok() {
-        lookers.into_iter().for_each(|lookers| lookers.end(what));
-    } else {
-        println!("{what}: {back:?}");
-        // What waits under Block waits for the next `enable()`, which cannot be had: the region's end.
-        std::mem::forget(lookers);
+    match back {
+        Ok(_) => {
+            lookers.into_iter().for_each(|lookers| lookers.end(what));
+            Ok(())
+        }
+        Err(e) => {
+            println!("{what}: {e}");
+            Err(lookers)
+        }
     }
-    back.is_ok()
+}
+
+/// What waited stores when the region is back.
+fn forget_marks(region: &Region) {
+    for at in (0..region.len()).step_by(4096) {
+        region.owner().write(at + 8, 0_u64).expect("the owner writes");
+    }
 }
 
 /// Everything is as it was before, by accessors and raw pointers.
 fn all_there(case: &Case, region: &Region, mapping: &Mapping, what: &str) {
     for at in (0..region.len()).step_by(4096) {
         assert_eq!(region.owner().read::<u64>(at), Ok(SECRET), "{what}");
-        // What waited has stored it meanwhile.
-        region.owner().write(at + 8, 0_u64).expect("the owner writes");
     }
+    forget_marks(region);
     let base = addr(mapping);
     let load = thread::spawn(move || (raw::load64(base), base));
     eventually(&format!("{what}: a load ends"), || load.is_finished());
@@ -157,7 +171,7 @@ fn huge_pages_duplicates_and_map_files_give_nothing() {
             let live: BTreeSet<String> = files_in(base, len).into_iter().map(|(_, file)| file).collect();
             assert!(!live.is_empty() && !live.contains("00:00 0"), "{what}: {live:?}");
             let mut copy = None;
-            happens(&region, during, &what, || {
+            let back = happens(&region, during, &what, || {
                 let mut lookers = Vec::new();
                 for at in [base, base + len / 2, base + len - 4096] {
                     lookers.push(Lookers::see_nothing(&region, at, &what));
@@ -183,7 +197,7 @@ fn huge_pages_duplicates_and_map_files_give_nothing() {
                 }
                 lookers
             });
-            assert!(region.is_enabled(), "{what}");
+            assert!(back.is_ok(), "{what}");
             all_there(case, &region, &mapping, &what);
             if let Some(copy) = copy {
                 Lookers::see_nothing(&region, copy, &format!("{what}: a duplicate, later")).end(&what);
@@ -231,7 +245,7 @@ fn at_their_mercy(case: &Case, during: During, how: How, nth: usize, before: &BT
         eprintln!("{what}");
     }
     let is_monitors = fd == monitor.as_fd().as_raw_fd();
-    let is_regions = name.contains("matrix") || name.starts_with('/');
+    let is_regions = name.contains("memfd:matrix") || (name.starts_with('/') && !name.contains("memfd:"));
     let other = OwnedFd::from(File::from(raw::scratch()));
     let pattern = vec![0x33; region.len()];
     File::from(other.try_clone().expect("a descriptor")).write_all_at(&pattern, 0).expect("it takes them");
@@ -259,21 +273,29 @@ fn at_their_mercy(case: &Case, during: During, how: How, nth: usize, before: &BT
             Strategy::Replace => is_regions,
             _ => false,
         };
-        assert_eq!(back, !needed, "{what}");
-        if back {
-            all_there(case, &region, &mapping, &what);
-            // The other descriptors of the process are as good as ever.
-            let again = happens(&region, During::Disabled, &what, || {
-                vec![Lookers::see_nothing(&region, base, &format!("{what}: again"))]
-            });
-            assert!(again, "{what}: the next cycle");
-            all_there(case, &region, &mapping, &what);
-        } else {
-            drop(Lookers::see_nothing(&region, base, &format!("{what}: refused")));
-            assert_eq!(mapping.try_read::<u64>(0).ok().filter(|value| *value == SECRET), None, "{what}");
+        assert_eq!(back.is_err(), needed, "{what}");
+        let mut waiting = Vec::new();
+        match back {
+            Ok(()) => {
+                all_there(case, &region, &mapping, &what);
+                // A second cycle: the loss is made up for.
+                let again = happens(&region, During::Disabled, &what, || {
+                    vec![Lookers::see_nothing(&region, base, &format!("{what}: again"))]
+                });
+                assert!(again.is_ok(), "{what}: the next cycle");
+                all_there(case, &region, &mapping, &what);
+            }
+            Err(lookers) => {
+                waiting = lookers;
+                // While `enable()` was trying, the mapping was back for a moment.
+                forget_marks(&region);
+                waiting.push(Lookers::see_nothing(&region, base, &format!("{what}: refused")));
+                assert_eq!(mapping.try_read::<u64>(0).ok().filter(|value| *value == SECRET), None, "{what}");
+            }
         }
         // Its end is the end of whatever still waits.
         drop(region);
+        waiting.into_iter().for_each(|lookers| lookers.end(&what));
         eventually(&format!("{what}: an accessor ends"), || accessor.is_finished());
         let load = thread::spawn(move || raw::load64(base));
         eventually(&format!("{what}: a load of a dropped region ends"), || load.is_finished());
@@ -361,13 +383,14 @@ fn a_mapping_that_foreign_code_moves_away_is_counted_and_comes_back() {
                 let what = format!("{case}: {pages} pages from {first}");
                 assert_eq!(region.stats().degraded, 0, "{what}");
                 for round in 0..2 {
-                    happens(&region, During::Disabled, &what, || {
+                    let back = happens(&region, During::Disabled, &what, || {
                         assert_eq!(region.stats().degraded, 1, "{what}, round {round}: counted once");
                         (0..4)
                             .map(|page| base + page * case.page())
                             .map(|at| Lookers::see_nothing(&region, at, &what))
                             .collect()
                     });
+                    assert!(back.is_ok(), "{what}");
                     all_there(case, &region, &mapping, &what);
                 }
                 raw::unmap(moved, len + case.page()).expect("the test's");
