@@ -2,7 +2,7 @@
 
 use super::calls::{advise_process, at, cloned, let_others_trace, write_process};
 use super::{SECRET, addr};
-use crate::support::matrix::{Case, Memory, every_case, every_case_with};
+use crate::support::matrix::{Memory, every_case, every_case_with};
 use crate::support::raw::{self, Hit};
 use crate::support::{self, a_moment};
 use nix::libc;
