@@ -71,6 +71,10 @@ impl AddrRange {
         (self.addr..self.end()).contains(&addr)
     }
 
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        self.addr < other.end() && other.addr < self.end()
+    }
+
     pub(crate) fn as_ptr(self) -> *mut u8 {
         std::ptr::with_exposed_provenance_mut(self.addr)
     }

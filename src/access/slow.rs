@@ -143,9 +143,9 @@ impl Served {
     /// Why an access faults again and again at an enabled region.
     #[cold]
     fn fails_at(&self, offset: usize) -> AccessError {
-        match self.view.is_protected(self.view.range.addr + offset) {
-            true => AccessError::Protected { offset },
-            false => AccessError::NoMemory { offset },
+        match self.view.allows(self.view.range.addr + offset, self.view.spec.prot) {
+            true => AccessError::NoMemory { offset },
+            false => AccessError::Protected { offset },
         }
     }
 }

@@ -122,7 +122,8 @@ impl View {
     /// The kernel drops the range's pages with what is replaced.
     fn cover_by(&self, place: &mut Place, cover: impl Fn(&Part) -> Result<(), SysError>) -> Result<(), SysError> {
         if !crate::sys::left_out("cover") {
-            let parts = place.rights.parts();
+            let rights = self.rights.read();
+            let parts = rights.parts();
             for part in parts {
                 if let Err(e) = cover(part) {
                     // Of one part nothing was changed, or some tiles of it.

@@ -12,9 +12,10 @@ impl View {
     /// nor another mmap ever sees it half-made.
     pub(super) fn map_live(&self, place: &mut Place, file: Option<&KnownFile>) -> Result<(), SysError> {
         let file = file.ok_or(SysError::new("mmap", Errno::EBADF))?;
-        let parts = place.rights.parts();
         let mut mapped = 0;
-        let moved = parts.iter().try_for_each(|part| self.map_part(part, file).inspect(|()| mapped += 1));
+        let rights = self.rights.read();
+        let moved = rights.parts().iter().try_for_each(|part| self.map_part(part, file).inspect(|()| mapped += 1));
+        drop(rights);
         if mapped == 0 {
             return moved;
         }
