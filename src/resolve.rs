@@ -13,6 +13,7 @@ use crate::gate::Phase;
 use crate::mapping::Mapping;
 use crate::policy::OnDisabled;
 use crate::region::{Region, RegionShared};
+use crate::sys::map::Prot;
 
 fn checked(caller: Caller<'_>, offset: usize, len: usize) -> Result<Caller<'_>, FaultError> {
     caller.flags.validate()?;
@@ -113,7 +114,7 @@ impl Mapping {
     /// # Errors
     /// See [`AccessError`]; [`AccessError::WouldBlock`] for NOWAIT, [`AccessError::Cancelled`] if called off.
     pub fn read_with<'a, T: Primitive>(&self, offset: usize, caller: impl Into<Caller<'a>>) -> Result<T, AccessError> {
-        self.behalf::<T, T>(offset, &caller.into(), T::ALL_ONES, |at| {
+        self.behalf::<T, T>(offset, Prot::Read, &caller.into(), T::ALL_ONES, |at| {
             // SAFETY: `behalf` has checked the place, and it stays mapped: see there.
             unsafe { raw::load(at) }
         })
@@ -136,7 +137,7 @@ impl Mapping {
             check::<T>(offset, self.len())?;
             return Err(AccessError::ReadOnly { offset });
         }
-        self.behalf::<T, ()>(offset, &caller.into(), (), |at| {
+        self.behalf::<T, ()>(offset, Prot::ReadWrite, &caller.into(), (), |at| {
             // SAFETY: as in `read_with`.
             unsafe { raw::store(at, value) }
         })
@@ -161,6 +162,7 @@ impl Mapping {
     fn behalf<T: Primitive, R: Copy>(
         &self,
         offset: usize,
+        needed: Prot,
         caller: &Caller<'_>,
         unsupported: R,
         access: impl Fn(*mut T) -> Result<R, Faulted>,
@@ -174,8 +176,11 @@ impl Mapping {
             true => self.served.recovering(|| access(self.as_ptr().wrapping_add(offset).cast())),
             false => region.owner.recovering(|| access(region.owner.at(self.served.offset + offset).cast())),
         };
-        match region.protocol.on_behalf(&caller, || Some(access())) {
-            Ok(done) => done.map_err(|Faulted| AccessError::NoMemory { offset }),
+        // The owner's view has all rights, the mapping maybe not.
+        let allowed = || self.served.view.allows(self.served.view.range.addr + offset, needed);
+        match region.protocol.on_behalf(&caller, || Some(allowed().then(access))) {
+            Ok(None) => Err(AccessError::Protected { offset }),
+            Ok(Some(done)) => done.map_err(|Faulted| AccessError::NoMemory { offset }),
             Err(NotResolved::Sigbus) if self.on_disabled() == OnDisabled::AllOnes => Ok(unsupported),
             Err(NotResolved::Sigbus) if region.protocol.phase() == Phase::Gone => Err(AccessError::Gone { offset }),
             Err(NotResolved::Sigbus) => Err(AccessError::Disabled { offset }),
