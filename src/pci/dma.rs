@@ -11,7 +11,7 @@ use crate::fault::FaultFlags;
 use crate::mapping::{Listed, Mapping};
 use crate::notify::{InvalidateNotifier, NotifyError, Subscription};
 use crate::region::Region;
-use crate::sys::map::{self, Advice};
+use crate::sys::map::{self, Advice, Prot};
 use crate::sys::{AddrRange, SysError, page_size};
 use nix::errno::Errno;
 use parking_lot::Mutex;
@@ -234,6 +234,15 @@ impl Part {
     /// Has every page of the range mapped (`follow_fault_pfn`). The region is enabled, and stays so meanwhile.
     fn fault_in(&self) -> Result<(), SysError> {
         let served = &self.mapping.served;
+        let part = AddrRange::new(served.view.range.addr + self.range.start, self.range.len());
+        let needed = match self.access {
+            DmaAccess::Read => Prot::Read,
+            DmaAccess::ReadWrite => Prot::ReadWrite,
+        };
+        // A page that is made present has no more rights by that: the IOMMU would refuse, or not look.
+        if !served.view.allows_all(part, needed) {
+            return Err(SysError::new("mmap", Errno::EFAULT));
+        }
         match served.view.spec.server.uffd() {
             Some(uffd) => {
                 let mut at = self.range.start;
