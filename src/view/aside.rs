@@ -33,6 +33,10 @@ impl View {
         if place.aside.is_some() {
             return Ok(());
         }
+        // Several rights are several mappings, unless foreign code has given them all the same.
+        if self.parts().len() > 1 {
+            return Err(SysError::new("mremap", Errno::EFAULT));
+        }
         let align = alignment(self.range.len);
         let hint = match place.hint {
             Some(hint) => hint,
@@ -48,9 +52,14 @@ impl View {
         Ok(())
     }
 
-    /// Puts the page tables back over the range, whatever stands there.
+    /// Puts the page tables back over the range, whatever stands there, with the rights that the range is to have: foreign code
+    /// may have changed those before.
     #[expect(unsafe_code, reason = "UNSAFETY: moves page tables back into the view's own range")]
     pub(super) fn move_back(&self, place: &mut Place, aside: AddrRange) -> Result<(), SysError> {
+        for part in self.parts() {
+            // SAFETY: the view's own, from `move_aside`: one mapping, of one part.
+            unsafe { map::protect(aside, part.prot) }?;
+        }
         self.replace(place, self.range, || {
             // SAFETY: both ranges are the view's own: one from `reserve`, the other from `move_aside`, as the kernel chose it.
             // What stands in the range is replaced under the kernel's mmap_lock.
