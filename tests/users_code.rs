@@ -798,7 +798,8 @@ fn an_iommu_that_a_revocation_waits_for_does_not_wait_for_the_revocation() {
         }
         arm();
         thread::scope(|scope| {
-            let off = scope.spawn(|| {
+            let device = &device;
+            let off = scope.spawn(move || {
                 is_inside.recv().expect("the call begins");
                 match by_device {
                     true => drop(device.write(Space::Config, 4, &OFF[..]).expect("COMMAND")),
