@@ -190,9 +190,12 @@ fn nothing_that_a_child_does_opens_its_parents_disabled_mapping() {
                 }
                 let its = Inherited { region, mapping, own, monitor };
                 let (go, may_go) = pipe().expect("a pipe");
+                let (is_there, there) = pipe().expect("a pipe");
                 let child = thread::scope(|scope| {
-                    let child = scope.spawn(|| in_child(|| read(&go, &mut [0]).is_ok() && act(&its)));
-                    thread::sleep(std::time::Duration::from_millis(2));
+                    let child = scope
+                        .spawn(|| in_child(|| write(&there, &[0]).is_ok() && read(&go, &mut [0]).is_ok() && act(&its)));
+                    // Forked while enabled.
+                    read(&is_there, &mut [0]).expect("the child lives");
                     its.region.disable().expect("nothing is in the way");
                     write(&may_go, &[0]).expect("the child lives");
                     // Before and after: it may take a moment.
