@@ -9,9 +9,7 @@ use revocable_mmio::fault::{FaultFlags, NotResolved};
 use revocable_mmio::pci::{
     Bar, DmaAccess, DmaSegment, DmaSpace, IoEventLoop, Iommu, PciDevice, PciError, Space, Width,
 };
-use revocable_mmio::{
-    Caller, FaultQueue, MapOptions, Mapping, Monitor, OnDisabled, PinError, Region, Strategy, SubmitError, Submitted,
-};
+use revocable_mmio::{Caller, FaultQueue, MapOptions, OnDisabled, PinError, Region, SubmitError, Submitted};
 use std::future::Future;
 use std::io;
 use std::num::NonZeroUsize;

@@ -111,8 +111,9 @@ pub(super) fn write_process(pid: i32, addr: usize, from: &[u8]) -> Result<usize,
 pub(super) fn read_own_memory(addr: usize, into: usize, len: usize) -> Result<usize, Errno> {
     let local = libc::iovec { iov_base: at(into), iov_len: len };
     let remote = libc::iovec { iov_base: at(addr), iov_len: len };
+    let pid = nix::unistd::getpid().as_raw();
     // SAFETY: both pieces the kernel checks; nothing else uses the local one as anything but raw memory.
-    answer(unsafe { libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0) })
+    answer(unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) })
 }
 
 /// process_madvise(2) on another process.
