@@ -278,7 +278,7 @@ impl PciBuilder {
                 let size = rom_size(&content);
                 let region = self.region(format!("{name} ROM"), size, Backing::Memfd, enabled)?;
                 region.owner().write_slice(0, &content).map_err(|e| PciError::Description(e.to_string()))?;
-                Some(Memory { region, size, excluded: apart(Vec::from([content.len() as u64..size])) })
+                Some(Memory { region, size, excluded: apart(std::iter::once(content.len() as u64..size).collect()) })
             }
             None => None,
         };
