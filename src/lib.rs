@@ -39,7 +39,8 @@
 //! back behind a revocation. The [`OwnerView`] is the device's own side, which no revocation touches.
 //!
 //! The crate's accessors ([`Mapping::read`], [`Mapping::write`] and their kin) recover from the fault of a revoked access, by handlers of
-//! SIGBUS and SIGSEGV that chain to those that were there: see [`signal`]. Raw pointers from [`Mapping::as_ptr`], system calls and vCPUs
+//! SIGBUS and SIGSEGV that chain to those that were there: see [`signal`]. On architectures other than x86-64 and aarch64 they access the
+//! owner's view under the memory lock instead. Raw pointers from [`Mapping::as_ptr`], system calls and vCPUs
 //! meet the policy itself.
 //!
 //! # Guarantees
@@ -47,8 +48,7 @@
 //! 1. *Revoked means revoked.* Once `disable()` has returned, nothing reaches the memory through any mapping until `enable()`.
 //! 2. *Nothing is lost.* Content survives; stores that returned before are in it, a store that failed is not.
 //! 3. *Access never kills.* A revoked access through the crate's accessors is an `Err` or all-ones, never a signal that ends the process.
-//! 4. *Bounded.* Revocation waits for guards and pins only, and says for whose; each wait has a form that does not wait. On machines
-//!    other than x86-64 and aarch64 it also waits for the accesses that are under way.
+//! 4. *Bounded.* Revocation waits for guards and pins only, and says for whose; each wait has a form that does not wait.
 //! 5. *No deadlock*, whoever faults while holding what.
 //! 6. *NOWAIT never sleeps.*
 //! 7. *Fails closed.* Whatever dies or runs out half-way, the memory stays out of reach, and who waits wakes.

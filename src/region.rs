@@ -52,9 +52,9 @@ impl Region {
     /// [`enable`](Self::enable). Says whether this call changed the state.
     ///
     /// # Blocking
-    /// Waits for guards and pins to be dropped, for another thread's change of state, and for single accesses on a caller's
-    /// behalf, as long as it takes. On machines other than x86-64 and aarch64, where an access that is under way cannot be
-    /// skipped, also for single accesses and bulk copies.
+    /// Waits for guards and pins to be dropped, for another thread's change of state, and for single accesses that are made under
+    /// the memory lock, as long as it takes: those on a caller's behalf, and on architectures other than x86-64 and aarch64 all
+    /// (of a bulk copy, the page that is being copied).
     ///
     /// # Errors
     /// The state is as before: see [`RevokeError`].
