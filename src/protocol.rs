@@ -68,7 +68,7 @@ pub(crate) trait Mechanism {
 pub(crate) type Together = std::sync::Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// How long a thread waits for the right to change the state before it looks whether it is waited for itself.
-const LOOK: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_millis(250);
 
 /// A region's state, as the memory lock protects it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -208,19 +208,16 @@ impl View {
             place.hole = None;
         }
         let replaced = call();
-        // SAFETY: a part of the view's own range, as above.
-        match replaced.map_err(|e| (e, unsafe { map::plug(part) })) {
-            Ok(()) => {
-                place.content = Content::Unsettled;
-                Ok(())
-            }
-            Err((e, Err(there))) if there.errno == Errno::EEXIST => Err(e),
-            Err((e, plugged)) => {
-                place.hole = plugged.is_err().then_some(part);
-                place.content = Content::Unsettled;
-                Err(e)
-            }
+        // Asked of what is mapped, not of the call that would fill a hole: at the limit of mappings that is refused anyway.
+        if replaced.is_err() && !map::has_hole(part) {
+            return replaced;
         }
+        place.content = Content::Unsettled;
+        if replaced.is_err() {
+            // SAFETY: a part of the view's own range, in which there is nothing, as above.
+            place.hole = unsafe { map::plug(part) }.is_err().then_some(part);
+        }
+        replaced
     }
 
     /// The memory is reachable again. On an error the range refuses, or waits as before.

@@ -311,6 +311,9 @@ fn a_monitor_fails_closed_under_its_filter() {
         exit(0);
     }
     let threads = || std::fs::read_dir("/proc/self/task").expect("there is /proc").count();
+    // Those that stay, once there are regions and some that wait.
+    let first = Region::builder(4096).strategy(Strategy::Detach).build().expect("a region");
+    drop(first.map(MapOptions::new().on_disabled(OnDisabled::Block)).expect("it maps"));
     let before = threads();
     let monitor = Monitor::with_threads(1).expect("a userfaultfd");
     let mapped = Arc::new(Barrier::new(2));
