@@ -107,12 +107,17 @@ impl Protocol {
                 None => (Seen::Contended, true),
             };
             let decision: Decision = decide(caller.flags, seen, caller.rules);
+            if matches!(decision, Decision::Wait { .. }) && self.waits_for_itself() {
+                // Before the caller's lock is released for a wait that there is not.
+                return Err(Outcome::Reentrant);
+            }
             let answer = decision.carry_out(lock, |sleep| {
                 let cancel = if sleep == Sleep::Uninterruptible { None } else { caller.cancel };
                 let unwanted =
                     |now| if busy { now == Phase::Busy } else { matches!(now, Phase::Busy | Phase::Disabled) };
                 match self.wait_while(unwanted, cancel, None) {
-                    Waited::Done | Waited::TimedOut => Woken::Done,
+                    // Reentrant: looked at again, and refused before the next wait.
+                    Waited::Done | Waited::TimedOut | Waited::Reentrant => Woken::Done,
                     Waited::Cancelled => Woken::Killed,
                 }
             });

@@ -176,9 +176,14 @@ pub enum RevokeError {
         /// How many.
         guards: u64,
     },
-    /// Called from inside a notifier or a reset callback of the same region.
+    /// Called from inside a notifier or a reset callback of the same region, or from a signal handler that interrupted a thread
+    /// inside of this crate.
     #[error("called from inside a notifier or reset callback of the same region: change its state from elsewhere")]
     Reentrant,
+    /// SIGBUS or SIGSEGV no longer reaches the crate's handler, and it could not be put back: a revoked access would end the
+    /// process.
+    #[error(transparent)]
+    Signal(#[from] crate::signal::SignalError),
     /// Called in a forked child: mappings are not inherited.
     #[error("the region is the parent's: a forked child has none of its mappings and cannot change it")]
     Forked,
@@ -245,6 +250,16 @@ pub enum AccessError {
     /// The wait was cancelled.
     #[error("the wait for offset {offset:#x} was cancelled")]
     Cancelled {
+        /// In bytes.
+        offset: usize,
+    },
+    /// The access would have waited for its own thread: it was made by a callback of a change of the region's state, or by a
+    /// signal handler that interrupted a thread inside of this crate.
+    #[error(
+        "the access at offset {offset:#x} would wait for its own thread, which changes the region's state or was interrupted \
+         inside of this crate: make it later or in another thread, or use the try_ form"
+    )]
+    Reentrant {
         /// In bytes.
         offset: usize,
     },
@@ -334,6 +349,10 @@ pub enum PinError {
     /// The wait was cancelled.
     #[error("the wait was cancelled")]
     Cancelled,
+    /// Waiting would have been for the calling thread itself: this is a callback of a change of the region's state, or a signal
+    /// handler that interrupted a thread inside of this crate.
+    #[error("the pin would wait for its own thread, which changes the region's state: pin later, or in another thread")]
+    Reentrant,
     /// The file gives no pages there, or the region has no owner's view to reach them by ([`OnRevoke::Drop`](crate::OnRevoke)).
     #[error("no memory: {0}")]
     NoMemory(SysError),

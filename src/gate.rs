@@ -277,7 +277,7 @@ impl Gate {
         };
         match self.drained.wait_while(still_held, None, deadline) {
             Waited::Done => Ok(()),
-            Waited::TimedOut | Waited::Cancelled => {
+            Waited::TimedOut | Waited::Cancelled | Waited::Reentrant => {
                 let pending = pending.into_inner();
                 let held = self.held().into_iter().filter(|(place, _)| pending.contains(place)).collect::<Vec<_>>();
                 // The last of them may have ended between the two looks.

@@ -3,6 +3,7 @@
 use crate::error::AccessError;
 use crate::gate::{self, Phase};
 use crate::mapping::Mapping;
+use crate::wait::Waited;
 use std::fmt;
 use std::ops::Deref;
 
@@ -63,14 +64,20 @@ impl Mapping {
     /// device, another member of the group) use [`try_access`](Self::try_access): the change of both waits for that guard.
     ///
     /// # Errors
-    /// As [`try_access`](Self::try_access), but `WouldBlock`.
+    /// As [`try_access`](Self::try_access), except `WouldBlock`; [`AccessError::Reentrant`] where it would wait for the calling
+    /// thread itself.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn with_access<R>(&self, with: impl FnOnce(&Access<'_>) -> R) -> Result<R, AccessError> {
         loop {
             match self.try_access() {
                 Ok(access) => return Ok(with(&access)),
                 Err(AccessError::WouldBlock { .. }) => {
                     let protocol = &self.served.region.protocol;
-                    let _ = protocol.wait_while(|now| now == Phase::Busy, None, None);
+                    if protocol.wait_while(|now| now == Phase::Busy, None, None) == Waited::Reentrant {
+                        return Err(AccessError::Reentrant { offset: 0 });
+                    }
                 }
                 Err(e) => return Err(e),
             }

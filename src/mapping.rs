@@ -15,10 +15,10 @@ use crate::policy::OnDisabled;
 use crate::protocol::State;
 use crate::region::RegionShared;
 use crate::revoke::{Server, Strategy, Tile, View, ViewSpec};
+use crate::sync::inside::Mutex;
 use crate::sys::SysError;
 use crate::sys::map::Prot;
 use around::Around;
-use parking_lot::Mutex;
 use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -106,7 +106,7 @@ impl Mapping {
         let state = match region.protocol.try_read() {
             Some(state) => state,
             // In its own reset callback: it would wait for itself.
-            None if region.protocol.is_changed_by_caller() => return Err(Establish::Reentrant),
+            None if region.protocol.waits_for_itself() => return Err(Establish::Reentrant),
             None => region.protocol.read(),
         };
         let file = region.file.lock();

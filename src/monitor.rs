@@ -5,12 +5,12 @@
 
 use crate::error::MonitorError;
 use crate::stats::MonitorStats;
+use crate::sync::inside::{Mutex, RwLock};
 use crate::sys::identity::Identity;
 use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
-use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -11,8 +11,8 @@
 
 use crate::region::{Region, RegionShared};
 use crate::stats::count;
+use crate::sync::inside::Mutex;
 use crate::sys::thread::current_tid;
-use parking_lot::Mutex;
 use std::error::Error;
 use std::fmt;
 use std::ops::Range;
@@ -60,7 +60,7 @@ struct Subscriber {
     notifier: Arc<dyn InvalidateNotifier>,
     range: Range<usize>,
     /// Held while it is being told, so that unsubscribing waits for that.
-    calling: Mutex<()>,
+    calling: parking_lot::Mutex<()>,
     /// The thread that tells it, 0 for none.
     caller: AtomicI32,
     gone: AtomicBool,
@@ -137,7 +137,7 @@ impl Subscription {
         let subscriber = Arc::new(Subscriber {
             notifier,
             range,
-            calling: Mutex::new(()),
+            calling: parking_lot::Mutex::new(()),
             caller: AtomicI32::new(0),
             gone: AtomicBool::new(false),
             revoked: AtomicBool::new(list.revoked),

@@ -7,7 +7,7 @@ use crate::caller::Caller;
 use crate::error::PinError;
 use crate::fault::NotResolved;
 use crate::region::{Region, RegionShared};
-use parking_lot::Mutex;
+use crate::sync::inside::Mutex;
 use std::fmt;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -136,6 +136,7 @@ impl Region {
             Err(NotResolved::WouldBlock) => Err(PinError::WouldBlock),
             Err(NotResolved::Sigbus) => Err(PinError::Disabled),
             Err(NotResolved::Killed) => Err(PinError::Cancelled),
+            Err(NotResolved::Reentrant) => Err(PinError::Reentrant),
             Err(NotResolved::Illegal(flags)) => Err(PinError::Flags(flags)),
         }
     }

@@ -19,6 +19,18 @@
 //! Enabling is the same with `restore()`, and `after_restore()` at the end; a reset holds (`hold()`) instead of
 //! refusing, runs its callback, and restores. If anything fails on the way, [`Change`]'s drop walks back.
 //!
+//! # Who would wait for itself
+//!
+//! A callback of a change, or a signal handler that interrupts the changer, must not wait for the change. Nor must a handler
+//! that interrupts a thread which holds any lock of the crate, or is about to take it: the changer may wait for that. Both are
+//! known without a lock: [`Protocol::changer`] names the thread from before the gate is shut until all are told, and a thread
+//! counts as inside ([`crate::sync::inside`]) from before it takes `control` until it is named, from before it is no longer
+//! named until `control` is free, and while it has any other lock or the read side. So between any two instructions of a change
+//! one of the two holds, and [`wait_while`](Protocol::wait_while), through which every wait for a region goes, refuses.
+//!
+//! The same thread's accesses must not wait in a page fault either. So mappings are closed (`Mechanism::close`), which leads
+//! accesses here, before the write side is taken, and opened after it was released.
+//!
 //! Lock order: control, then the memory lock, then the region's file, then the list of mappings, then a view's place, then
 //! (in the kernel) mmap_lock. Neither side of the memory lock is held while anything is touched that can fault into a
 //! userfaultfd.
@@ -27,7 +39,7 @@ use crate::access::raw::RECOVERABLE;
 use crate::error::{Holders, RevokeError};
 use crate::gate::{Gate, Guard, NotDrained, Phase};
 use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Mutation, RwLock, RwLockReadGuard, TryMutex, TryMutexGuard, broken, fence};
+use crate::sync::{Mutation, RwLock, RwLockReadGuard, TryMutex, TryMutexGuard, broken, fence, inside};
 use crate::sys::identity::Identity;
 use crate::trace;
 use crate::wait::{CancelToken, Event, Patience, Waited};
@@ -59,6 +71,10 @@ pub(crate) trait Mechanism {
     /// Called now and then while waiting for guards, if their holders may themselves wait for this thread, which is
     /// what it answers.
     fn help(&self) -> bool;
+    /// Has accesses look at the state before they touch the memory. A hint, so the model has none.
+    fn close(&self) {}
+    /// Lets accesses touch the memory at once.
+    fn open(&self) {}
 }
 
 /// A region's state, as the memory lock protects it.
@@ -87,6 +103,8 @@ pub(crate) struct Protocol {
     changer: AtomicI32,
     /// The memory lock.
     memory: RwLock<State>,
+    /// The write side is held or waited for: mappings stay closed.
+    closed: AtomicBool,
     pub(crate) gate: Gate,
     /// For single accesses that don't recover by themselves (`access/portable.rs`): they go on while guards and pins are
     /// drained, whose holders may make them, and are drained after those. `None` where accesses recover.
@@ -108,6 +126,7 @@ impl Protocol {
             control: TryMutex::new(()),
             changer: AtomicI32::new(0),
             memory: RwLock::new(initial),
+            closed: AtomicBool::new(false),
             gate: Gate::new(initial.phase()),
             accesses: (!RECOVERABLE).then(|| Gate::new(initial.phase())),
             pins: AtomicUsize::new(0),
@@ -133,6 +152,18 @@ impl Protocol {
     pub(crate) fn is_changed_by_caller(&self) -> bool {
         // Relaxed: only ever compared with the reading thread's own key.
         self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid()
+    }
+
+    /// Would the calling thread wait for itself, if it waited for this region? It is inside a change of its state, or inside of
+    /// the crate; or a signal handler runs that has interrupted such a thread. Async-signal-safe.
+    pub(crate) fn waits_for_itself(&self) -> bool {
+        inside::is_inside() || self.is_changed_by_caller()
+    }
+
+    /// Must mappings stay closed?
+    pub(crate) fn is_closed(&self) -> bool {
+        // SeqCst, with the store in `Change::write_lock`: see `Served::open`.
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// Was the region enabled after the last finished change?
@@ -176,21 +207,25 @@ impl Protocol {
     /// guard which another thread's change waits for.
     #[cfg_attr(not(feature = "kvm"), expect(dead_code, reason = "only memslots start in step with the state so far"))]
     pub(crate) fn at_rest<R>(&self, f: impl FnOnce(Phase) -> R) -> Result<R, RevokeError> {
-        // Relaxed: only ever compared with the reading thread's own key.
-        if self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid() {
+        if self.waits_for_itself() {
             return Err(RevokeError::Reentrant);
         }
+        let _inside = inside::enter();
         let _control = self.lock_control(Patience::Forever, Instant::now())?;
         Ok(f(self.phase()))
     }
 
-    /// Waits until the region is in none of the phases that `unwanted` names.
+    /// Waits until the region is in none of the phases that `unwanted` names. Every wait for a region's state comes here, and
+    /// one that would be for the calling thread itself is [`Waited::Reentrant`] instead. Async-signal-safe without a token.
     pub(crate) fn wait_while(
         &self,
         unwanted: impl Fn(Phase) -> bool,
         cancel: Option<&CancelToken>,
         deadline: Option<Instant>,
     ) -> Waited {
+        if unwanted(self.phase()) && self.waits_for_itself() {
+            return Waited::Reentrant;
+        }
         self.waiters.wait_while(|| unwanted(self.phase()), cancel, deadline)
     }
 
@@ -297,9 +332,11 @@ impl Protocol {
         if self.is_inherited() {
             return Err(RevokeError::Forked);
         }
-        if self.is_changed_by_caller() {
+        if self.waits_for_itself() {
             return Err(RevokeError::Reentrant);
         }
+        // Until `changer` says it.
+        let _inside = inside::enter();
         let control = self.lock_control(patience, since)?;
         let was = match self.phase() {
             Phase::Open => State::Enabled,

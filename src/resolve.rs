@@ -182,6 +182,7 @@ impl Mapping {
             Err(NotResolved::Sigbus) => Err(AccessError::Disabled { offset }),
             Err(NotResolved::WouldBlock) => Err(AccessError::WouldBlock { offset }),
             Err(NotResolved::Killed) => Err(AccessError::Cancelled { offset }),
+            Err(NotResolved::Reentrant) => Err(AccessError::Reentrant { offset }),
             Err(NotResolved::Illegal(flags)) => Err(AccessError::Flags(flags)),
         }
     }

@@ -22,6 +22,7 @@ pub(crate) use cover::{Tile, prepare};
 pub(crate) use live::map_over;
 
 use crate::OnDisabled;
+use crate::sync::inside::Mutex;
 use crate::sys::map::{self, Advice, Leave, Prot};
 use crate::sys::uffd::Uffd;
 use crate::sys::{AddrRange, SysError};
@@ -29,7 +30,6 @@ use left_over::{release, sweep};
 use live::alignment;
 use nix::errno::Errno;
 use park::Waits;
-use parking_lot::Mutex;
 use parts::Part;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -37,6 +37,8 @@ pub(crate) enum Waited {
     Cancelled,
     /// The deadline came first.
     TimedOut,
+    /// It was not waited at all: the calling thread would have waited for itself (`Protocol::wait_while`).
+    Reentrant,
 }
 
 /// What waiters sleep on and changers notify. A clone is the same event.

@@ -7,6 +7,8 @@ use crate::gate::Phase;
 use crate::mapping::Served;
 use crate::protocol::State;
 use crate::revoke::{Server, Strategy};
+use crate::sync::inside;
+use crate::wait::Waited;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
@@ -80,13 +82,19 @@ impl Served {
                 (Phase::Disabled, OnDisabled::Block) => &|now| matches!(now, Phase::Busy | Phase::Disabled),
                 (Phase::Busy, _) => &|now| now == Phase::Busy,
             };
-            let _ = protocol.wait_while(unwanted, None, None);
+            if protocol.wait_while(unwanted, None, None) == Waited::Reentrant {
+                return Err(AccessError::Reentrant { offset });
+            }
         }
     }
 
     /// The region is enabled, and this mapping is not: a change failed half-way and could not be undone.
     #[cold]
     fn mend(&self) {
+        if inside::is_inside() {
+            // A signal handler has interrupted a thread that may hold what is needed for it.
+            return;
+        }
         if let Some(state) = self.region.protocol.try_read().filter(|state| **state == State::Enabled) {
             self.heal();
             drop(state);
@@ -122,6 +130,8 @@ impl Served {
     /// An access faulted. Resolves the fault where that is the accessing thread's business, and decides whether
     /// trying again makes sense.
     pub(super) fn after_fault(&self, offset: usize, patience: &mut Patience) -> Result<(), AccessError> {
+        // As in `mend`. Asked before the read side is taken, which counts too.
+        let inside = inside::is_inside();
         // Under the read side of the memory lock; whoever holds the write side is waited for by `admit`.
         if let Some(state) = self.region.protocol.try_read().filter(|state| **state == State::Enabled) {
             match (&self.view.server, self.view.strategy) {
@@ -129,7 +139,7 @@ impl Served {
                     self.map_pages(uffd, offset).map_err(|_| AccessError::NoMemory { offset })?;
                 }
                 // Nothing should refuse here, unless a change failed half-way and could not be undone.
-                _ if patience.left < 8 => self.heal(),
+                _ if patience.left < 8 && !inside => self.heal(),
                 _ => {}
             }
             drop(state);
@@ -139,7 +149,10 @@ impl Served {
         if epoch != patience.epoch {
             *patience = Patience { epoch, left: 16 };
         }
-        patience.left = patience.left.checked_sub(1).ok_or(AccessError::NoMemory { offset })?;
+        patience.left = patience.left.checked_sub(1).ok_or(match inside {
+            true => AccessError::Reentrant { offset },
+            false => AccessError::NoMemory { offset },
+        })?;
         Ok(())
     }
 }

@@ -16,6 +16,9 @@ pub enum Outcome {
     Sigbus,
     /// The wait was cancelled. The caller's lock is released, as the kernel does for a killed wait.
     Killed,
+    /// The wait would have been for the calling thread itself: it runs a callback of a change of the region's state, or a signal
+    /// handler that interrupted a thread inside of this crate. The caller's lock is held. The kernel has no such case.
+    Reentrant,
 }
 
 /// Whether the caller's lock survived.

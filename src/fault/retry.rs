@@ -22,6 +22,11 @@ pub enum NotResolved {
     /// The caller was cancelled (`-EINTR`).
     #[error("cancelled while waiting for the region")]
     Killed,
+    /// It would have waited for the calling thread itself: see [`Outcome::Reentrant`]. Nothing was queued.
+    #[error(
+        "the fault would wait for its own thread, which changes the region's state: try it later, or in another thread"
+    )]
+    Reentrant,
     /// The flags contradict themselves.
     #[error(transparent)]
     Illegal(#[from] IllegalFlags),
@@ -57,6 +62,7 @@ pub fn resolve<L: CallerLock>(
             Outcome::Mapped => return Ok(Resolved { unlocked }),
             Outcome::Sigbus => return Err(NotResolved::Sigbus),
             Outcome::Killed => return Err(NotResolved::Killed),
+            Outcome::Reentrant => return Err(NotResolved::Reentrant),
             Outcome::Retry { lock: LockAfter::Held } => return Err(NotResolved::WouldBlock),
             // Without ALLOW_RETRY this is the kernel's answer to who was killed: TRIED would be illegal then, and
             // the look at `cancelled` ends the loop.

@@ -64,6 +64,14 @@ pub enum ExitError {
         /// The guest physical address, where the machine tells it.
         gpa: Option<u64>,
     },
+    /// The wait would have been for the calling thread itself, which changes the region's state (a notifier that runs a vCPU).
+    #[error(
+        "guest access, slot {slot}, would wait for its own thread, which changes the region's state: run the vCPU elsewhere"
+    )]
+    Reentrant {
+        /// The memslot.
+        slot: u32,
+    },
     /// The region is enabled, but its memory gives no page there.
     #[error("no memory at guest address {gpa:#x}, slot {slot}")]
     NoMemory {

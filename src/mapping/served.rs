@@ -8,11 +8,11 @@ use crate::protocol::State;
 use crate::region::RegionShared;
 use crate::revoke::{Strategy, View};
 use crate::stats::count;
+use crate::sync::inside::Mutex;
 use crate::sys::map::Prot;
 use crate::sys::uffd::{Continued, FaultMessage, Uffd};
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
-use parking_lot::Mutex;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,10 +37,16 @@ pub(crate) struct Served {
 
 impl Served {
     /// Accesses may be tried. A hint, no more: an access that is tried too early faults and looks again.
+    ///
+    /// Not while the write side of the memory lock is held or waited for. SeqCst, all of them, with `Change::write_lock`: either
+    /// the change is seen here, or what is stored here is seen, and stored over, there (`Mechanism::close`).
     pub(crate) fn open(&self) {
         let len = self.view.range.len;
-        self.load_limit.store(len, Ordering::Relaxed);
-        self.store_limit.store(if self.view.prot == Prot::ReadWrite { len } else { 0 }, Ordering::Relaxed);
+        self.load_limit.store(len, Ordering::SeqCst);
+        self.store_limit.store(if self.view.prot == Prot::ReadWrite { len } else { 0 }, Ordering::SeqCst);
+        if self.region.protocol.is_closed() {
+            self.close();
+        }
     }
 
     /// Under the read side of the memory lock of an enabled region: puts right what a change that failed half-way left.
@@ -65,8 +71,8 @@ impl Served {
 
     /// Accesses had better look first. A hint: the refusal itself is in the page tables.
     pub(crate) fn close(&self) {
-        self.load_limit.store(0, Ordering::Relaxed);
-        self.store_limit.store(0, Ordering::Relaxed);
+        self.load_limit.store(0, Ordering::SeqCst);
+        self.store_limit.store(0, Ordering::SeqCst);
     }
 
     /// Has everyone who waits here look again.

@@ -181,6 +181,7 @@ impl Device {
             Err(NotResolved::Sigbus) => Err(disabled()),
             Err(NotResolved::WouldBlock) => Err(PciError::WouldBlock { space, offset }),
             Err(NotResolved::Killed) => Err(PciError::Cancelled { space, offset }),
+            Err(NotResolved::Reentrant) => Err(PciError::Reentrant),
             Err(NotResolved::Illegal(flags)) => Err(flags.into()),
         }
     }

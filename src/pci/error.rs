@@ -183,7 +183,7 @@ impl PciError {
                 RevokeError::Busy(_) | RevokeError::TimedOut { .. } => Errno::EBUSY,
                 RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant => Errno::EDEADLK,
                 RevokeError::Gone | RevokeError::NoFile => Errno::ENODEV,
-                RevokeError::Forked => Errno::EPERM,
+                RevokeError::Forked | RevokeError::Signal(_) => Errno::EPERM,
                 RevokeError::Sys { source, .. } => source.errno,
                 RevokeError::Barrier(e) => return e.raw_os_error().unwrap_or(Errno::EIO as i32),
             },

@@ -4,7 +4,7 @@ use super::{Mechanism, Protocol, State, gave_up};
 use crate::error::{Holders, RevokeError};
 use crate::gate::Phase;
 use crate::sync::atomic::Ordering;
-use crate::sync::{Mutation, RwLock, RwLockWriteGuard, TryMutexGuard, broken};
+use crate::sync::{Mutation, RwLock, RwLockWriteGuard, TryMutexGuard, broken, inside};
 use crate::wait::Patience;
 use std::time::Instant;
 
@@ -13,7 +13,8 @@ use std::time::Instant;
 pub(crate) struct Change<'a> {
     protocol: &'a Protocol,
     mechanism: &'a dyn Mechanism,
-    _control: TryMutexGuard<'a>,
+    /// `None` only at the end of its drop.
+    control: Option<TryMutexGuard<'a>>,
     /// When its changer began to wait.
     since: Instant,
     memory: Option<RwLockWriteGuard<'a, State>>,
@@ -35,7 +36,7 @@ impl<'a> Change<'a> {
         Self {
             protocol,
             mechanism,
-            _control: control,
+            control: Some(control),
             since,
             memory: None,
             was,
@@ -61,6 +62,10 @@ impl<'a> Change<'a> {
     }
 
     pub(super) fn write_lock(&mut self, patience: Patience) -> Result<(), RevokeError> {
+        // Before the lock is taken or waited for: a signal handler of this thread that accesses a mapping must not fault into
+        // what only this thread can resolve.
+        self.protocol.closed.store(true, Ordering::SeqCst);
+        self.mechanism.close();
         let memory: &'a RwLock<State> = &self.protocol.memory;
         let guard = match patience {
             Patience::Forever => Some(memory.write()),
@@ -149,6 +154,10 @@ impl<'a> Change<'a> {
             self.mechanism.wake();
         }
         drop(self.memory.take());
+        self.protocol.closed.store(false, Ordering::SeqCst);
+        if self.now == State::Enabled {
+            self.mechanism.open();
+        }
         self.protocol.epoch.fetch_add(1, Ordering::Release);
         self.protocol.enabled.store(self.now == State::Enabled, Ordering::Relaxed);
         if broken(Mutation::NotifyFirst) {
@@ -171,13 +180,15 @@ impl Drop for Change<'_> {
     fn drop(&mut self) {
         if self.memory.is_none() && self.protocol.phase() != Phase::Busy && !self.told && !self.published {
             // Nothing was begun: it had been what it was to become.
-            self.protocol.changer.store(0, Ordering::Relaxed);
-            return;
+        } else {
+            self.publish();
+            if self.now == State::Enabled && (self.told || self.was == State::Disabled) {
+                self.mechanism.after_restore();
+            }
         }
-        self.publish();
-        if self.now == State::Enabled && (self.told || self.was == State::Disabled) {
-            self.mechanism.after_restore();
-        }
+        // A handler that comes between the two must not wait for this thread either.
+        let _inside = inside::enter();
         self.protocol.changer.store(0, Ordering::Relaxed);
+        drop(self.control.take());
     }
 }

@@ -10,8 +10,8 @@ use crate::pin::PinTable;
 use crate::protocol::{Protocol, State};
 use crate::revoke::Strategy;
 use crate::stats::RegionCounters;
+use crate::sync::inside::Mutex;
 use crate::sys::probe::{Feature, Support};
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

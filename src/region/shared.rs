@@ -12,9 +12,9 @@ use crate::pin::PinTable;
 use crate::protocol::{Mechanism, Protocol, State};
 use crate::revoke::{Grade, Server, Strategy};
 use crate::stats::{RegionCounters, count};
+use crate::sync::inside::Mutex;
 use crate::sys::SysError;
 use crate::wait::Patience;
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -178,6 +178,14 @@ impl Mechanism for RegionShared {
             mapping.wake();
         }
         self.pending.settle(|| self.protocol.phase());
+    }
+
+    fn close(&self) {
+        self.mappings.lock().values().for_each(|mapping| mapping.close());
+    }
+
+    fn open(&self) {
+        self.mappings.lock().values().for_each(|mapping| mapping.open());
     }
 
     fn help(&self) -> bool {

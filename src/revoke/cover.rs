@@ -10,11 +10,11 @@
 use super::parts::Part;
 use super::{Content, Place, View};
 use crate::OnDisabled;
+use crate::sync::inside::Mutex;
 use crate::sys::map;
 use crate::sys::uffd::Uffd;
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
-use parking_lot::Mutex;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
