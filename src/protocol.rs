@@ -300,6 +300,12 @@ impl Protocol {
         if goal == Some(change.was) {
             return Ok(None);
         }
+        // A revoked access is to be an error, and so must reach the crate's handler. What ends for good does not fail for that.
+        match goal {
+            Some(State::Disabled) => crate::signal::install()?,
+            Some(State::Gone) | None => drop(crate::signal::install()),
+            Some(State::Enabled) => {}
+        }
         if change.was == State::Enabled {
             change.told = true;
             mechanism.before_revoke();
