@@ -115,7 +115,7 @@ impl Protocol {
                 let cancel = if sleep == Sleep::Uninterruptible { None } else { caller.cancel };
                 let unwanted =
                     |now| if busy { now == Phase::Busy } else { matches!(now, Phase::Busy | Phase::Disabled) };
-                match self.wait_while(unwanted, cancel, None) {
+                match self.wait_while_met(unwanted, cancel) {
                     // Reentrant: looked at again, and refused before the next wait.
                     Waited::Done | Waited::TimedOut | Waited::Reentrant => Woken::Done,
                     Waited::Cancelled => Woken::Killed,

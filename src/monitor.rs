@@ -174,7 +174,7 @@ impl Monitor {
             faults: c.faults.load(Ordering::Relaxed),
             stale: c.stale.load(Ordering::Relaxed),
             panics: c.panics.load(Ordering::Relaxed),
-            mappings: self.core.mappings.read().len(),
+            mappings: self.core.mappings.look().len(),
             threads: self.threads.count,
             answer: c.answer.snapshot(),
         }
@@ -251,7 +251,7 @@ impl fmt::Debug for Monitor {
         f.debug_struct("Monitor")
             .field("source", &self.core.source)
             .field("threads", &self.threads.count)
-            .field("mappings", &self.core.mappings.read().values().map(|(range, _)| *range).collect::<Vec<_>>())
+            .field("mappings", &self.core.mappings.look().values().map(|(range, _)| *range).collect::<Vec<_>>())
             .field("dead", &self.core.dead)
             .finish()
     }

@@ -142,6 +142,18 @@ impl Protocol {
         self.gate.phase()
     }
 
+    /// What an access meets. While a change waits for guards and pins that is what was before it: the access may be made by a
+    /// holder of one, or by a signal handler that has interrupted a thread in the middle of entering the gate, which the drain
+    /// waits for too. Busy only from the time at which the write side is wanted, when all of those are gone.
+    pub(crate) fn met(&self) -> Phase {
+        match self.phase() {
+            Phase::Busy if self.is_closed() => Phase::Busy,
+            Phase::Busy if self.was_enabled() => Phase::Open,
+            Phase::Busy => Phase::Disabled,
+            settled => settled,
+        }
+    }
+
     /// Is this a forked child's copy? The child has no mappings where its parent has them, maybe something else; and the
     /// userfaultfds go on working on its parent's.
     pub(crate) fn is_inherited(&self) -> bool {
@@ -181,11 +193,24 @@ impl Protocol {
         self.pins.load(Ordering::Relaxed)
     }
 
-    /// The read side of the memory lock, without waiting.
+    /// The read side of the memory lock, without waiting, and not while a writer waits for it.
+    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, State>> {
+        // Relaxed: a matter of fairness; the lock is what counts. The fence is `try_read_to_answer`'s.
+        if self.closed.load(Ordering::Relaxed) {
+            if !broken(Mutation::TryFence) {
+                fence(Ordering::Acquire);
+            }
+            return None;
+        }
+        self.try_read_to_answer()
+    }
+
+    /// [`try_read`](Self::try_read) for who answers other threads' faults: also while a writer waits. The writer may wait for
+    /// a reader that a signal handler has interrupted, and that one for the answer.
     ///
     /// Who does not get it sees the phase as Busy, or as what came after: otherwise it would spin for a while instead of
     /// waiting.
-    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, State>> {
+    pub(crate) fn try_read_to_answer(&self) -> Option<RwLockReadGuard<'_, State>> {
         let state = self.memory.try_read();
         if state.is_none() && !broken(Mutation::TryFence) {
             // Acquire: pairs with the heavy barrier in `Gate::shut`, after the store of Busy and before the lock is
@@ -197,7 +222,12 @@ impl Protocol {
 
     /// The read side of the memory lock, waiting for a writer as long as it takes.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.memory.read()
+        loop {
+            if let Some(state) = self.try_read() {
+                return state;
+            }
+            let _ = self.waiters.wait_while(|| self.is_closed(), None, None);
+        }
     }
 
     /// Runs `f` while no change of state is under way, and none begins.
@@ -223,10 +253,19 @@ impl Protocol {
         cancel: Option<&CancelToken>,
         deadline: Option<Instant>,
     ) -> Waited {
-        if unwanted(self.phase()) && self.waits_for_itself() {
+        self.wait(|| unwanted(self.phase()), cancel, deadline)
+    }
+
+    /// [`wait_while`](Self::wait_while) for an access: what it [meets](Self::met) is looked at, not what a guard would.
+    pub(crate) fn wait_while_met(&self, unwanted: impl Fn(Phase) -> bool, cancel: Option<&CancelToken>) -> Waited {
+        self.wait(|| unwanted(self.met()), cancel, None)
+    }
+
+    fn wait(&self, unwanted: impl Fn() -> bool, cancel: Option<&CancelToken>, deadline: Option<Instant>) -> Waited {
+        if unwanted() && self.waits_for_itself() {
             return Waited::Reentrant;
         }
-        self.waiters.wait_while(|| unwanted(self.phase()), cancel, deadline)
+        self.waiters.wait_while(unwanted, cancel, deadline)
     }
 
     /// Keeps the region from being revoked for the time of one access; `None`: it is busy, or not enabled.
@@ -314,7 +353,11 @@ impl Protocol {
         if broken(Mutation::DrainUnderLock) {
             change.write_lock(patience)?;
         }
-        self.drain(mechanism, patience, since)?;
+        // While disabled there is neither a guard nor a pin. An entry that is being refused is not waited for: its thread may be in
+        // a signal handler that waits for the end of that state.
+        if change.was == State::Enabled {
+            self.drain(mechanism, patience, since)?;
+        }
         Ok(Some(change))
     }
 

@@ -228,7 +228,7 @@ impl Drop for Region {
             Ok(_) | Err(RevokeError::Gone | RevokeError::Forked) => {}
             Err(e) => {
                 let later = Arc::clone(shared);
-                let spawned = std::thread::Builder::new().name("mmio-drop".to_owned()).spawn(move || later.end());
+                let spawned = crate::sys::thread::spawn("mmio-drop", move || later.end());
                 // No thread can be had: better wait than leave it reachable, unless that would be for ever.
                 if spawned.is_err() && !matches!(e, RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant) {
                     shared.end();

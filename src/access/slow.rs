@@ -54,16 +54,7 @@ impl Served {
     pub(super) fn admit(&self, offset: usize) -> Result<Next, AccessError> {
         let protocol = &self.region.protocol;
         loop {
-            let phase = match protocol.phase() {
-                Phase::Busy => match protocol.try_read().as_deref() {
-                    Some(State::Enabled) => Phase::Open,
-                    Some(State::Disabled) => Phase::Disabled,
-                    Some(State::Gone) => Phase::Gone,
-                    None => Phase::Busy,
-                },
-                settled => settled,
-            };
-            let unwanted: &dyn Fn(Phase) -> bool = match (phase, self.view.policy) {
+            let unwanted: &dyn Fn(Phase) -> bool = match (protocol.met(), self.view.policy) {
                 (Phase::Open, _) => {
                     if self.load_limit.load(Ordering::Relaxed) == 0 {
                         self.mend();
@@ -82,7 +73,7 @@ impl Served {
                 (Phase::Disabled, OnDisabled::Block) => &|now| matches!(now, Phase::Busy | Phase::Disabled),
                 (Phase::Busy, _) => &|now| now == Phase::Busy,
             };
-            if protocol.wait_while(unwanted, None, None) == Waited::Reentrant {
+            if protocol.wait_while_met(unwanted, None) == Waited::Reentrant {
                 return Err(AccessError::Reentrant { offset });
             }
         }

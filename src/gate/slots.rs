@@ -25,9 +25,6 @@ const BUCKETS: usize = if cfg!(revocable_model) { 2 } else { 19 };
 pub(super) struct Slot {
     pub(super) entered: AtomicU64,
     pub(super) left: AtomicU64,
-    /// Accesses turned away while the gate was closed, without entering. No part of the protocol: it is here because no
-    /// other thread's counter costs as little.
-    pub(super) turned_away: AtomicU64,
 }
 
 /// Where a thread's items are.

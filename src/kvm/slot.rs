@@ -291,7 +291,8 @@ impl Core {
         }
         std::thread::scope(|scope| {
             let helper = std::thread::Builder::new().name("mmio-memslot".to_owned());
-            let started = helper.spawn_scoped(scope, || change(&*self.vm, &slot));
+            let started =
+                crate::sys::thread::blocking_signals(|| helper.spawn_scoped(scope, || change(&*self.vm, &slot)));
             let ioctl = started
                 .map_err(|e| SysError::new("clone", nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
             while !ioctl.is_finished() {

@@ -144,7 +144,7 @@ impl monitor::Served for Served {
         let Some(uffd) = self.view.server.uffd() else { return };
         let counters = &self.region.counters;
         // NOWAIT: whoever holds the write side wakes this mapping's waiters after releasing it, and they fault again.
-        let Some(state) = self.region.protocol.try_read() else {
+        let Some(state) = self.region.protocol.try_read_to_answer() else {
             count(&counters.faults_parked);
             event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, "fault, region busy");
             return;

@@ -190,8 +190,7 @@ impl IoEventFd {
             return;
         }
         let kick = Arc::clone(self);
-        let waiter = std::thread::Builder::new().name("mmio-ioeventfd".to_owned());
-        if waiter.spawn(move || kick.make_deferred(&device)).is_err() {
+        if crate::sys::thread::spawn("mmio-ioeventfd", move || kick.make_deferred(&device)).is_err() {
             // No thread to be had: as if the signal had been merged with a later one.
             self.deferred.store(0, Ordering::Release);
         }

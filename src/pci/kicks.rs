@@ -58,8 +58,7 @@ impl IoEventLoop {
         }
         let core = Self::manual()?.core;
         let own = Arc::clone(&core);
-        let running = thread::Builder::new().name("mmio-ioeventfds".to_owned()).spawn(move || own.run());
-        let running = running.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+        let running = crate::sys::thread::spawn("mmio-ioeventfds", move || own.run())?;
         let thread = Arc::new(Thread { core: Arc::clone(&core), running: Some(running) });
         *shared = (Arc::downgrade(&core), Arc::downgrade(&thread));
         Ok(Self { core, thread: Some(thread) })

@@ -154,14 +154,14 @@ impl<'a> Change<'a> {
             self.mechanism.wake();
         }
         drop(self.memory.take());
-        self.protocol.closed.store(false, Ordering::SeqCst);
-        if self.now == State::Enabled {
-            self.mechanism.open();
-        }
         self.protocol.epoch.fetch_add(1, Ordering::Release);
         self.protocol.enabled.store(self.now == State::Enabled, Ordering::Relaxed);
         if broken(Mutation::NotifyFirst) {
             self.protocol.waiters.notify_all();
+        }
+        self.protocol.closed.store(false, Ordering::SeqCst);
+        if self.now == State::Enabled {
+            self.mechanism.open();
         }
         if let Some(accesses) = &self.protocol.accesses {
             accesses.set_phase(self.now.phase());

@@ -120,7 +120,7 @@ impl RegionShared {
             }
         };
         // Without a thread the page tables stay, which costs memory and nothing else.
-        let _ = std::thread::Builder::new().name("mmio-trim".to_owned()).spawn(trimming);
+        let _ = crate::sys::thread::spawn("mmio-trim", trimming);
     }
 }
 

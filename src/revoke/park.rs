@@ -119,7 +119,7 @@ fn move_registered(from: AddrRange, to: AddrRange, uffd: &Uffd) -> Result<(), Sy
     let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|e| SysError::new("eventfd", e))?;
     thread::scope(|scope| {
         let reader = thread::Builder::new().name("mmio-remap".to_owned());
-        let started = reader.spawn_scoped(scope, || read_events(uffd, &done));
+        let started = crate::sys::thread::blocking_signals(|| reader.spawn_scoped(scope, || read_events(uffd, &done)));
         started.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
         // SAFETY: both are the caller's; what stands at `to` is being revoked, and nothing of it is needed.
         let moved = unsafe { map::move_onto(from, to, Leave::Hole) };

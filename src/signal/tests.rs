@@ -257,6 +257,12 @@ extern "C" fn vmm_handler(signal: c_int, info: *mut siginfo_t, context: *mut c_v
     }
 }
 
+/// An asynchronous handler that uses the crate.
+extern "C" fn accesses(_: c_int) {
+    CALLS.fetch_add(1, SeqCst);
+    assert_eq!(unsafe { raw::load((OPEN_UP.load(SeqCst) as *const u32).wrapping_add(1)) }, Err(Faulted));
+}
+
 extern "C" fn vmm_without_us(_: c_int) {
     std::process::abort();
 }
@@ -599,6 +605,26 @@ fn scenario(name: &str) {
             foreign_fault(segv(PAGE));
         }
         "masks" => masks(),
+        "interrupted" => {
+            signal::install().unwrap();
+            OPEN_UP.store(bus(PAGE) as usize, SeqCst);
+            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+            action.sa_sigaction = accesses as extern "C" fn(c_int) as usize;
+            assert_eq!(unsafe { libc::sigaction(libc::SIGPROF, &raw const action, null_mut()) }, 0);
+            let thread = unsafe { libc::pthread_self() };
+            let sender = std::thread::spawn(move || {
+                let since = std::time::Instant::now();
+                while since.elapsed() < std::time::Duration::from_millis(500) {
+                    unsafe { libc::pthread_kill(thread, libc::SIGPROF) };
+                }
+            });
+            let (bus, segv) = (bus(PAGE), segv(PAGE));
+            while !sender.is_finished() {
+                assert_eq!(unsafe { raw::load(bus.cast::<u64>()) }, Err(Faulted));
+                assert_eq!(unsafe { raw::store(segv, 1) }, Err(Faulted));
+            }
+            assert!(CALLS.load(SeqCst) > 100);
+        }
         "forked" => {
             signal::install().unwrap();
             let status = match unsafe { libc::fork() } {
@@ -780,4 +806,10 @@ fn looking_whether_the_handlers_are_in_place_takes_less_than_a_microsecond() {
     let best = best.min().unwrap();
     eprintln!("looking takes {best:?}");
     assert!(best < std::time::Duration::from_micros(1), "{best:?}");
+}
+
+#[test]
+fn a_handler_that_uses_the_crate_may_come_at_any_time() {
+    needs_recovery!();
+    survives("interrupted");
 }

@@ -6,8 +6,8 @@
 //! in the middle of a change of state is not inside, as callbacks may wait for other regions; for its own the protocol knows it.
 
 // Not from `crate::sync`: the model checker has no signal handlers, and runs all of its threads in one.
+use crate::sys::thread::WithoutSignals;
 use core::sync::atomic::{AtomicU32, Ordering, compiler_fence};
-use parking_lot::lock_api;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -41,26 +41,25 @@ pub(crate) fn is_inside() -> bool {
     !cfg!(revocable_model) && DEPTH.with(|depth| depth.load(Ordering::Relaxed)) > 0
 }
 
-impl fmt::Debug for Inside {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Inside")
-    }
-}
+/// What a lock gives, and what holds while it is held: that its holder is inside. The lock is released first.
+pub(crate) struct Held<G, K = Inside>(G, K);
 
-/// What a lock gives, and that its holder is inside. The lock is released first.
-#[derive(Debug)]
-pub(crate) struct Held<G>(G, Inside);
-
-impl<G: Deref> Deref for Held<G> {
+impl<G: Deref, K> Deref for Held<G, K> {
     type Target = G::Target;
     fn deref(&self) -> &G::Target {
         &self.0
     }
 }
 
-impl<G: DerefMut> DerefMut for Held<G> {
+impl<G: DerefMut, K> DerefMut for Held<G, K> {
     fn deref_mut(&mut self) -> &mut G::Target {
         &mut self.0
+    }
+}
+
+impl<G: fmt::Debug, K> fmt::Debug for Held<G, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -73,7 +72,7 @@ fn held<G>(take: impl FnOnce() -> G) -> Held<G> {
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(parking_lot::Mutex<T>);
 
-pub(crate) type MutexGuard<'a, T> = Held<lock_api::MutexGuard<'a, parking_lot::RawMutex, T>>;
+pub(crate) type MutexGuard<'a, T> = Held<parking_lot::MutexGuard<'a, T>>;
 
 impl<T> Mutex<T> {
     pub(crate) const fn new(value: T) -> Self {
@@ -94,7 +93,8 @@ impl<T> Mutex<T> {
     }
 }
 
-/// parking_lot's, whose holders are inside. The memory lock is another: `crate::sync::RwLock`.
+/// parking_lot's, for what a monitor reads to answer a fault. Other holders are not interrupted by handlers, whose faults the
+/// monitor could not answer then. The memory lock is another: `crate::sync::RwLock`.
 #[derive(Debug, Default)]
 pub(crate) struct RwLock<T>(parking_lot::RwLock<T>);
 
@@ -103,11 +103,19 @@ impl<T> RwLock<T> {
         Self(parking_lot::RwLock::new(value))
     }
 
-    pub(crate) fn read(&self) -> Held<lock_api::RwLockReadGuard<'_, parking_lot::RawRwLock, T>> {
-        held(|| self.0.read())
+    /// For the monitor. Its threads take no signals.
+    pub(crate) fn read(&self) -> parking_lot::RwLockReadGuard<'_, T> {
+        self.0.read()
     }
 
-    pub(crate) fn write(&self) -> Held<lock_api::RwLockWriteGuard<'_, parking_lot::RawRwLock, T>> {
-        held(|| self.0.write())
+    /// For others than the monitor.
+    pub(crate) fn look(&self) -> Held<parking_lot::RwLockReadGuard<'_, T>, WithoutSignals> {
+        let quiet = WithoutSignals::new();
+        Held(self.0.read(), quiet)
+    }
+
+    pub(crate) fn write(&self) -> Held<parking_lot::RwLockWriteGuard<'_, T>, WithoutSignals> {
+        let quiet = WithoutSignals::new();
+        Held(self.0.write(), quiet)
     }
 }

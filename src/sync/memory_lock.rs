@@ -13,13 +13,18 @@ use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
-/// A writer has the lock, or waits for the last reader. No new reader comes then.
+/// A writer has the lock.
 const WRITER: u32 = 1 << 31;
+/// A writer sleeps, and is to be woken by the last reader.
+const WAITING: u32 = 1 << 30;
 
+/// Readers come in while a writer waits: a reader may depend on another one (it was interrupted by a signal handler that faults,
+/// and the monitor answers the fault as a reader). `Protocol::try_read` keeps away those that need not come in.
+///
 /// # Invariants
 ///
-/// *Counted*: the low bits of `word` are the read guards that live. *Alone*: a write guard lives only while `WRITER` is set by
-/// its own thread and the low bits have been seen 0 since then; readers are counted in only while `WRITER` is not set.
+/// *Counted*: the low bits of `word` are the read guards that live. *Alone*: `WRITER` is set, by the thread that then has the
+/// write guard, only where no reader is counted in, and readers are counted in only while it is not set.
 #[derive(Debug)]
 pub(crate) struct RwLock<T> {
     word: AtomicU32,
@@ -45,23 +50,13 @@ impl<T> RwLock<T> {
         Self { word: AtomicU32::new(0), value: UnsafeCell::new(value) }
     }
 
-    /// The read side, unless a writer has the lock or waits for it. Async-signal-safe, as the guard's end is.
+    /// The read side, unless a writer has the lock. Async-signal-safe, as the guard's end is.
     pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
         let inside = inside::enter();
         let reader = |word| (word & WRITER == 0).then_some(word + 1);
         // Acquire pairs with the Release of the write guard's end: a reader sees what the writer did.
         self.word.fetch_update(Ordering::Acquire, Ordering::Relaxed, reader).ok()?;
         Some(RwLockReadGuard { lock: self, _inside: inside })
-    }
-
-    /// The read side, however long a writer takes.
-    pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
-        loop {
-            if let Some(guard) = self.try_read() {
-                return guard;
-            }
-            self.sleep_while(|word| word & WRITER != 0, None);
-        }
     }
 
     /// The write side, however long others take.
@@ -75,8 +70,9 @@ impl<T> RwLock<T> {
 
     /// The write side, if it is free. A reader in a single access is in the way.
     pub(crate) fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
+        let writer = |word| (word & !WAITING == 0).then_some(WRITER);
         // Acquire pairs with the Release of the guards' ends: the writer sees what was done under them.
-        self.word.compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        self.word.fetch_update(Ordering::Acquire, Ordering::Relaxed, writer).ok()?;
         Some(RwLockWriteGuard { lock: self })
     }
 
@@ -86,31 +82,21 @@ impl<T> RwLock<T> {
     }
 
     fn write_until(&self, deadline: Option<Instant>) -> Option<RwLockWriteGuard<'_, T>> {
-        // Relaxed: the readers that are left are waited for below; another writer's end is, too.
-        while self.word.fetch_or(WRITER, Ordering::Relaxed) & WRITER != 0 {
-            if !self.sleep_while(|word| word & WRITER != 0, deadline) {
-                return None;
-            }
-        }
-        // From here on the guard's end clears `WRITER`, whatever becomes of the wait.
-        let guard = RwLockWriteGuard { lock: self };
-        let alone = self.sleep_while(|word| word != WRITER, deadline);
-        // Acquire, as in `try_write`: the last load that `sleep_while` made.
-        core::sync::atomic::fence(Ordering::Acquire);
-        alone.then_some(guard)
-    }
-
-    /// False if the deadline came first.
-    fn sleep_while(&self, unwanted: impl Fn(u32) -> bool, deadline: Option<Instant>) -> bool {
         loop {
-            let word = self.word.load(Ordering::Relaxed);
-            if !unwanted(word) {
-                return true;
+            if let Some(guard) = self.try_write() {
+                return Some(guard);
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return false;
+                // No wake-ups for nobody. Another writer that sleeps says again that it does.
+                self.word.fetch_and(!WAITING, Ordering::Relaxed);
+                futex::wake_all(&self.word);
+                return None;
             }
-            futex::wait(&self.word, word, deadline);
+            // Relaxed: `try_write` looks again.
+            let word = self.word.fetch_or(WAITING, Ordering::Relaxed) | WAITING;
+            if word != WAITING {
+                futex::wait(&self.word, word, deadline);
+            }
         }
     }
 }
@@ -126,7 +112,7 @@ impl<T> Deref for RwLockReadGuard<'_, T> {
 impl<T> Drop for RwLockReadGuard<'_, T> {
     fn drop(&mut self) {
         // Release pairs with the Acquire of the next writer.
-        if self.lock.word.fetch_sub(1, Ordering::Release) == WRITER + 1 {
+        if self.lock.word.fetch_sub(1, Ordering::Release) == WAITING + 1 {
             futex::wake_all(&self.lock.word);
         }
     }
@@ -149,8 +135,9 @@ impl<T> DerefMut for RwLockWriteGuard<'_, T> {
 
 impl<T> Drop for RwLockWriteGuard<'_, T> {
     fn drop(&mut self) {
-        // Release pairs with the Acquire of who has the lock next. Readers may be left where the wait for them timed out.
-        self.lock.word.fetch_and(!WRITER, Ordering::Release);
-        futex::wake_all(&self.lock.word);
+        // Release pairs with the Acquire of who has the lock next.
+        if self.lock.word.fetch_and(!WRITER, Ordering::Release) & WAITING != 0 {
+            futex::wake_all(&self.lock.word);
+        }
     }
 }
