@@ -614,7 +614,7 @@ fn scenario(name: &str) {
             let thread = unsafe { libc::pthread_self() };
             let sender = std::thread::spawn(move || {
                 let since = std::time::Instant::now();
-                while since.elapsed() < std::time::Duration::from_millis(500) {
+                while CALLS.load(SeqCst) < 2000 && since.elapsed() < std::time::Duration::from_secs(20) {
                     unsafe { libc::pthread_kill(thread, libc::SIGPROF) };
                 }
             });
