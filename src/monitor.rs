@@ -5,12 +5,12 @@
 
 use crate::error::MonitorError;
 use crate::stats::MonitorStats;
+use crate::sync::inside::{Mutex, RwLock};
 use crate::sys::identity::{Identity, PerProcess};
 use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError};
 use crate::view::WaitingRoom;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -180,7 +180,7 @@ impl Monitor {
             faults: c.faults.load(Ordering::Relaxed),
             stale: c.stale.load(Ordering::Relaxed),
             panics: c.panics.load(Ordering::Relaxed),
-            mappings: self.core.mappings.read().len(),
+            mappings: self.core.mappings.look().len(),
             threads: self.threads.count,
             answer: c.answer.snapshot(),
         }
@@ -257,7 +257,7 @@ impl fmt::Debug for Monitor {
         f.debug_struct("Monitor")
             .field("source", &self.core.source)
             .field("threads", &self.threads.count)
-            .field("mappings", &self.core.mappings.read().values().map(|(range, _)| *range).collect::<Vec<_>>())
+            .field("mappings", &self.core.mappings.look().values().map(|(range, _)| *range).collect::<Vec<_>>())
             .field("dead", &self.core.dead)
             .finish()
     }

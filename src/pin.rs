@@ -7,8 +7,8 @@ use crate::caller::Caller;
 use crate::error::PinError;
 use crate::fault::NotResolved;
 use crate::region::{Region, RegionShared};
+use crate::sync::inside::Mutex;
 use crate::users::{Theirs, guarded};
-use parking_lot::Mutex;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -153,6 +153,7 @@ impl RegionShared {
             Err(NotResolved::WouldDeadlock) => Err(PinError::WouldDeadlock),
             Err(NotResolved::Sigbus) => Err(PinError::Disabled),
             Err(NotResolved::Killed) => Err(PinError::Cancelled),
+            Err(NotResolved::Reentrant) => Err(PinError::Reentrant),
             Err(NotResolved::Illegal(flags)) => Err(PinError::Flags(flags)),
         }
     }

@@ -37,7 +37,10 @@ pub(crate) enum Waited {
     Cancelled,
     /// The deadline came first.
     TimedOut,
-    /// What is waited for waits for the caller. (Told by the protocol; an event knows nothing of it.)
+    /// It would be for the calling thread itself, which is inside the change, or interrupted inside of the crate.
+    /// (This and the next are the protocol's; an event knows nothing of them.)
+    Reentrant,
+    /// What is waited for waits for the calling thread: for a guard that it holds.
     WouldDeadlock,
 }
 

@@ -13,7 +13,7 @@ use crate::policy::OnDisabled;
 use std::sync::atomic::Ordering;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Load,
     Store,
 }
@@ -179,6 +179,18 @@ impl Mapping {
         self.served.view.range.as_ptr().wrapping_add(offset).cast()
     }
 
+    /// May accesses be tried at once, as far as is known? Where not, the first look is at the state: an access that waits in a page
+    /// fault cannot be refused, and in a signal handler it may wait for its own thread.
+    #[inline]
+    pub(crate) fn is_open(&self, kind: Kind) -> bool {
+        let limit = match kind {
+            Kind::Load => &self.served.load_limit,
+            Kind::Store => &self.served.store_limit,
+        };
+        // Relaxed: as in `admits`.
+        limit.load(Ordering::Relaxed) != 0
+    }
+
     /// May this access be tried at once? Limits are 0 or multiples of the page size, so an aligned offset below one
     /// leaves room for any `T`.
     #[inline]
@@ -278,6 +290,11 @@ impl Mapping {
         let served = &self.served;
         self.check_slice(offset, len, kind)?;
         let mut done = 0;
+        if len > 0 && !self.is_open(kind) {
+            if let Next::Unsupported = served.admit(offset).map_err(|error| CopyError { done, error })? {
+                return Ok(done);
+            }
+        }
         let mut patience = Patience::new(served);
         while done < len {
             // The first try costs no look at the state: a revoked range faults.
