@@ -84,6 +84,9 @@ impl FaultQueue {
     }
 
     /// The oldest completion, if there is one. Never blocks.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn next(&self) -> Option<Completion> {
         let mut completed = self.shared.completed.lock();
         let completion = completed.pop_front()?;
@@ -181,6 +184,9 @@ impl FaultToken {
     }
 
     /// Gives the fault up: it completes with [`NotResolved::Killed`], if it is not decided yet.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn cancel(&self) {
         if broken(Mutation::CancelLate) {
             self.pending.complete(Err(NotResolved::Killed));
@@ -326,6 +332,9 @@ impl Region {
     ///
     /// # Errors
     /// Nothing is queued: see [`SubmitError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn fault_async<'a>(
         &self,
         offset: usize,

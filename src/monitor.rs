@@ -146,6 +146,10 @@ impl Monitor {
     ///
     /// # Errors
     /// The userfaultfd is gone. Every mapping it served refuses from now on.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers. The thread that drives a [`manual`](Self::manual) monitor must not fault in what that serves, in a handler
+    /// neither: it would wait for itself.
     pub fn handle_ready(&self, budget: usize) -> Result<usize, MonitorError> {
         let mut batch = Batch::new();
         let mut done = 0;
@@ -168,6 +172,9 @@ impl Monitor {
     }
 
     /// Counters and the latency of answers.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn stats(&self) -> MonitorStats {
         let c = &self.core.counters;
         MonitorStats {

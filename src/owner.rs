@@ -83,6 +83,9 @@ impl OwnerView {
     ///
     /// # Errors
     /// Out of bounds, misaligned, or no memory there.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
     pub fn read<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
         check::<T>(offset, self.len())?;
         // SAFETY: inside the view and aligned, as just checked; the view lives as long as `self`. Whoever writes there
@@ -95,6 +98,9 @@ impl OwnerView {
     ///
     /// # Errors
     /// Out of bounds, misaligned, or no memory there.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
     pub fn write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         check::<T>(offset, self.len())?;
         // SAFETY: as in `read`.
@@ -106,6 +112,9 @@ impl OwnerView {
     ///
     /// # Errors
     /// Out of bounds (nothing done), or no memory at some place.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
     pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
         self.check_slice(offset, into.len())?;
         // SAFETY: inside the view as just checked; `into` is the caller's exclusive buffer.
@@ -117,6 +126,9 @@ impl OwnerView {
     ///
     /// # Errors
     /// Out of bounds (nothing done), or no memory at some place.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
     pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
         self.check_slice(offset, from.len())?;
         // SAFETY: inside the view as just checked; `from` is not written meanwhile.
@@ -128,6 +140,9 @@ impl OwnerView {
     ///
     /// # Errors
     /// Out of bounds (nothing done), or no memory at some place.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
     pub fn fill(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
         self.check_slice(offset, len)?;
         // SAFETY: inside the view as just checked.

@@ -38,6 +38,9 @@ impl Region {
     ///
     /// # Errors
     /// Nothing is left behind: see [`MapError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn map(&self, options: MapOptions) -> Result<Mapping, MapError> {
         Mapping::new(&self.shared, options)
     }
@@ -57,6 +60,9 @@ impl Region {
     ///
     /// # Errors
     /// The state is as before: see [`RevokeError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn disable(&self) -> Result<bool, RevokeError> {
         self.disable_with(Patience::Forever)
     }
@@ -65,6 +71,9 @@ impl Region {
     ///
     /// # Errors
     /// [`RevokeError::Busy`] where `disable` would wait.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn try_disable(&self) -> Result<bool, RevokeError> {
         self.disable_with(Patience::Never)
     }
@@ -73,6 +82,9 @@ impl Region {
     ///
     /// # Errors
     /// [`RevokeError::TimedOut`] says for whom it waited.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn disable_timeout(&self, patience: Duration) -> Result<bool, RevokeError> {
         self.disable_with(until(patience))
     }
@@ -92,6 +104,9 @@ impl Region {
     ///
     /// # Errors
     /// The region stays disabled: see [`RevokeError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn enable(&self) -> Result<bool, RevokeError> {
         self.shared.change(State::Enabled, Patience::Forever)
     }
@@ -100,6 +115,9 @@ impl Region {
     ///
     /// # Errors
     /// [`RevokeError::Busy`] where `enable` would wait.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn try_enable(&self) -> Result<bool, RevokeError> {
         self.shared.change(State::Enabled, Patience::Never)
     }
@@ -115,6 +133,9 @@ impl Region {
     ///
     /// # Errors
     /// The region is as before; [`RevokeError::Sys`] from giving the memory back leaves it disabled.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn reset<R>(&self, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
         self.reset_with(Patience::Forever, reset)
     }
@@ -123,6 +144,9 @@ impl Region {
     ///
     /// # Errors
     /// [`RevokeError::Busy`] where `reset` would wait.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn try_reset<R>(&self, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
         self.reset_with(Patience::Never, reset)
     }
@@ -148,6 +172,9 @@ impl Region {
     ///
     /// # Errors
     /// The region has its file; `device` is handed back.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn supply(&self, device: OwnedFd) -> Result<(), OwnedFd> {
         let mut file = self.shared.file.lock();
         match *file {
@@ -186,6 +213,9 @@ impl Region {
     }
 
     /// Counters and latencies.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn stats(&self) -> RegionStats {
         use std::sync::atomic::Ordering::Relaxed;
         let c = &self.shared.counters;

@@ -45,6 +45,9 @@ impl Region {
     ///
     /// # Errors
     /// Out of bounds, or flags that contradict themselves; the lock is untouched then.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
     pub fn fault<'a>(
         &self,
         offset: usize,
@@ -64,6 +67,9 @@ impl Region {
     ///
     /// # Errors
     /// See [`FaultError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
     pub fn fault_in<'a>(
         &self,
         offset: usize,
@@ -85,6 +91,9 @@ impl Mapping {
     ///
     /// # Errors
     /// Out of bounds, or flags that contradict themselves.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
     pub fn fault<'a>(
         &self,
         offset: usize,
@@ -113,6 +122,9 @@ impl Mapping {
     ///
     /// # Errors
     /// See [`AccessError`]; [`AccessError::WouldBlock`] for NOWAIT, [`AccessError::Cancelled`] if called off.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken), as [`read`](Self::read) is.
     pub fn read_with<'a, T: Primitive>(&self, offset: usize, caller: impl Into<Caller<'a>>) -> Result<T, AccessError> {
         self.behalf::<T, T>(offset, &caller.into(), T::ALL_ONES, |at| {
             // SAFETY: `behalf` has checked the place, and it stays mapped: see there.
@@ -127,6 +139,9 @@ impl Mapping {
     ///
     /// # Errors
     /// See [`AccessError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken), as [`write`](Self::write) is.
     pub fn write_with<'a, T: Primitive>(
         &self,
         offset: usize,
@@ -147,6 +162,9 @@ impl Mapping {
     ///
     /// # Errors
     /// [`AccessError::WouldBlock`] where `read` would wait.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe, and never waits.
     pub fn try_read<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
         self.read_with(offset, FaultFlags::NOWAIT)
     }
@@ -155,6 +173,9 @@ impl Mapping {
     ///
     /// # Errors
     /// [`AccessError::WouldBlock`] where `write` would wait.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe, and never waits.
     pub fn try_write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         self.write_with(offset, value, FaultFlags::NOWAIT.union(FaultFlags::WRITE))
     }

@@ -34,6 +34,9 @@ macro_rules! read_modify_write {
         ///
         /// # Errors
         /// See [`AccessError`].
+        ///
+        /// # Signal safety
+        /// As [`read`](Self::read).
         pub fn $name<T: AtomicPrimitive>(&self, offset: usize, value: T) -> Result<T, AccessError> {
             let at = self.at::<T>(offset);
             // SAFETY: as in `compare_exchange`.
@@ -47,10 +50,14 @@ impl Mapping {
     /// One load. `offset` in bytes, a multiple of the size of `T`. Never torn, never a signal.
     ///
     /// # Blocking
-    /// While the region is busy, and under [`OnDisabled::Block`] while it is disabled.
+    /// While the region is busy, and under [`OnDisabled::Block`] while it is disabled. Where that would be a wait for the calling
+    /// thread itself, it is [`AccessError::Reentrant`].
     ///
     /// # Errors
     /// See [`AccessError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     #[inline]
     pub fn read<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
         if self.admits::<T>(offset, Kind::Load) {
@@ -70,6 +77,9 @@ impl Mapping {
     ///
     /// # Errors
     /// See [`AccessError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     #[inline]
     pub fn write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         if self.admits::<T>(offset, Kind::Store) {
@@ -89,6 +99,9 @@ impl Mapping {
     ///
     /// # Errors
     /// See [`AccessError`]; under [`OnDisabled::AllOnes`] it finds all-ones.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     pub fn compare_exchange<T: AtomicPrimitive>(
         &self,
         offset: usize,
@@ -122,6 +135,9 @@ impl Mapping {
     ///
     /// # Errors
     /// [`CopyError`] says how many bytes were done, and none beyond them were.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
         let len = into.len();
         let buffer = into.as_mut_ptr();
@@ -141,6 +157,9 @@ impl Mapping {
     ///
     /// # Errors
     /// [`CopyError`] says how many bytes were done, and none beyond them were.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
         let (buffer, len) = (from.as_ptr(), from.len());
         self.bulk(offset, len, Kind::Store, |done| {
@@ -158,6 +177,9 @@ impl Mapping {
     ///
     /// # Errors
     /// [`CopyError`] says how many bytes were done, and none beyond them were.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     pub fn fill(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
         self.bulk(offset, len, Kind::Store, |done| {
             // SAFETY: `bulk` has checked the range.
