@@ -342,7 +342,7 @@ impl Protocol {
         // A revoked access is to be an error, and so must reach the crate's handler. What ends for good does not fail for that.
         match goal {
             Some(State::Disabled) => crate::signal::install()?,
-            Some(State::Gone) | None => drop(crate::signal::install()),
+            Some(State::Gone) | None => _ = crate::signal::install(),
             Some(State::Enabled) => {}
         }
         if change.was == State::Enabled {

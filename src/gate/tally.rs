@@ -24,10 +24,10 @@ impl Tally {
     #[inline]
     pub(super) fn count(&self) {
         // Thread-local blocks are pages apart; the multiplication spreads whatever differs over the top bits (Fibonacci hashing).
-        let here = HERE.with(|here| (&raw const *here).addr() as u64);
-        let part = here.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (u64::BITS - PARTS.ilog2());
+        let here = HERE.with(|here| (&raw const *here).addr());
+        let part = (here >> 6).wrapping_mul(0x9E37_79B9) >> (u32::BITS - PARTS.ilog2());
         // Relaxed: only ever summed up. A read-modify-write, as other threads and handlers may count here.
-        self.0[part as usize % PARTS].0.fetch_add(1, Ordering::Relaxed);
+        self.0[part % PARTS].0.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn sum(&self) -> u64 {

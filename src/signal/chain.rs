@@ -268,7 +268,8 @@ unsafe fn set_mask(action: &sigaction, signal: c_int, context: *const ucontext_t
     // SAFETY: as above: the kernel's part is there.
     let interrupted = unsafe { first_bytes(interrupted) };
     // SAFETY: all zeroes is a valid, empty set.
-    let (mut mask, mut before): (sigset_t, sigset_t) = unsafe { (zeroed(), zeroed()) };
+    let mut mask: sigset_t = unsafe { zeroed() };
+    let mut before = mask;
     let mut bytes = kernel_mask(action);
     bytes.iter_mut().zip(interrupted).for_each(|(byte, also)| *byte |= also);
     // SAFETY: a set has room for the kernel's part.
