@@ -149,6 +149,10 @@ impl Monitor {
     /// # Errors
     /// The userfaultfd is gone: every mapping it served refuses from now on. [`MonitorError::Foreign`] in a forked child, whose
     /// parent's faults are not its to resolve: nothing is changed.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers. The thread that drives a [`manual`](Self::manual) monitor must not fault in what that serves, in a handler
+    /// neither: it would wait for itself.
     pub fn handle_ready(&self, budget: usize) -> Result<usize, MonitorError> {
         if !self.threads.process.is_current() {
             return Err(MonitorError::Foreign);
@@ -174,6 +178,9 @@ impl Monitor {
     }
 
     /// Counters and the latency of answers.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn stats(&self) -> MonitorStats {
         let c = &self.core.counters;
         MonitorStats {

@@ -188,6 +188,9 @@ impl Region {
     /// Has `notifier` told of every revocation of `range` (offsets in bytes, cut to the region's length) and of its end,
     /// until the answer is dropped. Regions are revoked whole; the range is what the notifier is told, and remembers
     /// what it is about.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn subscribe(&self, range: Range<usize>, notifier: Arc<dyn InvalidateNotifier>) -> Subscription {
         Subscription::new(&self.shared, range, notifier)
     }

@@ -83,6 +83,9 @@ impl Pin {
 
     /// `told` is called, in the revoking thread, each time a revocation begins to wait for pins. It is to stop the
     /// DMA and have the pin dropped, at once or soon, from any thread; it must not change the region's state.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn on_revoke(mut self, told: impl Fn() + Send + Sync + 'static) -> Self {
         let id = self.region.pinned.add(Theirs::new(Arc::new(told)));
         let earlier = self.holder.replace(id).and_then(|earlier| self.region.pinned.remove(earlier));
@@ -122,6 +125,9 @@ impl Region {
     ///
     /// # Errors
     /// Nothing is pinned: see [`PinError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn pin<'a>(&self, range: Range<usize>, caller: impl Into<Caller<'a>>) -> Result<Pin, PinError> {
         self.shared.pin(range, &caller.into())
     }

@@ -427,7 +427,7 @@ impl Protocol {
         // and several regions' goals are known later (`Change::become_state`).
         match goal {
             Some(State::Disabled) => crate::signal::install()?,
-            Some(State::Gone) => drop(crate::signal::install()),
+            Some(State::Gone) => _ = crate::signal::install(),
             Some(State::Enabled) | None => {}
         }
         self.change_together(together);

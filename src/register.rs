@@ -36,6 +36,9 @@ impl Mapping {
     ///
     /// # Errors
     /// Out of bounds or misaligned.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
     pub fn register<T: Primitive>(&self, offset: usize) -> Result<Register<'_, T>, AccessError> {
         check::<T>(offset, self.len())?;
         Ok(Register { at: self.as_ptr().wrapping_add(offset).cast(), mapping: self })
@@ -50,6 +53,9 @@ impl<T: Primitive> Register<'_, T> {
     ///
     /// # Errors
     /// See [`AccessError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     #[inline]
     pub fn read(&self) -> Result<T, AccessError> {
         if raw::RECOVERABLE && self.mapping.is_open(Kind::Load) {
@@ -71,6 +77,9 @@ impl<T: Primitive> Register<'_, T> {
     ///
     /// # Errors
     /// See [`AccessError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     #[inline]
     pub fn write(&self, value: T) -> Result<(), AccessError> {
         if raw::RECOVERABLE && self.mapping.is_open(Kind::Store) {

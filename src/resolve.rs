@@ -47,6 +47,9 @@ impl Region {
     ///
     /// # Errors
     /// Out of bounds, or flags that contradict themselves; the lock is untouched then.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
     pub fn fault<'a>(
         &self,
         offset: usize,
@@ -66,6 +69,9 @@ impl Region {
     ///
     /// # Errors
     /// See [`FaultError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
     pub fn fault_in<'a>(
         &self,
         offset: usize,
@@ -87,6 +93,9 @@ impl Mapping {
     ///
     /// # Errors
     /// Out of bounds, or flags that contradict themselves.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
     pub fn fault<'a>(
         &self,
         offset: usize,
@@ -115,6 +124,9 @@ impl Mapping {
     ///
     /// # Errors
     /// See [`AccessError`]; [`AccessError::WouldBlock`] for NOWAIT, [`AccessError::Cancelled`] if called off.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken), as [`read`](Self::read) is.
     pub fn read_with<'a, T: Primitive>(&self, offset: usize, caller: impl Into<Caller<'a>>) -> Result<T, AccessError> {
         check::<T>(offset, self.len())?;
         let loaded = self.under_lock(offset, size_of::<T>(), Prot::Read, &caller.into(), |at| {
@@ -131,6 +143,9 @@ impl Mapping {
     ///
     /// # Errors
     /// See [`AccessError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken), as [`write`](Self::write) is.
     pub fn write_with<'a, T: Primitive>(
         &self,
         offset: usize,
@@ -152,6 +167,9 @@ impl Mapping {
     ///
     /// # Errors
     /// [`AccessError::WouldBlock`] where `read` would wait.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe, and never waits.
     pub fn try_read<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
         self.read_with(offset, FaultFlags::NOWAIT)
     }
@@ -160,6 +178,9 @@ impl Mapping {
     ///
     /// # Errors
     /// [`AccessError::WouldBlock`] where `write` would wait.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe, and never waits.
     pub fn try_write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         self.write_with(offset, value, FaultFlags::NOWAIT.union(FaultFlags::WRITE))
     }

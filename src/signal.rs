@@ -17,7 +17,7 @@
 //! # Handlers that are installed later
 //!
 //! A handler that was installed over the crate's, or a signal that was set back to its default, is noticed when a region is
-//! built and before each change to disabled (one sigaction(2) for each signal, 0.2 us for both). The crate's handler is then
+//! built and before each change to disabled (one sigaction(2) for each signal, 0.2 us). The crate's handler is then
 //! installed again, in front, and passes on to the one that it found there. If that one calls the crate's in turn, the signal
 //! goes to what was there before it, and so on, down to the default action: each handler sees a signal once, and none calls
 //! itself in a circle. A handler that takes itself out, by putting back what it had replaced, is out. Between its installation
@@ -31,7 +31,7 @@
 //! itself (SIGILL, SIGTRAP, SIGFPE, SIGSYS): no other handler, which might use an accessor, interrupts it. A fault of the handler
 //! itself kills. An earlier handler runs with the mask that the kernel would have set for it alone.
 //!
-//! The accessors of [`Mapping`](crate::Mapping) and [`Register`](crate::Register) may be used in signal handlers; each says so. Three
+//! The accessors of [`Mapping`](crate::Mapping) and [`Register`](crate::Register) may be used in signal handlers; each says so. Four
 //! things to know there:
 //!
 //! * They may change errno, as system calls do. A handler puts it back.
@@ -40,6 +40,7 @@
 //!   application, the allocator's. If the thread that changes the region needs that, both wait for ever. It never waits for its own
 //!   thread, nor with a lock of this crate held: that is [`AccessError::Reentrant`](crate::AccessError::Reentrant). The `try_` forms
 //!   never wait.
+//! * Where a change of state has failed half-way, the next access mends its mapping, for which it may allocate.
 //! * In a shared object that was loaded by dlopen(3) a thread's first access may allocate its thread-local variables: make one
 //!   before the handler does.
 //!

@@ -128,6 +128,9 @@ struct Token {
 
 impl CancelToken {
     /// A token that is not cancelled yet.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers: it allocates.
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(Token { cancelled: AtomicBool::new(false), sleeping_on: Mutex::new(Vec::new()) }))
@@ -160,6 +163,9 @@ impl CancelToken {
     }
 
     /// Whether [`CancelToken::cancel`] was called.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         // Acquire pairs with the Release in `cancel`.

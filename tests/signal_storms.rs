@@ -172,7 +172,10 @@ fn met<T: Copy>(is_right: impl FnOnce(T) -> bool, result: Result<T, AccessError>
         Ok(value) if is_right(value) => 0,
         Err(AccessError::Disabled { .. } | AccessError::WouldBlock { .. }) => 1,
         Err(AccessError::Reentrant { .. }) => 2,
-        _ => return drop(WRONG.fetch_add(1, Ordering::Relaxed)),
+        _ => {
+            WRONG.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
     };
     MET[which].fetch_add(1, Ordering::Relaxed);
 }
@@ -249,9 +252,13 @@ fn storm_over(region: &Region) {
     let mapping = region.map(MapOptions::new()).expect("it maps");
     let again: [(&str, &(dyn Fn() + Sync)); 5] = [
         ("maps", &|| drop(region.map(MapOptions::new()).expect("it maps"))),
-        ("guards", &|| drop(mapping.with_access(|_| thread::sleep(Duration::from_micros(50))))),
+        ("guards", &|| {
+            let _ = mapping.with_access(|_| thread::sleep(Duration::from_micros(50)));
+        }),
         ("pins", &|| drop(region.pin(0..8, FaultFlags::WAIT))),
-        ("accesses", &|| drop((mapping.read::<u64>(8), mapping.read_with::<u64>(8, FaultFlags::DEFAULT)))),
+        ("accesses", &|| {
+            let _ = (mapping.read::<u64>(8), mapping.read_with::<u64>(8, FaultFlags::DEFAULT));
+        }),
         ("looks", &|| drop((region.stats(), format!("{region:?}")))),
     ];
     thread::scope(|scope| {

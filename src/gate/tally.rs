@@ -25,7 +25,7 @@ impl Tally {
     pub(super) fn count(&self) {
         // Thread-local blocks are pages apart; the multiplication spreads whatever differs over the top bits (Fibonacci hashing).
         let here = HERE.with(|here| (&raw const *here).addr());
-        let part = here.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (usize::BITS - PARTS.ilog2());
+        let part = (here >> 6).wrapping_mul(0x9E37_79B9) >> (u32::BITS - PARTS.ilog2());
         // Relaxed: only ever summed up. A read-modify-write, as other threads and handlers may count here.
         self.0[part % PARTS].0.fetch_add(1, Ordering::Relaxed);
     }

@@ -107,6 +107,9 @@ impl RegionBuilder {
     ///
     /// # Errors
     /// Nothing is left behind: see [`BuildError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn build(self) -> Result<Region, BuildError> {
         Identity::prepare()?;
         let file = self.backing.open(&self.name, self.len)?;

@@ -331,8 +331,8 @@ fn masks() {
             _ => mask_info_handler as extern "C" fn(_, _, _) as usize,
         };
         let mut mask: libc::sigset_t = unsafe { std::mem::zeroed() };
-        masked.iter().for_each(|s| drop(unsafe { libc::sigaddset(&raw mut action.sa_mask, *s) }));
-        blocked.iter().for_each(|s| drop(unsafe { libc::sigaddset(&raw mut mask, *s) }));
+        masked.iter().for_each(|s| assert_eq!(unsafe { libc::sigaddset(&raw mut action.sa_mask, *s) }, 0));
+        blocked.iter().for_each(|s| assert_eq!(unsafe { libc::sigaddset(&raw mut mask, *s) }, 0));
         assert_eq!(unsafe { libc::sigaction(signal, &raw const action, null_mut()) }, 0);
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, null_mut()) };
         if chained {
@@ -590,7 +590,7 @@ fn scenario(name: &str) {
         "takes itself out and returns" | "takes itself out and raises" => {
             signal::install().unwrap();
             RAISES.store(usize::from(name.ends_with("raises")), SeqCst);
-            for round in 0..9 {
+            for _ in 0..9 {
                 let out = takes_itself_out as extern "C" fn(_, _, _) as usize;
                 unsafe {
                     let mut action: libc::sigaction = std::mem::zeroed();
@@ -600,7 +600,6 @@ fn scenario(name: &str) {
                 }
                 signal::install().unwrap();
                 recovers();
-                let _ = round;
             }
             foreign_fault(segv(PAGE));
         }
