@@ -9,7 +9,7 @@
 //!
 //! An access through a [`Mapping`] is one comparison and one instruction. [`Region::disable`] and [`Region::enable`] are system calls
 //! on each mapping: microseconds where page tables can be moved aside ([`Strategy::Detach`]), else in proportion to the pages that
-//! are mapped, which also fault once after `enable()`. Address space is used twice under Detach. While a region is disabled, nothing
+//! are mapped, which also fault once after `enable()`. Under Detach address space is used twice while a region is disabled. While a region is disabled, nothing
 //! has to run. A shared monitor thread starts with the first mapping whose faults it has to answer.
 //!
 //! # Example

@@ -90,7 +90,8 @@ impl Monitor {
     /// `/dev/userfaultfd` instead, see [`from_device`](Self::from_device).
     ///
     /// # Errors
-    /// `fd` is not a userfaultfd, or serves another process ([`MonitorError::Foreign`]).
+    /// `fd` is not a userfaultfd, or serves another process ([`MonitorError::Foreign`]): nothing changes there, except that the
+    /// handshake is done.
     pub fn from_fd(fd: OwnedFd, threads: usize) -> Result<Self, MonitorError> {
         let uffd = Uffd::from_fd(fd, features())?.ok_or(MonitorError::Foreign)?;
         Self::over((uffd, UffdSource::HandedIn), threads)
