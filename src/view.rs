@@ -36,13 +36,13 @@ pub use strategy::Strategy;
 pub(crate) use waiting_room::{WaitingRoom, Waits};
 
 use crate::OnDisabled;
+use crate::sync::inside::{Mutex, MutexGuard, RwLock};
 use crate::sys::identity::Identity;
 use crate::sys::known::KnownFile;
 use crate::sys::map::{self, Prot};
 use crate::sys::{AddrRange, SysError, page_size};
 use left_over::{release, sweep};
 use nix::errno::Errno;
-use parking_lot::{Mutex, MutexGuard, RwLock};
 use rights::{Part, Rights};
 use std::fmt;
 use std::sync::Arc;
@@ -108,7 +108,8 @@ pub(crate) struct View {
     /// The process that the range is in. In a forked child there is nothing of the view's.
     identity: Identity,
     place: Mutex<Place>,
-    /// Which parts of the range have which rights. Written under the lock of the place, for a moment.
+    /// Which parts of the range have which rights. Written under the lock of the place, for a moment, by a thread that no
+    /// signal handler interrupts.
     rights: RwLock<Rights>,
 }
 
@@ -135,6 +136,11 @@ impl View {
     /// True if the server resolves the faults of the live range.
     pub(crate) fn is_served(&self) -> bool {
         self.spec.strategy == Strategy::Zap
+    }
+
+    /// True if the region's memory stands in the range.
+    pub(crate) fn is_live(&self) -> bool {
+        self.place().is_ok_and(|place| place.content == Content::Live)
     }
 
     /// Nothing reaches the memory any more when it returns, and accesses wait.
