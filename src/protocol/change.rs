@@ -4,7 +4,7 @@ use super::{Mechanism, Protocol, State, gave_up};
 use crate::error::{Holders, RevokeError};
 use crate::gate::Phase;
 use crate::sync::atomic::Ordering;
-use crate::sync::{Mutation, RwLock, RwLockWriteGuard, TryMutexGuard, broken, inside};
+use crate::sync::{Mutation, RwLock, RwLockWriteGuard, TryMutexGuard, broken, fence, inside};
 use crate::wait::Patience;
 use std::time::Instant;
 
@@ -76,6 +76,11 @@ impl<'a> Change<'a> {
         // what only this thread can resolve.
         self.protocol.closed.store(true, Ordering::SeqCst);
         self.mechanism.close();
+        // Release: partner of the Acquire in `try_read_to_answer`, through the lock's own word. Who fails to read sees that the
+        // write side is wanted, and waits for the end of that.
+        if !broken(Mutation::TryFence) {
+            fence(Ordering::Release);
+        }
         let memory: &'a RwLock<State> = &self.protocol.memory;
         let guard = match patience {
             Patience::Forever => Some(memory.write()),
