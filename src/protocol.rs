@@ -36,7 +36,7 @@
 
 use crate::error::{Holders, RevokeError};
 use crate::gate::{Gate, NotDrained, Phase};
-use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::memory_lock::RwLock as FutexLock;
 use crate::sync::{Mutation, RwLock, RwLockReadGuard, TryMutex, TryMutexGuard, broken, fence, inside};
 use crate::sys::identity::Identity;
@@ -109,8 +109,8 @@ impl State {
 pub(crate) struct Protocol {
     /// One change of state at a time, from its first notifier to its last.
     control: TryMutex,
-    /// The thread that holds `control`, 0 for none.
-    changer: AtomicI32,
+    /// The thread that holds `control`, 0 for none. Not the model's: it is only ever compared with the reading thread's own.
+    changer: std::sync::atomic::AtomicI32,
     /// While a change of several regions is under way. A leaf of the lock order, and none of the model's.
     together: FutexLock<Option<Together>>,
     /// The memory lock.
@@ -133,7 +133,7 @@ impl Protocol {
     pub(crate) fn new(initial: State) -> Self {
         Self {
             control: TryMutex::new(()),
-            changer: AtomicI32::new(0),
+            changer: std::sync::atomic::AtomicI32::new(0),
             together: FutexLock::new(None),
             memory: RwLock::new(initial),
             closed: AtomicBool::new(false),
@@ -324,7 +324,7 @@ impl Protocol {
     pub(crate) fn futile(&self) -> Option<Waited> {
         if self.waits_for_itself() {
             Some(Waited::Reentrant)
-        } else if self.phase() == Phase::Busy && self.waits_for_caller() {
+        } else if self.waits_for_caller() && self.phase() == Phase::Busy {
             Some(Waited::WouldDeadlock)
         } else {
             None
