@@ -29,6 +29,7 @@ pub(crate) fn run(history: &[Op]) -> Result<(), String> {
     let watched = Watched::new(history);
     let mut run = Run { model: Model::new(machine()), real: Real::default(), watched, at: 0 };
     run.frame(history)?;
+    run.step(&Op::Unlimit)?;
     // Whatever is left goes in this order: guards went with the frames.
     for pin in 0..super::op::PINS {
         run.step(&Op::Unpin { pin })?;
@@ -87,6 +88,11 @@ impl Run {
 
     fn step(&mut self, op: &Op) -> Result<(), String> {
         let Some(allowed) = self.model.expect(op) else { return Ok(()) };
+        for (slot, pages) in self.model.holes_in_the_way(op) {
+            let page = self.model.mapping(slot).map_or(1, |(_, region)| region.page);
+            self.real.fence(slot, pages, page);
+            self.model.fence(slot, pages);
+        }
         let waits_in_vain = allowed.iter().any(|a| matches!(a, Allowed::Is(Answer::TimedOut { .. })));
         let patience = if waits_in_vain { Duration::from_millis(1) } else { Duration::from_secs(30) };
         let since = Instant::now();
@@ -159,9 +165,10 @@ impl Run {
             };
             let stats = region.stats();
             // Without a userfaultfd nothing waits, and a reset has accesses refused.
-            let degraded = if self.model.machine.userfaultfd { stats.degraded } else { 0 };
-            let is = (region.is_enabled(), stats.guards, stats.pins, degraded);
-            let should = (model.state == State::Enabled, model.guards, self.model.pins(id).0, 0);
+            let told = if self.model.machine.userfaultfd { model.degraded } else { None };
+            let degraded = told.unwrap_or(stats.degraded);
+            let is = (region.is_enabled(), stats.guards, stats.pins, stats.degraded);
+            let should = (model.state == State::Enabled, model.guards, self.model.pins(id).0, degraded);
             if is != should {
                 return Err(format!("{}: region {slot} (enabled, guards, pins, degraded) {is:?}: {should:?}", after()));
             }
@@ -209,6 +216,11 @@ impl Run {
 
 fn is_gone(mapping: &Arc<Mapping>) -> bool {
     matches!(mapping.try_access(), Err(AccessError::Gone { .. }))
+}
+
+/// Does it need a process of its own?
+pub(crate) fn is_rude(history: &[Op]) -> bool {
+    history.iter().any(Op::is_rude)
 }
 
 /// Is there what a region is to be made of?
