@@ -33,6 +33,10 @@ impl View {
         if place.aside.is_some() {
             return Ok(());
         }
+        // One mapping though it should be several: the application has changed rights. They would come back as they are.
+        if place.rights.parts().len() > 1 {
+            return Err(SysError::new("mremap", Errno::EFAULT));
+        }
         let align = alignment(self.range.len);
         let hint = match place.hint {
             Some(hint) => hint,
@@ -51,6 +55,11 @@ impl View {
     /// Puts the page tables back over the range, whatever stands there.
     #[expect(unsafe_code, reason = "UNSAFETY: moves page tables back into the view's own range")]
     pub(super) fn move_back(&self, place: &mut Place, aside: AddrRange) -> Result<(), SysError> {
+        // They went aside with whatever rights the application had given them.
+        for part in place.rights.parts() {
+            // SAFETY: what `move_aside` has moved, which nothing accesses. It is one part: see there, and `protect`.
+            unsafe { map::protect(AddrRange::new(aside.addr, part.range.len), part.prot) }?;
+        }
         // SAFETY: both ranges are the view's own: one from `reserve`, the other from `move_aside`, as the kernel chose it. What
         // stands in the range is replaced under the kernel's mmap_lock.
         unsafe { map::move_over(aside, self.range) }?;

@@ -16,6 +16,7 @@ pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
     "guards-inside-guards.ops"
     "huge-pages.ops"
     "mapped-while-disabled.ops"
+    "mprotect-of-all-of-it.ops"
     "page-tables-aside.ops"
     "pins-told-and-not-told.ops"
     "read-only.ops"
