@@ -113,10 +113,10 @@ pub(crate) fn run(history: &[Op]) -> Result<(), String> {
     if pid == 0 {
         drop(out);
         let ended = std::panic::catch_unwind(|| run::run(history));
-        let why = match &ended {
-            Ok(Ok(())) => "",
+        let why = match ended {
+            Ok(Ok(())) => String::new(),
             Ok(Err(why)) => why,
-            Err(_) => "it panicked",
+            Err(panic) => panic.downcast::<String>().map_or("it panicked".to_owned(), |why| format!("panic: {why}")),
         };
         // Whatever has become of descriptors and limits, there is this one.
         let _ = std::fs::File::from(into).write_all(why.as_bytes());
