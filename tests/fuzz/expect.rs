@@ -198,7 +198,7 @@ impl Model {
         let stopped = |error| Some(is(Answer::Stopped(CopyError { done: 0, error })));
         let permitted = !inside || mapping.permits(region, offset, len, store);
         let foreign = inside && mapping.meets_foreign(region, offset, len);
-        if (!permitted || foreign || self.doubts(mapping)) && !one_page(region, offset, len) {
+        if inside && (!permitted || foreign || self.doubts(mapping)) && !one_page(region, offset, len) {
             // How far it comes is another question.
             return None;
         }

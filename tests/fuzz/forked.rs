@@ -58,7 +58,8 @@ fn inherited(regions: &[&Region], mappings: &[&Arc<Mapping>]) -> Option<i32> {
     for region in regions {
         let _ = region.fault(0, FaultFlags::NOWAIT, &mut NoLock::default());
         let changes = [region.disable(), region.enable(), region.try_reset(|_| true), region.try_disable()];
-        if !changes.into_iter().all(|changed| matches!(changed, Err(RevokeError::Forked | RevokeError::Gone))) {
+        // For the holder of a guard an enabled region is enabled.
+        if !changes.into_iter().all(|changed| matches!(changed, Ok(false) | Err(RevokeError::Forked))) {
             return Some(3);
         }
         if region.map(MapOptions::new()).is_ok() {
