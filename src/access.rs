@@ -2,9 +2,11 @@
 //!
 //! The fast path (`typed.rs`) is one comparison, which checks bounds and state together, and one instruction, which
 //! recovers if it faults (`raw.rs` and the architectures' files). What a refused access answers, and who waits for
-//! what, is out of line (`slow.rs`).
+//! what, is out of line (`slow.rs`). On architectures without such instructions an access is made under the memory lock
+//! (`locked.rs`).
 
 mod bulk;
+mod locked;
 pub(crate) mod primitive;
 pub(crate) mod raw;
 mod slow;

@@ -12,11 +12,12 @@ use crate::policy::OnDisabled;
 use crate::region::Region;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutation, Mutex, broken};
+use crate::sys::identity::Identity;
+use crate::users::{discard, guarded};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -29,7 +30,8 @@ use ready::Ready;
 
 /// Where the completions of one consumer's faults arrive.
 ///
-/// [`AsFd`] is an eventfd, readable while completions wait, for epoll. Cheap to clone: clones are the same queue.
+/// [`AsFd`] is an eventfd, readable while completions wait, for epoll. Cheap to clone: clones are the same queue. In a forked
+/// child it is empty and stays so.
 #[derive(Clone)]
 pub struct FaultQueue {
     shared: Arc<QueueShared>,
@@ -85,6 +87,9 @@ impl FaultQueue {
 
     /// The oldest completion, if there is one. Never blocks.
     pub fn next(&self) -> Option<Completion> {
+        if self.shared.ready.is_inherited() {
+            return None;
+        }
         let mut completed = self.shared.completed.lock();
         let completion = completed.pop_front()?;
         self.shared.ready.take_one();
@@ -130,8 +135,16 @@ struct TokenState {
 }
 
 impl Pending {
+    /// Is it of the process that this one was forked from? Then locks may be held for ever, and the eventfd is the parent's.
+    fn is_inherited(&self) -> bool {
+        self.queue.ready.is_inherited()
+    }
+
     /// Completes it, once.
     fn complete(&self, result: Result<(), NotResolved>) {
+        if self.is_inherited() {
+            return;
+        }
         let mut state = self.state.lock();
         if state.result.is_some() && !broken(Mutation::CompleteTwice) {
             return;
@@ -150,7 +163,7 @@ impl Pending {
         }
         if let Some(waker) = waker {
             // A task's panic is its own: the change of state that brings this goes on to its end.
-            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+            let _ = guarded(|| waker.wake());
         }
     }
 
@@ -167,7 +180,7 @@ impl Pending {
 }
 
 /// A submitted fault: a `Future` of its result, which also arrives in its queue. Dropping it gives the fault up:
-/// it completes with `Killed`.
+/// it completes with `Killed`. In a forked child it is given up at once, and its parent's stays as it is.
 pub struct FaultToken {
     pending: Arc<Pending>,
     /// The region's list, as long as the region is there.
@@ -182,6 +195,9 @@ impl FaultToken {
 
     /// Gives the fault up: it completes with [`NotResolved::Killed`], if it is not decided yet.
     pub fn cancel(&self) {
+        if self.pending.is_inherited() {
+            return;
+        }
         if broken(Mutation::CancelLate) {
             self.pending.complete(Err(NotResolved::Killed));
         }
@@ -203,14 +219,21 @@ impl Future for FaultToken {
     type Output = Result<(), NotResolved>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.pending.state.lock();
-        match state.result {
-            Some(result) => Poll::Ready(result),
-            None => {
-                state.waker = Some(context.waker().clone());
-                Poll::Pending
-            }
+        if self.pending.is_inherited() {
+            return Poll::Ready(Err(NotResolved::Killed));
         }
+        // A waker's clone and its destructor are the task's code: no lock is held.
+        let waker = context.waker().clone();
+        let mut state = self.pending.state.lock();
+        if let Some(result) = state.result {
+            drop(state);
+            discard(waker);
+            return Poll::Ready(result);
+        }
+        let earlier = state.waker.replace(waker);
+        drop(state);
+        discard(earlier);
+        Poll::Pending
     }
 }
 
@@ -219,7 +242,7 @@ impl fmt::Debug for FaultToken {
         f.debug_struct("FaultToken")
             .field("id", &self.pending.id)
             .field("offset", &self.pending.offset)
-            .field("result", &self.pending.state.lock().result)
+            .field("result", &(!self.pending.is_inherited()).then(|| self.pending.state.lock().result).flatten())
             .finish()
     }
 }
@@ -227,6 +250,8 @@ impl fmt::Debug for FaultToken {
 /// The faults that wait for a region.
 pub(crate) struct PendingFaults {
     list: Mutex<PendingList>,
+    /// Whose they are.
+    process: Identity,
 }
 
 #[derive(Default)]
@@ -304,13 +329,19 @@ impl PendingFaults {
 
 impl Default for PendingFaults {
     fn default() -> Self {
-        Self { list: Mutex::new(PendingList::default()) }
+        Self { list: Mutex::new(PendingList::default()), process: Identity::current() }
     }
 }
 
 impl Drop for PendingFaults {
     fn drop(&mut self) {
-        for fault in self.list.lock().faults.drain(..) {
+        if !self.process.is_current() {
+            // A child's copy of the lock may be held for ever.
+            return;
+        }
+        // Wakers run under no lock.
+        let faults = std::mem::take(&mut self.list.lock().faults);
+        for fault in faults {
             fault.complete(Err(NotResolved::Sigbus));
         }
     }
@@ -335,6 +366,9 @@ impl Region {
         let caller = caller.into();
         caller.flags.validate()?;
         let shared = &self.shared;
+        if shared.protocol.is_inherited() || queue.shared.ready.is_inherited() {
+            return Err(SubmitError::Forked);
+        }
         if offset >= shared.len {
             return Err(SubmitError::OutOfBounds { offset, len: shared.len });
         }

@@ -26,8 +26,8 @@ pub enum Backing {
         fd: OwnedFd,
         /// Where the region starts in it, in bytes.
         offset: u64,
-        /// Is this a device file? Then its size is not checked, it is mapped by the strategy Replace, and `release`
-        /// says what becomes of `fd` on revocation.
+        /// Is this a device file? Then its size is not checked, it is mapped by the strategy Replace, and this says what
+        /// becomes of `fd` on revocation.
         device: Option<OnRevoke>,
     },
 }

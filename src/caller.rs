@@ -23,7 +23,7 @@ pub struct Caller<'a> {
     pub cancel: Option<&'a CancelToken>,
     /// What it meets at a disabled region: [`OnDisabled::Block`] waits, the others do not.
     pub on_disabled: OnDisabled,
-    /// Where this crate departs from the kernel.
+    /// What is done about it while the region is busy. Default: [`Rules::CRATE`].
     pub rules: Rules,
 }
 
@@ -96,10 +96,7 @@ impl Protocol {
                     now @ (State::Enabled | State::Disabled | State::Gone) => {
                         let situation = Situation {
                             exiting: caller.is_cancelled(),
-                            unserved: false,
                             sigbus: caller.on_disabled != OnDisabled::Block || now == State::Gone,
-                            user_mode_only: false,
-                            released: now == State::Gone,
                         };
                         (Seen::Disabled(situation), false)
                     }
@@ -107,6 +104,7 @@ impl Protocol {
                 None => (Seen::Contended, true),
             };
             let decision: Decision = decide(caller.flags, seen, caller.rules);
+            let mut deadlock = false;
             let answer = decision.carry_out(lock, |sleep| {
                 let cancel = if sleep == Sleep::Uninterruptible { None } else { caller.cancel };
                 let unwanted =
@@ -114,8 +112,15 @@ impl Protocol {
                 match self.wait_while(unwanted, cancel, None) {
                     Waited::Done | Waited::TimedOut => Woken::Done,
                     Waited::Cancelled => Woken::Killed,
+                    Waited::WouldDeadlock => {
+                        deadlock = true;
+                        Woken::Killed
+                    }
                 }
             });
+            if deadlock {
+                return Err(Outcome::WouldDeadlock);
+            }
             if let Some(outcome) = answer {
                 return Err(outcome);
             }

@@ -15,7 +15,7 @@ pub enum BuildError {
         page: usize,
     },
     /// Lengths and offsets are multiples of the backing's page size.
-    #[error("{what} {value:#x} is not a multiple of the page size {page:#x}")]
+    #[error("{what} {value:#x} is not a multiple of the page size {page:#x}: round it")]
     Unaligned {
         /// Which number.
         what: &'static str,
@@ -25,7 +25,7 @@ pub enum BuildError {
         page: usize,
     },
     /// More than the address space, or than a file, can hold.
-    #[error("offset {offset:#x} plus length {len:#x} is more than an address space can hold")]
+    #[error("offset {offset:#x} plus length {len:#x} is more than an address space can hold: make the region shorter")]
     TooLarge {
         /// Where the region starts in its file, in bytes.
         offset: u64,
@@ -40,16 +40,19 @@ pub enum BuildError {
         /// Offset plus length, in bytes.
         needed: u64,
     },
-    /// The strategy cannot be had here.
-    #[error("strategy {strategy} is not possible: {why}")]
+    /// The strategy cannot be had here; or, where none was asked for, the best one cannot be had now, for want of descriptors or
+    /// memory: a weaker one would be the region's for good.
+    #[error("strategy {strategy} is not possible: {why}{}; leave the choice to the builder, or see Support", because(.source))]
     Strategy {
-        /// What was asked for.
+        /// What was asked for, or is the best.
         strategy: crate::Strategy,
         /// What is missing.
         why: &'static str,
+        /// What the kernel said when it was tried.
+        source: Option<SysError>,
     },
     /// The name has a NUL byte.
-    #[error("the name {0:?} has a NUL byte in it")]
+    #[error("the name {0:?} has a NUL byte in it: leave it out")]
     Name(String),
     /// No monitor could be had.
     #[error(transparent)]
@@ -62,15 +65,19 @@ pub enum BuildError {
     Sys(#[from] SysError),
 }
 
+fn because(source: &Option<SysError>) -> String {
+    source.map(|e| format!(": {e}")).unwrap_or_default()
+}
+
 /// Mapping a region failed; nothing was mapped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapError {
     /// Nothing to map.
-    #[error("a mapping of 0 bytes")]
+    #[error("a mapping of 0 bytes: give a length, at an offset before the region's end")]
     Empty,
     /// Offsets and lengths of mappings are multiples of the page size.
-    #[error("{what} {value:#x} is not a multiple of the page size {page:#x}")]
+    #[error("{what} {value:#x} is not a multiple of the page size {page:#x}: round it")]
     Unaligned {
         /// Which number.
         what: &'static str,
@@ -80,7 +87,7 @@ pub enum MapError {
         page: usize,
     },
     /// The part asked for is not inside the region.
-    #[error("offset {offset:#x} plus length {len:#x} is beyond the region's {region:#x} bytes")]
+    #[error("offset {offset:#x} plus length {len:#x} is beyond the region's {region:#x} bytes: map a part of it")]
     OutOfRange {
         /// In bytes.
         offset: usize,
@@ -191,10 +198,10 @@ impl std::fmt::Display for Holders {
 #[non_exhaustive]
 pub enum RevokeError {
     /// `try_` met somebody else's change of state, a guard, a pin or a reader, and never waits.
-    #[error("the region is busy: {0}")]
+    #[error("the region is busy: {0}; try again, or let it wait")]
     Busy(Holders),
     /// `_timeout` gave up.
-    #[error("gave up after {waited:?}: {holders}")]
+    #[error("gave up after {waited:?}: {holders}; try again once they are dropped")]
     TimedOut {
         /// How long it waited.
         waited: Duration,
@@ -221,7 +228,7 @@ pub enum RevokeError {
     #[error("the region has no file: it was dropped on revocation, give it one with Region::supply")]
     NoFile,
     /// The region was dropped.
-    #[error("the region is gone")]
+    #[error("the region was dropped: build another")]
     Gone,
     /// A system call failed on one mapping, and everything was put back.
     #[error("mapping at {addr:#x}: {source}")]
@@ -256,7 +263,7 @@ pub enum AccessError {
         align: usize,
     },
     /// A store through a read-only mapping.
-    #[error("store at offset {offset:#x} of a read-only mapping")]
+    #[error("a store at offset {offset:#x} of a read-only mapping: map it without MapOptions::read_only")]
     ReadOnly {
         /// In bytes.
         offset: usize,
@@ -268,13 +275,13 @@ pub enum AccessError {
         offset: usize,
     },
     /// The region is disabled.
-    #[error("the region is disabled (access at offset {offset:#x})")]
+    #[error("the region is disabled, and refuses {}: try again after enable()", At(*.offset))]
     Disabled {
         /// In bytes.
         offset: usize,
     },
     /// The region is busy, or its page is not there yet, and the access may not wait.
-    #[error("the access at offset {offset:#x} would have to wait")]
+    #[error("the region is busy, and {} would have to wait: try again, or let it wait", At(*.offset))]
     WouldBlock {
         /// In bytes.
         offset: usize,
@@ -286,11 +293,17 @@ pub enum AccessError {
         offset: usize,
     },
     /// The region was dropped.
-    #[error("the region is gone (access at offset {offset:#x})")]
+    #[error("the region was dropped, and refuses {} for good", At(*.offset))]
     Gone {
         /// In bytes.
         offset: usize,
     },
+    /// The change of state that it would have to wait for waits for the calling thread: for a guard that it holds of another region
+    /// that is being revoked together with this one, or for the end of a callback.
+    #[error(
+        "the change under way waits for this thread: for a guard that it holds of a region that changes together with this one (drop it), or for the end of its callback (ask after that)"
+    )]
+    WouldDeadlock,
     /// The caller's flags contradict themselves.
     #[error(transparent)]
     Flags(crate::fault::IllegalFlags),
@@ -300,6 +313,24 @@ pub enum AccessError {
         /// In bytes.
         offset: usize,
     },
+}
+
+impl AccessError {
+    /// The offset that the error of a guard has: it is about the whole mapping.
+    pub const WHOLE: usize = usize::MAX;
+}
+
+/// Where an access was, for the messages.
+struct At(usize);
+
+impl std::fmt::Display for At {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 == AccessError::WHOLE {
+            f.write_str("a guard")
+        } else {
+            write!(f, "an access at offset {:#x}", self.0)
+        }
+    }
 }
 
 /// A fault could not be tried, or not be resolved.
@@ -343,6 +374,9 @@ pub enum SubmitError {
     /// The flags contradict themselves.
     #[error(transparent)]
     Flags(#[from] crate::fault::IllegalFlags),
+    /// Called in a forked child, with its parent's region or queue.
+    #[error("the region or the queue is the parent's: a forked child makes its own")]
+    Forked,
     /// No eventfd.
     #[error("no queue: {0}")]
     Sys(#[from] SysError),
@@ -363,16 +397,25 @@ pub enum PinError {
         len: usize,
     },
     /// The region is busy (or disabled, for a caller that would wait), and the flags forbid waiting.
-    #[error("the region is busy and the caller may not wait")]
+    #[error("the region is busy and the caller may not wait: try again, or use flags that wait")]
     WouldBlock,
     /// The region is disabled.
-    #[error("the region is disabled")]
+    #[error("the region is disabled: pin it after enable()")]
     Disabled,
     /// The wait was cancelled.
     #[error("the wait was cancelled")]
     Cancelled,
+    /// The change of state that it would have to wait for waits for the calling thread: for a guard that it holds of another region
+    /// that is being revoked together with this one, or for the end of a callback.
+    #[error(
+        "the change under way waits for this thread: for a guard that it holds of a region that changes together with this one (drop it), or for the end of its callback (ask after that)"
+    )]
+    WouldDeadlock,
+    /// Called in a forked child, which has none of its parent's memory.
+    #[error("the region is the parent's: a forked child builds one of its own")]
+    Forked,
     /// The file gives no pages there, or the region has no owner's view to reach them by ([`OnRevoke::Drop`](crate::OnRevoke)).
-    #[error("no memory: {0}")]
+    #[error("the file gives no memory, or the region has no owner's view: {0}")]
     NoMemory(SysError),
     /// The flags contradict themselves.
     #[error(transparent)]

@@ -90,7 +90,7 @@ pub(crate) enum NotDrained {
 /// The number of the model's thread that runs now, from 1.
 #[cfg(revocable_model)]
 pub(crate) fn model_thread() -> i32 {
-    threads::tid_of(threads::current()) + 1
+    threads::tid_of(threads::current().place) + 1
 }
 
 /// Gives the model's thread that runs now a number, from 0.
@@ -121,6 +121,15 @@ struct Held {
     place: Place,
     left: u64,
     count: u64,
+    /// Those of them whose owner has ended.
+    leaked: u64,
+}
+
+/// Guards of one owner of a slot, or of the earlier ones, who leaked theirs.
+struct Holder {
+    place: Place,
+    leaked: bool,
+    guards: HeldGuard,
 }
 
 impl Gate {
@@ -150,7 +159,7 @@ impl Gate {
     /// Not for signal handlers: one that interrupts its own thread's entry would make it lose a count.
     #[inline]
     pub(crate) fn enter(&self) -> Result<Guard<'_>, Phase> {
-        let slot = self.slots.get(threads::current());
+        let slot = self.own_slot();
         // Relaxed, here and in the store: *Owned*. The store's partner is the scan, through the barriers.
         let entered = slot.entered.load(Ordering::Relaxed);
         slot.entered.store(entered + 1, Ordering::Relaxed);
@@ -164,13 +173,30 @@ impl Gate {
         }
     }
 
+    /// The calling thread's counters.
+    #[inline(always)]
+    fn own_slot(&self) -> &Slot {
+        let me = threads::current();
+        let slot = self.slots.get(me.place);
+        if slot.is_owned_by(me.generation) { slot } else { self.prepare_slot() }
+    }
+
+    #[cold]
+    fn prepare_slot(&self) -> &Slot {
+        let me = threads::first_use();
+        let slot = self.slots.get(me.place);
+        slot.prepare(me.generation);
+        slot
+    }
+
     /// A guard of a thread that holds one already passes a gate that is closing too: the drain waits for the earlier
     /// one, so waiting for the drain would be a deadlock. No drain has ended meanwhile: the counters of this slot, which
     /// only this thread changes, differed all the time.
     #[cold]
     fn not_open<'a>(&'a self, slot: &'a Slot, entered: u64, phase: u32) -> Result<Guard<'a>, Phase> {
         // Relaxed: *Owned*.
-        if phase == Phase::Busy as u32 && entered != slot.left.load(Ordering::Relaxed) {
+        let held = entered.wrapping_sub(slot.left.load(Ordering::Relaxed));
+        if phase == Phase::Busy as u32 && held != slot.leaked_of(held) {
             return Ok(Guard { gate: self, slot, on_this_thread: PhantomData });
         }
         self.leave(slot, Mutation::RefusalNotify);
@@ -200,7 +226,7 @@ impl Gate {
     /// Counts an access that looked at the phase and did not enter. Cheaper than a counter that all threads share.
     #[inline]
     pub(crate) fn turn_away(&self) {
-        let slot = self.slots.get(threads::current());
+        let slot = self.own_slot();
         // Relaxed, both: *Owned*, and only ever summed up.
         let before = slot.turned_away.load(Ordering::Relaxed);
         slot.turned_away.store(before + 1, Ordering::Relaxed);
@@ -258,9 +284,11 @@ impl Gate {
         if held.is_empty() {
             return Ok(());
         }
-        let caller = threads::current();
-        if let Some(&(_, own)) = held.iter().find(|(place, _)| *place == caller) {
-            return Err(NotDrained::HeldByCaller(own));
+        if self.held_by_caller() > 0 {
+            let own = (threads::current().place, false);
+            if let Some(holder) = held.iter().find(|holder| (holder.place, holder.leaked) == own) {
+                return Err(NotDrained::HeldByCaller(holder.guards));
+            }
         }
         let deadline = match patience {
             Patience::Never => return Err(NotDrained::Held(guards(held))),
@@ -269,7 +297,7 @@ impl Gate {
         };
         // No guard comes any more, so a thread that was once seen without is done with: not all have to be seen so
         // at one time, which refused entries could put off for long.
-        let pending = RefCell::new(held.iter().map(|(place, _)| *place).collect::<Vec<_>>());
+        let pending = RefCell::new(held.iter().map(|holder| holder.place).collect::<Vec<_>>());
         let still_held = || {
             let mut pending = pending.borrow_mut();
             pending.retain(|place| Held::look(*place, self.slots.get(*place)).is_some());
@@ -277,9 +305,9 @@ impl Gate {
         };
         match self.drained.wait_while(still_held, None, deadline) {
             Waited::Done => Ok(()),
-            Waited::TimedOut | Waited::Cancelled => {
+            Waited::TimedOut | Waited::Cancelled | Waited::WouldDeadlock => {
                 let pending = pending.into_inner();
-                let held = self.held().into_iter().filter(|(place, _)| pending.contains(place)).collect::<Vec<_>>();
+                let held = self.held().into_iter().filter(|holder| pending.contains(&holder.place)).collect::<Vec<_>>();
                 // The last of them may have ended between the two looks.
                 if held.is_empty() { Ok(()) } else { Err(NotDrained::Held(guards(held))) }
             }
@@ -288,9 +316,10 @@ impl Gate {
 
     /// How many guards the calling thread holds.
     pub(crate) fn held_by_caller(&self) -> u64 {
-        let slot = self.slots.get(threads::current());
+        let slot = self.own_slot();
         // Relaxed: *Owned*.
-        slot.entered.load(Ordering::Relaxed).wrapping_sub(slot.left.load(Ordering::Relaxed))
+        let count = slot.entered.load(Ordering::Relaxed).wrapping_sub(slot.left.load(Ordering::Relaxed));
+        count - slot.leaked_of(count)
     }
 
     /// Which threads hold guards now. While the gate is open, only a hint.
@@ -298,18 +327,24 @@ impl Gate {
         guards(self.held())
     }
 
-    fn held(&self) -> Vec<(Place, HeldGuard)> {
+    fn held(&self) -> Vec<Holder> {
         let now = Instant::now();
         let held: Vec<Held> = self.held_now().collect();
         let mut seen = self.seen.lock();
         let before = std::mem::take(&mut *seen);
         let mut report = Vec::with_capacity(held.len());
-        for Held { place, left, count } in held {
+        for Held { place, left, count, leaked } in held {
             let known = before.iter().find(|known| known.place == place && known.left == left);
             let since = known.map_or(now, |known| known.since);
             seen.push(Seen { place, left, since });
             let held_for_at_least = now.saturating_duration_since(since);
-            report.push((place, HeldGuard { tid: threads::tid_of(place), count, held_for_at_least }));
+            let guards = |tid, count| HeldGuard { tid, count, held_for_at_least };
+            if count > leaked {
+                report.push(Holder { place, leaked: false, guards: guards(threads::tid_of(place), count - leaked) });
+            }
+            if leaked > 0 {
+                report.push(Holder { place, leaked: true, guards: guards(0, leaked) });
+            }
         }
         report
     }
@@ -327,12 +362,13 @@ impl Held {
         let left = slot.left.load(Ordering::Acquire);
         // Relaxed: the load before this keeps its place; partner in `enter`, through the barriers.
         let entered = if broken(Mutation::ScanOrder) { early } else { slot.entered.load(Ordering::Relaxed) };
-        (entered != left).then(|| Self { place, left, count: entered.wrapping_sub(left) })
+        let count = entered.wrapping_sub(left);
+        (count != 0).then(|| Self { place, left, count, leaked: slot.leaked_of(count) })
     }
 }
 
-fn guards(held: Vec<(Place, HeldGuard)>) -> Vec<HeldGuard> {
-    held.into_iter().map(|(_, guard)| guard).collect()
+fn guards(held: Vec<Holder>) -> Vec<HeldGuard> {
+    held.into_iter().map(|holder| holder.guards).collect()
 }
 
 impl fmt::Debug for Gate {

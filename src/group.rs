@@ -7,13 +7,13 @@
 
 use crate::error::RevokeError;
 use crate::owner::OwnerView;
-use crate::protocol::{Change, Mechanism, State};
+use crate::protocol::{Change, State, Together};
 use crate::region::{Region, RegionShared};
 use crate::stats::count;
 use crate::wait::Patience;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// How long a group, or a region's drop, waits for those who are in the middle of a single access to a member. They hold
@@ -132,13 +132,25 @@ pub(crate) struct Changes<'a> {
 
 impl<'a> Changes<'a> {
     /// Begins them all, or none. `members` are [in order](in_order): whoever waits (`Forever`) waits in that order.
+    ///
+    /// If nothing is waited for, no member is told before all of them look as if they could be had.
     pub(crate) fn begin(members: &'a [Arc<RegionShared>], patience: Patience) -> Result<Self, GroupError> {
         let mut changes = Self { begun: Vec::with_capacity(members.len()) };
+        let together = together(members, true);
         for member in members {
-            let mechanism: &dyn Mechanism = &**member;
-            let change = member.protocol.prepare(mechanism, None, patience).map_err(|source| failed(member, source))?;
+            let change = member.protocol.claim(&**member, None, patience, together.as_ref());
             // `None` answers a goal that is reached already; there was no goal.
+            let change = change.map_err(|source| failed(member, source))?;
             changes.begun.extend(change.map(|change| (&**member, change)));
+            if patience != Patience::Never {
+                // Before the next is claimed: the holder of a guard of this one may change that one meanwhile.
+                changes.announce_last(patience)?;
+            }
+        }
+        if patience == Patience::Never {
+            for (member, change) in &mut changes.begun {
+                change.announce(patience).map_err(|source| failed(member, source))?;
+            }
         }
         let readers = match patience {
             Patience::Never => Patience::Until(Instant::now() + READERS),
@@ -150,12 +162,18 @@ impl<'a> Changes<'a> {
         Ok(changes)
     }
 
+    fn announce_last(&mut self, patience: Patience) -> Result<(), GroupError> {
+        let Some((member, change)) = self.begun.last_mut() else { return Ok(()) };
+        change.announce(patience).map_err(|source| failed(member, source))
+    }
+
     /// As [`Protocol::begin_privileged`](crate::protocol::Protocol::begin_privileged), for all of them.
     pub(crate) fn begin_privileged(members: &'a [Arc<RegionShared>]) -> Result<Self, GroupError> {
         let mut changes = Self { begun: Vec::with_capacity(members.len()) };
+        let together = together(members, false);
         for member in members {
-            let change = member.protocol.begin_privileged(&**member).map_err(|source| failed(member, source))?;
-            changes.begun.push((&**member, change));
+            let change = member.protocol.begin_privileged(&**member, together.as_ref());
+            changes.begun.push((&**member, change.map_err(|source| failed(member, source))?));
         }
         Ok(changes)
     }
@@ -214,10 +232,25 @@ impl<'a> Changes<'a> {
 
 impl Drop for Changes<'_> {
     fn drop(&mut self) {
-        // Whoever is told that the memory is back may wait for one who waits for another member.
+        // Whoever is told that the memory is back, and a waker just so, may wait for one who waits for another member.
         self.begun.iter_mut().rev().for_each(|(_, change)| change.publish());
         while self.begun.pop().is_some() {}
     }
+}
+
+/// What the members' changes wait for, as the calling thread sees it: it holds a guard of one (if guards are waited for), or
+/// is in the middle of a change of one.
+fn together(members: &[Arc<RegionShared>], guards: bool) -> Option<Together> {
+    // A region alone sees for itself.
+    (members.len() > 1).then(|| -> Together {
+        let members: Vec<Weak<RegionShared>> = members.iter().map(Arc::downgrade).collect();
+        Arc::new(move || {
+            members.iter().filter_map(Weak::upgrade).any(|member| {
+                let protocol = &member.protocol;
+                protocol.is_changed_by_caller() || guards && protocol.gate.held_by_caller() > 0
+            })
+        })
+    })
 }
 
 fn failed(member: &RegionShared, source: RevokeError) -> GroupError {

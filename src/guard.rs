@@ -3,13 +3,15 @@
 use crate::error::AccessError;
 use crate::gate::{self, Phase};
 use crate::mapping::Mapping;
+use crate::wait::Waited;
 use std::fmt;
 use std::ops::Deref;
 
 /// A stretch of accesses that no revocation comes between; see [`Mapping::try_access`].
 ///
 /// While it lives, `disable()` of its region waits, `try_disable()` answers `Busy`, and `disable_timeout()` gives up and
-/// names this thread. It is no lock against other accesses. Leaked, it keeps its region from being revoked for good.
+/// names this thread. It is no lock against other accesses. Leaked, it keeps its region from being revoked for good; once its
+/// thread has ended, as a guard of thread 0.
 #[must_use = "a guard that is dropped at once guards nothing"]
 pub struct Access<'a> {
     mapping: &'a Mapping,
@@ -59,18 +61,21 @@ impl Mapping {
     ///
     /// # Blocking
     /// Waits while the region is busy. Inside of another guard of the same region it never does: the revocation would
-    /// wait for that one. Inside of a guard of *another* region that changes together with this one (another BAR of the
-    /// device, another member of the group) use [`try_access`](Self::try_access): the change of both waits for that guard.
+    /// wait for that one.
     ///
     /// # Errors
-    /// As [`try_access`](Self::try_access), but `WouldBlock`.
+    /// As [`try_access`](Self::try_access), but `WouldBlock`. [`AccessError::WouldDeadlock`] inside of a guard of *another* region
+    /// that is being revoked together with this one (another BAR of the device, another member of the group): the change of
+    /// both waits for that guard.
     pub fn with_access<R>(&self, with: impl FnOnce(&Access<'_>) -> R) -> Result<R, AccessError> {
         loop {
             match self.try_access() {
                 Ok(access) => return Ok(with(&access)),
                 Err(AccessError::WouldBlock { .. }) => {
                     let protocol = &self.served.region.protocol;
-                    let _ = protocol.wait_while(|now| now == Phase::Busy, None, None);
+                    if protocol.wait_while(|now| now == Phase::Busy, None, None) == Waited::WouldDeadlock {
+                        return Err(AccessError::WouldDeadlock);
+                    }
                 }
                 Err(e) => return Err(e),
             }
@@ -80,9 +85,10 @@ impl Mapping {
 
 #[cold]
 fn refused(phase: Phase) -> AccessError {
+    let offset = AccessError::WHOLE;
     match phase {
-        Phase::Open | Phase::Busy => AccessError::WouldBlock { offset: 0 },
-        Phase::Disabled => AccessError::Disabled { offset: 0 },
-        Phase::Gone => AccessError::Gone { offset: 0 },
+        Phase::Open | Phase::Busy => AccessError::WouldBlock { offset },
+        Phase::Disabled => AccessError::Disabled { offset },
+        Phase::Gone => AccessError::Gone { offset },
     }
 }

@@ -86,6 +86,7 @@ mod notify;
 mod owner;
 pub mod pci;
 mod pin;
+mod placed;
 mod policy;
 mod protocol;
 mod region;
@@ -97,6 +98,7 @@ pub mod signal;
 mod stats;
 mod sync;
 mod sys;
+mod users;
 mod view;
 #[cfg(feature = "vm-memory")]
 #[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]

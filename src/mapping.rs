@@ -52,8 +52,8 @@ impl Mapping {
             OnDisabled::AllOnes => Some(Ones::for_range(len).map_err(sys)?),
             OnDisabled::Sigbus | OnDisabled::Block => None,
         };
-        if !options.accessors_only {
-            prepare_to_wait(policy)?;
+        if policy == OnDisabled::Block && !options.accessors_only {
+            WaitingRoom::prepare(Waits::UserMode).map_err(|source| MapError::Wait { source })?;
         }
         let view = View::reserve(ViewSpec {
             len,
@@ -181,22 +181,11 @@ impl Drop for Listed {
 fn server(region: &RegionShared, accessors_only: bool) -> Result<Server, MapError> {
     match (region.strategy, &region.monitor) {
         (Strategy::Detach | Strategy::Replace, _) => Ok(Server::Kernel),
-        // An access that does not recover would end the process where it is to resolve its own fault.
-        (Strategy::Zap, _) if accessors_only && crate::access::raw::RECOVERABLE => {
+        (Strategy::Zap, _) if accessors_only => {
             let uffd = crate::view::refuser().map_err(|source| MapError::Sys { len: 0, source })?;
             Ok(Server::Own(uffd))
         }
         (Strategy::Zap, monitor) => Ok(monitor.clone().map_or(Server::Kernel, Server::Monitor)),
-    }
-}
-
-/// Opens what faults wait in, so that revoking does not have to.
-fn prepare_to_wait(policy: OnDisabled) -> Result<(), MapError> {
-    // Without it a reset refuses raw pointers' accesses, and says so: `RegionStats::degraded`.
-    let _ = WaitingRoom::get(Waits::Everyone);
-    match policy {
-        OnDisabled::Block => WaitingRoom::get(Waits::UserMode).map(drop).map_err(|source| MapError::Wait { source }),
-        OnDisabled::Sigbus | OnDisabled::AllOnes => Ok(()),
     }
 }
 

@@ -92,10 +92,7 @@ impl Monitor {
     /// # Errors
     /// `fd` is not a userfaultfd, or serves another process ([`MonitorError::Foreign`]).
     pub fn from_fd(fd: OwnedFd, threads: usize) -> Result<Self, MonitorError> {
-        let uffd = Uffd::from_fd(fd, features())?;
-        if !uffd.serves_this_process()? {
-            return Err(MonitorError::Foreign);
-        }
+        let uffd = Uffd::from_fd(fd, features())?.ok_or(MonitorError::Foreign)?;
         Self::over((uffd, UffdSource::HandedIn), threads)
     }
 
@@ -139,9 +136,9 @@ impl Monitor {
     /// choose its CPUs. Its threads start with the first mapping that needs them: call this before. If `first` panics the
     /// monitor is dead, and its mappings refuse.
     pub fn on_thread_start(&self, first: impl Fn() + Send + Sync + 'static) {
-        // The earlier one may do anything when it is dropped: not under the lock.
         let earlier = self.threads.first.lock().replace(Arc::new(first));
-        drop(earlier);
+        // A user's closure: not under the lock.
+        crate::users::discard(earlier);
     }
 
     /// Answers waiting faults, at most `budget` of them, without blocking; says how many there were.

@@ -11,14 +11,13 @@
 
 use crate::region::{Region, RegionShared};
 use crate::stats::count;
-use crate::sys::thread::current_tid;
+use crate::users::{Inside, Theirs, discard, guarded};
 use parking_lot::Mutex;
 use std::error::Error;
 use std::fmt;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What a notifier may fail with; counted in [`RegionStats`](crate::RegionStats), and no reason to stop a revocation.
 pub type NotifyError = Box<dyn Error + Send + Sync>;
@@ -57,12 +56,10 @@ struct List {
 }
 
 struct Subscriber {
-    notifier: Arc<dyn InvalidateNotifier>,
+    notifier: Theirs<dyn InvalidateNotifier>,
     range: Range<usize>,
-    /// Held while it is being told, so that unsubscribing waits for that.
+    /// Held while it is being told, so that unsubscribing waits for that (and for nothing else: see `Subscription`).
     calling: Mutex<()>,
-    /// The thread that tells it, 0 for none.
-    caller: AtomicI32,
     gone: AtomicBool,
     revoked: AtomicBool,
 }
@@ -100,29 +97,31 @@ impl Notifiers {
 
     fn tell(&self, subscriber: &Subscriber, revoked: bool) {
         let _calling = subscriber.calling.lock();
-        // Relaxed: set under the lock just taken, or by this very thread.
+        // Relaxed: the unsubscribing thread sets it, then waits for the lock just taken, or does not wait.
         if subscriber.gone.load(Ordering::Relaxed) {
             return;
         }
-        // Relaxed: only ever compared with the reading thread's own id.
-        subscriber.caller.store(current_tid(), Ordering::Relaxed);
+        let _inside = Inside::of(subscriber);
         let range = subscriber.range.clone();
-        let told = catch_unwind(AssertUnwindSafe(|| match revoked {
+        let told = guarded(|| match revoked {
             true => subscriber.notifier.before_revoke(range),
             false => subscriber.notifier.after_restore(range),
-        }));
-        subscriber.caller.store(0, Ordering::Relaxed);
+        });
         match told {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => count(&self.errors),
-            Err(_) => count(&self.panics),
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                count(&self.errors);
+                discard(error);
+            }
+            None => count(&self.panics),
         }
     }
 }
 
 /// A notifier's place at a region; it hears nothing more once this is dropped.
 ///
-/// Dropping it waits for a call of the notifier that another thread is making; from inside the notifier it does not.
+/// Dropping it waits for a call of the notifier that another thread is making. From inside a notifier, whosever, it does not: two
+/// threads in each other's notifiers would wait for each other.
 #[must_use = "a subscription that is dropped at once hears nothing"]
 pub struct Subscription {
     region: Arc<RegionShared>,
@@ -135,10 +134,9 @@ impl Subscription {
         let range = range.start.min(end)..end;
         let mut list = region.notifiers.list.lock();
         let subscriber = Arc::new(Subscriber {
-            notifier,
+            notifier: Theirs::new(notifier),
             range,
             calling: Mutex::new(()),
-            caller: AtomicI32::new(0),
             gone: AtomicBool::new(false),
             revoked: AtomicBool::new(list.revoked),
         });
@@ -161,13 +159,16 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.region.notifiers.list.lock().subscribers.retain(|s| !Arc::ptr_eq(s, &self.subscriber));
-        if self.subscriber.caller.load(Ordering::Relaxed) == current_tid() {
-            self.subscriber.gone.store(true, Ordering::Relaxed);
+        if self.region.protocol.is_inherited() {
+            // A forked child's: no change of state tells it anything, and its locks may be held for ever.
             return;
         }
-        let _not_calling = self.subscriber.calling.lock();
+        // `self` has it too: nothing of the user's is dropped under the list's lock.
+        self.region.notifiers.list.lock().subscribers.retain(|s| !Arc::ptr_eq(s, &self.subscriber));
         self.subscriber.gone.store(true, Ordering::Relaxed);
+        if !Inside::is_any() {
+            drop(self.subscriber.calling.lock());
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::sys::{AddrRange, SysError, map};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::errno::Errno;
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 /// The device side's view of a region: always there, whatever state the region is in.
 ///
@@ -27,8 +27,8 @@ pub struct OwnerView {
     /// The process that it is mapped in: a forked child has something else there, or nothing.
     mapped_in: Identity,
     of_device: bool,
-    /// Where accesses don't recover by themselves: the file, and where in it the view starts, in bytes.
-    file: Option<(OwnedFd, u64)>,
+    /// Accesses ask first whether there is memory: they would not recover, and the file can lose some.
+    asks: bool,
     /// The file's page size, in bytes.
     page: usize,
 }
@@ -37,22 +37,18 @@ impl OwnerView {
     pub(crate) fn new(file: &File, len: usize) -> Result<Self, SysError> {
         let of_device = file.kind == Kind::Other;
         if file.on_revoke == OnRevoke::Drop {
-            return Ok(Self { map: None, mapped_in: Identity::current(), of_device, file: None, page: file.page });
+            return Ok(Self { map: None, mapped_in: Identity::current(), of_device, asks: false, page: file.page });
         }
-        let errno = |e: std::io::Error| SysError::new("mmap", Errno::from_raw(e.raw_os_error().unwrap_or(0)));
+        let call = if file.kind == Kind::Hugetlb { "mmap(hugetlb)" } else { "mmap" };
+        let errno = |e: std::io::Error| SysError::new(call, Errno::from_raw(e.raw_os_error().unwrap_or(0)));
         crate::sys::may_fail("mmap")?;
         let map = MmapOptions::new().offset(file.offset).len(len).map_raw(&file.fd).map_err(errno)?;
         for advice in [Advice::DontFork, Advice::DontDump] {
             map.advise(advice).map_err(|e| SysError::new("madvise", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
         }
-        let kept = (!raw::RECOVERABLE).then(|| map::dup(file.fd.as_fd())).transpose()?;
-        Ok(Self {
-            map: Some(map),
-            mapped_in: Identity::current(),
-            of_device,
-            file: kept.map(|fd| (fd, file.offset)),
-            page: file.page,
-        })
+        // A device's memory (VM_PFNMAP) can't be asked for.
+        let asks = !raw::RECOVERABLE && !of_device && map::may_shrink(file.fd.as_fd());
+        Ok(Self { map: Some(map), mapped_in: Identity::current(), of_device, asks, page: file.page })
     }
 
     /// The first byte; null for an empty view.
@@ -92,11 +88,10 @@ impl OwnerView {
     /// # Errors
     /// Out of bounds, misaligned, or no memory there.
     pub fn read<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
-        check::<T>(offset, self.len())?;
+        self.check::<T>(offset)?;
         // SAFETY: inside the view and aligned, as just checked; the view lives as long as `self`. Whoever writes there
         // at the same time makes the value theirs or ours, never torn.
-        self.recovering(|| unsafe { raw::load(self.at(offset).cast::<T>()) })
-            .map_err(|_| AccessError::NoMemory { offset })
+        unsafe { raw::load(self.at(offset).cast::<T>()) }.map_err(|_| AccessError::NoMemory { offset })
     }
 
     /// One store. `offset` in bytes, a multiple of the size of `T`.
@@ -104,10 +99,9 @@ impl OwnerView {
     /// # Errors
     /// Out of bounds, misaligned, or no memory there.
     pub fn write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
-        check::<T>(offset, self.len())?;
+        self.check::<T>(offset)?;
         // SAFETY: as in `read`.
-        self.recovering(|| unsafe { raw::store(self.at(offset).cast::<T>(), value) })
-            .map_err(|_| AccessError::NoMemory { offset })
+        unsafe { raw::store(self.at(offset).cast::<T>(), value) }.map_err(|_| AccessError::NoMemory { offset })
     }
 
     /// Copies out of the region.
@@ -115,9 +109,9 @@ impl OwnerView {
     /// # Errors
     /// Out of bounds (nothing done), or no memory at some place.
     pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
-        self.check_slice(offset, into.len())?;
+        let given = self.check_slice(offset, into.len())?;
         // SAFETY: inside the view as just checked; `into` is the caller's exclusive buffer.
-        let done = self.recovering(|| unsafe { raw::copy_out(into.as_mut_ptr(), self.at(offset), into.len()) });
+        let done = unsafe { raw::copy_out(into.as_mut_ptr(), self.at(offset), given) };
         finished(done, into.len(), offset)
     }
 
@@ -126,9 +120,9 @@ impl OwnerView {
     /// # Errors
     /// Out of bounds (nothing done), or no memory at some place.
     pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
-        self.check_slice(offset, from.len())?;
+        let given = self.check_slice(offset, from.len())?;
         // SAFETY: inside the view as just checked; `from` is not written meanwhile.
-        let done = self.recovering(|| unsafe { raw::copy_in(self.at(offset), from.as_ptr(), from.len()) });
+        let done = unsafe { raw::copy_in(self.at(offset), from.as_ptr(), given) };
         finished(done, from.len(), offset)
     }
 
@@ -137,23 +131,46 @@ impl OwnerView {
     /// # Errors
     /// Out of bounds (nothing done), or no memory at some place.
     pub fn fill(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
-        self.check_slice(offset, len)?;
+        let given = self.check_slice(offset, len)?;
         // SAFETY: inside the view as just checked.
-        let done = self.recovering(|| unsafe { raw::fill(self.at(offset), byte, len) });
+        let done = unsafe { raw::fill(self.at(offset), byte, given) };
         finished(done, len, offset)
     }
 
-    /// Runs some accesses to the view.
-    #[inline]
-    pub(crate) fn recovering<R>(&self, accesses: impl FnOnce() -> R) -> R {
-        let view = AddrRange::new(self.as_ptr().addr(), self.len());
-        raw::recovering(view, accesses, |_| ())
+    /// How many of the `len` bytes at `offset`, which are in the view, may be accessed. All of them, but where an access that
+    /// meets no memory would be a signal.
+    pub(crate) fn given(&self, offset: usize, len: usize) -> usize {
+        if !self.asks || self.gives(offset, len) {
+            return len;
+        }
+        let mut given = 0;
+        while given < len {
+            let next = (self.page - (offset + given) % self.page).min(len - given);
+            if !self.gives(offset + given, next) {
+                break;
+            }
+            given += next;
+        }
+        given
     }
 
-    fn check_slice(&self, offset: usize, size: usize) -> Result<(), CopyError> {
+    fn gives(&self, offset: usize, len: usize) -> bool {
+        let first = offset / self.page * self.page;
+        // Before Linux 5.14 there is no asking (EINVAL).
+        self.populate(first, offset + len - first).map_or_else(|e| e.errno == Errno::EINVAL, |()| true)
+    }
+
+    /// One access: bounds, alignment, memory.
+    fn check<T: Primitive>(&self, offset: usize) -> Result<(), AccessError> {
+        check::<T>(offset, self.len())?;
+        if self.given(offset, T::SIZE) == T::SIZE { Ok(()) } else { Err(AccessError::NoMemory { offset }) }
+    }
+
+    /// A copy's bounds; how many bytes of it may be accessed.
+    fn check_slice(&self, offset: usize, size: usize) -> Result<usize, CopyError> {
         let fits = offset.checked_add(size).is_some_and(|end| end <= self.len());
         let error = AccessError::OutOfBounds { offset, size, len: self.len() };
-        if fits { Ok(()) } else { Err(CopyError { done: 0, error }) }
+        if fits { Ok(self.given(offset, size)) } else { Err(CopyError { done: 0, error }) }
     }
 }
 

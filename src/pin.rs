@@ -7,13 +7,13 @@ use crate::caller::Caller;
 use crate::error::PinError;
 use crate::fault::NotResolved;
 use crate::region::{Region, RegionShared};
+use crate::users::{Theirs, guarded};
 use parking_lot::Mutex;
 use std::fmt;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-type Told = Arc<dyn Fn() + Send + Sync>;
+type Told = Theirs<dyn Fn() + Send + Sync>;
 
 /// The holders of pins that want to be told.
 #[derive(Default)]
@@ -30,10 +30,10 @@ struct Holders {
 impl PinTable {
     /// Tells every holder. None of the table's locks is held meanwhile: a holder may drop its pin at once.
     pub(crate) fn tell(&self) {
-        let told: Vec<Told> = self.holders.lock().told.iter().map(|(_, told)| Arc::clone(told)).collect();
+        let told: Vec<Told> = self.holders.lock().told.iter().map(|(_, told)| told.clone()).collect();
         for holder in told {
             // A holder's panic is its own; the revocation goes on, and waits for the pin all the same.
-            let _ = catch_unwind(AssertUnwindSafe(|| holder()));
+            let _ = guarded(&*holder);
         }
     }
 
@@ -45,8 +45,13 @@ impl PinTable {
         id
     }
 
-    fn remove(&self, id: u64) {
-        self.holders.lock().told.retain(|(known, _)| *known != id);
+    /// What the holder handed in, to be dropped when no lock is held and the pin has ended: it may drop other pins, and
+    /// change the region's state.
+    #[must_use]
+    fn remove(&self, id: u64) -> Option<Told> {
+        let mut holders = self.holders.lock();
+        let at = holders.told.iter().position(|(known, _)| *known == id)?;
+        Some(holders.told.remove(at).1)
     }
 }
 
@@ -79,20 +84,22 @@ impl Pin {
     /// `told` is called, in the revoking thread, each time a revocation begins to wait for pins. It is to stop the
     /// DMA and have the pin dropped, at once or soon, from any thread; it must not change the region's state.
     pub fn on_revoke(mut self, told: impl Fn() + Send + Sync + 'static) -> Self {
-        let id = self.region.pinned.add(Arc::new(told));
-        if let Some(earlier) = self.holder.replace(id) {
-            self.region.pinned.remove(earlier);
-        }
+        let id = self.region.pinned.add(Theirs::new(Arc::new(told)));
+        let earlier = self.holder.replace(id).and_then(|earlier| self.region.pinned.remove(earlier));
+        drop(earlier);
         self
     }
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        if let Some(id) = self.holder {
-            self.region.pinned.remove(id);
+        if self.region.protocol.is_inherited() {
+            // A forked child's: nothing waits for it, and the table's lock may be held for ever.
+            return;
         }
+        let told = self.holder.and_then(|id| self.region.pinned.remove(id));
         self.region.protocol.unpin();
+        drop(told);
     }
 }
 
@@ -110,30 +117,40 @@ impl Region {
     /// As the flags say, while the region is busy (and while it is disabled, with [`OnDisabled::Block`](crate::OnDisabled)).
     /// With `RETRY_NOWAIT` it answers [`PinError::WouldBlock`] at once, and queues nothing. Under a guard of the region it
     /// does not wait either. But whoever holds a pin already and waits here for another one waits, while a revocation waits
-    /// for the first: give it up when told ([`Pin::on_revoke`]), or ask with `RETRY_NOWAIT`.
+    /// for the first: give it up when told ([`Pin::on_revoke`]), or ask with `RETRY_NOWAIT`. Under a guard of another region that
+    /// is being revoked together with this one (another BAR of the device) it is an error: that revocation waits for the guard.
     ///
     /// # Errors
     /// Nothing is pinned: see [`PinError`].
     pub fn pin<'a>(&self, range: Range<usize>, caller: impl Into<Caller<'a>>) -> Result<Pin, PinError> {
-        let caller = caller.into();
-        let shared = &self.shared;
-        let (len, page) = (shared.len, shared.page);
+        self.shared.pin(range, &caller.into())
+    }
+}
+
+impl RegionShared {
+    /// See [`Region::pin`].
+    pub(crate) fn pin(self: &Arc<Self>, range: Range<usize>, caller: &Caller<'_>) -> Result<Pin, PinError> {
+        if self.protocol.is_inherited() {
+            return Err(PinError::Forked);
+        }
+        let (len, page) = (self.len, self.page);
         if range.start >= range.end || range.end > len {
             return Err(PinError::OutOfRange { start: range.start, end: range.end, len });
         }
         let start = range.start / page * page;
         let pages = start..range.end.next_multiple_of(page);
-        let pinned = shared.protocol.on_behalf(&caller, || {
+        let pinned = self.protocol.on_behalf(caller, || {
             // Counted in first: from here on the pages stay. While a revocation drains, no pin is counted in.
-            shared.protocol.pin().then(|| {
-                let pin = Pin { region: Arc::clone(shared), range: pages.clone(), holder: None };
-                shared.owner.populate(pages.start, pages.len()).map(|()| pin)
+            self.protocol.pin().then(|| {
+                let pin = Pin { region: Arc::clone(self), range: pages.clone(), holder: None };
+                self.owner.populate(pages.start, pages.len()).map(|()| pin)
             })
         });
         match pinned {
             Ok(Ok(pin)) => Ok(pin),
             Ok(Err(e)) => Err(PinError::NoMemory(e)),
             Err(NotResolved::WouldBlock) => Err(PinError::WouldBlock),
+            Err(NotResolved::WouldDeadlock) => Err(PinError::WouldDeadlock),
             Err(NotResolved::Sigbus) => Err(PinError::Disabled),
             Err(NotResolved::Killed) => Err(PinError::Cancelled),
             Err(NotResolved::Illegal(flags)) => Err(PinError::Flags(flags)),

@@ -7,7 +7,6 @@
 //!  before_revoke()                          (memslots, IOMMUs)
 //!  gate: Busy  no new guards and pins       enter: sees Busy, waits or retries as its flags say
 //!  drain       the old ones end             faults are still resolved: a guard's holder may fault
-//!  (passes     single accesses that don't recover by themselves: the same once more, for them)
 //!  memory lock, write side                  resolvers: try-read fails -> wait or retry
 //!  state := Disabled                        from here on a refusal is the truth
 //!  refuse()    zap, detach or replace       faults meet the old mapping or the refusal
@@ -23,14 +22,15 @@
 //! (in the kernel) mmap_lock. Neither side of the memory lock is held while anything is touched that can fault into a
 //! userfaultfd.
 
-use crate::access::raw::RECOVERABLE;
 use crate::error::{Holders, RevokeError};
-use crate::gate::{Gate, Guard, NotDrained, Phase};
+use crate::gate::{Gate, NotDrained, Phase};
 use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutation, RwLock, RwLockReadGuard, TryMutex, TryMutexGuard, broken, fence};
 use crate::sys::identity::Identity;
 use crate::trace;
+use crate::users::Inside;
 use crate::wait::{CancelToken, Event, Patience, Waited};
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 mod change;
@@ -54,12 +54,21 @@ pub(crate) trait Mechanism {
     fn refuse(&self, for_good: bool) -> Result<(), RevokeError>;
     /// The memory is reachable again when it returns.
     fn restore(&self) -> Result<(), RevokeError>;
-    /// Makes everything that waits for the region, in a page fault or elsewhere, look again. The phase is set by now.
+    /// Makes every access that waits in a page fault look again. The phase is set by now.
     fn wake(&self);
+    /// Completes what was asked for asynchronously, which runs users' code: called once everything that changes together is
+    /// accessible again.
+    fn complete(&self) {}
     /// Called now and then while waiting for guards, if their holders may themselves wait for this thread, which is
     /// what it answers.
     fn help(&self) -> bool;
 }
+
+/// Answers whether the calling thread is one that the others of a change of several regions wait for.
+pub(crate) type Together = std::sync::Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// How long a thread waits for the right to change the state before it looks whether it is waited for itself.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A region's state, as the memory lock protects it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,12 +94,11 @@ pub(crate) struct Protocol {
     control: TryMutex,
     /// The thread that holds `control`, 0 for none.
     changer: AtomicI32,
+    /// While a change of several regions is under way. A leaf of the lock order.
+    together: parking_lot::Mutex<Option<Together>>,
     /// The memory lock.
     memory: RwLock<State>,
     pub(crate) gate: Gate,
-    /// For single accesses that don't recover by themselves (`access/portable.rs`): they go on while guards and pins are
-    /// drained, whose holders may make them, and are drained after those. `None` where accesses recover.
-    accesses: Option<Gate>,
     pins: AtomicUsize,
     /// Who waits for the region to be no longer busy, or to be enabled, or for the last pin.
     waiters: Event,
@@ -107,9 +115,9 @@ impl Protocol {
         Self {
             control: TryMutex::new(()),
             changer: AtomicI32::new(0),
+            together: parking_lot::Mutex::default(),
             memory: RwLock::new(initial),
             gate: Gate::new(initial.phase()),
-            accesses: (!RECOVERABLE).then(|| Gate::new(initial.phase())),
             pins: AtomicUsize::new(0),
             waiters: Event::new(),
             epoch: AtomicU64::new(0),
@@ -129,10 +137,24 @@ impl Protocol {
         !self.process.is_current()
     }
 
-    /// Is the calling thread inside a change of this state: in a notifier, or in a reset callback?
+    /// Is the calling thread inside a change of this state: in a notifier, or in a reset callback? Or in users' code that a
+    /// change waits for ([`inside`](Self::inside))?
     pub(crate) fn is_changed_by_caller(&self) -> bool {
         // Relaxed: only ever compared with the reading thread's own key.
-        self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid()
+        self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid() || Inside::is_in(self)
+    }
+
+    /// While it lives, the calling thread is in users' code that a change of the state may have to wait for (an IOMMU's, a
+    /// memslot adapter's): whatever it asks for that waits for a change is an error.
+    pub(crate) fn inside(&self) -> Inside {
+        Inside::of(self)
+    }
+
+    /// Does the change that is under way, together with others', wait for the calling thread: for a guard that it holds
+    /// of another of the regions, or for the end of a change that it is making of it?
+    fn waits_for_caller(&self) -> bool {
+        let together = self.together.lock().clone();
+        together.is_some_and(|waits_for_caller| waits_for_caller())
     }
 
     /// Was the region enabled after the last finished change?
@@ -176,27 +198,37 @@ impl Protocol {
     /// guard which another thread's change waits for.
     #[cfg_attr(not(feature = "kvm"), expect(dead_code, reason = "only memslots start in step with the state so far"))]
     pub(crate) fn at_rest<R>(&self, f: impl FnOnce(Phase) -> R) -> Result<R, RevokeError> {
-        // Relaxed: only ever compared with the reading thread's own key.
-        if self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid() {
+        if self.is_changed_by_caller() {
             return Err(RevokeError::Reentrant);
         }
         let _control = self.lock_control(Patience::Forever, Instant::now())?;
+        // What `f` calls may be users' code, which must not wait for its own end.
+        let _inside = self.inside();
         Ok(f(self.phase()))
     }
 
     /// Waits until the region is in none of the phases that `unwanted` names.
+    ///
+    /// A change of several regions says so before it closes the first gate, so a look at each notification is enough to see
+    /// that it waits for the caller.
     pub(crate) fn wait_while(
         &self,
         unwanted: impl Fn(Phase) -> bool,
         cancel: Option<&CancelToken>,
         deadline: Option<Instant>,
     ) -> Waited {
-        self.waiters.wait_while(|| unwanted(self.phase()), cancel, deadline)
-    }
-
-    /// Keeps the region from being revoked for the time of one access; `None`: it is busy, or not enabled.
-    pub(crate) fn pass(&self) -> Option<Guard<'_>> {
-        self.accesses.as_ref()?.enter().ok()
+        let deadlock = Cell::new(false);
+        let waiting = || {
+            let phase = self.phase();
+            let unwanted = unwanted(phase);
+            let waited_for = || self.is_changed_by_caller() || self.waits_for_caller();
+            deadlock.set(unwanted && phase == Phase::Busy && waited_for());
+            unwanted && !deadlock.get()
+        };
+        match self.waiters.wait_while(waiting, cancel, deadline) {
+            Waited::Done if deadlock.get() => Waited::WouldDeadlock,
+            waited => waited,
+        }
     }
 
     /// Counts a pin in, under the read side of the memory lock of an enabled region; false while a revocation drains.
@@ -256,32 +288,55 @@ impl Protocol {
         goal: Option<State>,
         patience: Patience,
     ) -> Result<Option<Change<'a>>, RevokeError> {
-        let since = Instant::now();
+        let mut change = self.claim(mechanism, goal, patience, None)?;
+        change.as_mut().map_or(Ok(()), |change| change.announce(patience))?;
+        Ok(change)
+    }
+
+    /// The right to change the state, if it looks as if that will come to something: nothing is told, and nothing closed, by a
+    /// change that has to be refused. A look only: a guard that is taken this very moment refuses it later, which is then taken
+    /// back. `None`: it is `goal` already.
+    pub(crate) fn claim<'a>(
+        &'a self,
+        mechanism: &'a dyn Mechanism,
+        goal: Option<State>,
+        patience: Patience,
+        together: Option<&Together>,
+    ) -> Result<Option<Change<'a>>, RevokeError> {
         // While a guard lives the region is enabled: for its holder, enabling it is done.
         if goal == Some(State::Enabled) && self.gate.held_by_caller() > 0 {
             return Ok(None);
         }
-        let mut change = self.take_control(mechanism, patience, since)?;
+        let change = self.take_control(mechanism, patience, Instant::now())?;
         if goal == Some(change.was) {
             return Ok(None);
         }
         if change.was == State::Enabled {
-            change.told = true;
-            mechanism.before_revoke();
+            let guards = self.gate.held_by_caller();
+            if guards > 0 {
+                return Err(RevokeError::WouldDeadlock { guards });
+            }
+            if patience == Patience::Never {
+                let holders = Holders { guards: self.gate.held_guards(), pins: self.pins() };
+                if holders != Holders::default() {
+                    return Err(RevokeError::Busy(holders));
+                }
+            }
         }
-        self.gate.shut().map_err(RevokeError::Barrier)?;
-        if broken(Mutation::DrainUnderLock) {
-            change.write_lock(patience)?;
-        }
-        self.drain(mechanism, patience, since)?;
+        *self.together.lock() = together.cloned();
         Ok(Some(change))
     }
 
     /// The write side of the memory lock for an access of the owner's that nobody else may come in between; the state
     /// stays, nothing is zapped, guards and pins are not waited for and nobody is told. Who meets the lock meets a
     /// busy region, as in any change.
-    pub(crate) fn begin_privileged<'a>(&'a self, mechanism: &'a dyn Mechanism) -> Result<Change<'a>, RevokeError> {
+    pub(crate) fn begin_privileged<'a>(
+        &'a self,
+        mechanism: &'a dyn Mechanism,
+        together: Option<&Together>,
+    ) -> Result<Change<'a>, RevokeError> {
         let mut change = self.take_control(mechanism, Patience::Forever, Instant::now())?;
+        *self.together.lock() = together.cloned();
         self.gate.shut().map_err(RevokeError::Barrier)?;
         change.write_lock(Patience::Forever)?;
         Ok(change)
@@ -313,33 +368,36 @@ impl Protocol {
     }
 
     /// The right to change the state. The holder of a guard does not wait for it: whoever has it may be waiting for that
-    /// guard.
+    /// guard. Nor does a thread that the change of this and other regions waits for.
     fn lock_control(&self, patience: Patience, since: Instant) -> Result<TryMutexGuard<'_>, RevokeError> {
+        if let Some(control) = self.control.try_lock() {
+            return Ok(control);
+        }
+        if patience == Patience::Never {
+            return Err(gave_up(patience, since, Holders::default()));
+        }
         let guards = if broken(Mutation::OwnGuards) { 0 } else { self.gate.held_by_caller() };
-        let control = match patience {
-            _ if guards > 0 => self.control.try_lock(),
-            Patience::Forever => Some(self.control.lock()),
-            Patience::Never => self.control.try_lock(),
-            Patience::Until(deadline) => self.control.try_lock_until(deadline),
-        };
-        control.ok_or_else(|| match patience {
-            Patience::Forever | Patience::Until(_) if guards > 0 => RevokeError::WouldDeadlock { guards },
-            _ => gave_up(patience, since, Holders::default()),
-        })
+        loop {
+            if guards > 0 || self.waits_for_caller() {
+                return Err(RevokeError::WouldDeadlock { guards });
+            }
+            let look = Instant::now() + LOOK;
+            let until = if let Patience::Until(deadline) = patience { deadline.min(look) } else { look };
+            if let Some(control) = self.control.try_lock_until(until) {
+                return Ok(control);
+            }
+            if patience == Patience::Until(until) {
+                return Err(gave_up(patience, since, Holders::default()));
+            }
+        }
     }
 
-    /// Waits for all that a gate has let through.
-    fn drain_gate(
-        &self,
-        gate: &Gate,
-        mechanism: &dyn Mechanism,
-        patience: Patience,
-        since: Instant,
-    ) -> Result<(), RevokeError> {
+    /// Waits for the guards.
+    fn drain_guards(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
         let mut slow = trace::ENABLED.then(|| since + trace::SLOW);
         loop {
             let (slice, last) = slice(mechanism, patience);
-            match gate.drain(slice) {
+            match self.gate.drain(slice) {
                 Ok(()) => return Ok(()),
                 Err(NotDrained::Held(_guards)) if !last => {
                     if is_over(&mut slow) {
@@ -356,7 +414,7 @@ impl Protocol {
 
     /// Waits for the guards and the pins.
     fn drain(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
-        self.drain_gate(&self.gate, mechanism, patience, since)?;
+        self.drain_guards(mechanism, patience, since)?;
         let mut slow = trace::ENABLED.then(|| since + trace::SLOW);
         // Only now: a guard that the drain waited for may have counted a pin in. See `pin`.
         if self.pins() > 0 && patience != Patience::Never {

@@ -1,7 +1,7 @@
 //! Faults, and single accesses on a caller's behalf, as its flags allow.
 //!
 //! UNSAFETY: accesses region memory by address, in the owner's view, which the region keeps, or in a mapping that `&self`
-//! keeps. Whoever else writes there meanwhile, the accesses are single and recoverable.
+//! keeps. Whoever else writes there meanwhile, the accesses are single, and recoverable where accesses are.
 #![expect(unsafe_code, reason = "accesses memory by address")]
 
 use crate::access::raw::{self, Faulted};
@@ -113,10 +113,12 @@ impl Mapping {
     /// # Errors
     /// See [`AccessError`]; [`AccessError::WouldBlock`] for NOWAIT, [`AccessError::Cancelled`] if called off.
     pub fn read_with<'a, T: Primitive>(&self, offset: usize, caller: impl Into<Caller<'a>>) -> Result<T, AccessError> {
-        self.behalf::<T, T>(offset, &caller.into(), T::ALL_ONES, |at| {
-            // SAFETY: `behalf` has checked the place, and it stays mapped: see there.
-            unsafe { raw::load(at) }
-        })
+        check::<T>(offset, self.len())?;
+        let loaded = self.under_lock(offset, size_of::<T>(), &caller.into(), |at| {
+            // SAFETY: `under_lock`'s place, checked just now.
+            unsafe { raw::load(at.cast::<T>()) }
+        })?;
+        Ok(loaded.unwrap_or(T::ALL_ONES))
     }
 
     /// One store as the caller's flags allow; see [`read_with`](Self::read_with).
@@ -132,14 +134,15 @@ impl Mapping {
         value: T,
         caller: impl Into<Caller<'a>>,
     ) -> Result<(), AccessError> {
+        check::<T>(offset, self.len())?;
         if !self.is_writable() {
-            check::<T>(offset, self.len())?;
             return Err(AccessError::ReadOnly { offset });
         }
-        self.behalf::<T, ()>(offset, &caller.into(), (), |at| {
+        let stored = self.under_lock(offset, size_of::<T>(), &caller.into(), |at| {
             // SAFETY: as in `read_with`.
-            unsafe { raw::store(at, value) }
-        })
+            unsafe { raw::store(at.cast::<T>(), value) }
+        });
+        stored.map(drop)
     }
 
     /// [`read`](Self::read) that never waits.
@@ -158,29 +161,36 @@ impl Mapping {
         self.write_with(offset, value, FaultFlags::NOWAIT.union(FaultFlags::WRITE))
     }
 
-    fn behalf<T: Primitive, R: Copy>(
+    /// Runs `access` on `len` bytes at `offset`, which are in the mapping, as the caller's flags allow. The place that it is
+    /// given stays mapped meanwhile: under the read side of the memory lock of an enabled region, in the owner's view.
+    /// `None`: an Unsupported Request.
+    pub(crate) fn under_lock<R>(
         &self,
         offset: usize,
+        len: usize,
         caller: &Caller<'_>,
-        unsupported: R,
-        access: impl Fn(*mut T) -> Result<R, Faulted>,
-    ) -> Result<R, AccessError> {
-        check::<T>(offset, self.len())?;
+        mut access: impl FnMut(*mut u8) -> Result<R, Faulted>,
+    ) -> Result<Option<R>, AccessError> {
         let caller = caller.on_disabled(self.on_disabled());
-        let region = &*self.served.region;
-        // A device that is dropped on revocation has no owner's view; its faults are the kernel's to resolve, so the
-        // mapping itself will do.
-        let access = || match region.owner.is_empty() {
-            true => self.served.recovering(|| access(self.as_ptr().wrapping_add(offset).cast())),
-            false => region.owner.recovering(|| access(region.owner.at(self.served.offset + offset).cast())),
+        let (served, region) = (&*self.served, &*self.served.region);
+        let mut access = || match region.owner.is_empty() {
+            // A device that is dropped on revocation has no owner's view; its faults are the kernel's to resolve, so the
+            // mapping itself will do.
+            true if served.is_live() => access(self.as_ptr().wrapping_add(offset)),
+            true => Err(Faulted),
+            false => {
+                let at = served.offset + offset;
+                if region.owner.given(at, len) == len { access(region.owner.at(at)) } else { Err(Faulted) }
+            }
         };
         match region.protocol.on_behalf(&caller, || Some(access())) {
-            Ok(done) => done.map_err(|Faulted| AccessError::NoMemory { offset }),
-            Err(NotResolved::Sigbus) if self.on_disabled() == OnDisabled::AllOnes => Ok(unsupported),
+            Ok(done) => done.map(Some).map_err(|Faulted| AccessError::NoMemory { offset }),
+            Err(NotResolved::Sigbus) if self.on_disabled() == OnDisabled::AllOnes => Ok(None),
             Err(NotResolved::Sigbus) if region.protocol.phase() == Phase::Gone => Err(AccessError::Gone { offset }),
             Err(NotResolved::Sigbus) => Err(AccessError::Disabled { offset }),
             Err(NotResolved::WouldBlock) => Err(AccessError::WouldBlock { offset }),
             Err(NotResolved::Killed) => Err(AccessError::Cancelled { offset }),
+            Err(NotResolved::WouldDeadlock) => Err(AccessError::WouldDeadlock),
             Err(NotResolved::Illegal(flags)) => Err(AccessError::Flags(flags)),
         }
     }

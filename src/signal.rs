@@ -87,8 +87,7 @@ pub fn own_handlers() -> Result<(), SignalError> {
 ///
 /// # Signal safety
 ///
-/// Async-signal-safe: no lock and no allocation; errno is kept. No system call either, but on architectures without
-/// recoverable accesses (mmap).
+/// Async-signal-safe: no lock, no allocation, no system call; errno is kept.
 ///
 /// # Safety
 ///
@@ -106,7 +105,7 @@ pub unsafe fn try_handle(signal: c_int, info: *mut siginfo_t, context: *mut c_vo
     // SAFETY: synchronous SIGBUS and SIGSEGV carry an address.
     let address = unsafe { info.si_addr() }.addr();
     // SAFETY: the caller's contract: the context of this signal.
-    unsafe { raw::recover(signal, address, context.cast()) }
+    unsafe { raw::recover(address, context.cast()) }
 }
 
 /// Whether the kernel raised the signal for the instruction at the program counter, rather than someone having sent it.

@@ -51,8 +51,6 @@ pub(crate) enum Mutation {
     PinRefusal,
     /// The protocol: nobody waits for pins.
     PinsIgnored,
-    /// The protocol: nobody waits for passes.
-    PassesIgnored,
     /// The protocol: the end of a pin tells nobody.
     UnpinNotify,
     /// The protocol: who holds a guard waits for another thread's change of state.
@@ -83,9 +81,6 @@ pub(crate) enum Mutation {
     /// The fake kernel: a reset refuses instead of having faults wait.
     #[cfg(revocable_model)]
     HoldRefuses,
-    /// The fake monitor: maps after releasing the memory lock.
-    #[cfg(revocable_model)]
-    ServeUnlocked,
     /// The fake monitor: waits for the memory lock.
     #[cfg(revocable_model)]
     ServeReads,

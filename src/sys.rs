@@ -4,10 +4,13 @@
 //! ([`AddrRange`]): the callers own the ranges and say so in their safety proofs.
 
 pub(crate) mod barrier;
+pub(crate) mod eventfd;
 #[cfg(not(revocable_model))]
 pub(crate) mod futex;
 pub(crate) mod identity;
 pub(crate) mod known;
+#[cfg(not(revocable_model))]
+pub(crate) mod life;
 pub(crate) mod map;
 pub(crate) mod probe;
 pub(crate) mod thread;
@@ -17,7 +20,7 @@ use nix::errno::Errno;
 
 /// A system call that failed: its name, the errno, and what to do about it where that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{call}: {} ({}){}", errno, errno.desc(), self.hint())]
+#[error("{call}: {errno}{}", self.hint())]
 #[non_exhaustive]
 pub struct SysError {
     /// The system call or ioctl.
@@ -35,16 +38,43 @@ impl SysError {
         Self::new(call, Errno::last())
     }
 
+    /// True of a shortage, which may be over at the next try.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(
+            self.errno,
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOSPC | Errno::EAGAIN | Errno::EINTR
+        )
+    }
+
+    /// True of what the kernel says if it does not know a call or a flag: it never will.
+    pub(crate) fn is_lasting(&self) -> bool {
+        matches!(self.errno, Errno::ENOSYS | Errno::EINVAL | Errno::ENOTTY | Errno::EOPNOTSUPP)
+    }
+
     fn hint(&self) -> &'static str {
         match (self.errno, self.call) {
             (Errno::ENOMEM, "mmap" | "mremap" | "mprotect" | "munmap" | "madvise") => {
-                "; out of memory, or at the limit of mappings (vm.max_map_count) or address space (RLIMIT_AS)"
+                "; is it the limit of mappings (vm.max_map_count), or of address space (RLIMIT_AS)?"
             }
-            (Errno::EMFILE | Errno::ENFILE, _) => "; out of file descriptors: raise RLIMIT_NOFILE",
+            (Errno::ENOMEM, "mmap(hugetlb)") => {
+                "; too few huge pages are free: reserve more, see /proc/sys/vm/nr_hugepages"
+            }
+            (Errno::EACCES, "mmap" | "mmap(hugetlb)") => "; open the file for reading and writing (O_RDWR)",
+            (Errno::EPERM, "mmap" | "mmap(hugetlb)") => {
+                "; the file is sealed against writing (F_SEAL_WRITE), or may not be mapped"
+            }
+            (Errno::ENODEV, "mmap") => "; this kind of file cannot be mapped",
+            (Errno::EMFILE, _) => "; out of file descriptors: raise RLIMIT_NOFILE",
+            (Errno::ENFILE, _) => "; the system is out of file descriptors: raise fs.file-max",
+            (Errno::EAGAIN, "clone") => {
+                "; no thread can be had: raise RLIMIT_NPROC, kernel.threads-max or the cgroup's pids.max"
+            }
             (Errno::EPERM | Errno::EACCES, "userfaultfd" | "open(/dev/userfaultfd)") => {
                 "; allow access to /dev/userfaultfd, grant CAP_SYS_PTRACE, or set vm.unprivileged_userfaultfd=1"
             }
-            (Errno::ENOMEM, "memfd_create" | "ftruncate") => "; no huge pages reserved? see /proc/sys/vm/nr_hugepages",
+            (Errno::ENOMEM, "memfd_create" | "ftruncate") => {
+                "; out of memory, or of huge pages: see /proc/sys/vm/nr_hugepages"
+            }
             (Errno::EAGAIN, "mmap") => "; the process locks its memory (mlockall) and RLIMIT_MEMLOCK is reached",
             _ => "",
         }
@@ -69,6 +99,12 @@ impl AddrRange {
 
     pub(crate) fn contains(self, addr: usize) -> bool {
         (self.addr..self.end()).contains(&addr)
+    }
+
+    /// What is left of it without `hole`, a part of it.
+    pub(crate) fn around(self, hole: Self) -> impl Iterator<Item = Self> {
+        let parts = [Self::new(self.addr, hole.addr - self.addr), Self::new(hole.end(), self.end() - hole.end())];
+        parts.into_iter().filter(|part| part.len > 0)
     }
 
     pub(crate) fn as_ptr(self) -> *mut u8 {
@@ -120,6 +156,7 @@ pub mod inject {
 
     use super::{Errno, SysError};
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     struct Plan {
         call: &'static str,
@@ -135,19 +172,23 @@ pub mod inject {
     pub const ANY: &str = "*";
 
     static LEFT_OUT: Mutex<Option<&'static str>> = Mutex::new(None);
+    /// Whether anything is asked for: otherwise no lock is taken, which a forked child could inherit held.
+    static IN_USE: AtomicBool = AtomicBool::new(false);
     static SEEN: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
 
     /// From now on the named step is not done, and said to have been done; `None`: every step is done again.
     pub fn leave_out(step: Option<&'static str>) {
+        IN_USE.store(true, Ordering::SeqCst);
         *LEFT_OUT.lock().unwrap_or_else(|e| e.into_inner()) = step;
     }
 
     pub(crate) fn left_out(step: &'static str) -> bool {
-        *LEFT_OUT.lock().unwrap_or_else(|e| e.into_inner()) == Some(step)
+        IN_USE.load(Ordering::SeqCst) && *LEFT_OUT.lock().unwrap_or_else(|e| e.into_inner()) == Some(step)
     }
 
     /// Lets `skip` calls of this name succeed and the next `times` fail with `errno`.
     pub fn fail(call: &'static str, skip: usize, times: usize, errno: Errno) {
+        IN_USE.store(true, Ordering::SeqCst);
         *PLAN.lock().unwrap_or_else(|e| e.into_inner()) = Some(Plan { call, skip, times, errno });
     }
 
@@ -158,10 +199,14 @@ pub mod inject {
 
     /// The calls made since the last time this was asked.
     pub fn take_seen() -> Vec<&'static str> {
+        IN_USE.store(true, Ordering::SeqCst);
         std::mem::take(&mut *SEEN.lock().unwrap_or_else(|e| e.into_inner()))
     }
 
     pub(crate) fn may_fail(call: &'static str) -> Result<(), SysError> {
+        if !IN_USE.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         SEEN.lock().unwrap_or_else(|e| e.into_inner()).push(call);
         let any = call != "read(userfaultfd)";
         let mut plan = PLAN.lock().unwrap_or_else(|e| e.into_inner());

@@ -30,7 +30,7 @@ mod stand_in;
 mod strategy;
 mod waiting_room;
 
-pub(crate) use cover::{Ones, prepare};
+pub(crate) use cover::Ones;
 pub(crate) use server::{Server, refuser};
 pub use strategy::Strategy;
 pub(crate) use waiting_room::{WaitingRoom, Waits};
@@ -70,14 +70,12 @@ pub(crate) struct ViewSpec {
 /// What stands in a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
-    /// A reservation that was never anything else, or whatever a step that failed half-way has left.
+    /// A reservation that was never anything else, or what a step that failed has left: maybe some of the file, without rights.
     Unsettled,
     /// The region's memory.
     Live,
     /// What refuses by itself.
     Cover,
-    /// The last resort: the file is there, with no pages and no rights.
-    Shut,
     /// What has faults wait.
     StandIn(Waits),
     /// Nothing of the view's own any more.
@@ -92,6 +90,8 @@ struct Place {
     aside: Option<AddrRange>,
     /// Where they were last, and might go again.
     hint: Option<usize>,
+    /// A part of the range where nothing is mapped, since a call failed that was to replace what was there.
+    hole: Option<AddrRange>,
     /// Where faults of this range may wait that no wake has reached yet.
     waiting: Vec<Arc<WaitingRoom>>,
 }
@@ -123,6 +123,7 @@ impl View {
             rights: Rights::whole(range, spec.prot),
             aside: None,
             hint: None,
+            hole: None,
             waiting: Vec::new(),
         };
         Ok(Self { spec, range, identity: Identity::current(), place: Mutex::new(place) })
@@ -147,7 +148,7 @@ impl View {
         let mut place = self.place()?;
         match place.content {
             Content::Live | Content::Unsettled => {}
-            Content::Cover | Content::Shut | Content::StandIn(_) | Content::Unmapped => return Ok(Grade::Intended),
+            Content::Cover | Content::StandIn(_) | Content::Unmapped => return Ok(Grade::Intended),
         }
         let whole = self.take_away(&mut place);
         match self.spec.accessors_only {
@@ -165,7 +166,7 @@ impl View {
         match place.content {
             Content::Cover | Content::Unmapped => return Ok(Grade::Intended),
             Content::StandIn(Waits::UserMode) if waits => return Ok(Grade::Intended),
-            Content::Live | Content::Shut | Content::StandIn(_) | Content::Unsettled => {}
+            Content::Live | Content::StandIn(_) | Content::Unsettled => {}
         }
         let whole = self.take_away(&mut place);
         let refused = match (waits, self.spec.policy) {
@@ -195,11 +196,50 @@ impl View {
         self.refuse_somehow(&mut place).map(|_| true)
     }
 
+    /// Puts something else into a part of the range by a call that replaces what is there. What stands in the range is not
+    /// settled until all of it is replaced, which the caller says.
+    ///
+    /// A call that fails leaves what was there, or nothing at all: then the part is reserved, before another thread's mmap finds
+    /// it free, or is remembered as a hole.
+    #[expect(unsafe_code, reason = "UNSAFETY: reserves a part of the view's own range where it has become a hole")]
+    fn replace(
+        &self,
+        place: &mut Place,
+        part: AddrRange,
+        call: impl FnOnce() -> Result<(), SysError>,
+    ) -> Result<(), SysError> {
+        if let Some(hole) = place.hole {
+            // SAFETY: a part of the view's own range, in which nothing was mapped; if another has mapped something since, that stays.
+            unsafe { map::plug(hole) }?;
+            place.hole = None;
+        }
+        let replaced = call();
+        // SAFETY: a part of the view's own range, as above.
+        match replaced.map_err(|e| (e, unsafe { map::plug(part) })) {
+            Ok(()) => {
+                place.content = Content::Unsettled;
+                Ok(())
+            }
+            Err((e, Err(there))) if there.errno == Errno::EEXIST => Err(e),
+            Err((e, plugged)) => {
+                place.hole = plugged.is_err().then_some(part);
+                place.content = Content::Unsettled;
+                Err(e)
+            }
+        }
+    }
+
     /// The memory is reachable again. On an error the range refuses, or waits as before.
     pub(crate) fn restore(&self, file: Option<&KnownFile>) -> Result<(), SysError> {
         let mut place = self.place()?;
         match (place.content, place.aside) {
             (Content::Unmapped, _) | (Content::Live, None) => Ok(()),
+            // Nothing was put over it after all: without its page tables the kernel fills in new ones.
+            (Content::Live, Some(aside)) => {
+                self.move_back(&mut place, aside).unwrap_or_else(|_| release(aside));
+                place.aside = None;
+                Ok(())
+            }
             (_, Some(aside)) => self.move_back(&mut place, aside),
             (_, None) => self.map_live(&mut place, file),
         }
@@ -213,7 +253,7 @@ impl View {
             // SAFETY: a part of the view's own range, as the caller has checked; this moves nothing and loses nothing.
             Content::Live | Content::Cover | Content::StandIn(_) => unsafe { map::protect(part, prot) }?,
             // The rights are all that keeps these from being reached; they are had by what comes next.
-            Content::Shut | Content::Unsettled => {}
+            Content::Unsettled => {}
             Content::Unmapped => return Ok(()),
         }
         place.rights.set(part, prot);
@@ -250,7 +290,11 @@ impl View {
         if std::mem::replace(&mut place.content, Content::Unmapped) == Content::Unmapped {
             return;
         }
-        release(self.range);
+        match place.hole {
+            // What is there by now may be another's.
+            Some(hole) => self.range.around(hole).for_each(release),
+            None => release(self.range),
+        }
         place.aside.take().into_iter().for_each(release);
         drop(place);
         // munmap wakes nothing: what waited here faults again and meets what an unmapped address gives.
@@ -275,6 +319,13 @@ impl fmt::Debug for View {
             if place.aside.is_some() { ", page tables aside" } else { "" }
         )
     }
+}
+
+/// Makes what the whole process needs for revoking: later, a sandbox or a limit may forbid it.
+pub(crate) fn prepare() -> Result<(), SysError> {
+    // Without it a reset refuses raw pointers' accesses, and says so: `RegionStats::degraded`.
+    let _ = WaitingRoom::prepare(Waits::Everyone);
+    cover::prepare()
 }
 
 /// Alignment at which page tables move in the largest subtrees: 1 GiB, 2 MiB, or a page.

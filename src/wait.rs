@@ -37,6 +37,8 @@ pub(crate) enum Waited {
     Cancelled,
     /// The deadline came first.
     TimedOut,
+    /// What is waited for waits for the caller. (Told by the protocol; an event knows nothing of it.)
+    WouldDeadlock,
 }
 
 /// What waiters sleep on and changers notify. A clone is the same event.

@@ -2,7 +2,7 @@
 
 use revocable_mmio::{AccessError, MapOptions, Region, Strategy, Support};
 
-/// Also where accesses do not recover (`--cfg revocable_portable`): a monitor resolves their faults there.
+/// Also where accesses do not recover (`--cfg revocable_portable`): they do not fault there, so no monitor is needed.
 #[test]
 fn an_accessors_only_mapping_is_read_and_written_on_every_architecture() {
     if !Support::current().userfaultfd() {

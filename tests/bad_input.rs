@@ -157,7 +157,7 @@ fn combinations_that_cannot_work_are_refused_when_asked_for() {
     every_illegal_case(|case| {
         let built = case.builder(1).build();
         match built {
-            Err(BuildError::Strategy { strategy, why }) => {
+            Err(BuildError::Strategy { strategy, why, .. }) => {
                 assert_eq!(strategy, case.strategy, "{case}");
                 assert!(!why.is_empty(), "{case}");
             }
@@ -196,4 +196,119 @@ fn what_is_built_without_asking_works_whatever_is_missing() {
     assert!(region.enable().expect("it comes back"));
     assert_eq!(mapping.read::<u64>(0), Ok(1));
     assert!(!format!("{region:?} {mapping:?} {support}").is_empty());
+}
+
+/// What is said: once, with what to do, and about what it was.
+#[test]
+fn errors_say_what_to_do() {
+    support::start();
+    use revocable_mmio::fault::FaultFlags;
+    let region = Region::builder(LEN).build().expect("it builds");
+    let mapping = region.map(MapOptions::new()).expect("it maps");
+    region.disable().expect("nothing is in the way");
+    let guard = mapping.try_access().map(drop).expect_err("disabled");
+    assert_eq!(guard, AccessError::Disabled { offset: AccessError::WHOLE });
+    let text = guard.to_string();
+    assert!(text.contains("guard") && !text.contains("0x"), "{text}");
+    let text = mapping.read::<u64>(8).expect_err("disabled").to_string();
+    assert!(text.contains("offset 0x8") && text.contains("enable()"), "{text}");
+    let text = region.pin(0..1, FaultFlags::WAIT).map(drop).expect_err("disabled").to_string();
+    assert!(text.contains("enable()"), "{text}");
+
+    // A descriptor that can only be read.
+    let path = format!("/dev/shm/read-only-{}", std::process::id());
+    std::fs::write(&path, [0; LEN]).expect("it can be written");
+    let fd = std::fs::File::open(&path).expect("it opens").into();
+    std::fs::remove_file(&path).expect("it is there");
+    let built = Region::builder(LEN).backing(Backing::File { fd, offset: 0, device: None }).build();
+    let text = built.expect_err("read-only").to_string();
+    assert!(text.contains("EACCES") && text.contains("O_RDWR"), "{text}");
+
+    // No huge pages, or none of that size.
+    if let Err(e) = Region::builder(1 << 40).backing(Backing::Huge1G).build() {
+        let text = e.to_string();
+        assert!(!text.contains("max_map_count"), "{text}");
+    }
+}
+
+#[test]
+fn limits_are_named_once_and_with_the_kernels_own_errno() {
+    support::start();
+    let ended = child::alone("limits_are_named_once_and_with_the_kernels_own_errno", || {
+        use nix::sys::resource::{Resource, setrlimit};
+        use revocable_mmio::pci::{Bar, PciDevice};
+        let _first = Region::builder(PAGE).build().expect("it builds");
+        let (_, hard) = nix::sys::resource::getrlimit(Resource::RLIMIT_AS).expect("a limit");
+        setrlimit(Resource::RLIMIT_AS, 1 << 30, hard).expect("it can be lowered");
+        let text = Region::builder(1 << 34).build().expect_err("too large").to_string();
+        setrlimit(Resource::RLIMIT_AS, hard, hard).expect("it can be raised");
+        assert_eq!(text.matches("ENOMEM").count(), 1, "{text}");
+        assert_eq!(text.to_lowercase().matches("memory").count(), 1, "{text}");
+        assert!(text.contains("RLIMIT_AS"), "{text}");
+
+        let (_, hard) = nix::sys::resource::getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+        setrlimit(Resource::RLIMIT_NOFILE, 0, hard).expect("it can be lowered");
+        let built = PciDevice::builder(1, 2).bar(0, Bar::memory(4096)).build();
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("it can be raised");
+        let error = built.expect_err("out of descriptors");
+        assert_eq!(error.errno(), nix::libc::EMFILE, "{error}");
+        assert!(error.to_string().contains("RLIMIT_NOFILE"), "{error}");
+    });
+    ended.well();
+}
+
+#[test]
+fn dma_segments_that_are_no_whole_pages_or_outside_are_refused() {
+    use revocable_mmio::pci::{DmaAccess, DmaSegment, DmaSpace, Iommu};
+    /// Nothing bad gets this far, and what does is remembered.
+    #[derive(Default)]
+    struct Remembers(std::sync::Mutex<Vec<(u64, usize)>>);
+    impl Iommu for Remembers {
+        fn map(&self, iova: u64, _: *mut u8, len: usize, _: DmaAccess) -> std::io::Result<()> {
+            assert!(len > 0 && len % PAGE == 0 && iova.checked_add(len as u64 - 1).is_some(), "{iova:#x} {len:#x}");
+            self.0.lock().expect("a list").push((iova, len));
+            Ok(())
+        }
+        fn unmap(&self, iova: u64, len: usize) {
+            self.0.lock().expect("a list").retain(|mapped| *mapped != (iova, len));
+        }
+    }
+    support::start();
+    let region = Region::builder(LEN).build().expect("it builds");
+    let mapping = region.map(MapOptions::new()).expect("it maps");
+    let iommu = std::sync::Arc::new(Remembers::default());
+    let space = DmaSpace::new(std::sync::Arc::clone(&iommu) as _);
+    let part = |range| DmaSegment::device(&mapping, range);
+    let map = |iova, segments: &[DmaSegment<'_>]| space.map(iova, segments, DmaAccess::Read).map_err(|e| e.errno());
+    let edges = [0, 1, PAGE - 1, PAGE, PAGE + 1, LEN - PAGE, LEN, LEN + PAGE, usize::MAX & !(PAGE - 1), usize::MAX];
+    for start in edges {
+        for end in edges {
+            let good = start < end && end <= LEN && start % PAGE == 0 && end % PAGE == 0;
+            let mapped = map(1 << 32, &[part(start..end)]);
+            assert_eq!(mapped, if good { Ok(()) } else { Err(14) }, "{start:#x}..{end:#x}");
+            assert_eq!(space.unmap(1 << 32, LEN) > 0, good, "{start:#x}..{end:#x}");
+            // Nor beside one that is good.
+            let mapped = map(1 << 32, &[part(0..PAGE), part(start..end)]);
+            assert_eq!(mapped, if good { Ok(()) } else { Err(14) }, "{start:#x}..{end:#x}");
+            space.unmap(1 << 32, 2 * LEN);
+            assert!(iommu.0.lock().expect("a list").is_empty());
+        }
+    }
+    #[expect(unsafe_code, reason = "numbers, that nothing reaches")]
+    // SAFETY: the IOMMU above only remembers.
+    let plain = |addr: usize, len| unsafe { DmaSegment::plain(std::ptr::without_provenance_mut(addr), len) };
+    let half = (usize::MAX / 2 + 1) & !(PAGE - 1);
+    assert_eq!(map(0, &[plain(PAGE, half), plain(PAGE, half)]), Err(22), "the sum of lengths");
+    assert_eq!(map(0, &[plain(usize::MAX & !(PAGE - 1), 2 * PAGE)]), Err(14));
+    assert_eq!(map(0, &[]), Err(22));
+    assert_eq!(map(1, &[part(0..PAGE)]), Err(22));
+    // The last page of I/O space, and what wraps around.
+    let last = u64::MAX - PAGE as u64 + 1;
+    assert_eq!(map(last, &[part(0..2 * PAGE)]), Err(22));
+    assert_eq!(map(last, &[part(0..PAGE)]), Ok(()));
+    assert_eq!(map(last, &[part(0..PAGE)]), Err(17), "taken");
+    assert_eq!(map(last - PAGE as u64, &[part(0..2 * PAGE)]), Err(17), "taken");
+    assert_eq!(map(last - PAGE as u64, &[part(0..PAGE)]), Ok(()));
+    assert_eq!(space.unmap(last, PAGE), PAGE);
+    assert_eq!(space.unmap(0, usize::MAX), PAGE);
 }

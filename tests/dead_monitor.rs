@@ -11,6 +11,7 @@ use support::matrix::every_case_with;
 use support::raw;
 
 #[test]
+#[cfg_attr(revocable_portable, ignore = "no accessor needs a monitor")]
 fn a_monitor_thread_that_cannot_start_fails_closed() {
     if !Support::current().userfaultfd() {
         println!("SKIP: no userfaultfd");
@@ -28,6 +29,7 @@ fn a_monitor_thread_that_cannot_start_fails_closed() {
 }
 
 #[test]
+#[cfg_attr(revocable_portable, ignore = "no accessor needs a monitor")]
 fn enabling_gives_nothing_back_that_nobody_would_serve() {
     if !Support::current().userfaultfd() {
         println!("SKIP: no userfaultfd");

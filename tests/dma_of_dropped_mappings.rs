@@ -35,7 +35,7 @@ fn what_dma_keeps_of_a_dropped_mapping_is_revoked_with_its_region() {
         let space = DmaSpace::new(Arc::new(Agrees));
         let mapping = region.map(MapOptions::new()).expect("it maps");
         let at = mapping.as_ptr().expose_provenance();
-        let segment = DmaSegment::Device { mapping: &mapping, region: &region, range: 0..LEN };
+        let segment = DmaSegment::device(&mapping, 0..LEN);
         space.map(IOVA, &[segment], DmaAccess::ReadWrite).expect("enabled");
         drop(mapping);
         for _ in 0..2 {

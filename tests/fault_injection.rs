@@ -447,3 +447,57 @@ fn interrupted_reading_does_not_end_the_monitor() {
         }
     }
 }
+
+/// In a process that has not built any yet: a forked child.
+#[test]
+#[expect(unsafe_code, reason = "forks")]
+fn a_first_region_whose_calls_fail_is_refused_or_as_good_as_any_and_decides_nothing_for_the_next() {
+    use nix::libc;
+    use revocable_mmio::{BuildError, Feature, Strategy, Support};
+    support::child::alone(
+        "a_first_region_whose_calls_fail_is_refused_or_as_good_as_any_and_decides_nothing_for_the_next",
+        || {
+            support::start();
+            let possible = Support::probe();
+            require!(possible.has(Feature::DONTUNMAP | Feature::MINOR_SHMEM), "an older kernel");
+            let first = |skip, errno| {
+                inject::fail(inject::ANY, skip, 1, errno);
+                let first = Region::builder(1 << 16).build();
+                let hit = inject::clear();
+                let right = match first {
+                    Ok(region) => region.strategy() == Strategy::Detach,
+                    Err(BuildError::Strategy { source, .. }) => source.is_some_and(|e| e.errno == errno),
+                    Err(e) => e.to_string().contains(errno.desc()),
+                };
+                let next = Region::builder(1 << 16).build().map(|region| region.strategy());
+                match (hit, right, next.is_ok_and(|strategy| strategy == Strategy::Detach)) {
+                    (_, false, _) => 1,
+                    (_, _, false) => 2,
+                    (true, true, true) => 3,
+                    (false, true, true) => 4,
+                }
+            };
+            for errno in [Errno::EMFILE, Errno::ENOMEM, Errno::EINTR] {
+                let mut skip = 0;
+                loop {
+                    // SAFETY: this process has one thread besides the harness's, which holds nothing that the child uses.
+                    let child = unsafe { libc::fork() };
+                    if child == 0 {
+                        // SAFETY: ends the child without running the parent's destructors.
+                        unsafe { libc::_exit(first(skip, errno)) }
+                    }
+                    assert!(child > 0, "{}", std::io::Error::last_os_error());
+                    match nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None).expect("a child") {
+                        nix::sys::wait::WaitStatus::Exited(_, 3) => skip += 1,
+                        nix::sys::wait::WaitStatus::Exited(_, 4) => break,
+                        other => panic!(
+                            "{errno} at call {skip}: {other:?}; 1: a weaker one, or another reason; 2: the next too"
+                        ),
+                    }
+                }
+                assert!(skip > 5, "only {skip} calls");
+            }
+        },
+    )
+    .well();
+}

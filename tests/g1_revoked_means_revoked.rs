@@ -221,24 +221,15 @@ fn block_waits_for_enable_and_sees_what_the_owner_wrote_meanwhile() {
             let load = scope.spawn(|| raw::load64(base));
             let store = scope.spawn(|| raw::store64(base + 8, 5));
             let accessor = scope.spawn(|| mapping.read::<u64>(0));
-            let waits = case.kernel_blocks();
-            if !waits {
-                assert_eq!(raw::read_into(base + 4088, &[9; 8]), Err(Errno::EFAULT), "{case}");
-            }
-            let call = waits.then(|| scope.spawn(|| raw::read_into(base + 4088, &[9; 8])));
+            assert_eq!(raw::read_into(base + 4088, &[9; 8]), Err(Errno::EFAULT), "{case}: system calls do not wait");
             a_moment();
             assert!(!load.is_finished() && !store.is_finished() && !accessor.is_finished(), "{case}: all wait");
-            assert!(call.as_ref().is_none_or(|call| !call.is_finished()), "{case}: the system call waits");
             assert_eq!(region.owner().read::<u64>(8), Ok(0), "{case}: the waiting store has stored nothing");
             region.owner().write(0, 2u64).expect("the owner writes");
             region.enable().expect("it comes back");
             assert_eq!(load.join().expect("no panic"), Ok(2), "{case}");
             assert_eq!(accessor.join().expect("no panic"), Ok(2), "{case}");
             assert_eq!(store.join().expect("no panic"), Ok(()), "{case}");
-            if let Some(call) = call {
-                assert_eq!(call.join().expect("no panic"), Ok(8), "{case}");
-                assert_eq!(region.owner().read::<u8>(4095), Ok(9), "{case}");
-            }
         });
         assert_eq!(region.owner().read::<u64>(8), Ok(5), "{case}");
     });
@@ -358,10 +349,7 @@ fn mappings_for_accessors_only_are_revoked_like_others() {
             let read = mapping.read::<u64>(0);
             assert!(read == Err(AccessError::Disabled { offset: 0 }) || read == Ok(u64::MAX), "{case}: {read:?}");
         }
-        // Where accesses don't recover by themselves a monitor serves the mapping, and has a load wait under Block.
-        if case.policy != OnDisabled::Block || !cfg!(revocable_portable) {
-            assert!(raw::load64(addr(&mapping)).ok() != Some(SECRET), "{case}");
-        }
+        assert!(raw::load64(addr(&mapping)).ok() != Some(SECRET), "{case}");
         region.enable().expect("it comes back");
         assert_eq!(mapping.read::<u64>(0), Ok(SECRET), "{case}");
     });

@@ -1,7 +1,8 @@
 //! A guard keeps its region enabled, and whoever holds one deadlocks with no revocation, whatever it does meanwhile.
 
 use revocable_mmio::fault::{FaultFlags, NoLock, Outcome};
-use revocable_mmio::{AccessError, FaultAround, MapOptions, Mapping, Monitor, Region, RevokeError, Strategy};
+use revocable_mmio::{Access, AccessError, FaultAround, MapOptions, Mapping, Monitor, Region, RevokeError, Strategy};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Barrier, mpsc};
 use std::thread;
@@ -65,13 +66,15 @@ fn a_guard_is_had_while_enabled_and_says_why_not_otherwise() {
     assert_eq!(raw_load(&mapping.try_access().expect("enabled"), 0), 3);
     assert_eq!(region.stats().guards, 0);
     region
-        .reset(|_| assert_eq!(mapping.try_access().map(drop), Err(AccessError::WouldBlock { offset: 0 })))
+        .reset(|_| {
+            assert_eq!(mapping.try_access().map(drop), Err(AccessError::WouldBlock { offset: AccessError::WHOLE }))
+        })
         .expect("nobody is in the way");
     assert!(region.disable().expect("nobody is in the way"));
-    assert_eq!(mapping.try_access().map(drop), Err(AccessError::Disabled { offset: 0 }));
-    assert_eq!(mapping.with_access(|_| ()), Err(AccessError::Disabled { offset: 0 }));
+    assert_eq!(mapping.try_access().map(drop), Err(AccessError::Disabled { offset: AccessError::WHOLE }));
+    assert_eq!(mapping.with_access(|_| ()), Err(AccessError::Disabled { offset: AccessError::WHOLE }));
     drop(region);
-    assert_eq!(mapping.try_access().map(drop), Err(AccessError::Gone { offset: 0 }));
+    assert_eq!(mapping.try_access().map(drop), Err(AccessError::Gone { offset: AccessError::WHOLE }));
 }
 
 #[test]
@@ -217,7 +220,7 @@ fn guards_nest_also_while_disable_waits() {
         let elsewhere = thread::scope(|scope| scope.spawn(|| mapping.try_access().map(drop)).join());
         assert_eq!(
             elsewhere.expect("no panic"),
-            Err(AccessError::WouldBlock { offset: 0 }),
+            Err(AccessError::WouldBlock { offset: AccessError::WHOLE }),
             "another thread's does not"
         );
     });
@@ -279,4 +282,68 @@ fn no_guard_of_any_of_many_threads_lives_while_disabled() {
     });
     assert!(entered.load(Ordering::Relaxed) > 0, "no guard was ever had");
     assert_eq!(region.stats().guards, 0);
+}
+
+/// Holds a guard until its thread's last destructors run, says when that is, and waits for a word.
+#[derive(Default)]
+struct Kept(Cell<Option<Holding>>);
+
+type Holding = (Access<'static>, mpsc::Sender<()>, mpsc::Receiver<()>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let (access, ending, go_on) = self.0.take().expect("set");
+        let _ = ending.send(());
+        let _ = go_on.recv();
+        drop(access);
+    }
+}
+
+thread_local!(static KEPT: Kept = Kept::default());
+
+#[test]
+fn a_guard_in_a_thread_local_is_its_threads_until_the_last_destructor() {
+    let region = region();
+    let kept: &'static Mapping = Box::leak(Box::new(mapping(&region)));
+    let (ending, is_ending) = mpsc::channel();
+    let (go_on, may_go_on) = mpsc::channel();
+    let holder = thread::spawn(move || {
+        // Used before any guard, so its destructor comes after those of whatever guards need.
+        KEPT.with(|_| ());
+        let access = kept.try_access().expect("enabled");
+        KEPT.with(|slot| slot.0.set(Some((access, ending, may_go_on))));
+    });
+    is_ending.recv().expect("its destructors run");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            assert!(matches!(region.try_disable(), Err(RevokeError::Busy(_))), "the guard is another thread's");
+            drop(kept.try_access().expect("enabled"));
+            assert!(matches!(region.try_disable(), Err(RevokeError::Busy(_))), "the guard is another thread's");
+            go_on.send(()).expect("it waits");
+            assert!(region.disable().expect("the guard ends"));
+        });
+    });
+    holder.join().expect("no panic");
+    assert_eq!(region.stats().guards, 0);
+}
+
+#[test]
+fn a_leaked_guard_keeps_its_region_enabled_and_is_not_another_threads() {
+    let region = region();
+    let mapping = mapping(&region);
+    thread::scope(|scope| {
+        scope.spawn(|| std::mem::forget(mapping.try_access().expect("enabled")));
+    });
+    for _ in 0..8 {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let Err(RevokeError::Busy(holders)) = region.try_disable() else { panic!("a guard is leaked") };
+                assert_eq!(holders.guards.iter().map(|held| (held.tid, held.count)).collect::<Vec<_>>(), [(0, 1)]);
+                assert!(matches!(region.disable_timeout(A_WHILE / 4), Err(RevokeError::TimedOut { .. })));
+                let _own = mapping.try_access().expect("enabled");
+                assert!(matches!(region.try_disable(), Err(RevokeError::WouldDeadlock { guards: 1 })));
+            });
+        });
+    }
+    assert!(region.is_enabled());
 }

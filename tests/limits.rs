@@ -3,9 +3,13 @@
 #[expect(dead_code, reason = "each test file uses its part")]
 mod support;
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use revocable_mmio::{AccessError, MapOptions, Mapping, Monitor, OnDisabled, Region, Strategy};
-use support::child::alone;
+use revocable_mmio::{
+    AccessError, BuildError, Feature, MapOptions, Mapping, Monitor, OnDisabled, Region, Strategy, Support,
+};
+use std::os::fd::AsRawFd;
+use support::child::{alone, alone_with};
 use support::count::{Held, all_mappings};
 use support::matrix::STRATEGIES;
 use support::{raw, read_text};
@@ -163,6 +167,91 @@ fn at_the_limit_of_mappings_revocation_still_revokes_and_mapping_says_why_not() 
                 assert_eq!(mapping.read::<u32>(0), Ok(7), "{strategy} {policy:?}");
             }
         }
+    })
+    .well();
+}
+
+/// The best strategy that there is now, if nothing is in short supply.
+fn best() -> Strategy {
+    let support = Support::probe();
+    let (detach, zap) = (support.has(Feature::DONTUNMAP), support.has(Feature::MINOR_SHMEM));
+    if detach {
+        Strategy::Detach
+    } else if zap {
+        Strategy::Zap
+    } else {
+        Strategy::Replace
+    }
+}
+
+/// The first region of the process, in a shortage: it is refused for that reason, or as good as any. What met the shortage is
+/// no reason for the next.
+fn first_in_a_shortage(asked: Option<Strategy>, monitor: Option<Monitor>, over: impl FnOnce(), says: &str) {
+    let build = || {
+        let mut builder = Region::builder(64 << 10);
+        if let Some(strategy) = asked {
+            builder = builder.strategy(strategy);
+        }
+        if let Some(monitor) = &monitor {
+            builder = builder.monitor(monitor.clone());
+        }
+        builder.build()
+    };
+    let first = build().map(|region| region.strategy());
+    over();
+    let wanted = asked.unwrap_or_else(best);
+    match first {
+        Ok(strategy) => assert_eq!(strategy, wanted, "a weaker one for a shortage that passes"),
+        Err(e) => {
+            let text = e.to_string();
+            assert!(text.contains(says) && !text.contains("Linux 5."), "{text}");
+            if let BuildError::Strategy { source, .. } = e {
+                assert!(source.is_some_and(|e| [Errno::EMFILE, Errno::ENOMEM].contains(&e.errno)), "{source:?}");
+            }
+        }
+    }
+    let region = build().unwrap_or_else(|e| panic!("the shortage is over: {e}"));
+    assert_eq!(region.strategy(), wanted);
+    let mapping = region.map(MapOptions::new()).expect("it maps");
+    works(&region, &mapping);
+}
+
+#[test]
+fn a_first_region_without_descriptors_does_not_decide_for_the_later_ones() {
+    let test = "a_first_region_without_descriptors_does_not_decide_for_the_later_ones";
+    for (free, strategy) in (0..6).flat_map(|free| ["", "monitor", "zap", "detach"].map(|strategy| (free, strategy))) {
+        let vars = [("REVOCABLE_TEST_FREE", &*format!("{free}")), ("REVOCABLE_TEST_STRATEGY", strategy)];
+        alone_with(test, &vars, || {
+            support::start();
+            let free: u64 = std::env::var("REVOCABLE_TEST_FREE").expect("set").parse().expect("a number");
+            let how = std::env::var("REVOCABLE_TEST_STRATEGY").expect("set");
+            let asked = match &*how {
+                "zap" => Some(Strategy::Zap),
+                "detach" => Some(Strategy::Detach),
+                _ => None,
+            };
+            let possible = Support::probe();
+            require!(possible.has(Feature::DONTUNMAP | Feature::MINOR_SHMEM), "an older kernel");
+            let monitor = (how == "monitor").then(|| Monitor::with_threads(1).expect("a userfaultfd"));
+            let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+            let next = std::fs::File::open("/dev/null").expect("a descriptor").as_raw_fd();
+            let limit = u64::try_from(next).expect("a descriptor") + free;
+            setrlimit(Resource::RLIMIT_NOFILE, limit, hard).expect("lower is always allowed");
+            let raise = || setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("back");
+            first_in_a_shortage(asked, monitor, raise, "RLIMIT_NOFILE");
+        })
+        .well();
+    }
+}
+
+#[test]
+fn a_first_region_at_the_limit_of_mappings_does_not_decide_for_the_later_ones() {
+    alone("a_first_region_at_the_limit_of_mappings_does_not_decide_for_the_later_ones", || {
+        support::start();
+        let limit: usize = read_text("/proc/sys/vm/max_map_count").trim().parse().unwrap_or(usize::MAX);
+        require!(limit <= 1 << 17, "vm.max_map_count is too high to reach it here", could: false);
+        let filler = raw::fill_the_table_of_mappings();
+        first_in_a_shortage(None, None, || drop(filler), "max_map_count");
     })
     .well();
 }

@@ -122,11 +122,9 @@ fn a_revocation_that_gives_up_takes_its_announcement_back() {
     let (region, log) = (region(), Log::default());
     let _subscription = region.subscribe(0..LEN, logging(&log, "a"));
     let pin = region.pin(0..1, FaultFlags::NOWAIT).expect("enabled");
-    assert!(matches!(region.try_disable(), Err(RevokeError::Busy(_))));
-    assert_eq!(*log.lock().expect("the log"), ["-a 0..100000", "+a 0..100000"]);
     let gave_up = region.disable_timeout(Duration::from_millis(5));
     assert!(matches!(gave_up, Err(RevokeError::TimedOut { .. })));
-    assert_eq!(log.lock().expect("the log").len(), 4);
+    assert_eq!(*log.lock().expect("the log"), ["-a 0..100000", "+a 0..100000"]);
     drop(pin);
 }
 

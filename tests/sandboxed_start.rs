@@ -1,6 +1,7 @@
 //! A monitor whose userfaultfd was opened elsewhere: before privileges were dropped, or by somebody else.
 #![expect(unsafe_code, reason = "descriptors, fork, and the loads of a mapping's address")]
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Uid, fork, setresgid, setresuid};
@@ -149,6 +150,78 @@ fn a_userfaultfd_that_serves_another_process_is_refused() {
                 assert!(Monitor::from_fd(fd, 0).is_ok(), "and its own process still may");
             }
         }
+    }
+}
+
+/// One ioctl of a userfaultfd.
+fn ask<T>(fd: &OwnedFd, request: u32, argument: &mut T) -> Result<(), Errno> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: `argument` is the structure of this request, live and initialised; the ranges in it are the test's own.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), request as libc::Ioctl, std::ptr::from_mut(argument)) })
+        .map(drop)
+}
+
+/// The child's free addresses are those that its parent has just taken, so whatever it does to a page of its own by the
+/// descriptor would be done to one of its parent's, which a thread waits for.
+#[test]
+fn the_process_that_a_refused_userfaultfd_serves_notices_nothing() {
+    use linux_raw_sys::{general as raw, ioctl as nr};
+    const PAGE: usize = 4096;
+    if !alone("the_process_that_a_refused_userfaultfd_serves_notices_nothing") {
+        return;
+    }
+    let Some(device) = device() else { return };
+    let fd = userfaultfd(&device);
+    let mut api = raw::uffdio_api { api: raw::UFFD_API.into(), features: 0, ioctls: 0 };
+    ask(&fd, nr::UFFDIO_API, &mut api).expect("a handshake");
+    let (ready, tell) = nix::unistd::pipe().expect("a pipe");
+    // SAFETY: the child makes no use of what other threads may hold: it runs the test alone.
+    let child = match unsafe { fork() }.expect("a child") {
+        ForkResult::Child => {
+            let told = nix::unistd::read(&ready, &mut [0]);
+            let refused = told == Ok(1) && matches!(Monitor::from_fd(fd, 0), Err(MonitorError::Foreign));
+            // SAFETY: ends the child without running the parent's destructors.
+            unsafe { libc::_exit(i32::from(!refused)) }
+        }
+        ForkResult::Parent { child } => child,
+    };
+    // One by one, so that they take the smallest gaps too, as the child's do.
+    let pages: Vec<usize> = (0..64)
+        .map(|_| {
+            let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            // SAFETY: replaces nothing.
+            let page = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, prot, flags, -1, 0) };
+            assert_ne!(page, libc::MAP_FAILED);
+            page.expose_provenance()
+        })
+        .collect();
+    for page in &pages {
+        let range = raw::uffdio_range { start: *page as u64, len: PAGE as u64 };
+        let mut argument = raw::uffdio_register { range, mode: raw::UFFDIO_REGISTER_MODE_MISSING.into(), ioctls: 0 };
+        ask(&fd, nr::UFFDIO_REGISTER, &mut argument).expect("registered");
+    }
+    let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL).expect("flags");
+    let loads: Vec<_> = pages
+        .iter()
+        .map(|page| {
+            let page = *page;
+            // SAFETY: mapped above, for good.
+            thread::spawn(move || unsafe { std::ptr::with_exposed_provenance::<u8>(page).read_volatile() })
+        })
+        .collect();
+    thread::sleep(std::time::Duration::from_millis(50));
+    nix::unistd::write(&tell, &[1]).expect("it listens");
+    assert!(matches!(waitpid(child, None), Ok(WaitStatus::Exited(_, 0))), "the child took its parent's");
+    assert_eq!(nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL), Ok(flags), "the descriptor's flags");
+    assert!(loads.iter().all(|load| !load.is_finished()), "a page was filled, or is registered no more");
+    let content = [0x5a_u8; PAGE];
+    for page in &pages {
+        let (dst, src, len) = (*page as u64, content.as_ptr().expose_provenance() as u64, PAGE as u64);
+        let mut copy = raw::uffdio_copy { dst, src, len, mode: 0, copy: 0 };
+        assert_eq!(ask(&fd, nr::UFFDIO_COPY, &mut copy), Ok(()), "a page is registered no more, or is there");
+    }
+    for load in loads {
+        assert_eq!(load.join().expect("no panic"), 0x5a);
     }
 }
 

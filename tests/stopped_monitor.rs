@@ -59,8 +59,7 @@ fn everything_but_the_monitor_goes_on(monitor: &Monitor, resume: impl FnOnce()) 
     let sigbus = region.map(MapOptions::new()).expect("it maps");
     let block = region.map(MapOptions::new().on_disabled(OnDisabled::Block)).expect("it maps");
     let own = region.map(MapOptions::new().accessors_only()).expect("it maps");
-    // Where no access recovers, a monitor resolves the faults of these too.
-    let read = || if cfg!(revocable_portable) { own.try_read::<u64>(0) } else { own.read::<u64>(0) };
+    let read = || own.read::<u64>(0);
     let (at, at_block) = (addr(&sigbus), addr(&block));
 
     // Those that need no monitor.

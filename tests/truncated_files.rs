@@ -38,8 +38,7 @@ fn what_a_truncated_file_still_has_is_read() {
     }
 }
 
-/// What an access that fails leaves behind for a moment (on architectures without recoverable instructions: a page of zeroes)
-/// is met by nobody.
+/// An access that fails leaves nothing behind for another.
 #[test]
 fn beside_accesses_that_fail_others_are_exact() {
     const SECRET: u64 = 0x5ec7_e75e_c7e7_5ec7;

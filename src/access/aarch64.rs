@@ -17,11 +17,11 @@ use core::arch::asm;
 mod bulk;
 mod context;
 
-pub(crate) use super::table::{keep_loaded, recovering};
+pub(crate) use super::table::keep_loaded;
 pub(crate) use bulk::{rounds_in, rounds_out};
 pub(crate) use context::recover;
 
-/// A fault comes back as an error; no guard is needed.
+/// A fault comes back as an error.
 pub(crate) const RECOVERABLE: bool = true;
 
 /// What a code generation unit with accesses needs once: the numbers of the registers, and the initialiser that

@@ -2,8 +2,8 @@
 //!
 //! Each architecture offers the same few functions: one instruction each, listed in the recovery table
 //! (`table.rs`). A fault in one of them comes back as [`Faulted`] instead of a signal. Where no architecture
-//! file fits, `portable` does plain accesses, [`RECOVERABLE`] is false, and the caller keeps the region from being revoked
-//! meanwhile, with a pass, and has put back what a fault left (`Served::guarded`).
+//! file fits, `portable` does plain accesses, [`RECOVERABLE`] is false, and mappings make them under the read side of the
+//! memory lock (`locked.rs`).
 //!
 //! # Safety of every access here
 //!
@@ -17,28 +17,15 @@
 // UNSAFETY: forwards the contract in the module's documentation to the architecture's instructions.
 
 use super::primitive::AtomicPrimitive;
-use crate::sys::AddrRange;
-use crate::sys::map::Prot;
 
-pub(crate) use super::arch::{
-    RECOVERABLE, compare_exchange, fetch_add, keep_loaded, load, recover, recovering, store, swap,
-};
+pub(crate) use super::arch::{RECOVERABLE, compare_exchange, fetch_add, keep_loaded, load, recover, store, swap};
 pub(super) use super::arch::{rounds_in, rounds_out};
 
 pub(crate) use super::bulk::{copy_in, copy_out};
 
-/// The access met memory that is revoked or missing. Where it can be skipped it had no effect; elsewhere (`portable.rs`) it
-/// has ended on a page that vanishes, or may have: what it found is no answer, and what it stored may be lost.
+/// The access met memory that is revoked or missing. It had no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Faulted;
-
-/// Private memory, a page of it mostly, that the signal handler put under an access which cannot be skipped: see `portable.rs`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StandIn {
-    pub(crate) range: AddrRange,
-    /// What the application had left of the rights, where the access had too few (SIGSEGV). Otherwise there was no memory.
-    pub(crate) rights: Option<Prot>,
-}
 
 /// Sets the bits of `value`; the value before.
 ///

@@ -1,6 +1,5 @@
 //! What an access does that did not succeed at once: look at the state, wait, resolve its own fault, or give up.
 
-use super::raw::{self, Faulted};
 use crate::OnDisabled;
 use crate::error::AccessError;
 use crate::gate::Phase;
@@ -90,30 +89,6 @@ impl Served {
             self.heal();
             drop(state);
         }
-    }
-
-    /// Runs an access that recovers by itself as it is, and any other under a pass; `None`: the gate is closed.
-    #[inline]
-    pub(super) fn guarded<R>(&self, access: impl FnOnce() -> Result<R, Faulted>) -> Option<Result<R, Faulted>> {
-        if raw::RECOVERABLE {
-            return Some(access());
-        }
-        let protocol = &self.region.protocol;
-        let Some(_pass) = protocol.pass() else {
-            let _ = protocol.wait_while(|now| now == Phase::Busy, None, None);
-            return None;
-        };
-        // Known to refuse although the region is enabled: its monitor died, or the like.
-        if self.load_limit.load(Ordering::Relaxed) == 0 {
-            return Some(Err(Faulted));
-        }
-        Some(self.recovering(access))
-    }
-
-    /// Runs some accesses to this mapping while it can't be revoked.
-    #[inline]
-    pub(crate) fn recovering<R>(&self, accesses: impl FnOnce() -> R) -> R {
-        raw::recovering(self.view.range, accesses, |_| ())
     }
 
     /// An access faulted. Resolves the fault where that is the accessing thread's business, and decides whether

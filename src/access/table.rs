@@ -20,6 +20,7 @@
 
 // Not from `crate::sync`: a signal handler reads these, and the model checker's atomics aren't async-signal-safe.
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+#[cfg(not(target_feature = "crt-static"))]
 use nix::libc;
 
 /// The text of one table entry, and of what each code generation unit needs once.
@@ -140,16 +141,6 @@ pub(crate) unsafe extern "C" fn register(start: *const Entry, stop: *const Entry
     if IN_USE.load(Ordering::SeqCst) {
         stay_loaded(start);
     }
-}
-
-/// Accesses that recover by themselves leave nothing to put back.
-#[inline(always)]
-pub(crate) fn recovering<R>(
-    _range: crate::sys::AddrRange,
-    accesses: impl FnOnce() -> R,
-    _put_back: impl FnOnce(super::raw::StandIn),
-) -> R {
-    accesses()
 }
 
 /// Makes every object with a table stay until the process ends: a handler that walks the tables is about to be

@@ -13,7 +13,7 @@ use crate::policy::OnDisabled;
 use std::sync::atomic::Ordering;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Load,
     Store,
 }
@@ -35,9 +35,8 @@ macro_rules! read_modify_write {
         /// # Errors
         /// See [`AccessError`].
         pub fn $name<T: AtomicPrimitive>(&self, offset: usize, value: T) -> Result<T, AccessError> {
-            let at = self.at::<T>(offset);
             // SAFETY: as in `compare_exchange`.
-            let found = self.attempt::<T, _>(offset, Kind::Store, Tried::Not, || unsafe { raw::$name(at, value) })?;
+            let found = self.attempt::<T, _>(offset, Kind::Store, Tried::Not, |at| unsafe { raw::$name(at, value) })?;
             Ok(found.unwrap_or(T::ALL_ONES))
         }
     )* };
@@ -95,10 +94,10 @@ impl Mapping {
         current: T,
         new: T,
     ) -> Result<Result<T, T>, AccessError> {
-        let at = self.at::<T>(offset);
-        // SAFETY: `attempt` calls this with the offset checked; see the module's UNSAFETY.
-        let found = self
-            .attempt::<T, _>(offset, Kind::Store, Tried::Not, || unsafe { raw::compare_exchange(at, current, new) })?;
+        // SAFETY: `attempt` calls this with a place that it has checked; see the module's UNSAFETY.
+        let found = self.attempt::<T, _>(offset, Kind::Store, Tried::Not, |at| unsafe {
+            raw::compare_exchange(at, current, new)
+        })?;
         Ok(found.unwrap_or(Err(T::ALL_ONES)))
     }
 
@@ -123,6 +122,9 @@ impl Mapping {
     /// # Errors
     /// [`CopyError`] says how many bytes were done, and none beyond them were.
     pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
+        if !raw::RECOVERABLE {
+            return self.read_slice_locked(offset, into);
+        }
         let len = into.len();
         let buffer = into.as_mut_ptr();
         let copied = self.bulk(offset, len, Kind::Load, |done| {
@@ -142,6 +144,9 @@ impl Mapping {
     /// # Errors
     /// [`CopyError`] says how many bytes were done, and none beyond them were.
     pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
+        if !raw::RECOVERABLE {
+            return self.write_slice_locked(offset, from);
+        }
         let (buffer, len) = (from.as_ptr(), from.len());
         self.bulk(offset, len, Kind::Store, |done| {
             let to = self.at::<u8>(offset + done);
@@ -159,6 +164,9 @@ impl Mapping {
     /// # Errors
     /// [`CopyError`] says how many bytes were done, and none beyond them were.
     pub fn fill(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
+        if !raw::RECOVERABLE {
+            return self.fill_locked(offset, byte, len);
+        }
         self.bulk(offset, len, Kind::Store, |done| {
             // SAFETY: `bulk` has checked the range.
             unsafe { raw::fill(self.at::<u8>(offset + done), byte, len - done) }
@@ -198,9 +206,8 @@ impl Mapping {
 
     #[inline(never)]
     fn read_slower<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
-        let at = self.at::<T>(offset);
-        // SAFETY: as in `read`.
-        let load = || unsafe { raw::load(at) };
+        // SAFETY: as in `compare_exchange`.
+        let load = |at: *mut T| unsafe { raw::load(at) };
         let value = self.attempt::<T, _>(offset, Kind::Load, self.was_tried::<T>(offset, Kind::Load), load)?;
         Ok(value.unwrap_or(T::ALL_ONES))
     }
@@ -220,9 +227,8 @@ impl Mapping {
 
     #[inline(never)]
     fn write_slower<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
-        let at = self.at::<T>(offset);
-        // SAFETY: as in `write`.
-        let store = || unsafe { raw::store(at, value) };
+        // SAFETY: as in `compare_exchange`.
+        let store = |at: *mut T| unsafe { raw::store(at, value) };
         self.attempt::<T, _>(offset, Kind::Store, self.was_tried::<T>(offset, Kind::Store), store).map(drop)
     }
 
@@ -232,18 +238,21 @@ impl Mapping {
         if self.admits::<T>(offset, kind) { Tried::Faulted } else { Tried::Not }
     }
 
-    /// One access with everything that it may meet. `None`: an Unsupported Request.
+    /// One access with everything that it may meet, at the place that `access` is given. `None`: an Unsupported Request.
     fn attempt<T: Primitive, R>(
         &self,
         offset: usize,
         kind: Kind,
         tried: Tried,
-        access: impl Fn() -> Result<R, Faulted>,
+        access: impl Fn(*mut T) -> Result<R, Faulted>,
     ) -> Result<Option<R>, AccessError> {
         let served = &self.served;
         check::<T>(offset, self.len())?;
         if kind == Kind::Store && !self.is_writable() {
             return Err(AccessError::ReadOnly { offset });
+        }
+        if !raw::RECOVERABLE {
+            return self.locked(offset, size_of::<T>(), |at| access(at.cast()));
         }
         let mut patience = Patience::new(served);
         let mut faulted = tried == Tried::Faulted;
@@ -256,10 +265,9 @@ impl Mapping {
             if std::mem::take(&mut faulted) {
                 served.after_fault(offset, &mut patience)?;
             }
-            match served.guarded(&access) {
-                Some(Ok(value)) => return Ok(Some(value)),
-                Some(Err(Faulted)) => served.after_fault(offset, &mut patience)?,
-                None => {}
+            match access(self.at(offset)) {
+                Ok(value) => return Ok(Some(value)),
+                Err(Faulted) => served.after_fault(offset, &mut patience)?,
             }
         }
     }
@@ -268,18 +276,12 @@ impl Mapping {
     /// bytes came before an Unsupported Request, `len` if there was none.
     fn bulk(&self, offset: usize, len: usize, kind: Kind, step: impl Fn(usize) -> usize) -> Result<usize, CopyError> {
         let served = &self.served;
-        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
-            let error = AccessError::OutOfBounds { offset, size: len, len: self.len() };
-            return Err(CopyError { done: 0, error });
-        }
-        if kind == Kind::Store && !self.is_writable() {
-            return Err(CopyError { done: 0, error: AccessError::ReadOnly { offset } });
-        }
+        self.check_slice(offset, len, kind)?;
         let mut done = 0;
         let mut patience = Patience::new(served);
         while done < len {
             // The first try costs no look at the state: a revoked range faults.
-            let moved = served.guarded(|| Ok(step(done))).and_then(Result::ok).unwrap_or(0);
+            let moved = step(done);
             done += moved;
             if done == len {
                 break;
@@ -295,6 +297,17 @@ impl Mapping {
             served.after_fault(at, &mut patience).map_err(early)?;
         }
         Ok(len)
+    }
+
+    pub(super) fn check_slice(&self, offset: usize, len: usize, kind: Kind) -> Result<(), CopyError> {
+        let early = |error| Err(CopyError { done: 0, error });
+        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
+            return early(AccessError::OutOfBounds { offset, size: len, len: self.len() });
+        }
+        if kind == Kind::Store && !self.is_writable() {
+            return early(AccessError::ReadOnly { offset });
+        }
+        Ok(())
     }
 }
 

@@ -3,30 +3,41 @@
 #[cfg(not(revocable_model))]
 mod real {
     use crate::sys::SysError;
+    use crate::sys::identity::Identity;
     use nix::sys::eventfd::{EfdFlags, EventFd};
     use std::os::fd::{AsFd, BorrowedFd};
 
-    pub(in crate::async_fault) struct Ready(EventFd);
+    pub(in crate::async_fault) struct Ready {
+        eventfd: EventFd,
+        /// Whose queue it counts for. A forked child has the same eventfd, and another queue.
+        process: Identity,
+    }
 
     impl Ready {
         pub(in crate::async_fault) fn new() -> Result<Self, SysError> {
+            Identity::prepare()?;
             let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_SEMAPHORE;
-            EventFd::from_flags(flags).map(Self).map_err(|e| SysError::new("eventfd", e))
+            let eventfd = EventFd::from_flags(flags).map_err(|e| SysError::new("eventfd", e))?;
+            Ok(Self { eventfd, process: Identity::current() })
+        }
+
+        pub(in crate::async_fault) fn is_inherited(&self) -> bool {
+            !self.process.is_current()
         }
 
         pub(in crate::async_fault) fn add_one(&self) {
             // It cannot be full: it would take 2^64 completions.
-            let _ = self.0.write(1);
+            let _ = self.eventfd.write(1);
         }
 
         pub(in crate::async_fault) fn take_one(&self) {
-            let _ = self.0.read();
+            let _ = self.eventfd.read();
         }
     }
 
     impl AsFd for Ready {
         fn as_fd(&self) -> BorrowedFd<'_> {
-            self.0.as_fd()
+            self.eventfd.as_fd()
         }
     }
 }
@@ -45,6 +56,10 @@ mod model {
     impl Ready {
         pub(in crate::async_fault) fn new() -> Result<Self, SysError> {
             Ok(Self(AtomicU32::new(0)))
+        }
+
+        pub(in crate::async_fault) fn is_inherited(&self) -> bool {
+            false
         }
 
         pub(in crate::async_fault) fn add_one(&self) {

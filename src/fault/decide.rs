@@ -51,59 +51,53 @@ pub enum Then {
     Answer(Outcome),
 }
 
-/// Where this crate and the kernel may differ.
+/// What is done about a contended lock: what the review of the vfio-pci patch compared, by name. The table in the
+/// [module's documentation](super) has what each comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// Which tries RETRY_NOWAIT holds for, at a contended lock.
-    pub nowait: RuleNowait,
-    /// What a caller meets that does not allow to retry, at a disabled region whose faults wait.
-    pub no_retry: RuleNoRetry,
-    /// What a cancelled wait answers.
-    pub killed: RuleKilled,
+    /// On which tries RETRY_NOWAIT keeps the caller from sleeping.
+    nowait: Tries,
+    /// On which tries the caller's lock is released before the sleep, and the answer is Retry.
+    retry: Tries,
+    /// Whether a caller that allows no retry waits, with its lock held; it gets Sigbus otherwise.
+    no_retry_waits: bool,
+    /// What a caller that is KILLABLE gets when its wait is called off; `None`: it is not.
+    killed: Option<Outcome>,
 }
 
-/// Which tries RETRY_NOWAIT holds for, at a contended lock.
+/// Of those that ALLOW_RETRY allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RuleNowait {
-    /// The kernel's: the first only; with TRIED the caller sleeps.
-    FirstTry,
-    /// All of them: NOWAIT never sleeps.
-    EveryTry,
+enum Tries {
+    None,
+    First,
+    Every,
 }
 
-/// What a caller meets that does not allow to retry, at a disabled region whose faults wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RuleNoRetry {
-    /// The kernel's `handle_userfault`: it may not be made to wait with its lock held.
-    Sigbus,
-    /// As the review of the vfio-pci patch settled for contention: wait, with the lock held.
-    Wait,
-}
-
-/// What a cancelled wait answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RuleKilled {
-    /// The kernel's: Retry with the lock released, even to who does not allow to retry. The caller has to notice
-    /// its fatal signal by itself.
-    Retry,
-    /// Killed.
-    Killed,
+impl Tries {
+    fn include(self, flags: FaultFlags) -> bool {
+        match self {
+            Self::None => false,
+            Self::First => flags.allow_retry_first(),
+            Self::Every => flags.contains(FaultFlags::ALLOW_RETRY),
+        }
+    }
 }
 
 impl Rules {
-    /// What Linux does.
-    pub const KERNEL: Self =
-        Self { nowait: RuleNowait::FirstTry, no_retry: RuleNoRetry::Sigbus, killed: RuleKilled::Retry };
-    /// What this crate does.
-    pub const CRATE: Self =
-        Self { nowait: RuleNowait::EveryTry, no_retry: RuleNoRetry::Wait, killed: RuleKilled::Killed };
-
-    const fn killed(self) -> Outcome {
-        match self.killed {
-            RuleKilled::Retry => RETRY_RELEASED,
-            RuleKilled::Killed => Outcome::Killed,
-        }
-    }
+    /// The first version of "vfio-pci: Invalidate mmaps and block MMIO access on disabled memory": NOWAIT and retry are honoured,
+    /// and a caller that allows no retry gets SIGBUS for a lock that is merely held.
+    pub const PATCH_V1: Self =
+        Self { nowait: Tries::Every, retry: Tries::Every, no_retry_waits: false, killed: Some(RETRY_RELEASED) };
+    /// Its second and its third version, which was merged (Linux 5.8): waits with the caller's lock held, whatever the flags.
+    pub const PATCH_V2: Self = Self { nowait: Tries::None, retry: Tries::None, no_retry_waits: true, killed: None };
+    /// What the review asked for, and was not built: the first version, but a caller that allows no retry waits.
+    pub const REVIEW: Self = Self { no_retry_waits: true, ..Self::PATCH_V1 };
+    /// What it named as the example, `__folio_lock_or_retry` (mm/filemap.c; `__lock_page_or_retry` then). It has two traps: NOWAIT
+    /// holds on the first try only, and KILLABLE alone can end in a Retry with the lock released that was not allowed.
+    pub const PAGE_LOCK: Self =
+        Self { nowait: Tries::First, retry: Tries::First, no_retry_waits: true, killed: Some(RETRY_RELEASED) };
+    /// This crate's: the page lock's without the traps. NOWAIT never sleeps, and a wait that was called off says so.
+    pub const CRATE: Self = Self { nowait: Tries::Every, killed: Some(Outcome::Killed), ..Self::PAGE_LOCK };
 }
 
 impl Default for Rules {
@@ -124,20 +118,13 @@ pub enum Seen {
     Disabled(Situation),
 }
 
-/// What else holds while a region is disabled, in the order in which it matters. The names in brackets are what
-/// the kernel looks at.
+/// What else holds while a region is disabled, in the order in which it matters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Situation {
     /// The caller is cancelled already (`PF_EXITING`).
     pub exiting: bool,
-    /// Nobody would ever resolve the fault (the mapping has no context).
-    pub unserved: bool,
-    /// The region's policy is to fail accesses (`UFFD_FEATURE_SIGBUS`).
+    /// Accesses fail: the policy is not [`OnDisabled::Block`](crate::OnDisabled), or the region is gone (`UFFD_FEATURE_SIGBUS`).
     pub sigbus: bool,
-    /// The region's policy is to let only user-mode accesses wait (`UFFD_USER_MODE_ONLY`).
-    pub user_mode_only: bool,
-    /// The region is gone for good (the context is released).
-    pub released: bool,
 }
 
 const RETRY_HELD: Outcome = Outcome::Retry { lock: LockAfter::Held };
@@ -148,66 +135,51 @@ pub fn decide(flags: FaultFlags, seen: Seen, rules: Rules) -> Decision {
     match seen {
         Seen::Contended => on_contention(flags, rules),
         Seen::Enabled => Decision::Answer(Outcome::Mapped),
-        Seen::Disabled(situation) => on_disabled(flags, situation, rules),
+        Seen::Disabled(situation) => on_disabled(flags, situation),
     }
 }
 
-/// What to do about a contended lock: `__folio_lock_or_retry`, after its trylock failed.
+/// What to do about a contended lock: see the table in the [module's documentation](super).
 ///
-/// | ALLOW_RETRY | TRIED | NOWAIT | KILLABLE | does | answers | lock |
-/// |---|---|---|---|---|---|---|
-/// | 1 | 0 | 1 | | nothing | Retry | held |
-/// | 1 | 0 | 0 | 1 | releases, sleeps killable | Retry | released |
-/// | 1 | 0 | 0 | 0 | releases, sleeps | Retry | released |
-/// | 1 | 1 | any (1) | 1 | sleeps killable | goes on, or Retry if killed | held, or released |
-/// | 1 | 1 | any (1) | 0 | sleeps | goes on | held |
-/// | 0 | 0 | | 1 | sleeps killable | goes on, or Retry if killed (2) | held, or released |
-/// | 0 | 0 | | 0 | sleeps | goes on | held |
-///
-/// 1. NOWAIT counts on the first try only. With [`RuleNowait::EveryTry`] these two rows do as the first one does.
-/// 2. A Retry that the caller did not allow. With [`RuleKilled::Killed`] every killed wait answers Killed.
-///
-/// INTERRUPTIBLE is not looked at. A set that [`FaultFlags::validate`] refuses is decided as the kernel's code
+/// WRITE, USER and INTERRUPTIBLE are not looked at. A set that [`FaultFlags::validate`] refuses is decided as the kernel's code
 /// would: without ALLOW_RETRY, neither NOWAIT nor TRIED counts.
 #[inline]
 pub fn on_contention(flags: FaultFlags, rules: Rules) -> Decision {
-    let first = flags.allow_retry_first();
-    let nowait_counts = match rules.nowait {
-        RuleNowait::FirstTry => first,
-        RuleNowait::EveryTry => flags.contains(FaultFlags::ALLOW_RETRY),
-    };
-    if nowait_counts && flags.contains(FaultFlags::RETRY_NOWAIT) {
+    if flags.contains(FaultFlags::RETRY_NOWAIT) && rules.nowait.include(flags) {
         return Decision::Answer(RETRY_HELD);
     }
-    let sleep = if flags.contains(FaultFlags::KILLABLE) { Sleep::Killable } else { Sleep::Uninterruptible };
-    let (lock, done) = match first {
+    if !flags.contains(FaultFlags::ALLOW_RETRY) && !rules.no_retry_waits {
+        return Decision::Answer(Outcome::Sigbus);
+    }
+    let (sleep, killed) = match rules.killed {
+        Some(killed) if flags.contains(FaultFlags::KILLABLE) => (Sleep::Killable, killed),
+        _ => (Sleep::Uninterruptible, Outcome::Killed),
+    };
+    let (lock, done) = match rules.retry.include(flags) {
         true => (LockFirst::Release, Then::Answer(RETRY_RELEASED)),
         false => (LockFirst::Keep, Then::Proceed),
     };
-    Decision::Wait { sleep, lock, done, killed: rules.killed() }
+    Decision::Wait { sleep, lock, done, killed }
 }
 
-/// What to do about a fault on a disabled region: `handle_userfault`, step by step.
+/// What to do about a fault on a disabled region: `handle_userfault` of fs/userfaultfd.c, step by step, with two departures.
+/// (vfio-pci has nothing to compare: it always refuses.)
 ///
-/// | step | if | answers | lock |
+/// | if | does | answers | lock |
 /// |---|---|---|---|
-/// | 1 | the caller is exiting | Sigbus (1) | held |
-/// | 2 | nobody serves the mapping | Sigbus | held |
-/// | 3 | the policy is Sigbus, whatever the flags | Sigbus | held |
-/// | 4 | only user mode may wait, and this is not | Sigbus | held |
-/// | 5a | no ALLOW_RETRY | Sigbus (2) | held |
-/// | 5b | NOWAIT, on any try | Retry; nothing is queued | held |
-/// | 6 | the region is gone | Retry | released |
-/// | 7 | otherwise: releases, sleeps | always Retry (1) | released |
+/// | the caller is cancelled already, and KILLABLE or INTERRUPTIBLE, and not NOWAIT | | Killed (1) | released |
+/// | the caller is cancelled already | | Sigbus | held |
+/// | accesses fail, whatever the flags | | Sigbus | held |
+/// | no ALLOW_RETRY | sleeps | goes on (2), or Killed | held, or released |
+/// | NOWAIT, on any try | queues nothing | Retry | held |
+/// | otherwise | releases, sleeps | Retry, or Killed (1) | released |
 ///
-/// 1. With [`RuleKilled::Killed`], who is cancelled gets Killed, with the lock released as ever: in step 1 if KILLABLE
-///    or INTERRUPTIBLE, and not NOWAIT, which must keep its lock; in step 7 if the sleep was ended early.
-/// 2. With [`RuleNoRetry::Wait`], sleeps with the lock held and goes on; Sigbus if the region is gone, as there is
-///    nothing to wait for and no Retry to answer.
+/// 1. The kernel answers Sigbus, and Retry: its caller has to notice its fatal signal by itself.
+/// 2. The kernel answers Sigbus: it lets nothing wait with its lock held. Here it waits, as the review settled for contention.
 ///
 /// The sleep is interruptible, killable or neither, by the strongest flag. TRIED is not looked at.
 #[inline]
-pub fn on_disabled(flags: FaultFlags, situation: Situation, rules: Rules) -> Decision {
+pub fn on_disabled(flags: FaultFlags, situation: Situation) -> Decision {
     let sleep = if flags.contains(FaultFlags::INTERRUPTIBLE) {
         Sleep::Interruptible
     } else if flags.contains(FaultFlags::KILLABLE) {
@@ -215,33 +187,19 @@ pub fn on_disabled(flags: FaultFlags, situation: Situation, rules: Rules) -> Dec
     } else {
         Sleep::Uninterruptible
     };
-    let killed = rules.killed();
-    if situation.exiting {
-        let says_so = sleep != Sleep::Uninterruptible && !flags.contains(FaultFlags::RETRY_NOWAIT);
-        return match rules.killed {
-            RuleKilled::Killed if says_so => Decision::Answer(Outcome::Killed),
-            _ => Decision::Answer(Outcome::Sigbus),
-        };
+    let nowait = flags.contains(FaultFlags::RETRY_NOWAIT);
+    if situation.exiting && sleep != Sleep::Uninterruptible && !nowait {
+        return Decision::Answer(Outcome::Killed);
     }
-    let kept_from_user_mode = situation.user_mode_only && !flags.contains(FaultFlags::USER);
-    if situation.unserved || situation.sigbus || kept_from_user_mode {
+    if situation.exiting || situation.sigbus {
         return Decision::Answer(Outcome::Sigbus);
     }
-    if !flags.contains(FaultFlags::ALLOW_RETRY) {
-        return match rules.no_retry {
-            RuleNoRetry::Wait if !situation.released => {
-                Decision::Wait { sleep, lock: LockFirst::Keep, done: Then::Proceed, killed }
-            }
-            _ => Decision::Answer(Outcome::Sigbus),
-        };
-    }
-    if flags.contains(FaultFlags::RETRY_NOWAIT) {
-        return Decision::Answer(RETRY_HELD);
-    }
-    if situation.released {
-        return Decision::Answer(RETRY_RELEASED);
-    }
-    Decision::Wait { sleep, lock: LockFirst::Release, done: Then::Answer(RETRY_RELEASED), killed }
+    let (lock, done) = match flags.contains(FaultFlags::ALLOW_RETRY) {
+        false => (LockFirst::Keep, Then::Proceed),
+        true if nowait => return Decision::Answer(RETRY_HELD),
+        true => (LockFirst::Release, Then::Answer(RETRY_RELEASED)),
+    };
+    Decision::Wait { sleep, lock, done, killed: Outcome::Killed }
 }
 
 impl Decision {

@@ -20,8 +20,6 @@ bitflags::bitflags! {
         const TRIED = 1 << 5;
         /// The access came from user mode; a system call's or a vCPU's did not.
         const USER = 1 << 6;
-        /// The access is on behalf of another process.
-        const REMOTE = 1 << 7;
         /// Any signal ends the wait.
         const INTERRUPTIBLE = 1 << 9;
     }

@@ -16,6 +16,8 @@ pub enum Outcome {
     Sigbus,
     /// The wait was cancelled. The caller's lock is released, as the kernel does for a killed wait.
     Killed,
+    /// The change of state that it would have to wait for waits for the calling thread. The caller's lock may be released.
+    WouldDeadlock,
 }
 
 /// Whether the caller's lock survived.

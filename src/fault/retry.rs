@@ -22,6 +22,10 @@ pub enum NotResolved {
     /// The caller was cancelled (`-EINTR`).
     #[error("cancelled while waiting for the region")]
     Killed,
+    /// The change of state that it would have to wait for waits for the calling thread, for a guard of its or the end of a callback
+    /// (`-EDEADLK`).
+    #[error("the change under way waits for this thread, for a guard that it holds or the end of its callback")]
+    WouldDeadlock,
     /// The flags contradict themselves.
     #[error(transparent)]
     Illegal(#[from] IllegalFlags),
@@ -57,6 +61,7 @@ pub fn resolve<L: CallerLock>(
             Outcome::Mapped => return Ok(Resolved { unlocked }),
             Outcome::Sigbus => return Err(NotResolved::Sigbus),
             Outcome::Killed => return Err(NotResolved::Killed),
+            Outcome::WouldDeadlock => return Err(NotResolved::WouldDeadlock),
             Outcome::Retry { lock: LockAfter::Held } => return Err(NotResolved::WouldBlock),
             // Without ALLOW_RETRY this is the kernel's answer to who was killed: TRIED would be illegal then, and
             // the look at `cancelled` ends the loop.

@@ -19,15 +19,44 @@ const BUCKETS: usize = if cfg!(revocable_model) { 2 } else { 19 };
 /// # Invariants
 ///
 /// *Owned*: only the thread whose place this is writes here. *Behind*: `left` never exceeds `entered`, and neither
-/// ever goes back. They have a cache line, and its prefetched neighbour, for themselves.
+/// ever goes back. *Leaked*: what `entered` is ahead by when a thread gets the slot are guards that earlier owners leaked,
+/// of which none ever ends. They have a cache line, and its prefetched neighbour, for themselves.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct Slot {
     pub(super) entered: AtomicU64,
     pub(super) left: AtomicU64,
+    /// The generation of the thread that the counters were last prepared for; 0: none yet.
+    owner: AtomicU64,
+    /// How many guards of earlier owners are among those that were entered and not left.
+    leaked: AtomicU64,
     /// Accesses turned away while the gate was closed, without entering. No part of the protocol: it is here because no
     /// other thread's counter costs as little.
     pub(super) turned_away: AtomicU64,
+}
+
+impl Slot {
+    /// Whether the counters were prepared for this thread: only then are those guards its own that are not leaked.
+    #[inline(always)]
+    pub(super) fn is_owned_by(&self, generation: u64) -> bool {
+        // Relaxed, here and below: *Owned*.
+        self.owner.load(Ordering::Relaxed) == generation
+    }
+
+    /// Prepares the counters for the calling thread, which has just got the place, or uses this gate for the first time.
+    #[cold]
+    pub(super) fn prepare(&self, generation: u64) {
+        // Sees the last owner's counts: the thread has its place by a claim that comes after them.
+        let (entered, left) = (self.entered.load(Ordering::Relaxed), self.left.load(Ordering::Relaxed));
+        self.leaked.store(entered.wrapping_sub(left), Ordering::Relaxed);
+        self.owner.store(generation, Ordering::Relaxed);
+    }
+
+    /// Of so many guards that were entered and not left, those whose owners have ended. Another thread than the owner gets a
+    /// number for reports.
+    pub(super) fn leaked_of(&self, count: u64) -> u64 {
+        self.leaked.load(Ordering::Relaxed).min(count)
+    }
 }
 
 /// Where a thread's items are.
@@ -38,8 +67,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// What a thread has that never entered a gate.
-    pub(super) const NONE: Self = Self { bucket: u32::MAX, at: 0 };
+    /// The place of number 0.
+    pub(super) const FIRST: Self = Self { bucket: 0, at: 0 };
 
     pub(super) fn of(number: usize) -> Self {
         let bucket = (number / FIRST + 1).ilog2();

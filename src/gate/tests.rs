@@ -104,6 +104,131 @@ fn a_thread_can_enter_while_it_ends_in_whatever_order_its_locals_go() {
     }
 }
 
+/// Keeps a guard until the end of its thread, behind the destructors of all that was used later.
+struct Kept(
+    std::cell::RefCell<Option<Guard<'static>>>,
+    std::cell::RefCell<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>,
+);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Some((ending, go_on)) = self.1.take() {
+            let _ = ending.send(());
+            let _ = go_on.recv();
+        }
+        drop(self.0.take());
+    }
+}
+
+thread_local!(static KEPT: Kept = const { Kept(std::cell::RefCell::new(None), std::cell::RefCell::new(None)) });
+
+#[test]
+fn a_guard_that_its_thread_drops_last_of_all_is_its_own_until_then() {
+    for gate in gates() {
+        let gate: &'static Gate = Box::leak(Box::new(gate));
+        let (ending, is_ending) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel();
+        let holder = thread::spawn(move || {
+            // Before the gate is entered: destructors run in the opposite order.
+            KEPT.with(|kept| *kept.1.borrow_mut() = Some((ending, may_go_on)));
+            let guard = gate.enter().unwrap();
+            KEPT.with(|kept| *kept.0.borrow_mut() = Some(guard));
+            crate::sys::thread::current_tid()
+        });
+        is_ending.recv().unwrap();
+        thread::spawn(move || {
+            assert_eq!(gate.held_by_caller(), 0);
+            drop(gate.enter().unwrap());
+            assert_eq!(gate.held_by_caller(), 0);
+            match gate.close(Patience::Never) {
+                Err(NotDrained::Held(held)) => assert_eq!(held.len(), 1),
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(gate.enter().err(), Some(Phase::Busy));
+            go_on.send(()).unwrap();
+            gate.drain(Patience::Forever).unwrap();
+        })
+        .join()
+        .unwrap();
+        assert!(holder.join().unwrap() > 0);
+        assert_eq!(gate.held_guards(), []);
+    }
+}
+
+#[test]
+fn guards_that_end_with_their_threads_leave_the_gate_balanced() {
+    for gate in gates() {
+        let gate: &'static Gate = Box::leak(Box::new(gate));
+        for _ in 0..100 {
+            let threads: Vec<_> = (0..8)
+                .map(|_| {
+                    thread::spawn(|| {
+                        KEPT.with(|_| ());
+                        for _ in 0..100 {
+                            drop(gate.enter().unwrap());
+                        }
+                        let guard = gate.enter().unwrap();
+                        KEPT.with(|kept| *kept.0.borrow_mut() = Some(guard));
+                    })
+                })
+                .collect();
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            assert_eq!(gate.held_guards(), []);
+        }
+        gate.close(Patience::Never).unwrap();
+    }
+}
+
+#[test]
+fn guards_that_a_thread_leaked_are_never_taken_for_another_threads() {
+    for gate in gates() {
+        let leaks = || thread::scope(|scope| scope.spawn(|| std::mem::forget(gate.enter().unwrap())).join().unwrap());
+        for leaked in 1..4 {
+            leaks();
+            // Threads that come after the one that ended, each with the lowest number that is free.
+            for _ in 0..4 {
+                thread::scope(|scope| {
+                    scope.spawn(|| {
+                        assert_eq!(gate.held_by_caller(), 0);
+                        let Err(NotDrained::Held(held)) = gate.close(Patience::Never) else { panic!("leaked") };
+                        assert_eq!(held.iter().map(|held| (held.tid, held.count)).fold((0, 0), sum), (0, leaked));
+                        assert_eq!(gate.enter().err(), Some(Phase::Busy), "it holds none, so it is refused");
+                        gate.set_phase(Phase::Open);
+                        let _own = gate.enter().unwrap();
+                        assert_eq!(gate.held_by_caller(), 1);
+                        match gate.close(Patience::Forever) {
+                            Err(NotDrained::HeldByCaller(own)) => {
+                                assert_eq!((own.tid, own.count), (crate::sys::thread::current_tid(), 1));
+                            }
+                            other => panic!("{other:?}"),
+                        }
+                        drop(gate.enter().expect("within a guard of its own"));
+                        gate.set_phase(Phase::Open);
+                    });
+                });
+            }
+        }
+    }
+}
+
+fn sum(a: (i32, u64), b: (i32, u64)) -> (i32, u64) {
+    (a.0 + b.0, a.1 + b.1)
+}
+
+#[test]
+fn threads_that_enter_last_of_all_hand_their_places_on_too() {
+    let gate: &'static Gate = Box::leak(Box::new(Gate::new(Phase::Open)));
+    for _ in 0..500 {
+        thread::spawn(move || {
+            LATE.with(|late| late.0.set(Some(gate)));
+            drop(gate.enter().unwrap());
+        })
+        .join()
+        .unwrap();
+    }
+    assert!(gate.slots.each().count() < 200, "places are not handed on");
+}
+
 struct StopOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {

@@ -1,96 +1,112 @@
 //! A small number for every thread that lives: where its counters are, in every gate.
 //!
-//! Numbers are handed out densely, and handed on when a thread ends, so that a scan over all of them is as long as
-//! the process had threads at once, not ever.
+//! Numbers are handed out densely, and handed on when a thread has ended, so that a scan over all of them is as long as
+//! the process had threads at once, not ever. The kernel says when that is: no destructor of a thread-local can, as
+//! others run after it, and may enter a gate or end a guard.
+//!
+//! A number may come with guards that an earlier owner leaked. They count for the drains, but are not the new owner's:
+//! so every thread has a generation too, and a gate's slot remembers whose it is ([`Slot::prepare`]).
+//!
+//! [`Slot::prepare`]: super::slots::Slot::prepare
 
 use super::slots::Place;
 
-/// The calling thread's place, in all gates alike.
+/// Who a thread is to a gate.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Me {
+    /// Where its counters are, in all gates alike.
+    pub(super) place: Place,
+    /// No two threads have the same, ever; 0 is no thread.
+    pub(super) generation: u64,
+}
+
+impl Me {
+    /// A thread that never entered a gate. Its place is one that every gate has, its generation one that no slot has.
+    pub(super) const UNKNOWN: Self = Self { place: Place::FIRST, generation: u64::MAX };
+}
+
+/// The calling thread, or [`Me::UNKNOWN`]. One load, at any time of a thread's life.
 #[inline(always)]
-pub(super) fn current() -> Place {
-    let place = CURRENT.with(|current| current.get());
-    if place == Place::NONE { first_use() } else { place }
+pub(super) fn current() -> Me {
+    CURRENT.with(|current| current.get())
 }
 
 #[cfg(not(revocable_model))]
 mod real {
     use super::super::slots::Buckets;
-    use super::Place;
-    use crate::sync::atomic::{AtomicI32, Ordering};
+    use super::{Me, Place};
+    use crate::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+    use crate::sys::life::LifeLock;
     use crate::sys::thread::current_tid;
     use std::cell::Cell;
 
     thread_local! {
-        // Without a destructor, so that reading it is one load, at any time of a thread's life.
-        pub(in crate::gate) static CURRENT: Cell<Place> = const { Cell::new(Place::NONE) };
-        // The destructor is here.
-        static HANDED_ON: HandOn = const { HandOn };
+        // Without a destructor, so that it is there at any time of a thread's life.
+        pub(in crate::gate) static CURRENT: Cell<Me> = const { Cell::new(Me::UNKNOWN) };
     }
 
-    /// Which thread has which number; 0 is nobody. No lock: a thread that must not sleep may come here too.
-    static OWNERS: Buckets<AtomicI32> = Buckets::new();
+    /// Which thread has a number.
+    #[derive(Debug, Default)]
+    struct Owner {
+        /// Claimed by it until the kernel ends it. The next owner goes on counting where the last left off.
+        alive: LifeLock,
+        tid: AtomicI32,
+    }
 
+    /// No lock: a thread that must not sleep may come here too.
+    static OWNERS: Buckets<Owner> = Buckets::new();
+
+    static LAST_GENERATION: AtomicU64 = AtomicU64::new(0);
+
+    /// Gives the calling thread a number, if it has none yet.
     #[cold]
-    pub(super) fn first_use() -> Place {
-        let tid = current_tid();
-        let place = (0..)
-            .map(Place::of)
-            .find(|place| {
-                // Acquire pairs with the Release in `HandOn`: this thread goes on counting where the last left off.
-                let claim = OWNERS.get(*place).compare_exchange(0, tid, Ordering::Acquire, Ordering::Relaxed);
-                claim.is_ok()
-            })
-            .expect("Place::of panics first");
-        CURRENT.set(place);
-        // In a thread that is past this destructor (an access from another one's), the number is not handed on:
-        // a few bytes lost, and nothing else.
-        let _ = HANDED_ON.try_with(|_| ());
-        place
-    }
-
-    struct HandOn;
-
-    impl Drop for HandOn {
-        /// A guard that outlives this (one kept in a thread-local, or leaked) makes two threads write the same
-        /// `left` counter, which can only lose an increment: the gate then never drains, and says so. It fails
-        /// closed.
-        fn drop(&mut self) {
-            let place = CURRENT.replace(Place::NONE);
-            if place != Place::NONE {
-                // Release pairs with the Acquire in `first_use`.
-                OWNERS.get(place).store(0, Ordering::Release);
-            }
+    pub(in crate::gate) fn first_use() -> Me {
+        let known = super::current();
+        if known.generation != Me::UNKNOWN.generation {
+            return known;
         }
+        let place =
+            (0..).map(Place::of).find(|place| OWNERS.get(*place).alive.claim()).expect("Place::of panics first");
+        // Relaxed, both: a number that no other thread gets, and one for reports.
+        let generation = LAST_GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
+        OWNERS.get(place).tid.store(current_tid(), Ordering::Relaxed);
+        let me = Me { place, generation };
+        CURRENT.set(me);
+        me
     }
 
-    /// The thread that has this number now; 0 if none has.
+    /// The living thread that has this number; 0 if none has.
     pub(in crate::gate) fn tid_of(place: Place) -> i32 {
+        let owner = OWNERS.get(place);
         // Relaxed: for reports.
-        OWNERS.get(place).load(Ordering::Relaxed)
+        if owner.alive.is_free() { 0 } else { owner.tid.load(Ordering::Relaxed) }
     }
 }
 
 #[cfg(not(revocable_model))]
-pub(super) use real::tid_of;
+use real::CURRENT;
 #[cfg(not(revocable_model))]
-use real::{CURRENT, first_use};
+pub(super) use real::{first_use, tid_of};
 
 /// In the model each thread says which number it has: handing them out is not what is checked.
 #[cfg(revocable_model)]
 mod model {
-    use super::Place;
+    use super::{Me, Place};
     use std::cell::Cell;
 
     loom::thread_local! {
-        pub(in crate::gate) static CURRENT: Cell<Place> = Cell::new(Place::NONE);
+        pub(in crate::gate) static CURRENT: Cell<Me> = Cell::new(Me::UNKNOWN);
     }
 
     pub(in crate::gate) fn adopt(number: usize) {
-        CURRENT.with(|current| current.set(Place::of(number)));
+        let me = Me { place: Place::of(number), generation: number as u64 + 1 };
+        CURRENT.with(|current| current.set(me));
     }
 
-    pub(super) fn first_use() -> Place {
-        panic!("this model thread has not adopted a number");
+    pub(in crate::gate) fn first_use() -> Me {
+        let me = super::current();
+        assert!(me.generation != Me::UNKNOWN.generation, "this model thread has not adopted a number");
+        me
     }
 
     pub(in crate::gate) fn tid_of(place: Place) -> i32 {

@@ -9,7 +9,11 @@ use kvm_ioctls::VmFd;
 use nix::errno::Errno;
 use std::io;
 
-/// What changes a guest's memory map: a [`VmFd`], or a VMM's own way to its virtual machine.
+/// The ioctl's name.
+pub(super) const CALL: &str = "KVM_SET_USER_MEMORY_REGION";
+
+/// What changes a guest's memory map: a [`VmFd`], or a VMM's own way to its virtual machine. Called without
+/// any lock of the crate; a panic is a failure.
 pub trait SetMemslot: Send + Sync {
     /// `KVM_SET_USER_MEMORY_REGION`. A slot of 0 bytes is removed.
     ///
@@ -32,7 +36,6 @@ impl SetMemslot for VmFd {
 
 /// Puts a mapping that a [`Memslot`](super::Memslot) holds into the guest's memory map, or takes it out.
 pub(super) fn change(vm: &dyn SetMemslot, slot: &kvm_userspace_memory_region) -> Result<(), SysError> {
-    const CALL: &str = "KVM_SET_USER_MEMORY_REGION";
     may_fail(CALL)?;
     // SAFETY: the only caller is a memslot's core, which owns the mapping and takes the slot out before it gives the
     // mapping up (or leaks it). Whoever else reaches the memory does so by accesses that expect other writers: see the

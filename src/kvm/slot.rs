@@ -1,17 +1,20 @@
 //! Memslots: a mapping in the guest's physical address space, in step with its region's state.
 
 use super::error::MemslotError;
-use super::ioctl::{SetMemslot, change};
+use super::ioctl::{CALL, SetMemslot, change};
 use crate::OnDisabled;
 use crate::gate::Phase;
 use crate::mapping::Mapping;
 use crate::notify::{InvalidateNotifier, NotifyError, Subscription};
+use crate::placed::{Place, Placed, Refused};
 use crate::stats::count;
 use crate::sys::SysError;
 use crate::sys::uffd::UffdSource;
+use crate::users::Theirs;
 use crate::view::Server;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
-use parking_lot::{Mutex, RwLock};
+use nix::errno::Errno;
+use parking_lot::RwLock;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -37,14 +40,14 @@ pub struct Memslots {
 }
 
 pub(super) struct Set {
-    vm: Arc<dyn SetMemslot>,
+    vm: Theirs<dyn SetMemslot>,
     pub(super) slots: RwLock<Vec<Arc<Core>>>,
 }
 
 impl Memslots {
     /// An empty set for a virtual machine.
     pub fn new(vm: Arc<impl SetMemslot + 'static>) -> Self {
-        Self { shared: Arc::new(Set { vm, slots: RwLock::new(Vec::new()) }) }
+        Self { shared: Arc::new(Set { vm: Theirs::new(vm), slots: RwLock::new(Vec::new()) }) }
     }
 
     /// Makes `mapping` guest memory at guest physical address `gpa`, as memslot `slot`, which must be free. If the
@@ -69,12 +72,12 @@ impl Memslots {
             return Err(MemslotError::Unaligned { gpa, page });
         }
         let core = Arc::new(Core {
-            vm: Arc::clone(&self.shared.vm),
+            vm: self.shared.vm.clone(),
             slot,
             gpa,
             mapping,
             retention,
-            place: Mutex::new(Place { installed: false, revoked: false }),
+            placed: Placed::default(),
             counters: Counters::default(),
         });
         {
@@ -92,10 +95,10 @@ impl Memslots {
             let start = core.mapping.offset();
             let range = start..start + core.mapping.len();
             let subscription = Subscription::new(region, range, Arc::clone(&core) as _);
-            let mut place = core.place.lock();
-            place.revoked = phase != Phase::Open;
-            let wanted = !place.revoked || retention == Retention::Keep;
-            let installed = if wanted { core.install(&mut place) } else { Ok(()) };
+            let installed = core.change(|place| {
+                place.revoked = phase != Phase::Open;
+                place.wanted = !place.revoked || retention == Retention::Keep;
+            });
             (subscription, installed)
         })?;
         memslot.subscription = Some(subscription);
@@ -155,7 +158,7 @@ impl Memslot {
 
     /// Is it in the guest's memory map now?
     pub fn is_installed(&self) -> bool {
-        self.core.place.lock().installed
+        self.core.placed.now().is_there()
     }
 
     /// Counters.
@@ -176,9 +179,12 @@ impl Drop for Memslot {
     fn drop(&mut self) {
         // First nobody puts it back, then it goes, then nobody finds it.
         self.subscription = None;
-        let removed = self.core.remove(&mut self.core.place.lock());
+        let _ = self.core.change(|place| {
+            place.gone = true;
+            place.wanted = false;
+        });
         self.set.slots.write().retain(|core| !Arc::ptr_eq(core, &self.core));
-        if removed.is_err() {
+        if self.is_installed() {
             // The guest still reaches these addresses: nothing else may ever be mapped there.
             std::mem::forget(Arc::clone(&self.core.mapping));
         }
@@ -220,20 +226,15 @@ pub(super) struct Counters {
     pub(super) unsupported: AtomicU64,
 }
 
-struct Place {
-    installed: bool,
-    /// Between `before_revoke` and `after_restore`.
-    revoked: bool,
-}
-
 /// What a memslot, its set and its region's notifications share.
 pub(super) struct Core {
-    vm: Arc<dyn SetMemslot>,
+    vm: Theirs<dyn SetMemslot>,
     pub(super) slot: u32,
     pub(super) gpa: u64,
     pub(super) mapping: Arc<Mapping>,
     retention: Retention,
-    place: Mutex<Place>,
+    /// In the guest's memory map.
+    placed: Placed,
     pub(super) counters: Counters,
 }
 
@@ -246,30 +247,23 @@ impl Core {
         self.range().start < other.range().end && other.range().start < self.range().end
     }
 
-    fn install(&self, place: &mut Place) -> Result<(), SysError> {
-        if !place.installed {
-            self.set(self.mapping.len())?;
-            place.installed = true;
-            count(&self.counters.installs);
-        }
-        Ok(())
-    }
-
-    fn remove(&self, place: &mut Place) -> Result<(), SysError> {
-        if place.installed {
-            self.set(0)?;
-            place.installed = false;
-            count(&self.counters.removals);
-        }
-        Ok(())
+    /// Makes a wish come true; the error is KVM's, or the adapter's.
+    fn change(&self, wish: impl FnOnce(&mut Place)) -> Result<bool, SysError> {
+        let changed = self.placed.change(wish, |there| {
+            self.set(if there { self.mapping.len() } else { 0 })?;
+            count(if there { &self.counters.installs } else { &self.counters.removals });
+            Ok(())
+        });
+        changed.map_err(|refused| match refused {
+            Refused::By(source) => source,
+            Refused::Panicked => SysError::new(CALL, Errno::EIO),
+        })
     }
 
     /// Takes the slot of a revoked region out, so that the next access has an address; says whether this call did it.
     pub(super) fn withdraw(&self) -> Result<bool, SysError> {
-        let mut place = self.place.lock();
-        let due = place.revoked && place.installed;
+        let due = self.change(|place| place.wanted &= !place.revoked)?;
         if due {
-            self.remove(&mut place)?;
             count(&self.counters.withdrawn);
         }
         Ok(due)
@@ -287,13 +281,18 @@ impl Core {
         // KVM waits for every vCPU that is inside a page fault. If those are answered by an event loop, that may be this
         // very thread: it goes on answering while another one waits for KVM.
         if !region.monitor.as_ref().is_some_and(crate::Monitor::help) {
+            let _inside = region.protocol.inside();
             return change(&*self.vm, &slot);
         }
         std::thread::scope(|scope| {
             let helper = std::thread::Builder::new().name("mmio-memslot".to_owned());
-            let started = helper.spawn_scoped(scope, || change(&*self.vm, &slot));
-            let ioctl = started
-                .map_err(|e| SysError::new("clone", nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+            // What it calls is this call's own, in another thread.
+            let run = || {
+                let _inside = (region.protocol.inside(), self.placed.inside());
+                change(&*self.vm, &slot)
+            };
+            let started = helper.spawn_scoped(scope, run);
+            let ioctl = started.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
             while !ioctl.is_finished() {
                 region.monitor.as_ref().map(crate::Monitor::help);
                 std::thread::park_timeout(Duration::from_micros(200));
@@ -302,7 +301,7 @@ impl Core {
         })
     }
 
-    fn degraded(&self, refused: Result<(), SysError>) {
+    fn degraded(&self, refused: Result<bool, SysError>) {
         if let Err(error) = refused {
             count(&self.counters.degraded);
             event!(WARN, slot = self.slot, gpa = self.gpa, %error, "memslot degraded");
@@ -313,32 +312,31 @@ impl Core {
 
 impl InvalidateNotifier for Core {
     fn before_revoke(&self, _range: Range<usize>) -> Result<(), NotifyError> {
-        let mut place = self.place.lock();
-        place.revoked = true;
-        if self.retention == Retention::Remove {
-            // If KVM refuses, the slot stays, as with Keep: the mapping itself refuses, too.
-            self.degraded(self.remove(&mut place));
-        }
+        // If KVM refuses, the slot stays, as with Keep: the mapping itself refuses, too.
+        self.degraded(self.change(|place| {
+            place.revoked = true;
+            place.wanted &= self.retention == Retention::Keep;
+        }));
         Ok(())
     }
 
     fn after_restore(&self, _range: Range<usize>) -> Result<(), NotifyError> {
-        let mut place = self.place.lock();
-        place.revoked = false;
         // If KVM refuses, accesses come out as MMIO, and the exit handler makes them.
-        self.degraded(self.install(&mut place));
+        self.degraded(self.change(|place| {
+            place.revoked = false;
+            place.wanted = !place.gone;
+        }));
         Ok(())
     }
 }
 
 impl fmt::Debug for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = self.place.lock();
         f.debug_struct("Memslot")
             .field("slot", &self.slot)
             .field("gpa", &format_args!("{:#x?}", self.range()))
             .field("retention", &self.retention)
-            .field("installed", &place.installed)
+            .field("installed", &self.placed.now().is_there())
             .finish_non_exhaustive()
     }
 }

@@ -35,11 +35,22 @@ impl Served {
         self.store_limit.store(if self.view.spec.prot == Prot::ReadWrite { len } else { 0 }, Ordering::Relaxed);
     }
 
-    /// Under the read side of the memory lock of an enabled region: puts right what a change that failed half-way left.
+    /// Under the read side of the memory lock of an enabled region: puts right what a change that failed half-way left. Waits
+    /// for nothing: the next try is as good.
     pub(crate) fn heal(&self) {
-        if self.view.restore(self.region.file.lock().as_ref()).is_ok() {
+        if self.region.file.try_lock().is_some_and(|file| self.view.restore(file.as_ref()).is_ok()) {
             self.open();
         }
+    }
+
+    /// Is the region's memory in the range, under the read side of the memory lock of an enabled region? What a change that
+    /// failed half-way has left is put right.
+    pub(crate) fn is_live(&self) -> bool {
+        let open = || self.load_limit.load(Ordering::Relaxed) > 0;
+        if !open() {
+            self.heal();
+        }
+        open()
     }
 
     /// Accesses had better look first. A hint: the refusal itself is in the page tables.

@@ -32,12 +32,12 @@ enum Step {
 
 /// The widest access at `at` that `left` bytes and the alignment allow.
 #[inline]
-fn step(at: u64, left: usize, excluded: &Range<u64>, widest: usize) -> Step {
+fn step(at: u64, left: usize, excluded: &[Range<u64>], widest: usize) -> Step {
     let left = left as u64;
-    let reachable = match at {
-        at if at < excluded.start => left.min(excluded.start - at),
-        at if at >= excluded.end => left,
-        _ => return Step::Excluded(usize::try_from(left.min(excluded.end - at)).unwrap_or(usize::MAX)),
+    let reachable = match excluded.iter().find(|excluded| at < excluded.end) {
+        None => left,
+        Some(next) if at < next.start => left.min(next.start - at),
+        Some(this) => return Step::Excluded(usize::try_from(left.min(this.end - at)).unwrap_or(usize::MAX)),
     };
     for width in [8, 4, 2] {
         if width <= widest && reachable >= width as u64 && at % width as u64 == 0 {
@@ -181,6 +181,7 @@ impl Device {
             Err(NotResolved::Sigbus) => Err(disabled()),
             Err(NotResolved::WouldBlock) => Err(PciError::WouldBlock { space, offset }),
             Err(NotResolved::Killed) => Err(PciError::Cancelled { space, offset }),
+            Err(NotResolved::WouldDeadlock) => Err(PciError::WouldDeadlock),
             Err(NotResolved::Illegal(flags)) => Err(flags.into()),
         }
     }
@@ -202,7 +203,7 @@ impl Device {
         let mut done = 0;
         while done < len {
             let offset = at + done as u64;
-            if let Step::Access(width) = step(offset, len - done, &(0..0), WIDEST) {
+            if let Step::Access(width) = step(offset, len - done, &[], WIDEST) {
                 let mut bytes = [0; WIDEST];
                 ports.ports.read(offset, &mut bytes[..width]);
                 into.put(done, &bytes[..width]).map_err(|source| failed(done, source))?;
@@ -218,7 +219,7 @@ impl Device {
         let mut done = 0;
         while done < len {
             let offset = at + done as u64;
-            if let Step::Access(width) = step(offset, len - done, &(0..0), WIDEST) {
+            if let Step::Access(width) = step(offset, len - done, &[], WIDEST) {
                 let mut bytes = [0; WIDEST];
                 from.get(done, &mut bytes[..width]).map_err(|source| failed(done, source))?;
                 ports.ports.write(offset, &bytes[..width]);

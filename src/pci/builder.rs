@@ -11,6 +11,7 @@ use crate::backing::Backing;
 use crate::monitor::Monitor;
 use crate::region::Region;
 use crate::sys::page_size;
+use crate::users::Theirs;
 use crate::view::Strategy;
 use parking_lot::Mutex;
 use std::fmt;
@@ -20,6 +21,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// I/O ports of a device: emulated by whoever implements this. Not gated by PCI_COMMAND.MEM.
+///
+/// Called by the thread that reads or writes by call, and by the ioeventfds' loop, where a panic ends with the one write. No lock
+/// of the crate is held.
 pub trait PortIo: Send + Sync {
     /// A read of 1, 2 or 4 bytes (8 for a caller that asks for so many at an aligned offset).
     fn read(&self, offset: u64, into: &mut [u8]);
@@ -35,12 +39,14 @@ pub struct Bar {
     kind: Kind,
     wide: bool,
     prefetchable: bool,
-    excluded: Range<u64>,
+    excluded: Vec<Range<u64>>,
+    /// Asked for what ports don't have.
+    mistake: Option<&'static str>,
 }
 
 enum Kind {
     Memory(Backing),
-    Io(Arc<dyn PortIo>),
+    Io(Theirs<dyn PortIo>),
 }
 
 impl fmt::Debug for Kind {
@@ -55,17 +61,21 @@ impl fmt::Debug for Kind {
 impl Bar {
     /// Memory of `size` bytes, a power of two from 16 on. Mappings of a BAR smaller than a page have a whole page.
     pub fn memory(size: u64) -> Self {
-        Self { size, kind: Kind::Memory(Backing::Memfd), wide: false, prefetchable: false, excluded: 0..0 }
+        let kind = Kind::Memory(Backing::Memfd);
+        Self { size, kind, wide: false, prefetchable: false, excluded: Vec::new(), mistake: None }
     }
 
     /// `size` I/O ports, a power of two from 4 on.
     pub fn io(size: u64, ports: Arc<dyn PortIo>) -> Self {
-        Self { kind: Kind::Io(ports), ..Self::memory(size) }
+        Self { kind: Kind::Io(Theirs::new(ports)), ..Self::memory(size) }
     }
 
-    /// What the memory is made of. Default: a memfd of its own.
+    /// What the memory is made of. Default: a memfd of its own. Ports are made of none: the device is not built then.
     pub fn backing(mut self, backing: Backing) -> Self {
-        self.kind = Kind::Memory(backing);
+        match &mut self.kind {
+            Kind::Memory(of) => *of = backing,
+            Kind::Io(_) => self.mistake = Some("I/O ports have no backing: they are emulated by their PortIo"),
+        }
         self
     }
 
@@ -82,9 +92,9 @@ impl Bar {
     }
 
     /// A range of bytes, the MSI-X table, that calls cannot reach: they read all-ones, and their writes are dropped, in
-    /// whatever state the device is. It can be mapped.
+    /// whatever state the device is. It can be mapped. Called again, it excludes another range too.
     pub fn exclude(mut self, range: Range<u64>) -> Self {
-        self.excluded = range;
+        self.excluded.push(range);
         self
     }
 }
@@ -111,7 +121,7 @@ pub struct PciBuilder {
     reset: Option<Handler>,
 }
 
-struct Handler(ResetFn);
+struct Handler(Theirs<ResetFn>);
 
 impl fmt::Debug for Handler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -239,7 +249,7 @@ impl PciBuilder {
     ///
     /// Without one, the device cannot be reset on its own.
     pub fn on_reset(mut self, reset: impl Fn(&PciDevice, ResetKind) -> io::Result<()> + Send + Sync + 'static) -> Self {
-        self.reset = Some(Handler(Box::new(reset)));
+        self.reset = Some(Handler(Theirs::new(Arc::new(reset))));
         self
     }
 
@@ -259,7 +269,7 @@ impl PciBuilder {
                 Kind::Io(ports) => Slot::Io(Ports { ports, size: bar.size }),
                 Kind::Memory(backing) => {
                     let region = self.region(what, bar.size, backing, enabled)?;
-                    Slot::Memory(Memory { region, size: bar.size, excluded: bar.excluded })
+                    Slot::Memory(Memory { region, size: bar.size, excluded: apart(bar.excluded) })
                 }
             });
         }
@@ -268,7 +278,7 @@ impl PciBuilder {
                 let size = rom_size(&content);
                 let region = self.region(format!("{name} ROM"), size, Backing::Memfd, enabled)?;
                 region.owner().write_slice(0, &content).map_err(|e| PciError::Description(e.to_string()))?;
-                Some(Memory { region, size, excluded: content.len() as u64..size })
+                Some(Memory { region, size, excluded: apart(std::iter::once(content.len() as u64..size).collect()) })
             }
             None => None,
         };
@@ -294,7 +304,8 @@ impl PciBuilder {
 
     fn region(&self, name: String, size: u64, backing: Backing, enabled: bool) -> Result<Region, PciError> {
         let len = usize::try_from(size).ok().and_then(|size| size.checked_next_multiple_of(page_size()));
-        let len = len.ok_or_else(|| PciError::Description(format!("{name} of {size:#x} bytes")))?;
+        let too_large = || format!("{name} of {size:#x} bytes is more than an address space can hold");
+        let len = len.ok_or_else(|| PciError::Description(too_large()))?;
         let mut builder = Region::builder(len).name(name).backing(backing);
         if let Some(strategy) = self.strategy {
             builder = builder.strategy(strategy);
@@ -314,6 +325,9 @@ impl PciBuilder {
         config.set(SUBSYSTEM_VENDOR_ID, &subsystem_vendor);
         config.set(SUBSYSTEM_ID, &subsystem);
         config.set(REVISION_ID, &[self.revision]);
+        if self.class >> 24 != 0 {
+            return Err(PciError::Description(format!("class {:#x} has more than 24 bits", self.class)));
+        }
         config.set(CLASS_CODE, &self.class.to_le_bytes()[..3]);
         // A virtual function's bit reads as set: its memory is on.
         let command = if self.virtual_function { self.command | COMMAND_MEMORY } else { self.command };
@@ -324,12 +338,18 @@ impl PciBuilder {
             bar.describe(*index, &mut taken, &mut config)?;
         }
         if let Some(content) = &self.rom {
+            if rom_size(content) > LARGEST_NARROW {
+                return Err(PciError::Description(format!("a ROM of {:#x} bytes: 2 GiB at most", content.len())));
+            }
             config.set_rom(rom_size(content));
         }
         self.capabilities(&mut config)?;
         for (at, bytes, writable) in &self.raw {
-            if at + bytes.len().max(writable.len()) > self.size {
-                return Err(PciError::Description(format!("configuration bytes at {at:#x} are beyond its end")));
+            let len = bytes.len().max(writable.len());
+            if at.checked_add(len).is_none_or(|end| end > self.size) {
+                let size = self.size;
+                let why = format!("{len} bytes at {at:#x} are not inside the {size} bytes of configuration space");
+                return Err(PciError::Description(why));
             }
             config.set(*at, bytes);
             config.allow(*at, writable);
@@ -342,9 +362,18 @@ impl PciBuilder {
         let power = self.power.map(|(at, pmc)| (at, CAP_POWER, PM_LEN, pmc));
         let express = self.express.map(|at| (at, CAP_EXPRESS, EXP_LEN, 2));
         let mut link = CAPABILITIES;
+        let mut taken = 0..0;
         for (at, id, len, word) in power.into_iter().chain(express) {
             let place = u8::try_from(at).ok().filter(|_| at >= HEADER_END && at % 4 == 0 && at + len <= 256);
-            let place = place.ok_or_else(|| PciError::Description(format!("no capability can stand at {at:#x}")))?;
+            let place = place.ok_or_else(|| {
+                let why = format!("a capability of {len} bytes at {at:#x}: a multiple of 4, inside of 0x40..0x100");
+                PciError::Description(why)
+            })?;
+            if at < taken.end && taken.start < at + len {
+                let why = format!("the capability of {len} bytes at {at:#x} overlaps the one at {taken:#x?}");
+                return Err(PciError::Description(why));
+            }
+            taken = at..at + len;
             config.set(link, &[place]);
             config.set(at, &[id, 0]);
             config.set(at + PM_PMC, &word.to_le_bytes());
@@ -373,18 +402,27 @@ impl Bar {
             Kind::Memory(_) => (16, false),
             Kind::Io(_) => (4, true),
         };
-        let last = index + usize::from(self.wide);
+        if let Some(mistake) = self.mistake {
+            return wrong(mistake);
+        }
+        let last = index.saturating_add(usize::from(self.wide));
         if last >= taken.len() || taken[index..=last].contains(&true) {
-            return wrong("no such BAR, or taken twice");
+            return wrong("no such BAR (0 to 5; one that is 64 bits wide takes two), or taken twice");
         }
         if !self.size.is_power_of_two() || self.size < least || (io && self.wide) {
             return wrong("a size is a power of two, from 16 bytes or 4 ports on; I/O ports are not 64 bits wide");
         }
-        if !self.wide && self.size > 1 << 31 {
+        if !self.wide && self.size > LARGEST_NARROW {
             return wrong("more than 2 GiB need a BAR that is 64 bits wide");
         }
-        if self.excluded.end > self.size {
-            return wrong("the excluded range ends beyond the BAR");
+        if io && !self.excluded.is_empty() {
+            return wrong("I/O ports have no excluded range: their PortIo decides");
+        }
+        if let Some(range) = self.excluded.iter().find(|range| range.start > range.end || range.end > self.size) {
+            return wrong(&format!(
+                "the excluded range {range:#x?} is inverted, or not inside of its {:#x} bytes",
+                self.size
+            ));
         }
         taken[index..=last].fill(true);
         let mut kind = 0;
@@ -394,6 +432,23 @@ impl Bar {
         config.set_bar(index, self.size, kind);
         Ok(())
     }
+}
+
+/// The size of the largest BAR or ROM that is 32 bits wide.
+const LARGEST_NARROW: u64 = 1 << 31;
+
+/// The same bytes as ranges in order that don't touch each other; empty ones are none.
+fn apart(mut ranges: Vec<Range<u64>>) -> Box<[Range<u64>]> {
+    ranges.retain(|range| range.start < range.end);
+    ranges.sort_by_key(|range| range.start);
+    ranges.dedup_by(|next, before| {
+        let touch = next.start <= before.end;
+        if touch {
+            before.end = before.end.max(next.end);
+        }
+        touch
+    });
+    ranges.into()
 }
 
 fn rom_size(content: &[u8]) -> u64 {

@@ -82,10 +82,10 @@ impl Device {
         }
         drop(config);
         match (command, power, flr) {
-            (true, ..) => self.write_command(&self.turn.take()?, at, bytes),
-            (_, true, _) => self.write_power_control(&self.turn.take()?, at, bytes),
+            (true, ..) => self.write_command(&self.take_turn()?, at, bytes),
+            (_, true, _) => self.write_power_control(&self.take_turn()?, at, bytes),
             (.., true) => {
-                self.function_level_reset(&self.turn.take()?);
+                self.function_level_reset(&self.take_turn()?);
                 Ok(())
             }
             _ => Ok(()),

@@ -13,6 +13,7 @@ use crate::mapping::{MapOptions, Mapping};
 use crate::owner::OwnerView;
 use crate::region::{Region, RegionShared};
 use crate::sys::thread::current_tid;
+use crate::users::Theirs;
 use parking_lot::{Mutex, MutexGuard};
 use std::fmt;
 use std::ops::Range;
@@ -85,7 +86,7 @@ pub(super) struct Device {
     /// In runtime low power (`pm_runtime_engaged`). Changed like `decoding`.
     pub(super) low_power: AtomicBool,
     pub(super) virtual_function: bool,
-    pub(super) reset: Option<ResetFn>,
+    pub(super) reset: Option<Theirs<ResetFn>>,
     pub(super) ioeventfds: IoEventFds,
 }
 
@@ -114,11 +115,12 @@ pub(super) struct Memory {
     pub(super) region: Region,
     /// The BAR's own size: the region may be longer, up to a page's end.
     pub(super) size: u64,
-    pub(super) excluded: Range<u64>,
+    /// In order, and apart from each other.
+    pub(super) excluded: Box<[Range<u64>]>,
 }
 
 pub(super) struct Ports {
-    pub(super) ports: Arc<dyn PortIo>,
+    pub(super) ports: Theirs<dyn PortIo>,
     pub(super) size: u64,
 }
 
@@ -135,13 +137,6 @@ pub(super) struct TurnGuard<'a> {
 }
 
 impl Turn {
-    pub(super) fn take(&self) -> Result<TurnGuard<'_>, PciError> {
-        if self.is_caller() {
-            return Err(PciError::Reentrant);
-        }
-        Ok(self.guard(self.taken.lock()))
-    }
-
     pub(super) fn try_take(&self) -> Option<TurnGuard<'_>> {
         self.taken.try_lock().map(|taken| self.guard(taken))
     }
@@ -282,7 +277,8 @@ impl PciDevice {
     ///
     /// **This bypasses the gate:** it works on a device whose memory is disabled, and nobody is told. No mapping is zapped;
     /// what is mapped already goes on reaching the memory meanwhile. Reads and writes by call, faults, ioeventfds and
-    /// changes of state wait for its end.
+    /// changes of state wait for its end. So `work` does not touch the device's mappings other than by `try_` accesses: a page
+    /// fault there would wait for its end too.
     ///
     /// # Blocking
     /// Waits for single accesses and for changes of state.
@@ -290,13 +286,32 @@ impl PciDevice {
     /// # Errors
     /// Called from inside a notifier or a reset callback.
     pub fn privileged<R>(&self, work: impl FnOnce(&Self) -> R) -> Result<R, PciError> {
-        let _turn = self.device.turn.take()?;
+        let _turn = self.device.take_turn()?;
         let _locked = crate::group::Changes::begin_privileged(&self.device.members)?;
         Ok(work(self))
     }
 }
 
 impl Device {
+    /// Waits for the turn, unless its owner may be waiting for the caller.
+    pub(super) fn take_turn(&self) -> Result<TurnGuard<'_>, PciError> {
+        if self.is_changed_by_caller() {
+            return Err(PciError::Reentrant);
+        }
+        if let Some(turn) = self.turn.try_take() {
+            return Ok(turn);
+        }
+        if self.members.iter().any(|member| member.protocol.gate.held_by_caller() > 0) {
+            return Err(PciError::WouldDeadlock);
+        }
+        Ok(self.turn.guard(self.turn.taken.lock()))
+    }
+
+    /// Is the calling thread inside a change of the device, or of one of its regions?
+    pub(super) fn is_changed_by_caller(&self) -> bool {
+        self.turn.is_caller() || self.members.iter().any(|member| member.protocol.is_changed_by_caller())
+    }
+
     #[inline]
     pub(super) fn memory(&self, space: Space) -> Option<&Memory> {
         match space {

@@ -6,13 +6,18 @@
 
 use super::error::PciError;
 use crate::access::raw;
+use crate::caller::Caller;
 use crate::error::PinError;
 use crate::fault::FaultFlags;
 use crate::mapping::{Listed, Mapping};
 use crate::notify::{InvalidateNotifier, NotifyError, Subscription};
-use crate::region::Region;
+use crate::placed::{Placed, Refused};
+use crate::protocol::Protocol;
+use crate::region::RegionShared;
+use crate::sys::identity::Identity;
 use crate::sys::map::{self, Advice};
 use crate::sys::{AddrRange, SysError, page_size};
+use crate::users::{Theirs, guarded};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -20,6 +25,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a device may do with memory that is mapped for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +37,10 @@ pub enum DmaAccess {
 }
 
 /// What puts mappings into hardware: `VFIO_IOMMU_MAP_DMA`, iommufd, a software IOMMU.
+///
+/// Called without any lock of the crate, by the thread that maps, unmaps, revokes or gives back; a panic is a failure. From inside
+/// of a call nothing can be had of the region that the memory is of that would have to wait for the call's own end: it says
+/// [`Reentrant`](PciError::Reentrant).
 pub trait Iommu: Send + Sync {
     /// From now on `iova..iova + len` reaches the memory at `addr`, which is there and will stay until
     /// [`unmap`](Self::unmap).
@@ -45,70 +55,118 @@ pub trait Iommu: Send + Sync {
 
 /// A piece of memory to map for DMA.
 #[derive(Clone, Debug)]
-pub enum DmaSegment<'a> {
-    /// Memory that is never revoked.
-    Plain {
-        /// Its first byte. Only handed on to the [`Iommu`].
-        addr: *mut u8,
-        /// In bytes.
-        len: usize,
-    },
-    /// A part of a BAR's mapping, as offsets in the mapping.
-    Device {
-        /// The mapping. Its range stays, revoked and given back with the region, if it is dropped before this is unmapped.
-        mapping: &'a Mapping,
-        /// The region that it maps.
-        region: &'a Region,
-        /// In bytes.
-        range: Range<usize>,
-    },
+pub struct DmaSegment<'a>(Kind<'a>);
+
+#[derive(Clone, Debug)]
+enum Kind<'a> {
+    Plain { addr: *mut u8, len: usize },
+    Device { mapping: &'a Mapping, range: Range<usize> },
 }
 
-impl DmaSegment<'_> {
+impl<'a> DmaSegment<'a> {
+    /// A part of a BAR's mapping, as offsets in the mapping, in bytes: whole pages. Its range stays, revoked and given back with the
+    /// region, if the mapping is dropped before this is unmapped.
+    pub fn device(mapping: &'a Mapping, range: Range<usize>) -> Self {
+        Self(Kind::Device { mapping, range })
+    }
+
+    /// Memory that is never revoked: `len` bytes from `addr` on, whole pages.
+    ///
+    /// # Safety
+    /// As long as it is mapped in a [`DmaSpace`], devices read it, and write it where they are allowed to, at any time. So until
+    /// it is unmapped it is memory of the caller's that stays mapped, and that nothing has a reference to which that breaks.
+    #[expect(unsafe_code, reason = "UNSAFETY: what an IOMMU is told to reach is the caller's promise")]
+    pub unsafe fn plain(addr: *mut u8, len: usize) -> Self {
+        Self(Kind::Plain { addr, len })
+    }
+
     fn len(&self) -> usize {
-        match self {
-            DmaSegment::Plain { len, .. } => *len,
-            DmaSegment::Device { range, .. } => range.len(),
+        match &self.0 {
+            Kind::Plain { len, .. } => *len,
+            Kind::Device { range, .. } => range.len(),
         }
+    }
+
+    /// Is it made of whole pages, and inside of what it is a part of?
+    fn check(&self, access: DmaAccess) -> Result<(), PciError> {
+        let page = page_size();
+        let (addr, start, len) = match &self.0 {
+            Kind::Plain { addr, len } => (addr.addr(), addr.addr(), *len),
+            Kind::Device { mapping, range } => {
+                (mapping.as_ptr().addr().wrapping_add(range.start), range.start, range.len())
+            }
+        };
+        let bad = |why| Err(PciError::Dma { addr, why });
+        if len == 0 || start % page != 0 || len % page != 0 || addr.checked_add(len).is_none() {
+            return bad("a segment is whole pages, one at least");
+        }
+        if let Kind::Device { mapping, range } = &self.0 {
+            if range.end > mapping.len() {
+                return bad("the segment is not inside of its mapping");
+            }
+            if access == DmaAccess::ReadWrite && !mapping.is_writable() {
+                return bad("the mapping is read-only: map it for DMA with DmaAccess::Read");
+            }
+        }
+        Ok(())
     }
 }
 
 /// An I/O address space whose mappings follow the revocation of the memory behind them.
+///
+/// It belongs to the process that made it: a forked child changes nothing by it, and its drop there reaches no IOMMU.
 pub struct DmaSpace {
-    iommu: Arc<dyn Iommu>,
-    /// By first I/O address: the length, and what holds it.
-    maps: Mutex<BTreeMap<u64, (usize, Vec<Entry>)>>,
+    iommu: Theirs<dyn Iommu>,
+    /// By first I/O address. Held for looks and changes of its own only: neither the IOMMU nor a region is called under it.
+    maps: Mutex<BTreeMap<u64, Taken>>,
+    process: Identity,
+}
+
+/// A range of I/O addresses.
+struct Taken {
+    /// The last of them.
+    last: u64,
+    /// What is mapped there; `None` while a thread maps or unmaps it.
+    entries: Option<Vec<Entry>>,
 }
 
 /// One segment, mapped as long as it lives.
-enum Entry {
-    Plain { iommu: Arc<dyn Iommu>, iova: u64, len: usize },
+struct Entry {
+    kind: EntryKind,
+    /// Whose it is.
+    process: Identity,
+}
+
+enum EntryKind {
+    Plain { iommu: Theirs<dyn Iommu>, iova: u64, len: usize },
     Device { part: Arc<Part>, _subscription: Subscription },
 }
 
 /// A segment of revocable memory.
 struct Part {
-    iommu: Arc<dyn Iommu>,
+    iommu: Theirs<dyn Iommu>,
     mapping: Arc<Listed>,
     iova: u64,
     /// In the mapping.
     range: Range<usize>,
     access: DmaAccess,
-    there: Mutex<There>,
+    /// In the IOMMU.
+    placed: Placed,
 }
 
-struct There {
-    /// A revocation has been announced and not been taken back: nothing may be mapped.
-    revoked: bool,
-    mapped: bool,
-    /// Unmapped for good.
-    gone: bool,
+/// Why a segment is not in the IOMMU.
+#[derive(Debug, thiserror::Error)]
+enum NotMapped {
+    #[error("it cannot be faulted in: {0}")]
+    Fault(#[from] SysError),
+    #[error("the IOMMU refuses: {0}")]
+    Iommu(io::Error),
 }
 
 impl DmaSpace {
     /// An empty I/O address space.
     pub fn new(iommu: Arc<dyn Iommu>) -> Self {
-        Self { iommu, maps: Mutex::new(BTreeMap::new()) }
+        Self { iommu: Theirs::new(iommu), maps: Mutex::new(BTreeMap::new()), process: Identity::current() }
     }
 
     /// Maps the segments, one after the other from `iova` on, or none of them.
@@ -117,118 +175,195 @@ impl DmaSpace {
     /// While a region is busy; not while it is disabled.
     ///
     /// # Errors
-    /// EFAULT for memory that is revoked, or that may not be written; EINVAL, EEXIST for the I/O addresses.
+    /// EFAULT for memory that is revoked, that may not be written or is not whole pages; EINVAL, EEXIST for the I/O addresses
+    /// (taken also while another thread maps or unmaps them); what the IOMMU answered; EDEADLK from inside a change of the
+    /// region, or with a guard that one waits for; EPERM in a forked child.
     pub fn map(&self, iova: u64, segments: &[DmaSegment<'_>], access: DmaAccess) -> Result<(), PciError> {
-        let len: usize = segments.iter().map(DmaSegment::len).sum();
-        let wrong = |why| PciError::Iova { iova, len, why };
-        let page = page_size();
-        if len == 0 || iova % page as u64 != 0 || segments.iter().any(|s| s.len() % page != 0) {
-            return Err(wrong("is empty, or not made of whole pages"));
+        if !self.process.is_current() {
+            return Err(PciError::Forked);
         }
-        let end = iova.checked_add(len as u64).ok_or(wrong("wraps around"))?;
-        let mut maps = self.maps.lock();
-        if maps.range(..end).next_back().is_some_and(|(at, (len, _))| at + *len as u64 > iova) {
-            return Err(PciError::IovaTaken { iova });
+        for segment in segments {
+            segment.check(access)?;
         }
+        let len = segments.iter().try_fold(0usize, |sum, segment| sum.checked_add(segment.len()));
+        let wrong = |why| PciError::Iova { iova, len: len.unwrap_or(usize::MAX), why };
+        if len == Some(0) || iova % page_size() as u64 != 0 {
+            return Err(wrong("give a segment at least, at a page's beginning"));
+        }
+        // The last address, not the one after it: the last page can be mapped too.
+        let last = len.and_then(|len| iova.checked_add(len as u64 - 1)).ok_or(wrong("the range wraps around"))?;
+        let reserved = self.reserve(iova, last)?;
         let mut entries = Vec::with_capacity(segments.len());
         let mut at = iova;
         for segment in segments {
-            // Whatever fails, the entries so far are unmapped as they are dropped.
+            // Whatever fails, the entries so far are unmapped as they are dropped, before their addresses are free again.
             entries.push(self.enter(at, segment, access)?);
-            at += segment.len() as u64;
+            // The end of the last one may be 2^64.
+            at = at.wrapping_add(segment.len() as u64);
         }
-        maps.insert(iova, (len, entries));
+        reserved.fill(entries);
         Ok(())
     }
 
-    /// Unmaps every mapping that lies in the range as a whole; says how many bytes those were.
+    /// Unmaps every mapping that lies in the range as a whole; says how many bytes those were. What another thread is mapping or
+    /// unmapping meanwhile is not among them.
     pub fn unmap(&self, iova: u64, len: usize) -> usize {
-        let end = iova.saturating_add(len as u64);
+        if !self.process.is_current() || len == 0 {
+            return 0;
+        }
+        let last = iova.saturating_add(len as u64 - 1);
+        let mut removed = Vec::new();
+        let mut bytes = 0;
+        for (at, taken) in self.maps.lock().range_mut(iova..=last).filter(|(_, taken)| taken.last <= last) {
+            if let Some(entries) = taken.entries.take() {
+                bytes += entries.iter().map(Entry::len).sum::<usize>();
+                removed.push((Reserved { space: self, iova: *at }, entries));
+            }
+        }
+        for (reserved, entries) in removed {
+            drop(entries);
+            // Only now may they be mapped again.
+            drop(reserved);
+        }
+        bytes
+    }
+
+    fn reserve(&self, iova: u64, last: u64) -> Result<Reserved<'_>, PciError> {
         let mut maps = self.maps.lock();
-        let inside: Vec<u64> =
-            maps.range(iova..end).filter(|(at, (len, _))| **at + *len as u64 <= end).map(|(at, _)| *at).collect();
-        let removed: Vec<_> = inside.iter().filter_map(|at| maps.remove(at)).collect();
-        removed.iter().map(|(len, _)| len).sum()
+        if maps.range(..=last).next_back().is_some_and(|(_, taken)| taken.last >= iova) {
+            return Err(PciError::IovaTaken { iova });
+        }
+        maps.insert(iova, Taken { last, entries: None });
+        Ok(Reserved { space: self, iova })
     }
 
     fn enter(&self, iova: u64, segment: &DmaSegment<'_>, access: DmaAccess) -> Result<Entry, PciError> {
-        let iommu = Arc::clone(&self.iommu);
-        match segment {
-            DmaSegment::Plain { addr, len } => {
-                let refused = |_| PciError::Dma { addr: addr.addr(), why: "the IOMMU refuses" };
-                iommu.map(iova, *addr, *len, access).map_err(refused)?;
-                Ok(Entry::Plain { iommu, iova, len: *len })
+        let iommu = self.iommu.clone();
+        let process = self.process;
+        match &segment.0 {
+            Kind::Plain { addr, len } => {
+                let mapped = guarded(|| iommu.map(iova, *addr, *len, access));
+                let refused = |source| PciError::Iommu { iova, len: *len, source };
+                // After a panic it may be there all the same: dropping the entry takes it out.
+                let entry = Entry { kind: EntryKind::Plain { iommu, iova, len: *len }, process };
+                match mapped {
+                    Some(Ok(())) => Ok(entry),
+                    Some(Err(source)) => {
+                        entry.forget();
+                        Err(refused(source))
+                    }
+                    None => Err(refused(io::Error::other("it panicked"))),
+                }
             }
-            DmaSegment::Device { mapping, region, range } => {
-                let addr = mapping.as_ptr().addr() + range.start;
-                let bad = |why| PciError::Dma { addr, why };
-                if range.end > mapping.len() || !Arc::ptr_eq(&mapping.served.region, &region.shared) {
-                    return Err(bad("not in the mapping, or not of the region"));
-                }
-                if access == DmaAccess::ReadWrite && !mapping.is_writable() {
-                    return Err(bad("the mapping is read-only"));
-                }
+            Kind::Device { mapping, range } => {
                 let part = Arc::new(Part {
                     iommu,
                     mapping: Arc::clone(&mapping.listed),
                     iova,
                     range: range.clone(),
                     access,
-                    there: Mutex::new(There { revoked: false, mapped: false, gone: false }),
+                    placed: Placed::default(),
                 });
                 let in_region = mapping.offset() + range.start..mapping.offset() + range.end;
                 // First the subscription: no revocation is missed from here on. Whatever fails, the entry undoes it.
-                let subscription = region.subscribe(in_region.clone(), Arc::clone(&part) as _);
-                let mut there = part.there.lock();
-                there.revoked |= subscription.is_revoked();
-                drop(there);
-                let entry = Entry::Device { part: Arc::clone(&part), _subscription: subscription };
-                part.map_when_free(region, in_region).map_err(bad)?;
+                let subscription = Subscription::new(&mapping.served.region, in_region.clone(), Arc::clone(&part) as _);
+                let revoked = subscription.is_revoked();
+                let _ = part.change(|place| place.revoked |= revoked);
+                let entry =
+                    Entry { kind: EntryKind::Device { part: Arc::clone(&part), _subscription: subscription }, process };
+                part.map_when_free(&mapping.served.region, in_region)?;
                 Ok(entry)
             }
         }
     }
 }
 
-impl Part {
-    /// Maps unless the memory is revoked; waits while it is busy.
-    fn map_when_free(&self, region: &Region, in_region: Range<usize>) -> Result<(), &'static str> {
-        if region.shared.protocol.is_changed_by_caller() {
-            return Err("called from inside a notifier or reset callback of the region");
+/// I/O addresses that nothing else can be mapped at; free again when it is dropped.
+struct Reserved<'a> {
+    space: &'a DmaSpace,
+    iova: u64,
+}
+
+impl Reserved<'_> {
+    fn fill(self, entries: Vec<Entry>) {
+        if let Some(taken) = self.space.maps.lock().get_mut(&self.iova) {
+            taken.entries = Some(entries);
         }
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let taken = self.space.maps.lock().remove(&self.iova);
+        drop(taken);
+    }
+}
+
+impl Part {
+    fn protocol(&self) -> &Protocol {
+        &self.mapping.served.region.protocol
+    }
+
+    /// Maps unless the memory is revoked; waits while it is busy.
+    fn map_when_free(&self, region: &Arc<RegionShared>, in_region: Range<usize>) -> Result<(), PciError> {
+        let protocol = self.protocol();
+        let addr = self.addr().addr();
+        let bad = |why| PciError::Dma { addr, why };
+        if protocol.is_changed_by_caller() {
+            return Err(PciError::Reentrant);
+        }
+        let own_guards = protocol.gate.held_by_caller() > 0;
         loop {
-            // No revocation completes while the pin lives, so what is faulted in stays.
-            let pin = match region.pin(in_region.clone(), FaultFlags::WAIT) {
-                Ok(pin) => pin,
-                Err(PinError::Disabled) => return Err("its memory is revoked"),
-                Err(_) => return Err("it cannot be faulted in"),
-            };
-            let mut there = self.there.lock();
-            if there.mapped {
-                return Ok(());
-            }
-            if !there.revoked {
-                return self.map(&mut there).map_err(|_| "it cannot be faulted in, or the IOMMU refuses");
+            let pin = region.pin(in_region.clone(), &Caller::new(FaultFlags::WAIT)).map_err(|e| match e {
+                PinError::Disabled => bad("its memory is revoked"),
+                PinError::WouldDeadlock => PciError::WouldDeadlock,
+                PinError::Forked => PciError::Forked,
+                PinError::NoMemory(source) => source.into(),
+                _ => bad("it cannot be pinned"),
+            });
+            let pin = pin?;
+            // No revocation completes while the guard lives, so what is faulted in stays. And as it is this thread's: what the
+            // IOMMU asks of the region does not wait for a revocation that waits for this.
+            let Ok(_guard) = protocol.gate.enter() else { continue };
+            drop(pin);
+            let mapped = self.change(|place| place.wanted = !place.revoked && !place.gone);
+            let there = self.placed.now().is_there();
+            match mapped {
+                Ok(_) if there => return Ok(()),
+                Ok(_) => {}
+                Err(Refused::By(NotMapped::Fault(_))) => return Err(bad("it cannot be faulted in")),
+                Err(Refused::By(NotMapped::Iommu(source))) => return Err(self.refused(source)),
+                Err(Refused::Panicked) => return Err(self.refused(io::Error::other("it panicked"))),
             }
             // A revocation has been announced and is about to shut the gate: whatever comes of it is waited for.
-            drop(there);
-            drop(pin);
-            std::thread::yield_now();
+            if own_guards {
+                return Err(PciError::WouldDeadlock);
+            }
+            drop(_guard);
+            std::thread::sleep(Duration::from_micros(50));
         }
     }
 
-    fn map(&self, there: &mut There) -> Result<(), NotifyError> {
-        self.fault_in()?;
-        let addr = self.mapping.served.view.range.as_ptr().wrapping_add(self.range.start);
-        self.iommu.map(self.iova, addr, self.range.len(), self.access)?;
-        there.mapped = true;
-        Ok(())
+    fn refused(&self, source: io::Error) -> PciError {
+        PciError::Iommu { iova: self.iova, len: self.range.len(), source }
     }
 
-    fn unmap(&self, there: &mut There) {
-        if std::mem::take(&mut there.mapped) {
-            self.iommu.unmap(self.iova, self.range.len());
-        }
+    fn addr(&self) -> *mut u8 {
+        self.mapping.served.view.range.as_ptr().wrapping_add(self.range.start)
+    }
+
+    fn change(&self, wish: impl FnOnce(&mut crate::placed::Place)) -> Result<bool, Refused<NotMapped>> {
+        self.placed.change(wish, |there| {
+            if !there {
+                let _inside = self.protocol().inside();
+                self.iommu.unmap(self.iova, self.range.len());
+                return Ok(());
+            }
+            self.fault_in()?;
+            let _inside = self.protocol().inside();
+            self.iommu.map(self.iova, self.addr(), self.range.len(), self.access).map_err(NotMapped::Iommu)
+        })
     }
 
     /// Has every page of the range mapped (`follow_fault_pfn`). The region is enabled, and stays so meanwhile.
@@ -262,7 +397,7 @@ impl Part {
         }
         for at in (0..range.len).step_by(self.mapping.served.region.page) {
             // SAFETY: inside the view's own range; whoever writes there meanwhile, the value is not used.
-            let loaded = self.mapping.served.recovering(|| unsafe { raw::load::<u8>(range.as_ptr().wrapping_add(at)) });
+            let loaded = unsafe { raw::load::<u8>(range.as_ptr().wrapping_add(at)) };
             loaded.map_err(|_| SysError::new("mmap", Errno::EFAULT))?;
         }
         Ok(())
@@ -271,28 +406,53 @@ impl Part {
 
 impl InvalidateNotifier for Part {
     fn before_revoke(&self, _: Range<usize>) -> Result<(), NotifyError> {
-        let mut there = self.there.lock();
-        there.revoked = true;
-        self.unmap(&mut there);
+        self.change(|place| {
+            place.revoked = true;
+            place.wanted = false;
+        })?;
         Ok(())
     }
 
     fn after_restore(&self, _: Range<usize>) -> Result<(), NotifyError> {
-        let mut there = self.there.lock();
-        there.revoked = false;
-        if there.mapped || there.gone { Ok(()) } else { self.map(&mut there) }
+        self.change(|place| {
+            place.revoked = false;
+            place.wanted = !place.gone;
+        })?;
+        Ok(())
+    }
+}
+
+impl Entry {
+    fn len(&self) -> usize {
+        match &self.kind {
+            EntryKind::Plain { len, .. } => *len,
+            EntryKind::Device { part, .. } => part.range.len(),
+        }
+    }
+
+    /// Nothing is mapped: there is nothing to be unmapped.
+    fn forget(mut self) {
+        if let EntryKind::Plain { len, .. } = &mut self.kind {
+            *len = 0;
+        }
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        match self {
-            Entry::Plain { iommu, iova, len } => iommu.unmap(*iova, *len),
-            Entry::Device { part, .. } => {
-                let mut there = part.there.lock();
-                // From here on a notification finds nothing to do.
-                there.gone = true;
-                part.unmap(&mut there);
+        if !self.process.is_current() {
+            // The IOMMU is the parent's, and so is what is mapped there.
+            return;
+        }
+        match &self.kind {
+            EntryKind::Plain { len: 0, .. } => {}
+            EntryKind::Plain { iommu, iova, len } => drop(guarded(|| iommu.unmap(*iova, *len))),
+            EntryKind::Device { part, .. } => {
+                // From here on a notification finds nothing to do. An IOMMU that panics has been told.
+                let _ = part.change(|place| {
+                    place.gone = true;
+                    place.wanted = false;
+                });
             }
         }
     }
@@ -300,7 +460,7 @@ impl Drop for Entry {
 
 impl fmt::Debug for DmaSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let maps = self.maps.lock();
-        f.debug_map().entries(maps.iter().map(|(iova, (len, _))| (iova, len))).finish()
+        let Some(maps) = self.maps.try_lock() else { return f.write_str("DmaSpace { .. }") };
+        f.debug_map().entries(maps.iter().map(|(iova, taken)| (iova, taken.last))).finish()
     }
 }

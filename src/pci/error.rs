@@ -1,6 +1,6 @@
 //! What the device model answers, each with the errno that vfio-pci gives for it.
 
-use crate::error::{BuildError, MapError, RevokeError};
+use crate::error::{BuildError, MapError, MonitorError, RevokeError};
 use crate::fault::IllegalFlags;
 use crate::group::GroupError;
 use crate::pci::Space;
@@ -12,7 +12,9 @@ use nix::errno::Errno;
 #[non_exhaustive]
 pub enum PciError {
     /// Memory decoding is off, or the device is in D3hot (EIO).
-    #[error("{space:?} at {offset:#x}: memory decoding is off, or the device is in D3hot")]
+    #[error(
+        "{space:?} at {offset:#x}: memory decoding is off, or the device is in D3hot: set PCI_COMMAND.MEM, or the power state D0"
+    )]
     Disabled {
         /// Which space.
         space: Space,
@@ -20,7 +22,7 @@ pub enum PciError {
         offset: u64,
     },
     /// The ROM cannot be read while memory decoding is off (ENOMEM).
-    #[error("the ROM cannot be read while memory decoding is off")]
+    #[error("the ROM cannot be read while memory decoding is off: set PCI_COMMAND.MEM")]
     RomDisabled,
     /// The device has no such BAR, or it cannot be mapped (EINVAL).
     #[error("{space:?}: {why}")]
@@ -59,7 +61,7 @@ pub enum PciError {
         source: super::BufferFault,
     },
     /// The access may not wait, and would have to (EAGAIN).
-    #[error("{space:?} at {offset:#x} is busy and the access may not wait")]
+    #[error("{space:?} at {offset:#x} is busy and the access may not wait: try again")]
     WouldBlock {
         /// Which space.
         space: Space,
@@ -78,10 +80,18 @@ pub enum PciError {
     #[error(transparent)]
     Flags(#[from] IllegalFlags),
     /// Called from inside the device's own reset callback or notifier (EDEADLK).
-    #[error("called from inside this device's reset callback or one of its notifiers")]
+    #[error(
+        "called from inside this device's reset callback or one of its notifiers: call it from elsewhere, or after"
+    )]
     Reentrant,
+    /// The calling thread holds a guard that the change of state which it would have to wait for waits for (EDEADLK).
+    #[error("this thread holds a guard that the change under way waits for: drop that guard first")]
+    WouldDeadlock,
+    /// Called in a forked child, for what is its parent's (EPERM).
+    #[error("it is the parent's: a forked child makes its own")]
+    Forked,
     /// The device has no way to be reset (EINVAL for a function, ENODEV for a bus).
-    #[error("there is no way to reset this {what}")]
+    #[error("there is no way to reset this {what}: see PciBuilder::on_reset and Bus::new")]
     NoReset {
         /// `function` or `bus`.
         what: &'static str,
@@ -96,28 +106,28 @@ pub enum PciError {
     #[error("the reset failed: {0}")]
     Reset(#[source] std::io::Error),
     /// Low power was entered before (EINVAL).
-    #[error("the device is in low power already")]
+    #[error("the device is in low power already: exit_low_power() first")]
     LowPower,
     /// Somebody else changes the state of a function of the bus (EBUSY).
-    #[error("{name} is busy; nothing was reset")]
+    #[error("{name} is busy; nothing was reset: try again")]
     Busy {
         /// The function.
         name: String,
     },
     /// This ioeventfd exists (EEXIST).
-    #[error("an ioeventfd for that offset, width and value exists")]
+    #[error("an ioeventfd for that offset, width and value exists: remove it first")]
     Exists,
     /// No such ioeventfd to remove (ENODEV).
     #[error("no ioeventfd for that offset, width and value")]
     NotFound,
     /// The limit of 1000 ioeventfds a device is reached (ENOSPC).
-    #[error("a device has {limit} ioeventfds at most")]
+    #[error("a device has {limit} ioeventfds at most: remove others first")]
     TooMany {
         /// How many.
         limit: usize,
     },
     /// The descriptor is no eventfd (EINVAL).
-    #[error("that descriptor is no eventfd")]
+    #[error("that descriptor is no eventfd: see eventfd(2)")]
     NotEventFd,
     /// An address cannot be mapped for DMA: its memory is revoked, or may not be accessed so (EFAULT).
     #[error("{addr:#x} cannot be mapped for DMA: {why}")]
@@ -126,6 +136,16 @@ pub enum PciError {
         addr: usize,
         /// Why.
         why: &'static str,
+    },
+    /// The IOMMU refused (its errno, or EFAULT).
+    #[error("the IOMMU refuses {len:#x} bytes at I/O address {iova:#x}: {source}")]
+    Iommu {
+        /// The I/O address.
+        iova: u64,
+        /// In bytes.
+        len: usize,
+        /// What it answered.
+        source: std::io::Error,
     },
     /// A range of I/O addresses that is empty, not made of whole pages, or wraps around (EINVAL).
     #[error("{len:#x} bytes at I/O address {iova:#x}: {why}")]
@@ -138,7 +158,7 @@ pub enum PciError {
         why: &'static str,
     },
     /// The range of I/O addresses is taken (EEXIST).
-    #[error("I/O address {iova:#x} is mapped already")]
+    #[error("I/O address {iova:#x} is mapped already, or is being mapped or unmapped: unmap it first")]
     IovaTaken {
         /// The I/O address.
         iova: u64,
@@ -169,7 +189,9 @@ impl PciError {
             Self::ConfigRange { .. } | Self::Buffer { .. } | Self::Dma { .. } => Errno::EFAULT,
             Self::WouldBlock { .. } => Errno::EAGAIN,
             Self::Cancelled { .. } => Errno::EINTR,
-            Self::Reentrant => Errno::EDEADLK,
+            Self::Reentrant | Self::WouldDeadlock => Errno::EDEADLK,
+            Self::Forked => Errno::EPERM,
+            Self::Iommu { source, .. } => return source.raw_os_error().unwrap_or(Errno::EFAULT as i32),
             Self::NoReset { what: "bus" } => Errno::ENODEV,
             Self::Busy { .. } => Errno::EBUSY,
             Self::Exists | Self::IovaTaken { .. } => Errno::EEXIST,
@@ -178,7 +200,15 @@ impl PciError {
             Self::Reset(e) => return e.raw_os_error().unwrap_or(Errno::EIO as i32),
             Self::Sys(e) => e.errno,
             Self::Map(MapError::Sys { source, .. }) => source.errno,
-            Self::Map(MapError::Monitor(_)) | Self::Build(_) => Errno::ENOMEM,
+            Self::Map(MapError::Reentrant) => Errno::EDEADLK,
+            Self::Map(MapError::Forked) => Errno::EPERM,
+            Self::Build(BuildError::Sys(e)) => e.errno,
+            Self::Map(MapError::Monitor(e)) | Self::Build(BuildError::Monitor(e)) => match e {
+                MonitorError::Sys(e) => e.errno,
+                MonitorError::NoThreads | MonitorError::Foreign => Errno::EINVAL,
+                MonitorError::Dead => Errno::ENOMEM,
+            },
+            Self::Build(BuildError::TooLarge { .. }) => Errno::ENOMEM,
             Self::Revoke(e) => match &e.source {
                 RevokeError::Busy(_) | RevokeError::TimedOut { .. } => Errno::EBUSY,
                 RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant => Errno::EDEADLK,
@@ -196,6 +226,7 @@ impl PciError {
             | Self::NotEventFd
             | Self::Iova { .. }
             | Self::Description(_)
+            | Self::Build(_)
             | Self::Map(_) => Errno::EINVAL,
         };
         errno as i32

@@ -9,7 +9,10 @@ use super::error::PciError;
 use super::kicks::{IoEventLoop, Registration};
 use crate::caller::Caller;
 use crate::fault::FaultFlags;
+use crate::sys::identity::Identity;
 use crate::sys::map::dup;
+use crate::sys::thread;
+use crate::users::guarded;
 use parking_lot::Mutex;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -65,11 +68,13 @@ pub(super) struct IoEventFds {
     /// Who waits for them; the process's own from the first one on.
     kicks: Mutex<Option<IoEventLoop>>,
     list: Mutex<Vec<(Write, Registration)>>,
+    /// Whose they are: a forked child has none.
+    process: Identity,
 }
 
 impl IoEventFds {
     pub(super) fn new(kicks: Option<IoEventLoop>) -> Self {
-        Self { kicks: Mutex::new(kicks), list: Mutex::new(Vec::new()) }
+        Self { kicks: Mutex::new(kicks), list: Mutex::new(Vec::new()), process: Identity::current() }
     }
 }
 
@@ -80,7 +85,7 @@ impl PciDevice {
     ///
     /// # Errors
     /// No such place in a BAR, the MSI-X table, no eventfd (EINVAL); the same offset, width and value again, by whatever
-    /// eventfd (EEXIST); more than [`MOST_IOEVENTFDS`] (ENOSPC).
+    /// eventfd (EEXIST); more than [`MOST_IOEVENTFDS`] (ENOSPC); a forked child's parent's device or loop (EPERM).
     pub fn add_ioeventfd(
         &self,
         bar: usize,
@@ -89,6 +94,9 @@ impl PciDevice {
         value: u64,
         eventfd: BorrowedFd<'_>,
     ) -> Result<(), PciError> {
+        if !self.device.ioeventfds.process.is_current() {
+            return Err(PciError::Forked);
+        }
         let write = self.device.check(Write { bar, offset, width, value })?;
         let table = &self.device.ioeventfds;
         let mut list = table.list.lock();
@@ -115,6 +123,9 @@ impl PciDevice {
     /// # Errors
     /// There is none for that offset, width and value (ENODEV).
     pub fn remove_ioeventfd(&self, bar: usize, offset: u64, width: Width, value: u64) -> Result<(), PciError> {
+        if !self.device.ioeventfds.process.is_current() {
+            return Err(PciError::Forked);
+        }
         let write = self.device.check(Write { bar, offset, width, value })?;
         let mut list = self.device.ioeventfds.list.lock();
         let at = list.iter().position(|(known, _)| *known == write).ok_or(PciError::NotFound)?;
@@ -133,8 +144,8 @@ impl Device {
         let size = slot.size();
         let end = write.offset.checked_add(write.width.bytes() as u64).filter(|end| *end <= size);
         let end = end.ok_or(PciError::OutOfRange { space, offset: write.offset, size })?;
-        let excluded = slot.memory().map_or(0..0, |memory| memory.excluded.clone());
-        if write.offset < excluded.end && excluded.start < end {
+        let excluded = slot.memory().map_or(&[][..], |memory| &memory.excluded);
+        if excluded.iter().any(|excluded| write.offset < excluded.end && excluded.start < end) {
             return Err(PciError::NoSuchSpace { space, why: "an ioeventfd cannot write the MSI-X table" });
         }
         Ok(write)
@@ -190,8 +201,7 @@ impl IoEventFd {
             return;
         }
         let kick = Arc::clone(self);
-        let waiter = std::thread::Builder::new().name("mmio-ioeventfd".to_owned());
-        if waiter.spawn(move || kick.make_deferred(&device)).is_err() {
+        if thread::spawn("mmio-ioeventfd", move || kick.make_deferred(&device)).is_err() {
             // No thread to be had: as if the signal had been merged with a later one.
             self.deferred.store(0, Ordering::Release);
         }
@@ -201,7 +211,7 @@ impl IoEventFd {
     fn make_deferred(&self, device: &Device) {
         loop {
             let seen = self.deferred.load(Ordering::Acquire);
-            let _ = device.make(self.write, Wait::ForEver);
+            let _ = guarded(|| device.make(self.write, Wait::ForEver));
             if self.deferred.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 return;
             }

@@ -3,6 +3,9 @@
 use super::error::PciError;
 use super::ioeventfd::{IoEventFd, is_eventfd};
 use crate::sys::SysError;
+use crate::sys::identity::{Identity, PerProcess};
+use crate::sys::{eventfd, thread};
+use crate::users::guarded;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -13,10 +16,12 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 /// Waits for the ioeventfds of any number of devices; see
 /// [`PciBuilder::io_event_loop`](super::PciBuilder::io_event_loop). A clone is the same loop.
+///
+/// It serves the process that made it: a forked child makes one of its own, and what it does to its parent's is refused.
 #[derive(Clone)]
 pub struct IoEventLoop {
     core: Arc<Core>,
@@ -30,6 +35,10 @@ struct Core {
     next: AtomicU64,
     stop: EventFd,
     stopping: AtomicBool,
+    /// Its thread has ended: there is nothing to wait for events any more.
+    ended: AtomicBool,
+    /// Whose loop it is. A forked child has the same epoll: what it adds, takes out or waits for there is its parent's.
+    process: Identity,
 }
 
 /// An ioeventfd and its descriptor. The descriptor lives as long as it may be read.
@@ -51,15 +60,16 @@ impl IoEventLoop {
     /// # Errors
     /// Out of descriptors or threads.
     pub fn shared() -> Result<Self, PciError> {
-        static SHARED: Mutex<(Weak<Core>, Weak<Thread>)> = Mutex::new((Weak::new(), Weak::new()));
-        let mut shared = SHARED.lock();
+        static SHARED: PerProcess<Mutex<(Weak<Core>, Weak<Thread>)>> = PerProcess::new(Mutex::default);
+        let mut shared = SHARED.get().lock();
         if let (Some(core), Some(thread)) = (shared.0.upgrade(), shared.1.upgrade()) {
-            return Ok(Self { core, thread: Some(thread) });
+            if !core.ended.load(Ordering::Acquire) {
+                return Ok(Self { core, thread: Some(thread) });
+            }
         }
         let core = Self::manual()?.core;
         let own = Arc::clone(&core);
-        let running = thread::Builder::new().name("mmio-ioeventfds".to_owned()).spawn(move || own.run());
-        let running = running.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+        let running = thread::spawn("mmio-ioeventfds", move || own.run())?;
         let thread = Arc::new(Thread { core: Arc::clone(&core), running: Some(running) });
         *shared = (Arc::downgrade(&core), Arc::downgrade(&thread));
         Ok(Self { core, thread: Some(thread) })
@@ -71,6 +81,7 @@ impl IoEventLoop {
     /// # Errors
     /// Out of descriptors.
     pub fn manual() -> Result<Self, PciError> {
+        Identity::prepare()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| SysError::new("epoll_create1", e))?;
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|e| SysError::new("eventfd", e))?;
@@ -80,6 +91,8 @@ impl IoEventLoop {
             next: AtomicU64::new(0),
             stop,
             stopping: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            process: Identity::current(),
         };
         Ok(Self { core: Arc::new(core), thread: None })
     }
@@ -87,17 +100,29 @@ impl IoEventLoop {
     /// Makes the writes of ioeventfds that are signalled now, and says how many there were. Never blocks: the write to
     /// a busy device is left to a thread.
     ///
+    /// A panic of a [`PortIo`](super::PortIo) ends there: its write counts as made.
+    ///
     /// # Errors
-    /// The epoll descriptor is gone.
+    /// The epoll descriptor is gone; or the loop is the parent's of a forked process.
     pub fn handle_ready(&self) -> Result<usize, PciError> {
+        if self.core.is_inherited() {
+            return Err(PciError::Forked);
+        }
         Ok(self.core.pump()?)
     }
 
     pub(super) fn register(&self, fd: OwnedFd, kick: Arc<IoEventFd>) -> Result<Registration, PciError> {
+        let core = &self.core;
+        if core.is_inherited() {
+            return Err(PciError::Forked);
+        }
         if !is_eventfd(fd.as_fd()) {
             return Err(PciError::NotEventFd);
         }
-        let core = &self.core;
+        if core.ended.load(Ordering::Acquire) {
+            // Its descriptors were closed behind its back. Better no ioeventfd than one that is not served.
+            return Err(SysError::new("epoll_wait", Errno::EBADF).into());
+        }
         let id = core.next.fetch_add(1, Ordering::Relaxed);
         let fd = Arc::new(fd);
         // First the target, then its events.
@@ -121,7 +146,7 @@ impl AsFd for IoEventLoop {
 impl fmt::Debug for IoEventLoop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IoEventLoop")
-            .field("ioeventfds", &self.core.targets.lock().len())
+            .field("ioeventfds", &self.core.targets.try_lock().map(|targets| targets.len()))
             .field("thread", &self.thread.is_some())
             .finish()
     }
@@ -129,13 +154,20 @@ impl fmt::Debug for IoEventLoop {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        if let Some(target) = self.kicks.core.targets.lock().remove(&self.id) {
-            let _ = self.kicks.core.epoll.delete(&*target.fd);
+        let core = &self.kicks.core;
+        if core.is_inherited() {
+            return;
         }
+        let target = core.targets.lock().remove(&self.id);
+        let _ = target.map(|target| core.epoll.delete(&*target.fd));
     }
 }
 
 impl Core {
+    fn is_inherited(&self) -> bool {
+        !self.process.is_current()
+    }
+
     fn pump(&self) -> Result<usize, SysError> {
         let mut events = [EpollEvent::empty(); 64];
         let ready = match self.epoll.wait(&mut events, EpollTimeout::ZERO) {
@@ -145,8 +177,9 @@ impl Core {
         for event in &events[..ready] {
             let target = self.targets.lock().get(&event.data()).cloned();
             if let Some(target) = target {
-                consume(&target.fd);
-                target.kick.signalled();
+                eventfd::take(target.fd.as_fd());
+                // Ports are a user's, and so is what goes with the last of a device.
+                let _ = guarded(|| target.kick.signalled());
             }
         }
         Ok(ready)
@@ -166,15 +199,7 @@ impl Core {
                 break;
             }
         }
-    }
-}
-
-/// Takes what the eventfd counts, without waiting for it (it may be a blocking one, and somebody else may have been
-/// faster).
-fn consume(fd: &OwnedFd) {
-    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
-    if poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
-        let _ = nix::unistd::read(fd, &mut [0; 8]);
+        self.ended.store(true, Ordering::Release);
     }
 }
 
@@ -185,13 +210,17 @@ struct Thread {
 
 impl Drop for Thread {
     fn drop(&mut self) {
+        let running = self.running.take();
+        if self.core.is_inherited() {
+            // The thread is the parent's, and so is what it would be stopped by.
+            std::mem::forget(running);
+            return;
+        }
         self.core.stopping.store(true, Ordering::Release);
         let _ = self.core.stop.write(1);
-        if let Some(running) = self.running.take() {
-            // The last device can be dropped by the thread itself, which cannot join itself.
-            if running.thread().id() != thread::current().id() {
-                let _ = running.join();
-            }
+        // The last device can be dropped by the thread itself, which cannot join itself.
+        if let Some(running) = running.filter(|running| running.thread().id() != std::thread::current().id()) {
+            let _ = running.join();
         }
     }
 }

@@ -50,7 +50,7 @@ impl PciDevice {
     /// The device is in low power already (EINVAL).
     pub fn enter_low_power(&self) -> Result<(), PciError> {
         let device = &*self.device;
-        let turn = device.turn.take()?;
+        let turn = device.take_turn()?;
         let reach = device.reach();
         if reach.low_power {
             return Err(PciError::LowPower);
@@ -64,7 +64,7 @@ impl PciDevice {
     /// Memory could not be given back: it stays in low power.
     pub fn exit_low_power(&self) -> Result<(), PciError> {
         let device = &*self.device;
-        let turn = device.turn.take()?;
+        let turn = device.take_turn()?;
         device.transition(&turn, Reach { low_power: false, ..device.reach() }, |_| {})
     }
 

@@ -13,7 +13,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
-pub(super) type ResetFn = Box<dyn Fn(&PciDevice, ResetKind) -> io::Result<()> + Send + Sync>;
+pub(super) type ResetFn = dyn Fn(&PciDevice, ResetKind) -> io::Result<()> + Send + Sync;
 
 /// What asked for a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl PciDevice {
     pub fn reset(&self) -> Result<(), PciError> {
         let device = &self.device;
         let reset = device.reset.as_ref().ok_or(PciError::NoReset { what: "function" })?;
-        let turn = device.turn.take()?;
+        let turn = device.take_turn()?;
         reset_all(&[(device, &turn)], &device.members, Patience::Forever, || reset(self, ResetKind::Call))
     }
 }
@@ -114,7 +114,7 @@ impl Bus {
         let mut turns = Turns(Vec::with_capacity(self.functions.len()));
         for function in &self.functions {
             let device = &function.device;
-            if device.turn.is_caller() {
+            if device.is_changed_by_caller() {
                 return Err(PciError::Reentrant);
             }
             let turn = device.turn.try_take().ok_or_else(|| PciError::Busy { name: function.name().to_owned() })?;

@@ -49,14 +49,22 @@ impl<'a> Change<'a> {
         self.now
     }
 
+    /// Tells those who keep the memory reachable by other ways that it goes away, then lets no guard and no pin come, and waits
+    /// for those that are there.
+    pub(crate) fn announce(&mut self, patience: Patience) -> Result<(), RevokeError> {
+        if self.was == State::Enabled {
+            self.told = true;
+            self.mechanism.before_revoke();
+        }
+        self.protocol.gate.shut().map_err(RevokeError::Barrier)?;
+        if broken(Mutation::DrainUnderLock) {
+            self.write_lock(patience)?;
+        }
+        self.protocol.drain(self.mechanism, patience, self.since)
+    }
+
     /// The second part of [`Protocol::begin`]: from here on no fault is resolved.
     pub(crate) fn lock(&mut self, readers: Patience) -> Result<(), RevokeError> {
-        if let Some(accesses) = &self.protocol.accesses {
-            accesses.shut().map_err(RevokeError::Barrier)?;
-            if !broken(Mutation::PassesIgnored) {
-                self.protocol.drain_gate(accesses, self.mechanism, readers, self.since)?;
-            }
-        }
         if self.memory.is_none() { self.write_lock(readers) } else { Ok(()) }
     }
 
@@ -138,8 +146,14 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// Ends the change for everyone who waits. What is left, telling that the memory is back, may wait for them: a group
-    /// publishes all of its members before that.
+    /// The last that is done before another thread may change the state.
+    fn end(&self) {
+        drop(self.protocol.together.lock().take());
+        self.protocol.changer.store(0, Ordering::Relaxed);
+    }
+
+    /// Ends the change for everyone who waits. What is left, completing asynchronous faults and telling that the memory is back,
+    /// is users' code, and may wait for them: a group publishes all of its members before that.
     pub(crate) fn publish(&mut self) {
         if std::mem::replace(&mut self.published, true) {
             return;
@@ -153,9 +167,6 @@ impl<'a> Change<'a> {
         self.protocol.enabled.store(self.now == State::Enabled, Ordering::Relaxed);
         if broken(Mutation::NotifyFirst) {
             self.protocol.waiters.notify_all();
-        }
-        if let Some(accesses) = &self.protocol.accesses {
-            accesses.set_phase(self.now.phase());
         }
         self.protocol.gate.set_phase(self.now.phase());
         if !broken(Mutation::NotifyFirst) {
@@ -171,13 +182,14 @@ impl Drop for Change<'_> {
     fn drop(&mut self) {
         if self.memory.is_none() && self.protocol.phase() != Phase::Busy && !self.told && !self.published {
             // Nothing was begun: it had been what it was to become.
-            self.protocol.changer.store(0, Ordering::Relaxed);
+            self.end();
             return;
         }
         self.publish();
+        self.mechanism.complete();
         if self.now == State::Enabled && (self.told || self.was == State::Disabled) {
             self.mechanism.after_restore();
         }
-        self.protocol.changer.store(0, Ordering::Relaxed);
+        self.end();
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! What is the real code: [`Protocol`] with [`Change`], the gate, [`Event`](crate::wait::Event) and
 //! [`CancelToken`], [`Protocol::fault_once`] with the decision function, [`Protocol::on_behalf`], pins. What is a stand-in: the
-//! mechanism and the monitor's answer ([`kernel`]), line by line after `revoke.rs` and `mapping::Served::serve`.
+//! mechanism and the monitor's answer ([`kernel`]), line by line after `view.rs` and `mapping::Served::serve`.
 //!
 //! What is not modelled: time (a timed wait never times out, so nothing may need its timeout to end: the napping of who
 //! drives a manual monitor is left out), the fairness of the memory lock (no thread takes its read side twice), more than
@@ -34,13 +34,6 @@ impl World {
     fn new(kind: Kind, policy: OnDisabled, state: State) -> Arc<Self> {
         adopt(0);
         Arc::new(Self { protocol: Protocol::new(state), kernel: Kernel::new(kind, policy, state) })
-    }
-
-    /// As where accesses don't recover by themselves.
-    fn with_passes(kind: Kind, policy: OnDisabled, state: State) -> Arc<Self> {
-        adopt(0);
-        let protocol = Protocol { accesses: Some(Gate::new(state.phase())), ..Protocol::new(state) };
-        Arc::new(Self { protocol, kernel: Kernel::new(kind, policy, state) })
     }
 
     fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
@@ -134,10 +127,8 @@ left_out! {
         Zap, "accesses::nothing_reaches_revoked_memory_zap", REACHED;
     nothing_reaches_revoked_memory_only_if_what_slipped_in_is_dropped:
         ClosingZap, "accesses::nothing_reaches_memory_that_waits_detach", REACHED;
-    nothing_reaches_revoked_memory_only_if_the_monitor_maps_under_the_lock:
-        ServeUnlocked, "accesses::nothing_reaches_memory_that_waits_zap", REACHED;
-    nothing_reaches_revoked_memory_only_if_the_state_is_set_under_the_lock:
-        StateUnset, "accesses::nothing_reaches_memory_that_waits_zap", REACHED;
+    no_caller_reaches_revoked_memory_only_if_the_state_is_set_under_the_lock:
+        StateUnset, "callers::no_caller_reaches_revoked_memory", REACHED;
     nobody_waits_in_a_fault_for_ever_only_if_woken:
         Wake, "accesses::nothing_reaches_memory_that_waits_zap", HANGS;
     nobody_waits_in_a_fault_for_ever_only_if_woken_after_the_unlock:
@@ -166,8 +157,6 @@ left_out! {
         PinsIgnored, "changers::no_pin_is_held_while_revoked", REACHED;
     no_pin_outlives_a_revocation_only_if_refused_by_the_gate:
         PinRefusal, "changers::no_pin_is_held_while_revoked", REACHED;
-    no_pass_outlives_a_revocation_only_if_waited_for:
-        PassesIgnored, "changers::who_has_a_pass_is_not_revoked_under_way", &["the region stays enabled"];
     a_drain_of_pins_ends_only_if_told:
         UnpinNotify, "changers::no_pin_is_held_while_revoked", HANGS;
 }

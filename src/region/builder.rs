@@ -9,6 +9,7 @@ use crate::owner::OwnerView;
 use crate::pin::PinTable;
 use crate::protocol::{Protocol, State};
 use crate::stats::RegionCounters;
+use crate::sys::SysError;
 use crate::sys::identity::Identity;
 use crate::sys::known::KnownFile;
 use crate::sys::probe::{Feature, Support};
@@ -108,9 +109,8 @@ impl RegionBuilder {
     /// Nothing is left behind: see [`BuildError`].
     pub fn build(self) -> Result<Region, BuildError> {
         Identity::prepare()?;
-        let support = Support::current();
         let file = self.backing.open(&self.name, self.len)?;
-        let strategy = choose(self.strategy, &file, support, self.monitor.is_some())?;
+        let strategy = choose(self.strategy, &file, self.monitor.is_some())?;
         let monitor = match self.monitor {
             None if strategy == Strategy::Zap => Some(Monitor::shared()?),
             monitor => monitor,
@@ -148,31 +148,45 @@ impl RegionBuilder {
 }
 
 /// The strategy for a file: the one asked for, if it is possible, or the best that is.
-fn choose(asked: Option<Strategy>, file: &File, support: Support, monitor: bool) -> Result<Strategy, BuildError> {
-    let minor = if file.kind == Kind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
-    let obstacle = |strategy| match (strategy, file.kind) {
-        (Strategy::Replace, _) => None,
-        (Strategy::Zap | Strategy::Detach, Kind::Other) => {
-            Some("userfaultfd and MREMAP_DONTUNMAP serve memfd, tmpfs and hugetlb files only")
-        }
-        (Strategy::Detach, Kind::Hugetlb) => Some("MREMAP_DONTUNMAP does not move hugetlb mappings"),
-        (Strategy::Detach, Kind::Shmem) if !support.has(Feature::DONTUNMAP) => {
-            Some("no MREMAP_DONTUNMAP on shared memory (Linux 5.13)")
-        }
-        // A monitor that was handed in may have what this process could not get by itself; mapping tells.
-        (Strategy::Zap, _) if monitor => None,
-        (Strategy::Zap, _) if !support.has(minor) => Some("no userfaultfd with minor faults (Linux 5.14)"),
-        (Strategy::Zap, _) if !support.userfaultfd() => Some("no userfaultfd"),
-        _ => None,
-    };
-    match asked {
-        Some(strategy) => match obstacle(strategy) {
-            None => Ok(strategy),
-            Some(why) => Err(BuildError::Strategy { strategy, why }),
-        },
-        None => {
-            let best = [Strategy::Detach, Strategy::Zap, Strategy::Replace];
-            Ok(best.into_iter().find(|s| obstacle(*s).is_none()).unwrap_or(Strategy::Replace))
+fn choose(asked: Option<Strategy>, file: &File, monitor: bool) -> Result<Strategy, BuildError> {
+    let candidates = [Strategy::Detach, Strategy::Zap, Strategy::Replace];
+    let mut refused = None;
+    for strategy in candidates.into_iter().filter(|candidate| asked.is_none_or(|asked| asked == *candidate)) {
+        match possible(strategy, file, monitor) {
+            Ok(()) => return Ok(strategy),
+            Err((why, source)) => {
+                let passes = source.is_some_and(|e| e.is_passing());
+                refused = Some(BuildError::Strategy { strategy, why, source });
+                if passes {
+                    break;
+                }
+            }
         }
     }
+    refused.map_or(Ok(Strategy::Replace), Err)
+}
+
+/// Whether a strategy can be had for a file; if not, what is missing, and what the kernel said.
+fn possible(strategy: Strategy, file: &File, monitor: bool) -> Result<(), (&'static str, Option<SysError>)> {
+    let minor = if file.kind == Kind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
+    let (needs, lacks, failed) = match (strategy, file.kind) {
+        (Strategy::Replace, _) => return Ok(()),
+        (Strategy::Zap | Strategy::Detach, Kind::Other) => {
+            return Err(("userfaultfd and MREMAP_DONTUNMAP serve memfd, tmpfs and hugetlb files only", None));
+        }
+        (Strategy::Detach, Kind::Hugetlb) => {
+            return Err(("MREMAP_DONTUNMAP does not move hugetlb mappings", None));
+        }
+        (Strategy::Detach, Kind::Shmem) => {
+            let lacks = "the kernel has no MREMAP_DONTUNMAP on shared memory (Linux 5.13)";
+            (Feature::DONTUNMAP, lacks, "MREMAP_DONTUNMAP cannot be tried now")
+        }
+        // A monitor that was handed in may have what this process could not get by itself; mapping tells.
+        (Strategy::Zap, _) if monitor => return Ok(()),
+        (Strategy::Zap, _) => {
+            let lacks = "the kernel has no userfaultfd with minor faults (Linux 5.14)";
+            (minor, lacks, "no userfaultfd can be had now")
+        }
+    };
+    Support::check(needs).map_err(|e| (if e.is_lasting() { lacks } else { failed }, Some(e)))
 }

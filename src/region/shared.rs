@@ -177,6 +177,9 @@ impl Mechanism for RegionShared {
         for mapping in self.mappings.lock().values() {
             mapping.view.wake();
         }
+    }
+
+    fn complete(&self) {
         self.pending.settle(|| self.protocol.phase());
     }
 

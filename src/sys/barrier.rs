@@ -20,7 +20,9 @@
 //! UNSAFETY: one system call without memory arguments.
 #![cfg_attr(not(revocable_model), expect(unsafe_code, reason = "system calls"))]
 
+use super::SysError;
 use crate::sync::{Mutation, atomic::Ordering, broken, fence};
+use nix::errno::Errno;
 use std::io;
 
 /// Which pair of barriers is in use: both sides must take theirs from the same value.
@@ -37,13 +39,19 @@ impl Barriers {
     /// The best pair that this kernel gives this process.
     pub(crate) fn best() -> Self {
         #[cfg(not(revocable_model))]
-        {
-            static MEMBARRIER: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-            if *MEMBARRIER.get_or_init(|| membarrier::register().is_ok() && membarrier::barrier().is_ok()) {
-                return Self::Membarrier;
-            }
+        if super::probe::Support::check(super::probe::Feature::MEMBARRIER).is_ok() {
+            return Self::Membarrier;
         }
         Self::Fences
+    }
+
+    /// Registers this process for membarrier, and tries it.
+    pub(crate) fn try_membarrier() -> Result<(), SysError> {
+        #[cfg(not(revocable_model))]
+        let tried = membarrier::register().and_then(|()| membarrier::barrier());
+        #[cfg(revocable_model)]
+        let tried = Err(io::Error::from(io::ErrorKind::Unsupported));
+        tried.map_err(|e| SysError::new("membarrier", Errno::from_raw(e.raw_os_error().unwrap_or(0))))
     }
 
     /// The side that must cost nothing. It stands between a store and a load that must not be swapped.

@@ -206,7 +206,8 @@ pub(crate) unsafe fn move_aside(range: AddrRange, hint: usize) -> Result<AddrRan
 }
 
 /// Moves the mapping at `from` with its page tables over `to`, replacing what is there, in one step under the kernel's
-/// mmap_lock: `to` is never without a mapping (mremap(2), `move_vma`), and `from` is free afterwards.
+/// mmap_lock: `to` is never without a mapping (mremap(2), `move_vma`), and `from` is free afterwards. After a failure `to` may be
+/// a hole: see [`plug`].
 ///
 /// # Safety
 /// Both ranges are the caller's own and equally long, and `from` is one mapping.
@@ -218,25 +219,32 @@ pub(crate) unsafe fn move_over(from: AddrRange, to: AddrRange) -> Result<(), Sys
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     // SAFETY: the caller owns both ranges.
     let at = unsafe { libc::mremap(from.as_ptr().cast(), from.len, to.len, flags, to.as_ptr().cast::<libc::c_void>()) };
-    if at == libc::MAP_FAILED {
-        let e = SysError::last("mremap");
-        plug(to);
-        return Err(e);
-    }
-    Ok(())
+    if at == libc::MAP_FAILED { Err(SysError::last("mremap")) } else { Ok(()) }
 }
 
-/// Reserves `range` again if a failed `mremap` has left nothing there, before another thread's mmap finds it free.
+/// Reserves `range` if nothing at all is mapped there.
 ///
-/// The limits are looked at before the target is unmapped (`check_mremap_params`); a small allocation comes after (`move_vma`).
-fn plug(range: AddrRange) {
+/// The kernel looks at its limits before it unmaps what a mapping is to replace (`check_mremap_params`), but a small allocation
+/// comes after that (`move_vma`; `mmap_region` before 6.12). If that fails, the range has become a hole.
+///
+/// # Errors
+/// EEXIST: something is there. Anything else: it is a hole, and stays one.
+///
+/// # Safety
+/// `range` is the caller's own, or was until a call that was to replace it failed.
+pub(crate) unsafe fn plug(range: AddrRange) -> Result<(), SysError> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
     // SAFETY: replaces nothing; a kernel that doesn't know the flag (before 4.17) takes the address as a hint.
     let at = unsafe { libc::mmap(range.as_ptr().cast(), range.len, libc::PROT_NONE, flags, -1, 0) };
-    if at != libc::MAP_FAILED && at != range.as_ptr().cast() {
-        // SAFETY: what was just mapped, which nobody else knows.
-        unsafe { libc::munmap(at, range.len) };
+    if at == libc::MAP_FAILED {
+        return Err(SysError::last("mmap"));
     }
+    if at == range.as_ptr().cast() {
+        return Ok(());
+    }
+    // SAFETY: what was just mapped, which nothing else knows.
+    unsafe { libc::munmap(at, range.len) };
+    Err(SysError::new("mmap", nix::errno::Errno::EEXIST))
 }
 
 /// An address, a multiple of `align`, where `len` bytes are free at this moment: a hint for [`move_aside`], no more.
@@ -296,4 +304,12 @@ pub(crate) fn seal(fd: BorrowedFd<'_>, frozen: bool) -> Result<(), SysError> {
 pub(crate) fn dup(fd: BorrowedFd<'_>) -> Result<OwnedFd, SysError> {
     let errno = |e: std::io::Error| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0));
     fd.try_clone_to_owned().map_err(|e| SysError::new("fcntl(F_DUPFD_CLOEXEC)", errno(e)))
+}
+
+/// Can the file lose pages? False where a seal forbids it.
+pub(crate) fn may_shrink(fd: BorrowedFd<'_>) -> bool {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    // Files that have no seals answer EINVAL.
+    let seals = fcntl(fd, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_truncate);
+    !seals.contains(SealFlag::F_SEAL_SHRINK)
 }

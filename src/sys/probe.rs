@@ -1,11 +1,18 @@
 //! What this kernel and this process may do, found out by trying.
+//!
+//! Remembered is what cannot change: that something is there, and that the kernel does not know it. A shortage (descriptors,
+//! memory, mappings) passes and rights can be given, so these are tried again whenever a feature is asked for, and the answer
+//! is the errno met then.
 
+use super::barrier::Barriers;
+use super::identity::PerProcess;
 use super::map::{self, Advice, Prot};
 use super::uffd::{Uffd, UffdFeatures, UffdSource};
 use super::{SysError, page_size};
+use nix::errno::Errno;
+use parking_lot::Mutex;
 use std::fmt;
 use std::os::fd::AsFd;
-use std::sync::OnceLock;
 
 bitflags::bitflags! {
     /// One thing a kernel or a process's rights may lack.
@@ -26,21 +33,19 @@ bitflags::bitflags! {
         const UFFD_SIGBUS = 1 << 5;
         /// `UFFD_FEATURE_EVENT_REMAP` (4.11): registrations survive mremap, so a prepared mapping can be moved in.
         const UFFD_EVENT_REMAP = 1 << 6;
-        /// `UFFDIO_POISON` (6.6). Told, not used: see ARCHITECTURE.md.
-        const POISON = 1 << 7;
         /// `MREMAP_DONTUNMAP` on shared memory (5.13): the strategy Detach.
-        const DONTUNMAP = 1 << 8;
+        const DONTUNMAP = 1 << 7;
         /// `membarrier(PRIVATE_EXPEDITED)` (4.14): guards without a fence.
-        const MEMBARRIER = 1 << 9;
+        const MEMBARRIER = 1 << 8;
         /// Huge pages of 2 MiB can be had now.
-        const HUGETLB_2M = 1 << 10;
+        const HUGETLB_2M = 1 << 9;
     }
 }
 
 impl Feature {
     const UFFD: Self = Self::UFFD_DEVICE.union(Self::UFFD_SYSCALL).union(Self::UFFD_USER_MODE);
 
-    fn lines() -> [(Self, &'static str, &'static str); 11] {
+    fn lines() -> [(Self, &'static str, &'static str); 10] {
         [
             (Self::UFFD_DEVICE, "userfaultfd by /dev/userfaultfd", "Linux 6.1, access to the device file"),
             (Self::UFFD_SYSCALL, "userfaultfd by system call", "CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1"),
@@ -49,7 +54,6 @@ impl Feature {
             (Self::MINOR_HUGETLB, "minor faults on hugetlb", "Linux 5.13"),
             (Self::UFFD_SIGBUS, "faults resolved by the faulting thread", "Linux 4.14"),
             (Self::UFFD_EVENT_REMAP, "mappings moved with their userfaultfd", "Linux 4.11"),
-            (Self::POISON, "UFFDIO_POISON (told, not used)", "Linux 6.6"),
             (Self::DONTUNMAP, "page tables moved aside (Detach)", "Linux 5.13"),
             (Self::MEMBARRIER, "guards without a fence", "Linux 4.14, not refused by seccomp"),
             (Self::HUGETLB_2M, "huge pages of 2 MiB", "vm.nr_hugepages > 0"),
@@ -63,47 +67,42 @@ pub struct Support {
     features: Feature,
 }
 
-static PRETENDED_MISSING: OnceLock<Feature> = OnceLock::new();
-static CURRENT: OnceLock<Support> = OnceLock::new();
+/// What cannot change any more. Per process: a forked child has none of its parent's locks or registrations.
+static KNOWN: PerProcess<Mutex<Vec<Found>>> = PerProcess::new(Mutex::default);
+
+type Found = (Feature, Result<(), SysError>);
 
 impl Support {
-    /// The process's support, probed once and remembered.
+    /// What the process can do now. What is there is remembered, and so is what the kernel does not know; what was refused for
+    /// want of rights, descriptors or memory is tried again.
     pub fn current() -> Self {
-        *CURRENT.get_or_init(Self::probe)
+        Self::of(|feature| Self::check(feature).is_ok())
     }
 
     /// Tries every feature now, with throw-away descriptors and mappings.
     pub fn probe() -> Self {
-        let mut features = Feature::empty();
-        for (source, feature) in [
-            (UffdSource::Device, Feature::UFFD_DEVICE),
-            (UffdSource::Syscall, Feature::UFFD_SYSCALL),
-            (UffdSource::UserModeOnly, Feature::UFFD_USER_MODE),
-        ] {
-            if let Ok(offered) = Uffd::offered(source) {
-                features |= feature;
-                for (bit, feature) in [
-                    (UffdFeatures::MINOR_SHMEM, Feature::MINOR_SHMEM),
-                    (UffdFeatures::MINOR_HUGETLBFS, Feature::MINOR_HUGETLB),
-                    (UffdFeatures::SIGBUS, Feature::UFFD_SIGBUS),
-                    (UffdFeatures::EVENT_REMAP, Feature::UFFD_EVENT_REMAP),
-                    (UffdFeatures::POISON, Feature::POISON),
-                ] {
-                    features.set(feature, features.contains(feature) || offered.contains(bit));
-                }
-            }
-        }
-        features.set(Feature::DONTUNMAP, try_dontunmap().is_ok());
-        features.set(Feature::MEMBARRIER, super::barrier::Barriers::best() != super::barrier::Barriers::Fences);
-        features.set(Feature::HUGETLB_2M, try_hugetlb(2 << 20).is_ok());
-        let missing = PRETENDED_MISSING.get().copied().unwrap_or(Feature::empty());
-        Self { features: features - missing }
+        Self::of(|feature| attempt(feature).is_ok())
     }
 
-    /// From now on this process behaves as if the kernel lacked `missing`, so that fallbacks can be tested on a
-    /// kernel that has everything. Answers false, and changes nothing, once anything has been probed.
-    pub fn pretend_missing(missing: Feature) -> bool {
-        CURRENT.get().is_none() && PRETENDED_MISSING.set(missing).is_ok()
+    fn of(there: impl Fn(Feature) -> bool) -> Self {
+        Self { features: Feature::all().iter().filter(|feature| there(*feature)).collect() }
+    }
+
+    /// Is this one feature there?
+    ///
+    /// # Errors
+    /// What its trial met: now, or once and for all.
+    pub(crate) fn check(feature: Feature) -> Result<(), SysError> {
+        let known = KNOWN.get();
+        if let Some((_, found)) = known.lock().iter().find(|(known, _)| *known == feature) {
+            return *found;
+        }
+        // Not under the lock: what two threads find out at a time is the same.
+        let found = attempt(feature);
+        if found.map_or_else(|e| e.is_lasting(), |()| true) {
+            known.lock().push((feature, found));
+        }
+        found
     }
 
     /// Is all of `features` there?
@@ -142,14 +141,49 @@ impl fmt::Display for Support {
     }
 }
 
-pub(crate) fn pretends_missing(source: UffdSource) -> bool {
-    let feature = match source {
-        UffdSource::Device => Feature::UFFD_DEVICE,
-        UffdSource::Syscall => Feature::UFFD_SYSCALL,
-        UffdSource::UserModeOnly => Feature::UFFD_USER_MODE,
-        UffdSource::HandedIn => return false,
+#[cfg(revocable_inject)]
+static PRETENDED_MISSING: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+
+#[cfg(revocable_inject)]
+impl Support {
+    /// From now on the crate behaves as if the kernel lacked `missing`, so that fallbacks can be tested on a kernel that has
+    /// everything. Comes before the first region.
+    pub fn pretend_missing(missing: Feature) {
+        PRETENDED_MISSING.store(missing.bits(), std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// Whether a test pretends that the kernel lacks a feature; never, in an ordinary build.
+pub(crate) fn pretends_missing(feature: Feature) -> bool {
+    #[cfg(revocable_inject)]
+    let missing = PRETENDED_MISSING.load(std::sync::atomic::Ordering::SeqCst);
+    #[cfg(not(revocable_inject))]
+    let missing = 0;
+    missing & feature.bits() != 0
+}
+
+fn attempt(feature: Feature) -> Result<(), SysError> {
+    if pretends_missing(feature) {
+        return Err(SysError::new("pretended", Errno::ENOSYS));
+    }
+    let opens = |source| Uffd::offered(source).map(drop);
+    let offers = |bit| match Uffd::offered_here() {
+        Ok(offered) if offered.contains(bit) => Ok(()),
+        Ok(_) => Err(SysError::new("UFFDIO_API", Errno::EINVAL)),
+        Err(e) => Err(e),
     };
-    PRETENDED_MISSING.get().is_some_and(|missing| missing.contains(feature))
+    match feature {
+        f if f == Feature::UFFD_DEVICE => opens(UffdSource::Device),
+        f if f == Feature::UFFD_SYSCALL => opens(UffdSource::Syscall),
+        f if f == Feature::UFFD_USER_MODE => opens(UffdSource::UserModeOnly),
+        f if f == Feature::MINOR_SHMEM => offers(UffdFeatures::MINOR_SHMEM),
+        f if f == Feature::MINOR_HUGETLB => offers(UffdFeatures::MINOR_HUGETLBFS),
+        f if f == Feature::UFFD_SIGBUS => offers(UffdFeatures::SIGBUS),
+        f if f == Feature::UFFD_EVENT_REMAP => offers(UffdFeatures::EVENT_REMAP),
+        f if f == Feature::DONTUNMAP => try_dontunmap(),
+        f if f == Feature::MEMBARRIER => Barriers::try_membarrier(),
+        _ => try_hugetlb(2 << 20),
+    }
 }
 
 /// Moves a page of a memfd aside and looks whether its place stayed mapped.

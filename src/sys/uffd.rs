@@ -10,12 +10,14 @@ pub(crate) use message::FaultMessage;
 
 use super::identity::Identity;
 use super::known::KnownFile;
+use super::probe::Feature;
 use super::{AddrRange, SysError, left_out, may_fail};
 use linux_raw_sys::general as raw;
 use linux_raw_sys::ioctl as nr;
 use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 bitflags::bitflags! {
     /// `UFFD_FEATURE_*`: what an API handshake offers.
@@ -27,7 +29,6 @@ bitflags::bitflags! {
         const MINOR_HUGETLBFS = raw::UFFD_FEATURE_MINOR_HUGETLBFS as u64;
         const MINOR_SHMEM = raw::UFFD_FEATURE_MINOR_SHMEM as u64;
         const EXACT_ADDRESS = raw::UFFD_FEATURE_EXACT_ADDRESS as u64;
-        const POISON = raw::UFFD_FEATURE_POISON as u64;
     }
 }
 
@@ -58,6 +59,17 @@ pub enum UffdSource {
 
 /// A userfaultfd. It serves the address space of the process that made it, and no other: in a forked child it refuses, since
 /// what it was told there would happen in the parent.
+impl UffdSource {
+    fn feature(self) -> Option<Feature> {
+        match self {
+            Self::Device => Some(Feature::UFFD_DEVICE),
+            Self::Syscall => Some(Feature::UFFD_SYSCALL),
+            Self::UserModeOnly => Some(Feature::UFFD_USER_MODE),
+            Self::HandedIn => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Uffd {
     file: KnownFile,
@@ -84,13 +96,10 @@ impl Uffd {
     pub(crate) fn open(features: UffdFeatures) -> Result<(Self, UffdSource), SysError> {
         let mut refused = SysError::new("userfaultfd", Errno::ENOSYS);
         for source in [UffdSource::Device, UffdSource::Syscall, UffdSource::UserModeOnly] {
-            if super::probe::pretends_missing(source) {
-                continue;
-            }
             match Self::open_by(source, features) {
                 Ok(uffd) => return Ok((uffd, source)),
                 // Out of descriptors or memory is not a matter of rights: trying a weaker way would hide it.
-                Err(e) if matches!(e.errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => return Err(e),
+                Err(e) if e.is_passing() => return Err(e),
                 Err(e) => refused = e,
             }
         }
@@ -104,6 +113,9 @@ impl Uffd {
     }
 
     fn create(source: UffdSource) -> Result<Self, SysError> {
+        if source.feature().is_some_and(super::probe::pretends_missing) {
+            return Err(SysError::new("userfaultfd", Errno::ENOSYS));
+        }
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
         let raw = match source {
             UffdSource::Device => Self::from_device(flags)?,
@@ -155,20 +167,39 @@ impl Uffd {
 
     /// `UFFDIO_API`: once per descriptor. Answers what the kernel offers.
     fn handshake(&self, features: UffdFeatures) -> Result<UffdFeatures, SysError> {
-        let dispensable = features.intersects(UffdFeatures::DISPENSABLE);
-        let features = if dispensable { features.within(Self::offered_here()) } else { features };
+        let features = match features.intersects(UffdFeatures::DISPENSABLE).then(Self::offered_here) {
+            None => features,
+            Some(Ok(offered)) => features.within(offered),
+            Some(Err(e)) if e.is_passing() => return Err(e),
+            // This process has no right to ask: the descriptor was handed in.
+            Some(Err(_)) => features,
+        };
         let mut api = raw::uffdio_api { api: raw::UFFD_API.into(), features: features.bits(), ioctls: 0 };
         self.ioctl("UFFDIO_API", nr::UFFDIO_API, &mut api)?;
         Ok(UffdFeatures::from_bits_truncate(api.features))
     }
 
-    /// What the kernel offers, asked once; everything, if nobody can be asked.
-    fn offered_here() -> UffdFeatures {
-        static OFFERED: std::sync::OnceLock<UffdFeatures> = std::sync::OnceLock::new();
-        *OFFERED.get_or_init(|| {
-            let sources = [UffdSource::Device, UffdSource::Syscall, UffdSource::UserModeOnly];
-            sources.into_iter().find_map(|source| Self::offered(source).ok()).unwrap_or(UffdFeatures::all())
-        })
+    /// What the kernel offers, to all alike; remembered once it is known.
+    pub(crate) fn offered_here() -> Result<UffdFeatures, SysError> {
+        // No lock, which a forked child could inherit held. Relaxed: all threads find the same. 0: not known yet.
+        static OFFERED: AtomicU64 = AtomicU64::new(0);
+        match OFFERED.load(Ordering::Relaxed) {
+            0 => {
+                let mut refused = SysError::new("userfaultfd", Errno::ENOSYS);
+                for source in [UffdSource::Device, UffdSource::Syscall, UffdSource::UserModeOnly] {
+                    match Self::offered(source) {
+                        Ok(offered) => {
+                            OFFERED.store(offered.bits(), Ordering::Relaxed);
+                            return Ok(offered);
+                        }
+                        Err(e) if e.is_passing() => return Err(e),
+                        Err(e) => refused = e,
+                    }
+                }
+                Err(refused)
+            }
+            known => Ok(UffdFeatures::from_bits_truncate(known)),
+        }
     }
 
     /// What the kernel offers, asked of a throw-away descriptor (a handshake can be done once).
@@ -325,7 +356,7 @@ mod tests {
                 assert!(since.elapsed() < Duration::from_secs(30), "no fault came");
                 std::thread::sleep(Duration::from_micros(100));
             }
-            let exact = Uffd::offered_here().contains(UffdFeatures::EXACT_ADDRESS);
+            let exact = Uffd::offered_here().expect("one is open").contains(UffdFeatures::EXACT_ADDRESS);
             let addr = if exact { addr } else { addr & !(page - 1) };
             let tid = told.recv().expect("it said so").expect("a number");
             assert_eq!(faults, [FaultMessage { addr, tid, write }]);

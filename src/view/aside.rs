@@ -60,9 +60,11 @@ impl View {
             // SAFETY: what `move_aside` has moved, which nothing accesses. It is one part: see there, and `protect`.
             unsafe { map::protect(AddrRange::new(aside.addr, part.range.len), part.prot) }?;
         }
-        // SAFETY: both ranges are the view's own: one from `reserve`, the other from `move_aside`, as the kernel chose it. What
-        // stands in the range is replaced under the kernel's mmap_lock.
-        unsafe { map::move_over(aside, self.range) }?;
+        self.replace(place, self.range, || {
+            // SAFETY: both ranges are the view's own: one from `reserve`, the other from `move_aside`, as the kernel chose it.
+            // What stands in the range is replaced under the kernel's mmap_lock.
+            unsafe { map::move_over(aside, self.range) }
+        })?;
         place.aside = None;
         place.content = Content::Live;
         Ok(())

@@ -75,7 +75,7 @@ fn empty_file() -> Result<Arc<KnownFile>, SysError> {
 }
 
 /// Makes what covers are made of, so that revoking does not have to.
-pub(crate) fn prepare() -> Result<(), SysError> {
+pub(super) fn prepare() -> Result<(), SysError> {
     empty_file().map(drop)
 }
 
@@ -96,10 +96,10 @@ impl View {
     #[expect(unsafe_code, reason = "UNSAFETY: replaces mappings in the view's own range")]
     pub(super) fn cover_empty(&self, place: &mut Place) -> Result<(), SysError> {
         let empty = empty_file()?;
-        self.cover_by(place, |part| {
+        self.cover_by(place, self.range.len, |tile, prot| {
             // SAFETY: the view's own range. Nothing can rely on what is there: it is being revoked, and the write side of the
             // memory lock keeps the monitor and other resolvers out.
-            unsafe { map::map_shared(part.range, empty.get()?, 0, part.prot) }
+            unsafe { map::map_shared(tile, empty.get()?, 0, prot) }
         })
     }
 
@@ -107,29 +107,24 @@ impl View {
     pub(super) fn cover_ones(&self, place: &mut Place) -> Result<(), SysError> {
         let kept = self.spec.ones.as_ref().filter(|ones| ones.file.get().is_ok());
         let ones = kept.map_or_else(|| Ones::for_range(self.range.len), |ones| Ok(Arc::clone(ones)))?;
-        self.cover_by(place, |part| {
-            let mut done = 0;
-            while done < part.range.len {
-                let tile = AddrRange::new(part.range.addr + done, ones.len.min(part.range.len - done));
-                // SAFETY: as in `cover_empty`; part of the view's own range.
-                unsafe { map::map_private(tile, ones.file.get()?, 0, part.prot) }?;
-                done += tile.len;
-            }
-            Ok(())
+        self.cover_by(place, ones.len, |tile, prot| {
+            // SAFETY: as in `cover_empty`.
+            unsafe { map::map_private(tile, ones.file.get()?, 0, prot) }
         })
     }
 
-    /// The kernel drops the range's pages with what is replaced.
-    fn cover_by(&self, place: &mut Place, cover: impl Fn(&Part) -> Result<(), SysError>) -> Result<(), SysError> {
+    /// Covers the range by tiles of at most `size` bytes. The kernel drops the range's pages with what is replaced.
+    fn cover_by(
+        &self,
+        place: &mut Place,
+        size: usize,
+        cover: impl Fn(AddrRange, Prot) -> Result<(), SysError>,
+    ) -> Result<(), SysError> {
         if !crate::sys::left_out("cover") {
-            let parts = place.rights.parts();
-            for part in parts {
-                if let Err(e) = cover(part) {
-                    // Of one part nothing was changed, or some tiles of it.
-                    if parts.len() > 1 || self.spec.ones.is_some() {
-                        place.content = Content::Unsettled;
-                    }
-                    return Err(e);
+            for Part { range, prot } in place.rights.parts().to_vec() {
+                for at in (range.addr..range.end()).step_by(size) {
+                    let tile = AddrRange::new(at, size.min(range.end() - at));
+                    self.replace(place, tile, || cover(tile, prot))?;
                 }
             }
         }
@@ -137,13 +132,16 @@ impl View {
         Ok(())
     }
 
-    /// The last resort, where there is no room for another mapping: no rights in what is there. Its pages are dropped, and a
-    /// page that came in meanwhile has no rights either.
+    /// The last resort, where there is no memory or no room for another mapping: no rights in what is there. Its pages are
+    /// dropped, and a page that comes in has no rights either.
     #[expect(unsafe_code, reason = "UNSAFETY: changes access rights of the view's own range")]
     pub(super) fn shut(&self, place: &mut Place) -> Result<(), SysError> {
-        // SAFETY: the view's own range; nothing is moved or lost.
-        unsafe { map::protect(self.range, Prot::None) }?;
-        place.content = Content::Shut;
+        let hole = place.hole.unwrap_or(AddrRange::new(self.range.end(), 0));
+        self.range.around(hole).try_for_each(|part| {
+            // SAFETY: the view's own range; nothing is moved or lost.
+            unsafe { map::protect(part, Prot::None) }
+        })?;
+        place.content = Content::Unsettled;
         Ok(())
     }
 }

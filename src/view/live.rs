@@ -12,27 +12,31 @@ impl View {
     /// nor another mmap ever sees it half-made.
     pub(super) fn map_live(&self, place: &mut Place, file: Option<&KnownFile>) -> Result<(), SysError> {
         let file = file.ok_or(SysError::new("mmap", Errno::EBADF))?;
-        let parts = place.rights.parts();
         let mut mapped = 0;
-        let moved = parts.iter().try_for_each(|part| self.map_part(part, file).inspect(|()| mapped += 1));
-        if mapped == 0 {
-            return moved;
-        }
-        place.content = Content::Live;
-        moved.and_then(|()| self.serve()).inspect_err(|_| {
+        let mut parts = place.rights.parts().to_vec().into_iter();
+        let moved = parts.try_for_each(|part| self.map_part(place, part, file).inspect(|()| mapped += 1));
+        let served = moved.and_then(|()| self.serve());
+        match served {
+            Ok(()) => place.content = Content::Live,
             // Some of it is live, or its faults would not be resolved: back to refusing.
-            let _ = self.refuse_somehow(place);
-        })
+            Err(_) if mapped > 0 => drop(self.refuse_somehow(place)),
+            Err(_) => {}
+        }
+        served
     }
 
     #[expect(unsafe_code, reason = "UNSAFETY: maps, moves and unmaps ranges that only this view knows, or owns")]
-    fn map_part(&self, part: &Part, file: &KnownFile) -> Result<(), SysError> {
+    fn map_part(&self, place: &mut Place, part: Part, file: &KnownFile) -> Result<(), SysError> {
         let offset = self.spec.file_offset + (part.range.addr - self.range.addr) as u64;
         let staging = map::reserve(part.range.len, alignment(part.range.len).max(self.spec.page))?;
         let staged = self.stage(staging, file, offset, part.prot);
-        // SAFETY: the staging was made by this function and is one mapping; the range is the view's own, and nothing relies on
-        // what stands there.
-        let moved = staged.and_then(|()| unsafe { map::move_over(staging, part.range) });
+        let moved = staged.and_then(|()| {
+            self.replace(place, part.range, || {
+                // SAFETY: the staging was made by this function and is one mapping; the range is the view's own, and nothing
+                // relies on what stands there.
+                unsafe { map::move_over(staging, part.range) }
+            })
+        });
         if moved.is_err() {
             release(staging);
         }

@@ -16,7 +16,8 @@ impl View {
         let room = WaitingRoom::get(waits)?;
         if !crate::sys::left_out("stand-in") {
             let staging = map::reserve(self.range.len, page_size())?;
-            let moved = self.stage_stand_in(staging, &room).and_then(|()| room.move_over(staging, self.range));
+            let staged = self.stage_stand_in(staging, &room);
+            let moved = staged.and_then(|()| self.replace(place, self.range, || room.move_over(staging, self.range)));
             if moved.is_err() {
                 release(staging);
             }

@@ -68,6 +68,11 @@ impl WaitingRoom {
         })
     }
 
+    /// Makes the room and starts its thread.
+    pub(crate) fn prepare(waits: Waits) -> Result<(), SysError> {
+        Self::get(waits)?.start()
+    }
+
     /// Makes the rooms that this process could not make by itself, by a `/dev/userfaultfd` that was handed to it.
     pub(crate) fn supply(device: BorrowedFd<'_>) {
         let _ =

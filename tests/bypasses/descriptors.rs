@@ -58,8 +58,7 @@ fn descriptors_are_closed_on_exec_and_the_memfd_is_sealed() {
                 }
             }
         }
-        // Where accesses do not recover by themselves, the owner's view keeps one to put pages back.
-        assert_eq!(memfds, if cfg!(revocable_portable) { 2 } else { 1 }, "the region's own");
+        assert_eq!(memfds, 1, "the region's own");
     });
     ended.well();
 }

@@ -134,6 +134,7 @@ fn a_tracer_peeks_and_pokes_nothing_of_a_disabled_region() {
         assert_eq!(region.owner().read::<u64>(0), Ok(SECRET), "{case}: a store to a disabled region");
         region.enable().expect("it comes back");
         assert_eq!(mapping.read::<u64>(0), Ok(SECRET), "{case}");
+        raw::load64(base).expect("enabled");
         if case.memory != Memory::Device && kernel_may(case) {
             assert_eq!(trace(thread, base), PEEKED | PEEKED_SECRET | POKED, "{case}: enabled, a debugger may look");
             assert_eq!(region.owner().read::<u64>(0), Ok(7), "{case}");

@@ -39,8 +39,7 @@ impl Model {
                 let Some((id, model)) = self.region(region) else { return };
                 let Ok((offset, len)) = self.part(model, how) else { return };
                 let pages = len / model.page;
-                // Where accesses don't recover, a monitor serves these as well.
-                let own = how.accessors_only && model.strategy == Strategy::Zap && !cfg!(revocable_portable);
+                let own = how.accessors_only && model.strategy == Strategy::Zap;
                 let mut new = MappingModel {
                     region: id,
                     offset,
@@ -104,7 +103,7 @@ impl Model {
                 self.store(mapping, at.offset(self.page(mapping)), &new.to_le_bytes()[..width], false);
             }
             Op::CopyIn { mapping, at, len, byte } | Op::Fill { mapping, at, len, byte } => {
-                self.store(mapping, at.offset(self.page(mapping)), &vec![byte; len], true);
+                self.store(mapping, at.offset(self.page(mapping)), &vec![byte; len], !cfg!(revocable_portable));
             }
             Op::Call { mapping, call: Call::Read(byte), at, len } => {
                 self.store(mapping, at.offset(self.page(mapping)), &vec![byte; len], true);
@@ -330,7 +329,9 @@ impl Model {
         let theirs = |page: &Page| page.there == There::Foreign && page.now == Rights::All;
         let foreign = mapping.pages.get(offset / size).is_some_and(theirs);
         match meets {
-            _ if foreign && (meets == Meets::Memory || reaches_the_cover) => mapping.foreign.extend(placed),
+            _ if foreign && (reaches_the_cover || meets == Meets::Memory && !cfg!(revocable_portable)) => {
+                mapping.foreign.extend(placed)
+            }
             Meets::Memory => {
                 let start = mapping.offset + offset;
                 self.regions[mapping.region].bytes[start..start + bytes.len()].copy_from_slice(bytes);
@@ -365,5 +366,5 @@ impl Model {
 }
 
 fn leaves_a_ghost(via: Via) -> bool {
-    matches!(via, Via::Raw | Via::Register)
+    via == Via::Raw || via == Via::Register && !cfg!(revocable_portable)
 }

@@ -31,6 +31,11 @@ impl MappingModel {
         self.touched(region, offset, len).iter().all(allows)
     }
 
+    /// Does an accessor meet memory of the application's?
+    fn accessor_meets_foreign(&self, region: &RegionModel, offset: usize, len: usize) -> bool {
+        !cfg!(revocable_portable) && self.meets_foreign(region, offset, len)
+    }
+
     /// Does it meet memory of the application's?
     fn meets_foreign(&self, region: &RegionModel, offset: usize, len: usize) -> bool {
         self.touched(region, offset, len).iter().any(|page| page.there == There::Foreign)
@@ -46,6 +51,11 @@ impl MappingModel {
 
     fn foreign_bytes(&self, offset: usize, len: usize) -> Vec<u8> {
         (offset..offset + len).map(|at| self.foreign.get(&at).copied().unwrap_or(FOREIGN)).collect()
+    }
+
+    /// Where accessors use the owner's view, what has become of the mapping is none of their business.
+    fn permits_accessor(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
+        cfg!(revocable_portable) || self.permits(region, offset, len, store)
     }
 
     pub(crate) fn bytes<'a>(&self, region: &'a RegionModel, offset: usize, len: usize) -> &'a [u8] {
@@ -80,7 +90,7 @@ impl Model {
             return refused(error);
         }
         // It finds what stands there.
-        let theirs = via == Via::Register && !mapping.blurred && mapping.meets_foreign(region, offset, width);
+        let theirs = via == Via::Register && !mapping.blurred && mapping.accessor_meets_foreign(region, offset, width);
         if theirs && mapping.permits(region, offset, width, store) {
             return Some(is(found(op, &mapping.foreign_bytes(offset, width))));
         }
@@ -133,11 +143,11 @@ impl Model {
         if mapping.blurred && (store || matches!(op, Op::Modify { .. })) && !mapping.is_whole() {
             return None;
         }
-        let reached = match mapping.meets_foreign(region, offset, width) {
+        let reached = match mapping.accessor_meets_foreign(region, offset, width) {
             true => found(op, &mapping.foreign_bytes(offset, width)),
             false => found(op, mapping.bytes(region, offset, width)),
         };
-        Some(match mapping.permits(region, offset, width, store) {
+        Some(match mapping.permits_accessor(region, offset, width, store) {
             true if !doubts => is(reached),
             false if !doubts => refused().collect(),
             _ => {
@@ -196,8 +206,8 @@ impl Model {
             return if inside && len > 0 { self.call(mapping, region, offset, len, *call) } else { None };
         }
         let stopped = |error| Some(is(Answer::Stopped(CopyError { done: 0, error })));
-        let permitted = !inside || mapping.permits(region, offset, len, store);
-        let foreign = inside && mapping.meets_foreign(region, offset, len);
+        let permitted = !inside || mapping.permits_accessor(region, offset, len, store);
+        let foreign = inside && mapping.accessor_meets_foreign(region, offset, len);
         if inside && (!permitted || foreign || self.doubts(mapping)) && !one_page(region, offset, len) {
             // How far it comes is another question.
             return None;

@@ -368,14 +368,15 @@ impl Model {
             Op::Unpin { pin } => self.pins[pin].map(|_| is(Answer::Done)),
             Op::Guard { mapping } => {
                 let (_, region) = self.mapping(mapping)?;
-                let busy = AccessError::WouldBlock { offset: 0 };
+                let offset = AccessError::WHOLE;
+                let busy = AccessError::WouldBlock { offset };
                 Some(match region.state {
                     State::Enabled => is(Answer::Done),
                     // Inside of another guard it is had; otherwise that depends on how far the region's end has come.
                     State::Ending if region.guards > 0 => is(Answer::Done),
                     State::Ending => vec![Allowed::Is(Answer::Done), Allowed::Is(Answer::Refused(busy))],
-                    State::Disabled => is(Answer::Refused(AccessError::Disabled { offset: 0 })),
-                    State::Gone => is(Answer::Refused(AccessError::Gone { offset: 0 })),
+                    State::Disabled => is(Answer::Refused(AccessError::Disabled { offset })),
+                    State::Gone => is(Answer::Refused(AccessError::Gone { offset })),
                 })
             }
             Op::Unguard => self.guards.last().map(|_| is(Answer::Done)),

@@ -2,7 +2,7 @@
 
 use crate::ledger::is_forbidden;
 use crate::rig::Device;
-use crate::support::matrix::{Case, Memory};
+use crate::support::matrix::Case;
 use crate::support::raw;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -78,7 +78,8 @@ impl Way {
             Way::Guard | Way::Pin | Way::Async => true,
             // No userfaultfd has the kernel's faults wait there.
             Way::SystemCall if !case.kernel_waits() => true,
-            Way::SystemCall if case.policy == OnDisabled::Block => case.memory == Memory::Device,
+            // Block is for user mode.
+            Way::SystemCall => case.policy != OnDisabled::AllOnes,
             _ => case.policy == OnDisabled::Sigbus,
         }
     }

@@ -66,7 +66,6 @@ fn a_full_tmpfs_gives_errors_and_no_signal_and_room_on_it_mends_all() {
 /// A page that the file does not give is left to the kernel; to cut it out of its mapping takes another mapping, and there is
 /// none. It must not fault for ever then.
 #[test]
-#[cfg_attr(revocable_portable, ignore = "at the limit of mappings a stand-in page cannot be had, and the fault kills")]
 fn a_full_tmpfs_at_the_limit_of_mappings_gives_errors_too() {
     support::start();
     if !support::is_root() {

@@ -19,7 +19,10 @@ const ROOM: u64 = 2 << 20;
 
 /// Who faults waits in the kernel, who asks (a pin) is told, and the region can be revoked and given back meanwhile.
 #[test]
-#[cfg_attr(revocable_portable, ignore = "an access that waits for memory under a guard keeps revocation waiting")]
+#[cfg_attr(
+    revocable_portable,
+    ignore = "an access that waits for memory under the memory lock keeps revocation waiting"
+)]
 fn at_a_groups_limit_accesses_wait_pins_are_refused_and_revocation_goes_on() {
     support::start();
     in_group("limit::at_a_groups_limit_accesses_wait_pins_are_refused_and_revocation_goes_on", Out::Nowhere, |group| {

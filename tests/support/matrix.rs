@@ -53,7 +53,8 @@ impl Case {
             (Strategy::Zap | Strategy::Detach, _) => false,
             _ => true,
         };
-        strategy && (self.policy != OnDisabled::Block || support.userfaultfd())
+        let can_block = support.has(Feature::UFFD_USER_MODE | Feature::UFFD_EVENT_REMAP);
+        strategy && (self.policy != OnDisabled::Block || can_block)
     }
 
     /// Can everything about it be seen: do system calls wait where loads do?
@@ -61,19 +62,10 @@ impl Case {
         Support::current().sees_kernel_faults()
     }
 
-    /// Do system calls wait for the end of a disabled state (Block)? On a device's file nobody would see a call that spins
-    /// with a signal pending, so it is refused at once. A directory for temporary files may be no device's, but memory.
-    pub(crate) fn kernel_blocks(&self) -> bool {
-        let is_shmem = nix::sys::statfs::statfs(&std::env::temp_dir())
-            .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
-        self.kernel_waits() && (self.memory != Memory::Device || is_shmem)
-    }
-
     /// Does anything wait at all while the region is busy? Without a userfaultfd nothing can.
     pub(crate) fn can_wait(&self) -> bool {
         let support = Support::current();
-        let minor = if self.memory == Memory::Huge { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
-        support.userfaultfd() && (support.has(minor) || support.has(Feature::UFFD_EVENT_REMAP))
+        support.userfaultfd() && support.has(Feature::UFFD_EVENT_REMAP)
     }
 
     pub(crate) fn page(&self) -> usize {

@@ -11,7 +11,6 @@ pub(crate) mod storm;
 pub(crate) mod stress;
 pub(crate) mod watchdog;
 
-use revocable_mmio::{Feature, Support};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Once;
@@ -24,13 +23,24 @@ pub(crate) fn start() {
     ONCE.call_once(|| {
         raw::catch_signals();
         let Ok(names) = std::env::var("REVOCABLE_PRETEND") else { return };
-        let missing = names
-            .split(',')
-            .filter(|name| !name.is_empty())
-            .map(|name| Feature::from_name(name).unwrap_or_else(|| panic!("no feature is called {name}")))
-            .fold(Feature::empty(), Feature::union);
-        assert!(Support::pretend_missing(missing), "something asked for a feature before the pretence");
+        pretend_missing(&names);
     });
+}
+
+#[cfg(revocable_inject)]
+fn pretend_missing(names: &str) {
+    use revocable_mmio::{Feature, Support};
+    let missing = names
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(|name| Feature::from_name(name).unwrap_or_else(|| panic!("no feature is called {name}")))
+        .fold(Feature::empty(), Feature::union);
+    Support::pretend_missing(missing);
+}
+
+#[cfg(not(revocable_inject))]
+fn pretend_missing(names: &str) {
+    panic!("REVOCABLE_PRETEND={names} needs --cfg revocable_inject");
 }
 
 /// Is everything here as good as this machine can make it: root, and no pretence?

@@ -10,7 +10,7 @@ use nix::libc::ucontext_t;
 /// # Safety
 ///
 /// `context` is what the kernel passed to the handler of this fault, and nothing else refers to it.
-pub(crate) unsafe fn recover(_signal: c_int, address: usize, context: *mut ucontext_t) -> bool {
+pub(crate) unsafe fn recover(address: usize, context: *mut ucontext_t) -> bool {
     // SAFETY: the caller's contract.
     let context = unsafe { &mut (*context).uc_mcontext };
     let Some(entry) = table::find(usize::from_ne_bytes(context.pc.to_ne_bytes())) else {

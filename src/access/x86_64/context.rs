@@ -31,7 +31,7 @@ const REGISTERS: [c_int; 16] = [
 /// # Safety
 ///
 /// `context` is what the kernel passed to the handler of this fault, and nothing else refers to it.
-pub(crate) unsafe fn recover(_signal: c_int, address: usize, context: *mut ucontext_t) -> bool {
+pub(crate) unsafe fn recover(address: usize, context: *mut ucontext_t) -> bool {
     // SAFETY: the caller's contract.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     let Some(entry) = table::find(address_in(registers[RIP])) else {

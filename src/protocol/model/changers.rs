@@ -31,55 +31,6 @@ fn the_holder_of_a_guard_may_fault_pin_and_nest() {
     });
 }
 
-/// An access under a pass may fault, and the holder of a guard or of a pin makes one while a disable waits for it.
-#[test]
-fn who_has_a_pass_meets_the_memory_also_inside_of_a_guard_or_a_pin() {
-    for by_pin in [false, true] {
-        explore(3, move || {
-            let world = World::with_passes(Kind::Zap, OnDisabled::Sigbus, State::Enabled);
-            let monitor = spawn(&world, 1, |world| world.kernel.monitor(&world.protocol));
-            let user = spawn(&world, 2, move |world| {
-                let guard = match by_pin {
-                    true => world
-                        .protocol
-                        .on_behalf(&Caller::new(FaultFlags::WAIT), || world.protocol.pin().then_some(()))
-                        .map(|()| None),
-                    false => world.protocol.gate.enter().map(Some).map_err(|_| NotResolved::WouldBlock),
-                };
-                if guard.is_ok() {
-                    let _pass = world.protocol.pass().expect("the disable waits for the guard, so it is not that far");
-                    assert_eq!(world.kernel.access(), Met::Memory, "the region stays enabled");
-                }
-                if by_pin && guard.is_ok() {
-                    world.protocol.unpin();
-                }
-            });
-            world.disable();
-            user.join().unwrap();
-            world.kernel.stop();
-            monitor.join().unwrap();
-        });
-    }
-}
-
-/// A pass without a guard: taken while a disable drains, it is waited for as well.
-#[test]
-fn who_has_a_pass_is_not_revoked_under_way() {
-    explore(3, || {
-        let world = World::with_passes(Kind::Zap, OnDisabled::Sigbus, State::Enabled);
-        let monitor = spawn(&world, 1, |world| world.kernel.monitor(&world.protocol));
-        let user = spawn(&world, 2, |world| {
-            if let Some(_pass) = world.protocol.pass() {
-                assert_eq!(world.kernel.access(), Met::Memory, "the region stays enabled");
-            }
-        });
-        world.disable();
-        user.join().unwrap();
-        world.kernel.stop();
-        monitor.join().unwrap();
-    });
-}
-
 /// The owner's own access takes the memory lock and waits for no guard: their holders wait for it instead.
 #[test]
 fn a_privileged_access_waits_for_no_guard_and_their_holders_go_on_after_it() {
@@ -91,7 +42,7 @@ fn a_privileged_access_waits_for_no_guard_and_their_holders_go_on_after_it() {
             assert_eq!(world.kernel.access(), Met::Memory, "the region stays enabled");
             assert_eq!(world.behalf(&Caller::new(FaultFlags::WAIT)), Ok(()));
         });
-        drop(world.protocol.begin_privileged(&world.kernel).unwrap());
+        drop(world.protocol.begin_privileged(&world.kernel, None).unwrap());
         user.join().unwrap();
         world.kernel.stop();
         monitor.join().unwrap();

@@ -23,8 +23,8 @@ pub(super) enum Kind {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Content {
     Live,
-    Parked,
-    Covered,
+    StandIn,
+    Cover,
 }
 
 struct Mm {
@@ -72,8 +72,8 @@ impl Kernel {
     pub(super) fn new(kind: Kind, policy: OnDisabled, state: State) -> Self {
         let content = match (state, policy) {
             (State::Enabled, _) => Content::Live,
-            (State::Disabled, OnDisabled::Block) => Content::Parked,
-            _ => Content::Covered,
+            (State::Disabled, OnDisabled::Block) => Content::StandIn,
+            _ => Content::Cover,
         };
         let mm = Mm { content, present: false, messages: 0, wakes: 0, stop: false };
         Self {
@@ -114,15 +114,18 @@ impl Kernel {
             }
             match (mm.content, self.kind) {
                 (Content::Live, Kind::Detach) => mm.present = true,
-                (Content::Live, Kind::Zap) | (Content::Parked, _) => {
-                    mm.messages += 1;
-                    self.readable.notify_one();
+                (Content::Live, Kind::Zap) | (Content::StandIn, _) => {
+                    // A stand-in's userfaultfd is not the monitor's.
+                    if mm.content == Content::Live {
+                        mm.messages += 1;
+                        self.readable.notify_one();
+                    }
                     let seen = mm.wakes;
                     while mm.wakes == seen {
                         self.faulted.wait(&mut mm);
                     }
                 }
-                (Content::Covered, _) => return Met::Sigbus,
+                (Content::Cover, _) => return Met::Sigbus,
             }
         }
     }
@@ -154,11 +157,8 @@ impl Kernel {
         let Some(state) = state else { return };
         match State::clone(&state) {
             State::Enabled if self.kind == Kind::Zap => {
-                let held = (!broken(Mutation::ServeUnlocked)).then_some(state);
                 self.map();
-                drop(held);
             }
-            State::Disabled if self.policy == OnDisabled::Block => {}
             State::Enabled | State::Disabled | State::Gone => self.wake_all(),
         }
     }
@@ -166,7 +166,7 @@ impl Kernel {
     /// UFFDIO_CONTINUE, which also wakes; or a mere wake-up if the range is not registered any more.
     fn map(&self) {
         let mut mm = self.mm.lock();
-        mm.present |= mm.content != Content::Covered;
+        mm.present |= mm.content == Content::Live;
         mm.wakes += 1;
         self.faulted.notify_all();
     }
@@ -179,17 +179,11 @@ impl Kernel {
     /// Puts something else in the range, in one step or in those that the real mechanism takes.
     fn put(&self, content: Content) -> Result<(), RevokeError> {
         let zap = |mm: &mut Mm| mm.present &= broken(Mutation::Zap);
-        if self.kind == Kind::Detach {
-            // `set_aside`: the pages are gone, and the kernel fills in new ones.
-            zap(&mut self.mm.lock());
-        }
+        // `View::take_away`: the pages are gone. Under Detach the kernel fills in new ones.
+        zap(&mut self.mm.lock());
+        // What stands in the range next replaces it with its pages.
         let mut mm = self.mm.lock();
         mm.content = content;
-        if self.kind == Kind::Detach && content == Content::Parked {
-            // `park`: registered first, zapped then.
-            drop(mm);
-            mm = self.mm.lock();
-        }
         if !(self.kind == Kind::Detach && broken(Mutation::ClosingZap)) {
             zap(&mut mm);
         }
@@ -205,12 +199,12 @@ impl Mechanism for Kernel {
     fn want_pins_back(&self) {}
 
     fn hold(&self) -> Result<(), RevokeError> {
-        self.put(if broken(Mutation::HoldRefuses) { Content::Covered } else { Content::Parked })
+        self.put(if broken(Mutation::HoldRefuses) { Content::Cover } else { Content::StandIn })
     }
 
     fn refuse(&self, for_good: bool) -> Result<(), RevokeError> {
         let waits = self.policy == OnDisabled::Block && !for_good;
-        self.put(if waits { Content::Parked } else { Content::Covered })
+        self.put(if waits { Content::StandIn } else { Content::Cover })
     }
 
     fn restore(&self) -> Result<(), RevokeError> {

@@ -1,33 +1,48 @@
-//! Descriptors that somebody else opened.
+//! Descriptors that were opened elsewhere.
 //!
-//! A userfaultfd serves the address space of whoever *made* it, for good: one that comes from another process (over a
+//! A userfaultfd serves the address space of the process that *made* it, for good: one that comes from another process (over a
 //! socket, by exec or fork) registers and fills ranges over there, while faults here go past it. Such a descriptor is
 //! found out by a trial and refused.
 //!
-//! UNSAFETY: as in the parent module; the trial changes a page that it has mapped itself.
+//! # The trial
+//!
+//! It must change nothing in the other process, so it is a registration that every process refuses. `userfaultfd_register`
+//! (fs/userfaultfd.c, 4.11 to 7.3) first looks at all mappings in the range, from the lowest, and changes any only if it has an
+//! objection to none. The range is all of the address space from a low page on. Every process has in it what cannot be
+//! registered (the vdso, its program's text): EINVAL. Then the low page is mapped here, shared memory that can never be made
+//! writable: now this process, and no other, says EPERM, at the first mapping that the kernel looks at.
+//!
+//! UNSAFETY: as in the parent module; the trial maps pages that replace nothing.
 #![expect(unsafe_code, reason = "userfaultfd ioctls have no safe form")]
 
-use super::{Uffd, UffdFeatures, UffdSource, nr, raw, uffdio_range};
-use crate::sys::map::{self, Prot};
-use crate::sys::{SysError, may_fail, page_size};
+use super::{Uffd, UffdFeatures, UffdSource, raw};
+use crate::sys::map;
+use crate::sys::{AddrRange, SysError, may_fail, page_size};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::libc;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xaa00;
 
 impl Uffd {
-    /// A userfaultfd that somebody else opened. The API handshake may be done or not.
-    pub(crate) fn from_fd(fd: OwnedFd, features: UffdFeatures) -> Result<Self, SysError> {
-        let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL).map_err(|e| SysError::new("fcntl", e))?;
-        let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
-        nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(flags)).map_err(|e| SysError::new("fcntl", e))?;
+    /// A userfaultfd that was opened elsewhere; `None` if it serves another process. There, all is as before: except that the
+    /// API handshake, which may be done or not, is done, since without it a userfaultfd refuses everything.
+    pub(crate) fn from_fd(fd: OwnedFd, features: UffdFeatures) -> Result<Option<Self>, SysError> {
         let uffd = Self::made_here(fd)?;
         match uffd.handshake(features) {
             // A second handshake is EINVAL: its first owner has done it, with features of its choice.
-            Ok(_) | Err(SysError { errno: Errno::EINVAL, .. }) => Ok(uffd),
-            Err(e) => Err(e),
+            Ok(_) | Err(SysError { errno: Errno::EINVAL, .. }) => {}
+            Err(e) => return Err(e),
         }
+        if !uffd.serves_this_process()? {
+            return Ok(None);
+        }
+        // The flags are everyone's who has the descriptor, so this comes last.
+        let flags = fcntl(uffd.file.unchecked(), FcntlArg::F_GETFL).map_err(|e| SysError::new("fcntl", e))?;
+        let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
+        fcntl(uffd.file.unchecked(), FcntlArg::F_SETFL(flags)).map_err(|e| SysError::new("fcntl", e))?;
+        Ok(Some(uffd))
     }
 
     /// A new userfaultfd of this process's, by a `/dev/userfaultfd` that somebody opened.
@@ -53,32 +68,69 @@ impl Uffd {
         Ok(uffd)
     }
 
-    /// Whether it serves this process: a page that it is told to fill gets filled here.
-    pub(crate) fn serves_this_process(&self) -> Result<bool, SysError> {
-        let page = map::reserve(page_size(), page_size())?;
-        let tried = self.try_on(page);
-        // SAFETY: mapped above, known to nobody else.
-        let unmapped = unsafe { map::unmap(page) };
-        let here = tried?;
-        unmapped.map(|()| here)
+    /// Whether it serves this process: see the module's documentation.
+    fn serves_this_process(&self) -> Result<bool, SysError> {
+        let page = low_page()?;
+        let everything = end_of_addresses().map(|end| AddrRange::new(page.addr, end - page.addr));
+        let with = everything.map(|range| self.register(range, false));
+        // SAFETY: mapped by `low_page`, and known only here.
+        unsafe { map::unmap(page) }?;
+        let without = self.register(everything?, false);
+        let refused = |tried: Result<(), SysError>| tried.err().map(|e| e.errno);
+        Ok(refused(with?) == Some(Errno::EPERM) && refused(without).is_some_and(|errno| errno != Errno::EPERM))
     }
+}
 
-    fn try_on(&self, page: crate::sys::AddrRange) -> Result<bool, SysError> {
-        // SAFETY: a reservation that only the caller knows.
-        unsafe { map::protect(page, Prot::ReadWrite) }?;
-        // Over there the address may be nobody's (EINVAL), or its process may have ended (ESRCH).
-        if self.register(page, false).is_err() {
-            return Ok(false);
+/// Maps a page that userfaultfd refuses with EPERM, below what any process has.
+fn low_page() -> Result<AddrRange, SysError> {
+    let len = page_size();
+    let file = map::memfd(c"revocable-trial", len as u64, 0)?;
+    let seal = FcntlArg::F_ADD_SEALS(SealFlag::from_bits_retain(libc::F_SEAL_FUTURE_WRITE));
+    fcntl(&file, seal).map_err(|e| SysError::new("fcntl(F_ADD_SEALS)", e))?;
+    let mut refused = SysError::new("mmap", Errno::ENOMEM);
+    // From the lowest that the kernel allows (vm.mmap_min_addr is 64 KiB at most) to 256 MiB.
+    for shift in 0..=12 {
+        match map_if_free(AddrRange::new(0x10000 << shift, len), Some(file.as_fd())) {
+            Ok(page) => return Ok(page),
+            Err(e) => refused = e,
         }
-        let mut fill = raw::uffdio_zeropage { range: uffdio_range(page), mode: 0, zeropage: 0 };
-        let filled = self.ioctl("UFFDIO_ZEROPAGE", nr::UFFDIO_ZEROPAGE, &mut fill);
-        let mut resident = 0u8;
-        // SAFETY: one page, which is mapped, and a byte for the answer.
-        let asked = unsafe { libc::mincore(page.as_ptr().cast(), page.len, &mut resident) };
-        self.unregister(page)?;
-        if asked < 0 {
-            return Err(SysError::last("mincore"));
-        }
-        Ok(filled.is_ok() && resident & 1 == 1)
     }
+    Err(refused)
+}
+
+/// The end of this process's address space, but for a page or two: a power of two on every architecture.
+fn end_of_addresses() -> Result<usize, SysError> {
+    let page = page_size();
+    let on_stack = (&raw const page).addr();
+    let mut refused = SysError::new("mmap", Errno::ENOMEM);
+    for bits in (30..=57).rev() {
+        let Some(end) = 1_usize.checked_shl(bits).map(|end| end - page) else { continue };
+        if end <= on_stack {
+            break;
+        }
+        match map_if_free(AddrRange::new(end - page, page), None) {
+            Ok(last) => {
+                // SAFETY: the page just mapped, which no other code knows.
+                unsafe { map::unmap(last) }?;
+                return Ok(end);
+            }
+            Err(SysError { errno: Errno::EEXIST, .. }) => return Ok(end),
+            // ENOMEM: no such addresses (mmap(2)).
+            Err(e) => refused = e,
+        }
+    }
+    Err(refused)
+}
+
+/// Maps a page, of a file for reading or of nothing, where nothing is mapped.
+fn map_if_free(page: AddrRange, file: Option<BorrowedFd<'_>>) -> Result<AddrRange, SysError> {
+    may_fail("mmap")?;
+    let (prot, flags) = match file {
+        Some(_) => (libc::PROT_READ, libc::MAP_SHARED),
+        None => (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
+    };
+    let fd = file.map_or(-1, |file| file.as_raw_fd());
+    // SAFETY: replaces nothing (MAP_FIXED_NOREPLACE, Linux 4.17, older than the userfaultfds that are used).
+    let at = unsafe { libc::mmap(page.as_ptr().cast(), page.len, prot, flags | libc::MAP_FIXED_NOREPLACE, fd, 0) };
+    if at == libc::MAP_FAILED { Err(SysError::last("mmap")) } else { Ok(page) }
 }

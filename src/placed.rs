@@ -1,0 +1,112 @@
+//! What users' code puts in place and takes out again as a region's state asks: an IOMMU's mapping, a memslot.
+//!
+//! Several threads may want it changed: the one that revokes, the one that maps or unmaps, a vCPU's. One of them at a time calls
+//! the user's code, without any lock; the others wait for the end of that call. One that is itself inside of it leaves its wish,
+//! which is seen to when the call returns.
+
+use crate::users::{Inside, guarded};
+use parking_lot::{Condvar, Mutex};
+
+/// What is wanted, and what is there.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Place {
+    /// A revocation has been announced and not been taken back.
+    pub(crate) revoked: bool,
+    /// Taken out for good.
+    pub(crate) gone: bool,
+    pub(crate) wanted: bool,
+    there: bool,
+}
+
+impl Place {
+    pub(crate) fn is_there(self) -> bool {
+        self.there
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Placed {
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    place: Place,
+    /// A thread is in the user's code.
+    calling: bool,
+}
+
+/// Why it is not as wanted. What was wanted is what is there, from then on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused<E> {
+    #[error(transparent)]
+    By(E),
+    /// After a panic in putting it in place, it was taken out, to be on the safe side.
+    #[error("it panicked")]
+    Panicked,
+}
+
+impl Placed {
+    /// As of now.
+    pub(crate) fn now(&self) -> Place {
+        self.state.lock().place
+    }
+
+    /// While it lives, the calling thread is in the user's code too, for the one that called it.
+    #[cfg_attr(not(feature = "kvm"), expect(dead_code, reason = "only memslots have a thread more"))]
+    pub(crate) fn inside(&self) -> Inside {
+        Inside::of(self)
+    }
+
+    /// Makes a wish, and has the user's code called until what is there is what is wanted. Says whether it had to be.
+    ///
+    /// # Errors
+    /// What the user's code answered.
+    pub(crate) fn change<E>(
+        &self,
+        wish: impl FnOnce(&mut Place),
+        put: impl Fn(bool) -> Result<(), E>,
+    ) -> Result<bool, Refused<E>> {
+        let mut state = self.state.lock();
+        if Inside::is_in(self) {
+            wish(&mut state.place);
+            return Ok(false);
+        }
+        while state.calling {
+            self.ended.wait(&mut state);
+        }
+        wish(&mut state.place);
+        let mut done = Ok(false);
+        while state.place.wanted != state.place.there {
+            let wanted = state.place.wanted;
+            state.calling = true;
+            drop(state);
+            let answer = {
+                let _inside = Inside::of(self);
+                guarded(|| put(wanted))
+            };
+            state = self.state.lock();
+            match answer {
+                Some(Ok(())) => {
+                    state.place.there = wanted;
+                    done = done.map(|_| true);
+                }
+                Some(Err(e)) => {
+                    state.place.wanted = state.place.there;
+                    done = done.and(Err(Refused::By(e)));
+                }
+                None => {
+                    // It may be there all the same: what panicked while putting it in place is asked to take it out.
+                    state.place.wanted = !wanted;
+                    state.place.there = true;
+                    done = done.and(Err(Refused::Panicked));
+                }
+            }
+        }
+        state.calling = false;
+        drop(state);
+        self.ended.notify_all();
+        done
+    }
+}
