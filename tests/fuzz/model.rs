@@ -501,7 +501,7 @@ impl Model {
 /// What fault flags contradict themselves, from their documentation.
 pub(crate) fn legal(flags: revocable_mmio::fault::FaultFlags) -> Result<(), IllegalFlags> {
     use revocable_mmio::fault::FaultFlags as F;
-    const KNOWN: u32 = 0b10_1111_1101;
+    const KNOWN: u32 = 0b10_0111_1101;
     match flags.bits() {
         bits if bits & !KNOWN != 0 => Err(IllegalFlags::Unknown { flags: bits & !KNOWN }),
         bits if bits & F::ALLOW_RETRY.bits() != 0 => Ok(()),
