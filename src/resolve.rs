@@ -13,6 +13,8 @@ use crate::gate::Phase;
 use crate::mapping::Mapping;
 use crate::policy::OnDisabled;
 use crate::region::{Region, RegionShared};
+use crate::sys::AddrRange;
+use crate::sys::map::Prot;
 
 fn checked(caller: Caller<'_>, offset: usize, len: usize) -> Result<Caller<'_>, FaultError> {
     caller.flags.validate()?;
@@ -114,7 +116,7 @@ impl Mapping {
     /// See [`AccessError`]; [`AccessError::WouldBlock`] for NOWAIT, [`AccessError::Cancelled`] if called off.
     pub fn read_with<'a, T: Primitive>(&self, offset: usize, caller: impl Into<Caller<'a>>) -> Result<T, AccessError> {
         check::<T>(offset, self.len())?;
-        let loaded = self.under_lock(offset, size_of::<T>(), &caller.into(), |at| {
+        let loaded = self.under_lock(offset, size_of::<T>(), Prot::Read, &caller.into(), |at| {
             // SAFETY: `under_lock`'s place, checked just now.
             unsafe { raw::load(at.cast::<T>()) }
         })?;
@@ -138,7 +140,7 @@ impl Mapping {
         if !self.is_writable() {
             return Err(AccessError::ReadOnly { offset });
         }
-        let stored = self.under_lock(offset, size_of::<T>(), &caller.into(), |at| {
+        let stored = self.under_lock(offset, size_of::<T>(), Prot::ReadWrite, &caller.into(), |at| {
             // SAFETY: as in `read_with`.
             unsafe { raw::store(at.cast::<T>(), value) }
         });
@@ -168,6 +170,7 @@ impl Mapping {
         &self,
         offset: usize,
         len: usize,
+        needed: Prot,
         caller: &Caller<'_>,
         mut access: impl FnMut(*mut u8) -> Result<R, Faulted>,
     ) -> Result<Option<R>, AccessError> {
@@ -183,8 +186,11 @@ impl Mapping {
                 if region.owner.given(at, len) == len { access(region.owner.at(at)) } else { Err(Faulted) }
             }
         };
-        match region.protocol.on_behalf(&caller, || Some(access())) {
-            Ok(done) => done.map(Some).map_err(|Faulted| AccessError::NoMemory { offset }),
+        // The owner's view has all rights, the mapping maybe not.
+        let allowed = || served.view.allows(AddrRange::new(served.view.range.addr + offset, len), needed);
+        match region.protocol.on_behalf(&caller, || Some(allowed().then(&mut access))) {
+            Ok(None) => Err(AccessError::Protected { offset }),
+            Ok(Some(done)) => done.map(Some).map_err(|Faulted| AccessError::NoMemory { offset }),
             Err(NotResolved::Sigbus) if self.on_disabled() == OnDisabled::AllOnes => Ok(None),
             Err(NotResolved::Sigbus) if region.protocol.phase() == Phase::Gone => Err(AccessError::Gone { offset }),
             Err(NotResolved::Sigbus) => Err(AccessError::Disabled { offset }),

@@ -101,6 +101,10 @@ impl AddrRange {
         (self.addr..self.end()).contains(&addr)
     }
 
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        self.addr < other.end() && other.addr < self.end()
+    }
+
     /// What is left of it without `hole`, a part of it.
     pub(crate) fn around(self, hole: Self) -> impl Iterator<Item = Self> {
         let parts = [Self::new(self.addr, hole.addr - self.addr), Self::new(hole.end(), self.end() - hole.end())];

@@ -42,8 +42,8 @@ use crate::sys::map::{self, Prot};
 use crate::sys::{AddrRange, SysError, page_size};
 use left_over::{release, sweep};
 use nix::errno::Errno;
-use parking_lot::{Mutex, MutexGuard};
-use rights::Rights;
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use rights::{Part, Rights};
 use std::fmt;
 use std::sync::Arc;
 
@@ -84,8 +84,6 @@ enum Content {
 
 struct Place {
     content: Content,
-    /// Which parts of the range have which rights.
-    rights: Rights,
     /// Where the page tables are while they are aside: an address that the kernel has chosen.
     aside: Option<AddrRange>,
     /// Where they were last, and might go again.
@@ -110,6 +108,8 @@ pub(crate) struct View {
     /// The process that the range is in. In a forked child there is nothing of the view's.
     identity: Identity,
     place: Mutex<Place>,
+    /// Which parts of the range have which rights. Written under the lock of the place, for a moment.
+    rights: RwLock<Rights>,
 }
 
 impl View {
@@ -118,15 +118,9 @@ impl View {
         Identity::prepare()?;
         sweep();
         let range = map::reserve(spec.len, alignment(spec.len).max(spec.page))?;
-        let place = Place {
-            content: Content::Unsettled,
-            rights: Rights::whole(range, spec.prot),
-            aside: None,
-            hint: None,
-            hole: None,
-            waiting: Vec::new(),
-        };
-        Ok(Self { spec, range, identity: Identity::current(), place: Mutex::new(place) })
+        let place = Place { content: Content::Unsettled, aside: None, hint: None, hole: None, waiting: Vec::new() };
+        let rights = RwLock::new(Rights::whole(range, spec.prot));
+        Ok(Self { spec, range, identity: Identity::current(), place: Mutex::new(place), rights })
     }
 
     /// What the range is, for its owner; a forked child has no such range.
@@ -256,17 +250,27 @@ impl View {
             Content::Unsettled => {}
             Content::Unmapped => return Ok(()),
         }
-        place.rights.set(part, prot);
+        let mut rights = self.rights.read().clone();
+        rights.set(part, prot);
+        // The earlier ones are freed without the lock.
+        let earlier = std::mem::replace(&mut *self.rights.write(), rights);
+        drop(earlier);
         // The page tables that are aside are one mapping with the rights of before: the range is filled anew.
         place.aside.take().into_iter().for_each(release);
         Ok(())
     }
 
-    /// True if the byte at `addr` is known to have fewer rights than the mapping was made with. Waits for nothing: asked in
-    /// signal handlers, too.
-    pub(crate) fn is_protected(&self, addr: usize) -> bool {
-        let place = self.identity.is_current().then(|| self.place.try_lock()).flatten();
-        place.is_some_and(|place| place.rights.at(addr) < self.spec.prot)
+    /// True if all of `part`, a part of the range, has these rights, as far as the crate was told. Waits for nothing, as it is
+    /// asked in signal handlers too: while `protect` puts others in place, for a moment, nothing is allowed.
+    pub(crate) fn allows(&self, part: AddrRange, prot: Prot) -> bool {
+        // A few tries: the lock is held for as long as it takes to exchange two pointers.
+        let rights = (0..64).find_map(|_| self.rights.try_read());
+        rights.is_some_and(|rights| rights.parts().iter().all(|had| had.prot >= prot || !had.range.overlaps(part)))
+    }
+
+    /// A copy of the parts, for a change of what stands in the range.
+    fn parts(&self) -> Vec<Part> {
+        self.rights.read().parts().to_vec()
     }
 
     /// Makes everything that waits in this range fault again, and meet what is there now.

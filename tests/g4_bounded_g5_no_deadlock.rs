@@ -210,6 +210,7 @@ fn dropping_a_mapping_or_its_region_wakes_who_waits_in_it() {
                 eventually(&format!("{case} drops the region: {drops_region}: the load ends"), || load.is_finished());
                 let hit = load.join().expect("no panic").expect_err("nothing is there any more");
                 assert_eq!(hit.is_segv(), !drops_region, "{case}: {hit:?}");
+                assert_eq!(raw::write_from(base, 8), Err(nix::errno::Errno::EFAULT), "{case}");
             }
         });
     });

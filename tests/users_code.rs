@@ -751,3 +751,105 @@ fn two_loops_at_one_eventfd_never_wait_for_each_other() {
         }
     });
 }
+
+/// An IOMMU that, while another thread's revocation waits for its call, asks for what waits for that revocation.
+#[test]
+fn an_iommu_that_a_revocation_waits_for_does_not_wait_for_the_revocation() {
+    struct Asks(Mutex<Option<mpsc::SyncSender<()>>>, Arc<PciDevice>, Mutex<Vec<String>>);
+    impl Asks {
+        fn ask(&self) {
+            let Some(inside) = self.0.lock().expect("the channel").take() else { return };
+            inside.send(()).expect("the test waits for it");
+            // Until the revocation waits for this call.
+            thread::sleep(Duration::from_millis(30));
+            let region = self.1.region(BAR).expect("memory");
+            let answers = [
+                format!("{:?}", region.disable()),
+                format!("{:?}", region.reset(|_| ())),
+                format!("{:?}", self.1.write(Space::Config, 4, &OFF[..])),
+                format!("{:?}", region.pin(0..1, FaultFlags::WAIT).map(drop)),
+            ];
+            self.2.lock().expect("a list").extend(answers);
+        }
+    }
+    impl Iommu for Asks {
+        fn map(&self, _: u64, _: *mut u8, _: usize, _: DmaAccess) -> io::Result<()> {
+            self.ask();
+            Ok(())
+        }
+        fn unmap(&self, _: u64, _: usize) {
+            self.ask();
+        }
+    }
+    support::start();
+    let _watchdog = Watchdog::new("an IOMMU", PATIENCE);
+    for (unmaps, by_device) in [(false, false), (true, false), (false, true), (true, true)] {
+        let device = PciDevice::builder(1, 2).command(2).bar(0, Bar::memory(4096)).bar(1, Bar::memory(4096));
+        let device = Arc::new(device.build().expect("a device"));
+        let mapping = device.map(BAR, MapOptions::new()).expect("it maps");
+        let iommu = Arc::new(Asks(Mutex::default(), Arc::clone(&device), Mutex::default()));
+        let space = DmaSpace::new(Arc::clone(&iommu) as _);
+        let segment = DmaSegment::device(&mapping, 0..4096);
+        let (inside, is_inside) = mpsc::sync_channel(0);
+        let arm = || *iommu.0.lock().expect("the channel") = Some(inside);
+        let map = || space.map(IOVA, std::slice::from_ref(&segment), DmaAccess::ReadWrite);
+        if unmaps {
+            map().expect("enabled");
+        }
+        arm();
+        thread::scope(|scope| {
+            let device = &device;
+            let off = scope.spawn(move || {
+                is_inside.recv().expect("the call begins");
+                match by_device {
+                    true => drop(device.write(Space::Config, 4, &OFF[..]).expect("COMMAND")),
+                    false => drop(device.region(BAR).expect("memory").disable().expect("nothing is in the way")),
+                }
+            });
+            match unmaps {
+                true => assert_eq!(space.unmap(IOVA, 4096), 4096),
+                false => drop(map()),
+            }
+            off.join().expect("it ends");
+        });
+        let answers = iommu.2.lock().expect("a list");
+        assert!(answers[..3].iter().all(|text| text.contains("Reentrant")), "{answers:?}");
+        assert_eq!(answers[3], "Ok(())", "the memory is there until the call ends");
+        assert!(mapping.read::<u8>(0).is_err());
+    }
+}
+
+/// Whoever is woken may use another member at once, whichever of them comes first.
+#[test]
+fn a_waker_of_one_member_of_a_group_can_read_another() {
+    struct Reads(Arc<Mapping>, Arc<Mutex<Vec<String>>>);
+    impl Wake for Reads {
+        fn wake(self: Arc<Self>) {
+            self.1.lock().expect("a list").push(format!("{:?}", self.0.read::<u8>(4096)));
+        }
+    }
+    support::start();
+    let _watchdog = Watchdog::new("a waker", PATIENCE);
+    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
+        let build = |_| Region::builder(LEN).strategy(strategy).build().ok();
+        let [Some(one), Some(two)] = [0, 1].map(build) else { continue };
+        let regions = [one, two];
+        let maps = [0, 1].map(|at: usize| Arc::new(regions[at].map(MapOptions::new()).expect("it maps")));
+        let group = ResetGroup::new(&regions);
+        group.try_disable().expect("nothing is in the way");
+        let queue = FaultQueue::new(8).expect("an eventfd");
+        let read = Arc::new(Mutex::new(Vec::new()));
+        let tokens = [0, 1].map(|at: usize| {
+            let Ok(Submitted::Queued(token)) = regions[at].fault_async(0, blocking(), &queue) else {
+                panic!("disabled")
+            };
+            let mut token = Box::pin(token);
+            let waker = Waker::from(Arc::new(Reads(Arc::clone(&maps[1 - at]), Arc::clone(&read))));
+            assert!(token.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            token
+        });
+        group.try_enable().expect("nothing is in the way");
+        assert_eq!(*read.lock().expect("a list"), ["Ok(0)"; 2], "{strategy}");
+        drop(tokens);
+    }
+}

@@ -14,6 +14,7 @@ use crate::caller::Caller;
 use crate::error::{AccessError, CopyError};
 use crate::fault::FaultFlags;
 use crate::mapping::Mapping;
+use crate::sys::map::Prot;
 
 /// The longest part of a copy, in bytes. It crosses no page's edge, so its memory is there or it is not.
 const PART: usize = 4096;
@@ -25,9 +26,11 @@ impl Mapping {
         &self,
         offset: usize,
         len: usize,
+        kind: Kind,
         access: impl FnMut(*mut u8) -> Result<R, Faulted>,
     ) -> Result<Option<R>, AccessError> {
-        let done = self.under_lock(offset, len, &Caller::new(FaultFlags::WAIT), access);
+        let needed = if kind == Kind::Load { Prot::Read } else { Prot::ReadWrite };
+        let done = self.under_lock(offset, len, needed, &Caller::new(FaultFlags::WAIT), access);
         if matches!(done, Ok(None) | Err(AccessError::Disabled { .. })) {
             self.served.region.protocol.gate.turn_away();
         }
@@ -42,7 +45,7 @@ impl Mapping {
                 // SAFETY: `under_lock`'s place, of `len` bytes; `part` has as many, and is this function's own.
                 all(unsafe { raw::copy_out(part.as_mut_ptr(), from, len) }, len)
             };
-            let copied = self.locked(offset + done, len, copy)?;
+            let copied = self.locked(offset + done, len, Kind::Load, copy)?;
             if copied.is_some() {
                 into[done..done + len].copy_from_slice(&part[..len]);
             }
@@ -58,7 +61,7 @@ impl Mapping {
         let written = self.parts(offset, from.len(), Kind::Store, |done, len| {
             part[..len].copy_from_slice(&from[done..done + len]);
             // SAFETY: `under_lock`'s place, of `len` bytes; `part` has as many, and is this function's own.
-            self.locked(offset + done, len, |to| all(unsafe { raw::copy_in(to, part.as_ptr(), len) }, len))
+            self.locked(offset + done, len, Kind::Store, |to| all(unsafe { raw::copy_in(to, part.as_ptr(), len) }, len))
         });
         written.map(drop)
     }
@@ -67,7 +70,7 @@ impl Mapping {
     pub(super) fn fill_locked(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
         let filled = self.parts(offset, len, Kind::Store, |done, len| {
             // SAFETY: `under_lock`'s place, of `len` bytes.
-            self.locked(offset + done, len, |to| all(unsafe { raw::fill(to, byte, len) }, len))
+            self.locked(offset + done, len, Kind::Store, |to| all(unsafe { raw::fill(to, byte, len) }, len))
         });
         filled.map(drop)
     }

@@ -5,6 +5,7 @@ use crate::error::AccessError;
 use crate::gate::Phase;
 use crate::mapping::Served;
 use crate::protocol::State;
+use crate::sys::AddrRange;
 use crate::view::Server;
 use std::sync::atomic::Ordering;
 
@@ -118,9 +119,9 @@ impl Served {
     /// Why an access faults again and again at an enabled region.
     #[cold]
     fn fails_at(&self, offset: usize) -> AccessError {
-        match self.view.is_protected(self.view.range.addr + offset) {
-            true => AccessError::Protected { offset },
-            false => AccessError::NoMemory { offset },
+        match self.view.allows(AddrRange::new(self.view.range.addr + offset, 1), self.view.spec.prot) {
+            true => AccessError::NoMemory { offset },
+            false => AccessError::Protected { offset },
         }
     }
 }

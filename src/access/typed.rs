@@ -252,7 +252,7 @@ impl Mapping {
             return Err(AccessError::ReadOnly { offset });
         }
         if !raw::RECOVERABLE {
-            return self.locked(offset, size_of::<T>(), |at| access(at.cast()));
+            return self.locked(offset, size_of::<T>(), kind, |at| access(at.cast()));
         }
         let mut patience = Patience::new(served);
         let mut faulted = tried == Tried::Faulted;

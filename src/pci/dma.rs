@@ -15,7 +15,7 @@ use crate::placed::{Placed, Refused};
 use crate::protocol::Protocol;
 use crate::region::RegionShared;
 use crate::sys::identity::Identity;
-use crate::sys::map::{self, Advice};
+use crate::sys::map::{self, Advice, Prot};
 use crate::sys::{AddrRange, SysError, page_size};
 use crate::users::{Theirs, guarded};
 use nix::errno::Errno;
@@ -369,6 +369,15 @@ impl Part {
     /// Has every page of the range mapped (`follow_fault_pfn`). The region is enabled, and stays so meanwhile.
     fn fault_in(&self) -> Result<(), SysError> {
         let served = &self.mapping.served;
+        let part = AddrRange::new(served.view.range.addr + self.range.start, self.range.len());
+        let needed = match self.access {
+            DmaAccess::Read => Prot::Read,
+            DmaAccess::ReadWrite => Prot::ReadWrite,
+        };
+        // A page that is made present has no more rights by that: the IOMMU would refuse, or not look.
+        if !served.view.allows(part, needed) {
+            return Err(SysError::new("mmap", Errno::EFAULT));
+        }
         match served.view.spec.server.uffd() {
             Some(uffd) => {
                 let mut at = self.range.start;

@@ -33,8 +33,8 @@ impl View {
         if place.aside.is_some() {
             return Ok(());
         }
-        // One mapping though it should be several: the application has changed rights. They would come back as they are.
-        if place.rights.parts().len() > 1 {
+        // Several rights are several mappings, unless foreign code has given them all the same.
+        if self.parts().len() > 1 {
             return Err(SysError::new("mremap", Errno::EFAULT));
         }
         let align = alignment(self.range.len);
@@ -52,13 +52,13 @@ impl View {
         Ok(())
     }
 
-    /// Puts the page tables back over the range, whatever stands there.
+    /// Puts the page tables back over the range, whatever stands there, with the rights that the range is to have: foreign code
+    /// may have changed those before.
     #[expect(unsafe_code, reason = "UNSAFETY: moves page tables back into the view's own range")]
     pub(super) fn move_back(&self, place: &mut Place, aside: AddrRange) -> Result<(), SysError> {
-        // They went aside with whatever rights the application had given them.
-        for part in place.rights.parts() {
-            // SAFETY: what `move_aside` has moved, which nothing accesses. It is one part: see there, and `protect`.
-            unsafe { map::protect(AddrRange::new(aside.addr, part.range.len), part.prot) }?;
+        for part in self.parts() {
+            // SAFETY: the view's own, from `move_aside`: one mapping, of one part.
+            unsafe { map::protect(aside, part.prot) }?;
         }
         self.replace(place, self.range, || {
             // SAFETY: both ranges are the view's own: one from `reserve`, the other from `move_aside`, as the kernel chose it.

@@ -121,7 +121,7 @@ impl View {
         cover: impl Fn(AddrRange, Prot) -> Result<(), SysError>,
     ) -> Result<(), SysError> {
         if !crate::sys::left_out("cover") {
-            for Part { range, prot } in place.rights.parts().to_vec() {
+            for Part { range, prot } in self.parts() {
                 for at in (range.addr..range.end()).step_by(size) {
                     let tile = AddrRange::new(at, size.min(range.end() - at));
                     self.replace(place, tile, || cover(tile, prot))?;

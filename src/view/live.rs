@@ -13,8 +13,8 @@ impl View {
     pub(super) fn map_live(&self, place: &mut Place, file: Option<&KnownFile>) -> Result<(), SysError> {
         let file = file.ok_or(SysError::new("mmap", Errno::EBADF))?;
         let mut mapped = 0;
-        let mut parts = place.rights.parts().to_vec().into_iter();
-        let moved = parts.try_for_each(|part| self.map_part(place, part, file).inspect(|()| mapped += 1));
+        let moved =
+            self.parts().into_iter().try_for_each(|part| self.map_part(place, part, file).inspect(|()| mapped += 1));
         let served = moved.and_then(|()| self.serve());
         match served {
             Ok(()) => place.content = Content::Live,

@@ -24,6 +24,7 @@ impl Rights {
     }
 
     /// The rights at an address; none outside.
+    #[cfg(test)]
     pub(super) fn at(&self, addr: usize) -> Prot {
         self.0.iter().find(|part| part.range.contains(addr)).map_or(Prot::None, |part| part.prot)
     }

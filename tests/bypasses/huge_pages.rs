@@ -101,10 +101,10 @@ fn collapses() -> bool {
     may
 }
 
-/// Foreign code that undoes MADV_NOHUGEPAGE: an enabled mapping is revoked all the same, and a cover has nothing to collapse. But
-/// where accesses wait in place, the mapping itself stands there, and is filled.
+/// Foreign code that undoes MADV_NOHUGEPAGE: an enabled mapping is revoked all the same, and what stands in a disabled one has
+/// nothing to collapse.
 #[test]
-fn collapsing_by_foreign_code_that_allows_huge_pages_opens_a_disabled_mapping_under_block_only() {
+fn collapsing_by_foreign_code_that_allows_huge_pages_opens_nothing() {
     support::start();
     if !collapses() {
         return;
@@ -118,20 +118,20 @@ fn collapsing_by_foreign_code_that_allows_huge_pages_opens_a_disabled_mapping_un
         for _ in 0..2 {
             region.disable().expect("it revokes");
             check_refused(mapping, &when);
+            let collapsed = allow_and_collapse(base);
+            assert!(collapsed.is_err(), "{when}: {collapsed:?}");
+            check_refused(mapping, &when);
             region.enable().expect("it comes back");
             check_there(mapping, &when);
         }
-        region.disable().expect("it revokes");
-        match (allow_and_collapse(base), policy) {
-            (Err(_), OnDisabled::Sigbus) => check_refused(mapping, &when),
-            // See SECURITY.
-            (Ok(()), OnDisabled::Block) => assert_eq!(resident(base), Some(LEN >> 10), "{when}"),
-            other => panic!("{when}: {other:?}"),
-        }
-        region.enable().expect("it comes back");
+        region
+            .reset(|_| {
+                let collapsed = allow_and_collapse(base);
+                assert!(collapsed.is_err(), "{when}: during a reset: {collapsed:?}");
+                assert_eq!(resident(base), Some(0), "{when}: mapped during a reset");
+            })
+            .expect("it resets");
         check_there(mapping, &when);
-        region.disable().expect("it revokes");
-        check_refused(mapping, &when);
     });
 }
 

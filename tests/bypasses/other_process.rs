@@ -2,14 +2,14 @@
 
 use super::calls::{advise_process, at, cloned, let_others_trace, write_process};
 use super::{SECRET, addr};
-use crate::support::matrix::{Case, Memory, every_case, every_case_with};
+use crate::support::matrix::{Memory, every_case, every_case_with};
 use crate::support::raw::{self, Hit};
 use crate::support::{self, a_moment};
 use nix::libc;
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use revocable_mmio::{OnDisabled, Strategy};
+use revocable_mmio::OnDisabled;
 use std::fs;
 use std::os::unix::fs::FileExt;
 
@@ -42,15 +42,10 @@ fn another_process_reads_nothing_of_a_disabled_region() {
         let read = memory.read_at(&mut into, base as u64);
         assert!(read.is_err() || (ones && into == [0xff; 8]), "{case}: /proc/self/mem: {read:?} {into:?}");
         region.enable().expect("it comes back");
-        if case.memory != Memory::Device && kernel_may(case) {
+        if case.memory != Memory::Device && case.kernel_serves() {
             assert_eq!(raw::forked(spy), 1, "{case}: enabled, a debugger may look");
         }
     });
-}
-
-/// Does an enabled region let the kernel access it on somebody's behalf? A userfaultfd for user-mode faults only refuses.
-fn kernel_may(case: &Case) -> bool {
-    case.strategy != Strategy::Zap || case.kernel_waits()
 }
 
 #[test]
@@ -77,7 +72,7 @@ fn another_process_writes_nothing_into_a_disabled_region() {
             region.enable().expect("it comes back");
             assert_eq!(raw::load64(base), Ok(SECRET), "{case}");
             // A device's mapping takes none of a debugger's.
-            if case.memory != Memory::Device && kernel_may(case) {
+            if case.memory != Memory::Device && case.kernel_serves() {
                 assert_eq!(raw::forked(|| i32::from(write())), 1, "{case}: enabled, a debugger may write");
                 assert_eq!(region.owner().read::<u64>(0), Ok(7), "{case}");
                 mapping.write(0, SECRET).expect("enabled");
@@ -135,7 +130,7 @@ fn a_tracer_peeks_and_pokes_nothing_of_a_disabled_region() {
         region.enable().expect("it comes back");
         assert_eq!(mapping.read::<u64>(0), Ok(SECRET), "{case}");
         raw::load64(base).expect("enabled");
-        if case.memory != Memory::Device && kernel_may(case) {
+        if case.memory != Memory::Device && case.kernel_serves() {
             assert_eq!(trace(thread, base), PEEKED | PEEKED_SECRET | POKED, "{case}: enabled, a debugger may look");
             assert_eq!(region.owner().read::<u64>(0), Ok(7), "{case}");
         }
@@ -144,10 +139,9 @@ fn a_tracer_peeks_and_pokes_nothing_of_a_disabled_region() {
     traced.join().expect("it only waits");
 }
 
-/// Under Block a debugger waits like everyone: until the region is enabled, or until it is killed. Where the kernel's faults
-/// cannot wait, it is refused.
+/// Under Block the kernel's own accesses are refused, on whose behalf ever; during a reset they wait, and can be killed.
 #[test]
-fn another_process_that_meets_a_blocking_mapping_waits_for_enable_and_can_be_killed() {
+fn another_process_that_meets_a_blocking_mapping_is_refused_and_waits_for_a_reset() {
     support::start();
     every_case_with(&[OnDisabled::Block], |case| {
         let region = case.region(2);
@@ -158,20 +152,22 @@ fn another_process_that_meets_a_blocking_mapping_waits_for_enable_and_can_be_kil
         let me = nix::unistd::getpid().as_raw();
         let spy = || spied(me, base);
         region.disable().expect("it revokes");
-        // Where faults wait in a stand-in, those of the kernel are refused.
-        let waits = case.memory == Memory::Memfd && case.kernel_waits();
-        let killed = cloned(0, spy);
-        let reader = cloned(0, spy);
-        a_moment();
-        for process in [&killed, &reader] {
-            assert!(!waits || !process.has_ended(), "{case}: it was refused, or read while disabled");
-        }
-        killed.kill();
-        let code = killed.wait();
-        assert!(code == 128 + libc::SIGKILL || (!waits && code == 0), "{case}: {code}");
+        assert_eq!(raw::forked(spy), 0, "{case}: refused at once");
         region.enable().expect("it comes back");
-        let code = reader.wait();
-        assert!(code == 1 || (!waits && code == 0), "{case}: {code}");
+        let waits = case.kernel_waits();
+        let reader = region.reset(|_| {
+            let (killed, reader) = (cloned(0, spy), cloned(0, spy));
+            a_moment();
+            for process in [&killed, &reader] {
+                assert!(!waits || !process.has_ended(), "{case}: it was refused, or read during a reset");
+            }
+            killed.kill();
+            let code = killed.wait();
+            assert!(code == 128 + libc::SIGKILL || (!waits && code == 0), "{case}: {code}");
+            reader
+        });
+        let code = reader.expect("it resets").wait();
+        assert_eq!(code, i32::from(waits), "{case}");
         assert_eq!(raw::load64(base), Ok(SECRET), "{case}");
     });
 }

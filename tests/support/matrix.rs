@@ -57,9 +57,15 @@ impl Case {
         strategy && (self.policy != OnDisabled::Block || can_block)
     }
 
-    /// Can everything about it be seen: do system calls wait where loads do?
+    /// Do system calls wait where loads do, during a reset?
     pub(crate) fn kernel_waits(&self) -> bool {
         Support::current().sees_kernel_faults()
+    }
+
+    /// Does an enabled region let system calls use it, whatever is mapped already? Under Zap a userfaultfd for user-mode faults
+    /// only refuses them.
+    pub(crate) fn kernel_serves(&self) -> bool {
+        self.strategy != Strategy::Zap || self.kernel_waits()
     }
 
     /// Does anything wait at all while the region is busy? Without a userfaultfd nothing can.

@@ -276,6 +276,23 @@ pub(crate) fn lock(addr: usize, len: usize) -> Result<(), Errno> {
     Errno::result(unsafe { libc::mlock(at(addr), len) }).map(drop)
 }
 
+/// mbind(2) with the policy that changes nothing but splits: MPOL_PREFERRED on no node in particular.
+pub(crate) fn bind(addr: usize, len: usize) -> Result<(), Errno> {
+    const MPOL_PREFERRED: c_int = 1;
+    let none = std::ptr::null::<u64>();
+    // SAFETY: as `protect`; an empty set of nodes.
+    Errno::result(unsafe { libc::syscall(libc::SYS_mbind, at(addr), len, MPOL_PREFERRED, none, 0_usize, 0_u32) })
+        .map(drop)
+}
+
+/// New anonymous memory at an address of the kernel's choice, readable and writable.
+pub(crate) fn map_anonymous(len: usize) -> Result<usize, Errno> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: without MAP_FIXED the kernel picks an address where nothing of anyone's stands.
+    let got = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    if got == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(got.expose_provenance()) }
+}
+
 /// mremap(2) by somebody who is not the crate: to a place of the kernel's choice.
 pub(crate) fn move_away(addr: usize, old_len: usize, len: usize) -> Result<usize, Errno> {
     // SAFETY: as `protect`.
@@ -288,6 +305,14 @@ pub(crate) fn close_behind_its_back(fd: i32) {
     // SAFETY: a system call on a number; that it is another's is the point.
     let rc = unsafe { libc::close(fd) };
     assert_eq!(rc, 0, "close({fd})");
+}
+
+/// Puts another file in the place of a descriptor that belongs to somebody else.
+pub(crate) fn put_over(fd: i32, other: impl std::os::fd::AsFd) {
+    let other = std::os::fd::AsRawFd::as_raw_fd(&other.as_fd());
+    // SAFETY: a system call on numbers; that one is another's is the point.
+    let rc = unsafe { libc::dup2(other, fd) };
+    assert_eq!(rc, fd, "dup2");
 }
 
 /// Puts a directory, which can be neither read nor asked, in the place of a descriptor that belongs to somebody else.
