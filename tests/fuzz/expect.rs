@@ -41,12 +41,16 @@ impl MappingModel {
         self.touched(region, offset, len).iter().any(|page| page.there == There::Foreign)
     }
 
-    /// Why an access that the rights don't permit is refused while the region is enabled. The crate knows what it was told.
-    fn not_permitted(&self, region: &RegionModel, offset: usize) -> Vec<AccessError> {
+    /// Do the rights allow it that the crate was told?
+    fn tells(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
+        let needed = if store { Rights::All } else { Rights::Loads };
+        self.touched(region, offset, len).iter().all(|page| page.told >= needed)
+    }
+
+    /// Why an access is refused that is not permitted while the region is enabled: the crate knows what it was told.
+    fn not_permitted(&self, region: &RegionModel, offset: usize) -> AccessError {
         let told = self.touched(region, offset, 1).iter().all(|page| page.told == self.most());
-        let protected = (!told).then_some(AccessError::Protected { offset });
-        // Where the crate is busy with the mapping (page tables being freed, say), it does not look.
-        protected.into_iter().chain([AccessError::NoMemory { offset }]).collect()
+        if told { AccessError::NoMemory { offset } } else { AccessError::Protected { offset } }
     }
 
     fn foreign_bytes(&self, offset: usize, len: usize) -> Vec<u8> {
@@ -55,7 +59,10 @@ impl MappingModel {
 
     /// Where accessors use the owner's view, what has become of the mapping is none of their business.
     fn permits_accessor(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
-        cfg!(revocable_portable) || self.permits(region, offset, len, store)
+        match cfg!(revocable_portable) {
+            true => self.tells(region, offset, len, store),
+            false => self.permits(region, offset, len, store),
+        }
     }
 
     pub(crate) fn bytes<'a>(&self, region: &'a RegionModel, offset: usize, len: usize) -> &'a [u8] {
@@ -108,6 +115,10 @@ impl Model {
         let by_itself = matches!(via, Via::Accessor | Via::Register);
         let policy = match self.meets(mapping) {
             Meets::Memory if by_itself => return self.reach(op, mapping, region, offset, width, store),
+            // By the owner's view, which has all rights.
+            Meets::Memory if !mapping.tells(region, offset, width, store) => {
+                Answer::Refused(AccessError::Protected { offset })
+            }
             Meets::Memory => found(op, mapping.bytes(region, offset, width)),
             Meets::Disabled => Answer::Refused(AccessError::Disabled { offset }),
             Meets::Gone => Answer::Refused(AccessError::Gone { offset }),
@@ -138,7 +149,7 @@ impl Model {
         width: usize,
         store: bool,
     ) -> Expected {
-        let refused = || mapping.not_permitted(region, offset).into_iter().map(|e| Allowed::Is(Answer::Refused(e)));
+        let refused = Allowed::Is(Answer::Refused(mapping.not_permitted(region, offset)));
         let doubts = self.doubts(mapping);
         if mapping.blurred && (store || matches!(op, Op::Modify { .. })) && !mapping.is_whole() {
             return None;
@@ -149,10 +160,12 @@ impl Model {
         };
         Some(match mapping.permits_accessor(region, offset, width, store) {
             true if !doubts => is(reached),
-            false if !doubts => refused().collect(),
+            false if !doubts => vec![refused],
             _ => {
                 let memory = found(op, mapping.bytes(region, offset, width));
-                refused().chain([Allowed::Is(reached), Allowed::Is(memory)]).collect()
+                // Whether it was let through at the time.
+                let none = Allowed::Is(Answer::Refused(AccessError::NoMemory { offset }));
+                vec![refused, none, Allowed::Is(reached), Allowed::Is(memory)]
             }
         })
     }
@@ -230,12 +243,12 @@ impl Model {
             return Some(is(if store { Answer::Done } else { Answer::Bytes(mapping.foreign_bytes(offset, len)) }));
         }
         let early = |error| Allowed::Is(Answer::Stopped(CopyError { done: 0, error }));
-        let refused = || mapping.not_permitted(region, offset).into_iter().map(early);
+        let refused = || early(mapping.not_permitted(region, offset));
         let reached = match meets {
             Meets::Disabled => return stopped(AccessError::Disabled { offset }),
             Meets::Gone => return stopped(AccessError::Gone { offset }),
             Meets::Waits => return None,
-            Meets::Memory if !permitted => return Some(refused().collect()),
+            Meets::Memory if !permitted => return Some(vec![refused()]),
             _ if store => Allowed::Is(Answer::Done),
             Meets::Memory if foreign => Allowed::Is(Answer::Bytes(mapping.foreign_bytes(offset, len))),
             Meets::Memory => Allowed::Is(Answer::Bytes(mapping.bytes(region, offset, len).to_vec())),
@@ -243,7 +256,7 @@ impl Model {
             Meets::Ones => mapping.ones(offset, len),
         };
         let doubtful = meets == Meets::Memory && self.doubts(mapping);
-        Some(std::iter::once(reached).chain(doubtful.then(refused).into_iter().flatten()).collect())
+        Some(std::iter::once(reached).chain(doubtful.then(refused)).collect())
     }
 
     fn call(&self, mapping: &MappingModel, region: &RegionModel, offset: usize, len: usize, call: Call) -> Expected {
