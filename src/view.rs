@@ -24,6 +24,7 @@ mod aside;
 mod cover;
 mod left_over;
 mod live;
+mod ranges;
 mod rights;
 mod server;
 mod stand_in;
@@ -117,7 +118,7 @@ impl View {
     pub(crate) fn reserve(spec: ViewSpec) -> Result<Self, SysError> {
         Identity::prepare()?;
         sweep();
-        let range = map::reserve(spec.len, alignment(spec.len).max(spec.page))?;
+        let range = ranges::take(spec.len, alignment(spec.len).max(spec.page))?;
         let place = Place { content: Content::Unsettled, aside: None, hint: None, hole: None, waiting: Vec::new() };
         let rights = RwLock::new(Rights::whole(range, spec.prot));
         Ok(Self { spec, range, identity: Identity::current(), place: Mutex::new(place), rights })
@@ -294,11 +295,7 @@ impl View {
         if std::mem::replace(&mut place.content, Content::Unmapped) == Content::Unmapped {
             return;
         }
-        match place.hole {
-            // What is there by now may be another's.
-            Some(hole) => self.range.around(hole).for_each(release),
-            None => release(self.range),
-        }
+        ranges::give_up(self.range, place.hole);
         place.aside.take().into_iter().for_each(release);
         drop(place);
         // munmap wakes nothing: what waited here faults again and meets what an unmapped address gives.

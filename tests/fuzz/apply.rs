@@ -51,6 +51,7 @@ impl Model {
                     ghost: BTreeMap::new(),
                     pages: Vec::new(),
                     foreign: BTreeMap::new(),
+                    mistaken: false,
                     blurred: self.limit.is_some(),
                 };
                 let most = new.most();
@@ -62,6 +63,7 @@ impl Model {
                 for page in &mut mapping.pages[pages.range()] {
                     (page.told, page.now) = (rights, rights);
                 }
+                mapping.mistaken = false;
                 self.wants += 1;
             }
             Op::Rough { mapping, pages, what } => self.rough(mapping, pages, what),
@@ -219,13 +221,23 @@ impl Model {
                 region.degraded = None;
             }
             mapping.blurred = limited;
+            // What the application has mapped in the place of a whole mapping is one mapping as well (of more pages it is several).
+            let foreign = mapping.has(There::Foreign) && mapping.pages.len() == 1;
+            if was != State::Disabled && foreign && region.strategy == Strategy::Detach {
+                mapping.mistaken = true;
+            }
             let most = mapping.most();
             for page in &mut mapping.pages {
                 // What faults wait in has all the rights.
                 page.now = if waits && now == State::Disabled { most } else { page.told };
                 page.there = There::Own;
             }
-            mapping.foreign.clear();
+            if mapping.mistaken && now == State::Enabled {
+                mapping.mistaken = false;
+                mapping.pages[0].there = There::Foreign;
+            } else if !mapping.mistaken {
+                mapping.foreign.clear();
+            }
         }
     }
 

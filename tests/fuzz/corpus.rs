@@ -18,11 +18,13 @@ pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
     "mapped-while-disabled.ops"
     "mprotect-of-all-of-it.ops"
     "page-tables-aside.ops"
+    "page-tables-beside-a-hole.ops"
     "pins-told-and-not-told.ops"
     "read-only.ops"
     "rights-taken-away.ops"
     "stores-to-all-ones-are-lost.ops"
     "the-last-bytes.ops"
+    "unmapped-while-disabled.ops"
     "waits-at-every-strategy.ops"
     "waits-outlive-their-region.ops"
 };

@@ -118,7 +118,7 @@ pub(crate) struct RegionModel {
     pub(crate) guards: u64,
     /// Its descriptor is gone.
     pub(crate) file_lost: bool,
-    /// How often something else had taken a part of a range that was to be revoked. `None`: it may have been for other reasons.
+    /// How often a range that was to be revoked had a hole, at the most. `None`: there may be other reasons.
     pub(crate) degraded: Option<u64>,
 }
 
@@ -166,6 +166,8 @@ pub(crate) struct MappingModel {
     pub(crate) pages: Vec<Page>,
     /// What was stored in the application's own memory.
     pub(crate) foreign: BTreeMap<usize, u8>,
+    /// Memory of the application's, in the place of all of the mapping, was put aside instead of the page tables.
+    pub(crate) mistaken: bool,
     /// What stands there came about in want of something, and may refuse in another way than it should.
     pub(crate) blurred: bool,
 }
@@ -470,31 +472,18 @@ impl Model {
         mapping.blurred || self.unserved && self.regions[mapping.region].strategy == Strategy::Zap
     }
 
-    /// Holes into which the kernel could put what an operation maps for good, at an address of the kernel's choice. They are
-    /// filled before, as the application owns them and nothing else may be mapped there.
+    /// Holes into which the kernel could put what an operation maps for good and is no mapping of the crate's: a thread's stack,
+    /// an owner's view. They are filled before, as nothing else may be mapped there.
     pub(crate) fn holes_in_the_way(&self, op: &Op) -> Vec<(usize, Pages)> {
-        let all = match *op {
-            Op::Region { .. } | Op::Map { .. } | Op::Wait { .. } | Op::Fork | Op::Limit(_) | Op::Lose { .. } => true,
-            // Page tables are put aside.
-            Op::Disable { region, .. } | Op::Reset { region, .. } => {
-                self.slots[region].is_some_and(|id| self.moves(id))
-            }
-            Op::All { group, .. } => self.groups[group].iter().flatten().any(|id| self.moves(*id)),
-            _ => false,
-        };
+        use Op::{Fork, Limit, Lose, Map, Region, Wait};
+        let maps = matches!(op, Region { .. } | Map { .. } | Wait { .. } | Fork | Limit(_) | Lose { .. });
         let mut holes = Vec::new();
         for (slot, mapping) in self.mappings.iter().enumerate() {
-            let Some(mapping) = mapping.as_ref().filter(|_| all) else { continue };
+            let Some(mapping) = mapping.as_ref().filter(|_| maps) else { continue };
             let is_hole = |first: &usize| mapping.pages[*first].there == There::Hole;
             holes.extend((0..mapping.pages.len()).filter(is_hole).map(|first| (slot, Pages { first, count: 1 })));
         }
         holes
-    }
-
-    /// Has it page tables that go aside while there are holes elsewhere?
-    fn moves(&self, id: usize) -> bool {
-        let whole = |mapping: &&MappingModel| mapping.region == id && !mapping.has(There::Hole);
-        self.regions[id].strategy == Strategy::Detach && self.mappings.iter().flatten().any(|mapping| whole(&mapping))
     }
 }
 

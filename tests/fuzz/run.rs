@@ -167,7 +167,8 @@ impl Run {
             let stats = region.stats();
             // Without a userfaultfd nothing waits, and a reset has accesses refused.
             let told = if self.model.machine.userfaultfd { model.degraded } else { None };
-            let degraded = told.unwrap_or(stats.degraded);
+            // A hole may have been filled by what the kernel gave to the crate.
+            let degraded = told.map_or(stats.degraded, |most| stats.degraded.min(most));
             let is = (region.is_enabled(), stats.guards, stats.pins, stats.degraded);
             let should = (model.state == State::Enabled, model.guards, self.model.pins(id).0, degraded);
             if is != should {
