@@ -105,6 +105,12 @@ impl AddrRange {
         self.addr < other.end() && other.addr < self.end()
     }
 
+    /// What both have.
+    pub(crate) fn common(self, other: Self) -> Option<Self> {
+        let (start, end) = (self.addr.max(other.addr), self.end().min(other.end()));
+        (start < end).then(|| Self::new(start, end - start))
+    }
+
     /// What is left of it without `hole`, a part of it.
     pub(crate) fn around(self, hole: Self) -> impl Iterator<Item = Self> {
         let parts = [Self::new(self.addr, hole.addr - self.addr), Self::new(hole.end(), self.end() - hole.end())];

@@ -245,8 +245,12 @@ impl View {
     pub(crate) fn protect(&self, part: AddrRange, prot: Prot) -> Result<(), SysError> {
         let mut place = self.place()?;
         match place.content {
-            // SAFETY: a part of the view's own range, as the caller has checked; this moves nothing and loses nothing.
-            Content::Live | Content::Cover | Content::StandIn(_) => unsafe { map::protect(part, prot) }?,
+            Content::Live | Content::Cover | Content::StandIn(_) => {
+                // SAFETY: a part of the view's own range, as the caller has checked; this moves nothing and loses nothing.
+                let changed = unsafe { map::protect(part, prot) };
+                // It stops where nothing is mapped: what comes before has other rights by then.
+                changed.inspect_err(|_| self.put_rights_back(part))?;
+            }
             // The rights are all that keeps these from being reached; they are had by what comes next.
             Content::Unsettled => {}
             Content::Unmapped => return Ok(()),
@@ -259,6 +263,14 @@ impl View {
         // The page tables that are aside are one mapping with the rights of before: the range is filled anew.
         place.aside.take().into_iter().for_each(release);
         Ok(())
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: changes access rights in the view's own range")]
+    fn put_rights_back(&self, part: AddrRange) {
+        for (range, prot) in self.parts().iter().filter_map(|had| Some((had.range.common(part)?, had.prot))) {
+            // SAFETY: as in `protect`.
+            let _ = unsafe { map::protect(range, prot) };
+        }
     }
 
     /// True if all of `part`, a part of the range, has these rights, as far as the crate was told. Waits for nothing, as it is

@@ -61,11 +61,13 @@ pub(super) fn was_filled(range: AddrRange) -> bool {
 fn reserve_outside(ranges: &mut Ranges, len: usize, align: usize) -> Result<AddrRange, SysError> {
     loop {
         let got = map::reserve(len, align)?;
-        let Some(theirs) = in_the_way(ranges, got) else { return Ok(got) };
-        theirs.filled = true;
-        let (start, end) = (got.addr.max(theirs.range.addr), got.end().min(theirs.range.end()));
+        let theirs = in_the_way(ranges, got).and_then(|known| {
+            known.filled = true;
+            known.range.common(got)
+        });
+        let Some(theirs) = theirs else { return Ok(got) };
         // At least a page of a hole is filled each time, so this comes to an end.
-        got.around(AddrRange::new(start, end - start)).for_each(release);
+        got.around(theirs).for_each(release);
     }
 }
 

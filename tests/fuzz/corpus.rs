@@ -21,6 +21,7 @@ pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
     "page-tables-beside-a-hole.ops"
     "pins-told-and-not-told.ops"
     "read-only.ops"
+    "rights-around-a-hole.ops"
     "rights-taken-away.ops"
     "stores-to-all-ones-are-lost.ops"
     "the-last-bytes.ops"

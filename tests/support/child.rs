@@ -9,11 +9,6 @@ use std::time::{Duration, Instant};
 const WHICH: &str = "REVOCABLE_TEST_CHILD";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a child may take: longer if it is asked to go on for so long.
-fn patience() -> Duration {
-    super::fuzz::asked_time().map_or(PATIENCE, |time| time + 3 * PATIENCE)
-}
-
 /// How a child ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
@@ -65,17 +60,17 @@ pub(crate) fn alone_with(test: &str, vars: &[(&str, &str)], body: impl FnOnce())
             if let Some(status) = child.try_wait().expect("a child of ours") {
                 break status;
             }
-            if since.elapsed() > patience() {
+            if since.elapsed() > PATIENCE {
                 let waits = threads_of(&child.id().to_string());
                 let _ = child.kill();
                 let _ = child.wait();
-                panic!("the child of {test} hung for {:?}:\n{waits}", patience());
+                panic!("the child of {test} hung for {PATIENCE:?}:\n{waits}");
             }
             std::thread::sleep(Duration::from_millis(5));
         };
         let output = out.join().expect("a reader") + &err.join().expect("a reader");
         assert!(!output.contains("running 0 tests"), "no test is called {test}: nothing was tried");
-        for line in output.lines().filter(|line| line.contains("SKIP:") || line.starts_with("fuzz:")) {
+        for line in output.lines().filter(|line| line.contains("SKIP:")) {
             eprintln!("{line}");
         }
         Ended { status, output }
