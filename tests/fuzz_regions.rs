@@ -8,6 +8,7 @@ mod support;
 use fuzz::op::Memory;
 use fuzz::{CORPUS, forked, random, run, text, touch};
 use proptest::prelude::*;
+use std::time::Duration;
 use support::matrix::{Case, HugePages};
 
 const PAGES_OF_4K: &[Memory] = &[Memory::Memfd, Memory::Memfd, Memory::ShmFile, Memory::Device];
@@ -25,7 +26,9 @@ fn regions_do_what_their_model_does() {
 fn regions_do_what_their_model_does_whatever_is_done_to_their_process() {
     support::start();
     let name = "regions_do_what_their_model_does_whatever_is_done_to_their_process";
-    let ended = support::child::alone(name, || {
+    // What hangs is shrunk, too.
+    let patience = support::fuzz::asked_time().unwrap_or_default() + Duration::from_secs(300);
+    let ended = support::child::alone_for(patience, name, &[], || {
         // Asked once for all.
         let _ = run::machine();
         let histories = random::history(PAGES_OF_4K, 60, false);

@@ -7,18 +7,19 @@ use super::model::SECRET;
 use super::op::Op;
 use super::run;
 use crate::support::raw;
+use crate::support::watchdog::threads_of;
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use revocable_mmio::fault::{FaultFlags, NoLock};
 use revocable_mmio::{MapOptions, Mapping, OnDisabled, Region, RevokeError, Strategy};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What no sequence takes.
-const TOO_LONG: Duration = Duration::from_secs(60);
+/// What no operation takes, and no end of a process.
+const TOO_LONG: Duration = Duration::from_secs(15);
 
 /// Does in a child whatever can be done with inherited handles. None of it may reach the memory, or change anything of the
 /// parent's.
@@ -113,20 +114,24 @@ pub(crate) fn run(history: &[Op]) -> Result<(), String> {
     }
     if pid == 0 {
         drop(out);
-        let ended = std::panic::catch_unwind(|| run::run(history));
+        let mut steps = std::fs::File::from(into);
+        // A byte for each operation that is begun.
+        let step = || drop(steps.write_all(&[0]));
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run::run_telling(history, step)));
         let why = match ended {
             Ok(Ok(())) => String::new(),
             Ok(Err(why)) => why,
             Err(panic) => panic.downcast::<String>().map_or("it panicked".to_owned(), |why| format!("panic: {why}")),
         };
         // Whatever has become of descriptors and limits, there is this one.
-        let _ = std::fs::File::from(into).write_all(why.as_bytes());
+        let _ = steps.write_all(why.as_bytes());
         // SAFETY: ends the process at once.
         unsafe { libc::_exit(i32::from(!why.is_empty())) };
     }
     drop(into);
     let told = listen(out.as_fd());
-    if told.is_none() {
+    let threads = told.as_ref().err().map_or(String::new(), |_| threads_of(&pid.to_string()));
+    if told.is_err() {
         // SAFETY: a child of ours, which is waited for below.
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }
@@ -134,28 +139,35 @@ pub(crate) fn run(history: &[Op]) -> Result<(), String> {
     // SAFETY: waits for a child of ours; the status is a live integer.
     while unsafe { libc::waitpid(pid, &raw mut status, 0) } < 0 && Errno::last() == Errno::EINTR {}
     match told {
-        None => Err(format!("it does not end within {TOO_LONG:?}")),
-        Some(why) if !why.is_empty() => Err(why),
-        Some(_) if status == 0 => Ok(()),
-        Some(_) => Err(format!("its process ended with status {status:#x}")),
+        Err(begun) => {
+            let last = history.get(begun.wrapping_sub(1)).map_or("its end".to_owned(), super::text::line);
+            Err(format!("operation {begun} does not end within {TOO_LONG:?}: {last}\n{threads}"))
+        }
+        Ok((_, why)) if !why.is_empty() => Err(why),
+        Ok(_) if status == 0 => Ok(()),
+        Ok((begun, _)) => Err(format!("its process ended with status {status:#x} in operation {begun}")),
     }
 }
 
-/// Everything until the end of the other side; `None`: that does not come.
-fn listen(out: std::os::fd::BorrowedFd<'_>) -> Option<String> {
-    let since = Instant::now();
-    let mut text = Vec::new();
-    let mut reader = std::fs::File::from(out.try_clone_to_owned().ok()?);
+/// Everything until the end of the other side: how many operations were begun, and what was said. An error: that does not come.
+fn listen(out: std::os::fd::BorrowedFd<'_>) -> Result<(usize, String), usize> {
+    let (mut begun, mut text, mut since) = (0, Vec::new(), Instant::now());
     while since.elapsed() < TOO_LONG {
         let mut fds = [PollFd::new(out, PollFlags::POLLIN)];
         if poll(&mut fds, PollTimeout::from(100_u8)).is_ok_and(|ready| ready > 0) {
             let mut some = [0; 4096];
-            match reader.read(&mut some) {
-                Ok(0) => return Some(String::from_utf8_lossy(&text).into_owned()),
-                Ok(n) => text.extend_from_slice(&some[..n]),
-                Err(_) => {}
+            let read = nix::unistd::read(out, &mut some).unwrap_or(0);
+            if read == 0 {
+                return Ok((begun, String::from_utf8_lossy(&text).into_owned()));
+            }
+            since = Instant::now();
+            for byte in &some[..read] {
+                match byte {
+                    0 => begun += 1,
+                    byte => text.push(*byte),
+                }
             }
         }
     }
-    None
+    Err(begun)
 }

@@ -26,8 +26,16 @@ fn is_legal(strategy: Strategy, memory: Memory) -> bool {
 /// # Errors
 /// What came out otherwise than the model says, and where.
 pub(crate) fn run(history: &[Op]) -> Result<(), String> {
+    run_telling(history, || ())
+}
+
+/// Runs a sequence, and says when an operation of it begins.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_telling(history: &[Op], mut begins: impl FnMut()) -> Result<(), String> {
     let watched = Watched::new(history);
-    let mut run = Run { model: Model::new(machine()), real: Real::default(), watched, at: 0 };
+    let mut run = Run { model: Model::new(machine()), real: Real::default(), watched, begins: &mut begins, at: 0 };
     run.frame(history)?;
     run.step(&Op::Unlimit)?;
     // Whatever is left goes in this order: guards went with the frames.
@@ -47,20 +55,22 @@ pub(crate) fn run(history: &[Op]) -> Result<(), String> {
     Ok(())
 }
 
-struct Run {
+struct Run<'a> {
     model: Model,
     real: Real,
     watched: Watched,
+    begins: &'a mut dyn FnMut(),
     /// How far it has come.
     at: usize,
 }
 
-impl Run {
+impl Run<'_> {
     /// Up to the end of the guard that began this frame, or of the sequence.
     fn frame(&mut self, history: &[Op]) -> Result<(), String> {
         while let Some(op) = history.get(self.at) {
             self.at += 1;
             self.watched.step(self.at);
+            (self.begins)();
             match *op {
                 Op::Guard { mapping } => self.guarded(op, mapping, history)?,
                 Op::Unguard if !self.model.guards.is_empty() => return Ok(()),
