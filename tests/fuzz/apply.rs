@@ -233,7 +233,8 @@ impl Model {
                 page.there = There::Own;
             }
             if mapping.mistaken && now == State::Enabled {
-                mapping.mistaken = false;
+                // Unless the crate had filled the hole before.
+                (mapping.mistaken, mapping.blurred) = (false, true);
                 mapping.pages[0].there = There::Foreign;
             } else if !mapping.mistaken {
                 mapping.foreign.clear();

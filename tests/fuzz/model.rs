@@ -166,7 +166,7 @@ pub(crate) struct MappingModel {
     pub(crate) pages: Vec<Page>,
     /// What was stored in the application's own memory.
     pub(crate) foreign: BTreeMap<usize, u8>,
-    /// Memory of the application's, in the place of all of the mapping, was put aside instead of the page tables.
+    /// Memory of the application's, in the place of all of the mapping, may have been put aside instead of the page tables.
     pub(crate) mistaken: bool,
     /// What stands there came about in want of something, and may refuse in another way than it should.
     pub(crate) blurred: bool,
@@ -472,16 +472,13 @@ impl Model {
         mapping.blurred || self.unserved && self.regions[mapping.region].strategy == Strategy::Zap
     }
 
-    /// Holes into which the kernel could put what an operation maps for good and is no mapping of the crate's: a thread's stack,
-    /// an owner's view. They are filled before, as nothing else may be mapped there.
-    pub(crate) fn holes_in_the_way(&self, op: &Op) -> Vec<(usize, Pages)> {
-        use Op::{Fork, Limit, Lose, Map, Region, Wait};
-        let maps = matches!(op, Region { .. } | Map { .. } | Wait { .. } | Fork | Limit(_) | Lose { .. });
+    /// Pages of mappings in which there is nothing.
+    pub(crate) fn holes(&self) -> Vec<(usize, Pages)> {
         let mut holes = Vec::new();
         for (slot, mapping) in self.mappings.iter().enumerate() {
-            let Some(mapping) = mapping.as_ref().filter(|_| maps) else { continue };
-            let is_hole = |first: &usize| mapping.pages[*first].there == There::Hole;
-            holes.extend((0..mapping.pages.len()).filter(is_hole).map(|first| (slot, Pages { first, count: 1 })));
+            let pages = mapping.iter().flat_map(|mapping| mapping.pages.iter().enumerate());
+            let empty = pages.filter(|(_, page)| page.there == There::Hole);
+            holes.extend(empty.map(|(first, _)| (slot, Pages { first, count: 1 })));
         }
         holes
     }

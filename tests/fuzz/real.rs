@@ -262,11 +262,20 @@ impl Real {
         }
     }
 
-    /// Fills a hole with what cannot be accessed.
+    /// Is there something in a hole?
+    pub(crate) fn is_taken(&self, slot: usize, pages: Pages, page_size: usize) -> bool {
+        let mapping = self.mappings[slot].as_ref();
+        mapping.is_some_and(|m| rough::is_taken(m.as_ptr().expose_provenance() + pages.first * page_size, page_size))
+    }
+
+    /// Fills a hole with what cannot be accessed, unless something is there already.
     pub(crate) fn fence(&self, slot: usize, pages: Pages, page_size: usize) {
         let Some(mapping) = &self.mappings[slot] else { return };
         let addr = mapping.as_ptr().expose_provenance() + pages.first * page_size;
-        rough::fill(addr, pages.count * page_size, Rights::Nothing);
+        if self.is_taken(slot, pages, page_size) {
+            raw::unmap(addr, page_size).expect("the application's");
+        }
+        rough::fill(addr, page_size, Rights::Nothing);
     }
 
     fn changed(&self, result: Result<bool, RevokeError>) -> Answer {

@@ -77,6 +77,15 @@ pub(super) fn fill(addr: usize, len: usize, rights: Rights) {
     assert_eq!(got, at(addr), "something else is in the hole at {addr:#x}, or nothing can be there: {}", Errno::last());
 }
 
+/// Has something come into a hole? That can only be a reservation of the crate's.
+pub(super) fn is_taken(addr: usize, page: usize) -> bool {
+    let mut resident = [0u8; 512];
+    // SAFETY: a page, of 2 MiB at the most, for each base page of which there is a byte. Changes nothing but those.
+    let taken = unsafe { libc::mincore(at(addr), page, resident.as_mut_ptr()) } == 0;
+    assert!(!taken || raw::load8(addr).is_err(), "something is in the hole at {addr:#x}");
+    taken
+}
+
 /// A file full of what the application's memory is full of.
 fn memory(len: usize) -> OwnedFd {
     let file = File::from(raw::scratch());

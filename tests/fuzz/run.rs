@@ -98,10 +98,12 @@ impl Run<'_> {
 
     fn step(&mut self, op: &Op) -> Result<(), String> {
         let Some(allowed) = self.model.expect(op) else { return Ok(()) };
-        for (slot, pages) in self.model.holes_in_the_way(op) {
+        for (slot, pages) in self.model.holes() {
             let page = self.model.mapping(slot).map_or(1, |(_, region)| region.page);
-            self.real.fence(slot, pages, page);
-            self.model.fence(slot, pages);
+            if maps(op) || self.real.is_taken(slot, pages, page) {
+                self.real.fence(slot, pages, page);
+                self.model.fence(slot, pages);
+            }
         }
         let waits_in_vain = allowed.iter().any(|a| matches!(a, Allowed::Is(Answer::TimedOut { .. })));
         let patience = if waits_in_vain { Duration::from_millis(1) } else { Duration::from_secs(30) };
@@ -228,6 +230,13 @@ impl Run<'_> {
 
 fn is_gone(mapping: &Arc<Mapping>) -> bool {
     matches!(mapping.try_access(), Err(AccessError::Gone { .. }))
+}
+
+/// Does an operation map for good what is no mapping of the crate's, at an address of the kernel's choice: a thread's stack, an
+/// owner's view? Holes are filled before, as nothing else may be mapped there.
+fn maps(op: &Op) -> bool {
+    use Op::{Fork, Limit, Lose, Map, Region, Wait};
+    matches!(op, Region { .. } | Map { .. } | Wait { .. } | Fork | Limit(_) | Lose { .. })
 }
 
 /// Does it need a process of its own?
