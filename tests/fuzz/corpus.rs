@@ -26,6 +26,7 @@ pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
     "stores-to-all-ones-are-lost.ops"
     "the-last-bytes.ops"
     "unmapped-while-disabled.ops"
+    "userfaultfds-whose-numbers-are-used-again.ops"
     "waits-at-every-strategy.ops"
     "waits-outlive-their-region.ops"
 };

@@ -271,6 +271,8 @@ impl Model {
 
     pub(crate) fn expect(&self, op: &Op) -> Expected {
         match *op {
+            // Without a thread that waits for guards and pins it never ends.
+            Op::DropRegion { region } | Op::Region { region, .. } if self.ends_never(region) => None,
             // What else regions are made of the tests have to make.
             Op::Region { build, .. } if self.limit.is_some() && build.memory != Memory::Memfd => None,
             Op::Region { build, .. } if self.limit.is_some() => {
@@ -453,6 +455,11 @@ impl Model {
         }
         obstacles.extend(members.iter().filter_map(|id| self.may_stay_away(*id)));
         Some(obstacles)
+    }
+
+    fn ends_never(&self, slot: usize) -> bool {
+        let held = |(id, region): (usize, &RegionModel)| region.guards > 0 || self.pins(id).0 > 0;
+        self.limit.is_some() && self.region(slot).is_some_and(held)
     }
 
     /// Can it be that a region's memory does not come back?
