@@ -261,6 +261,24 @@ pub(crate) fn has_hole(range: AddrRange) -> bool {
     rc < 0 && nix::errno::Errno::last() == nix::errno::Errno::ENOMEM
 }
 
+/// Is there address space, and are there mappings left, for what a new thread makes? Where it can't make its alternate stack, the
+/// standard library ends the process (`std::sys::stack_overflow`). Another thread may take the room meanwhile.
+pub(crate) fn has_room_for_a_thread() -> Result<(), SysError> {
+    // A stack of 2 MiB, with its guard, and an alternate one with its own.
+    const LEN: usize = (2 << 20) + (256 << 10);
+    const MAPPINGS: usize = 4;
+    let page = super::page_size();
+    let room = reserve(LEN, page)?;
+    // Every other page with other rights: each is one mapping more, and so is what is behind it.
+    let split = (0..MAPPINGS).try_for_each(|i| {
+        let part = AddrRange::new(room.addr + (2 * i + 1) * page, page);
+        // SAFETY: the reservation just made, which nothing else knows.
+        unsafe { protect(part, Prot::Read) }
+    });
+    // SAFETY: as above.
+    split.and(unsafe { unmap(room) })
+}
+
 /// The size of huge page that a memfd is made of, in bytes; 0 for base pages.
 pub(crate) fn memfd(name: &CStr, len: u64, huge: usize) -> Result<OwnedFd, SysError> {
     may_fail("memfd_create")?;

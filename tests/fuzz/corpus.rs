@@ -25,6 +25,7 @@ pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
     "rights-taken-away.ops"
     "stores-to-all-ones-are-lost.ops"
     "the-last-bytes.ops"
+    "threads-at-the-limit.ops"
     "unmapped-while-disabled.ops"
     "userfaultfds-whose-numbers-are-used-again.ops"
     "waits-at-every-strategy.ops"

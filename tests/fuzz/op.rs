@@ -348,7 +348,7 @@ pub(crate) enum Loss {
 pub(crate) enum Limit {
     Descriptors(u8),
     /// Pages of address space.
-    Space(u8),
+    Space(u16),
     /// Mappings.
     Mappings(u8),
 }

@@ -185,7 +185,7 @@ fn rude() -> impl Strategy<Value = Op> {
     let loss = one_of(&[Loss::Close, Loss::Null, Loss::Directory, Loss::Memory]);
     let limit = prop_oneof![
         6 => (0u8..8).prop_map(Limit::Descriptors),
-        6 => (0u8..20).prop_map(Limit::Space),
+        6 => prop_oneof![0u16..20, 500u16..560].prop_map(Limit::Space),
         1 => (0u8..8).prop_map(Limit::Mappings),
     ];
     prop_oneof![

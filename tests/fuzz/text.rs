@@ -345,7 +345,7 @@ impl<'a> Words<'a> {
             "fork" => Op::Fork,
             "limit" => Op::Limit(match self.word()? {
                 "descriptors" => Limit::Descriptors(self.byte()?),
-                "space" => Limit::Space(self.byte()?),
+                "space" => Limit::Space(u16::try_from(self.small(MOST)?).unwrap_or(u16::MAX)),
                 "mappings" => Limit::Mappings(self.byte()?),
                 word => return Err(format!("there is no limit of {word:?}")),
             }),
