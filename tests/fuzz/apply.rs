@@ -27,6 +27,7 @@ impl Model {
                 self.regions.push(RegionModel {
                     page,
                     strategy: build.strategy,
+                    trim: build.trim,
                     state: if build.disabled { State::Disabled } else { State::Enabled },
                     bytes: vec![0; build.pages * page],
                     guards: 0,

@@ -17,6 +17,7 @@ pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
     "huge-pages.ops"
     "mapped-while-disabled.ops"
     "mprotect-of-all-of-it.ops"
+    "no-mappings-left.ops"
     "page-tables-aside.ops"
     "page-tables-beside-a-hole.ops"
     "pins-told-and-not-told.ops"

@@ -113,6 +113,7 @@ pub(crate) enum State {
 pub(crate) struct RegionModel {
     pub(crate) page: usize,
     pub(crate) strategy: Strategy,
+    pub(crate) trim: bool,
     pub(crate) state: State,
     pub(crate) bytes: Vec<u8>,
     pub(crate) guards: u64,
@@ -477,6 +478,19 @@ impl Model {
     /// May a mapping refuse otherwise than it should, or also where it should not?
     pub(crate) fn doubts(&self, mapping: &MappingModel) -> bool {
         mapping.blurred || self.unserved && self.regions[mapping.region].strategy == Strategy::Zap
+    }
+
+    /// Does an operation map for good what is no mapping of the crate's, at an address of the kernel's choice: a thread's stack,
+    /// an owner's view? Holes are filled before, as nothing else may be mapped there.
+    pub(crate) fn maps(&self, op: &Op) -> bool {
+        let trims = |id: &usize| self.regions[*id].trim;
+        match op {
+            Op::Disable { region, .. } => self.slots[*region].as_ref().is_some_and(trims),
+            Op::All { group, .. } => self.groups[*group].iter().flatten().any(trims),
+            Op::Region { .. } | Op::DropRegion { .. } | Op::Map { .. } | Op::Wait { .. } => true,
+            Op::Fork | Op::Limit(_) | Op::Lose { .. } => true,
+            _ => false,
+        }
     }
 
     /// Pages of mappings in which there is nothing.

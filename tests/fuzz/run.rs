@@ -100,7 +100,7 @@ impl Run<'_> {
         let Some(allowed) = self.model.expect(op) else { return Ok(()) };
         for (slot, pages) in self.model.holes() {
             let page = self.model.mapping(slot).map_or(1, |(_, region)| region.page);
-            if maps(op) || self.real.is_taken(slot, pages, page) {
+            if self.model.maps(op) || self.real.is_taken(slot, pages, page) {
                 self.real.fence(slot, pages, page);
                 self.model.fence(slot, pages);
             }
@@ -230,13 +230,6 @@ impl Run<'_> {
 
 fn is_gone(mapping: &Arc<Mapping>) -> bool {
     matches!(mapping.try_access(), Err(AccessError::Gone { .. }))
-}
-
-/// Does an operation map for good what is no mapping of the crate's, at an address of the kernel's choice: a thread's stack, an
-/// owner's view? Holes are filled before, as nothing else may be mapped there.
-fn maps(op: &Op) -> bool {
-    use Op::{Fork, Limit, Lose, Map, Region, Wait};
-    matches!(op, Region { .. } | Map { .. } | Wait { .. } | Fork | Limit(_) | Lose { .. })
 }
 
 /// Does it need a process of its own?
