@@ -13,7 +13,7 @@ mod slow;
 mod typed;
 
 pub use primitive::{AtomicPrimitive, Primitive};
-pub(crate) use typed::check;
+pub(crate) use typed::{Kind, check};
 
 // Here, and nowhere else, an architecture is picked; its file is `arch` to the others.
 

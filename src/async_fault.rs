@@ -86,6 +86,9 @@ impl FaultQueue {
     }
 
     /// The oldest completion, if there is one. Never blocks.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn next(&self) -> Option<Completion> {
         if self.shared.ready.is_inherited() {
             return None;
@@ -194,6 +197,9 @@ impl FaultToken {
     }
 
     /// Gives the fault up: it completes with [`NotResolved::Killed`], if it is not decided yet.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn cancel(&self) {
         if self.pending.is_inherited() {
             return;
@@ -357,6 +363,9 @@ impl Region {
     ///
     /// # Errors
     /// Nothing is queued: see [`SubmitError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn fault_async<'a>(
         &self,
         offset: usize,

@@ -61,6 +61,17 @@ impl From<FaultFlags> for Caller<'_> {
     }
 }
 
+/// What a fault waits for.
+#[derive(Clone, Copy)]
+enum Until {
+    /// For the gate to let it in, or refuse it.
+    Entered,
+    /// For the memory lock.
+    Unlocked,
+    /// For the region to be enabled.
+    Enabled,
+}
+
 impl Protocol {
     /// One try. `ready` runs under the read side of the memory lock, of an enabled region, and must neither wait for
     /// another thread nor touch anything that can fault into a userfaultfd; it answers `None` if it found the region
@@ -86,41 +97,45 @@ impl Protocol {
         mut ready: impl FnMut() -> Option<R>,
     ) -> Result<R, Outcome> {
         loop {
-            let locked = if broken(Mutation::NowaitReads) { Some(self.read()) } else { self.try_read() };
-            let (seen, busy) = match locked {
+            let locked = if broken(Mutation::NowaitReads) { self.read().ok() } else { self.try_read() };
+            let (seen, until) = match locked {
                 Some(state) => match State::clone(&state) {
                     now if admits(now) => match unlocked_if_broken(state, &mut ready) {
                         Some(value) => return Ok(value),
-                        None => (Seen::Contended, true),
+                        None => (Seen::Contended, Until::Entered),
                     },
                     now @ (State::Enabled | State::Disabled | State::Gone) => {
                         let situation = Situation {
                             exiting: caller.is_cancelled(),
                             sigbus: caller.on_disabled != OnDisabled::Block || now == State::Gone,
                         };
-                        (Seen::Disabled(situation), false)
+                        (Seen::Disabled(situation), Until::Enabled)
                     }
                 },
-                None => (Seen::Contended, true),
+                None => (Seen::Contended, Until::Unlocked),
             };
             let decision: Decision = decide(caller.flags, seen, caller.rules);
-            let mut deadlock = false;
+            if matches!(decision, Decision::Wait { .. }) {
+                // Before the caller's lock is released for a wait that there is not.
+                match self.futile() {
+                    Some(Waited::WouldDeadlock) => return Err(Outcome::WouldDeadlock),
+                    Some(_) => return Err(Outcome::Reentrant),
+                    None => {}
+                }
+            }
             let answer = decision.carry_out(lock, |sleep| {
                 let cancel = if sleep == Sleep::Uninterruptible { None } else { caller.cancel };
-                let unwanted =
-                    |now| if busy { now == Phase::Busy } else { matches!(now, Phase::Busy | Phase::Disabled) };
-                match self.wait_while(unwanted, cancel, None) {
-                    Waited::Done | Waited::TimedOut => Woken::Done,
+                let waited = match until {
+                    Until::Entered => self.wait_while(|now| now == Phase::Busy, cancel, None),
+                    Until::Unlocked => self.wait_while_met(|now| now == Phase::Busy, cancel),
+                    Until::Enabled => self.wait_while_met(|now| matches!(now, Phase::Busy | Phase::Disabled), cancel),
+                };
+                match waited {
                     Waited::Cancelled => Woken::Killed,
-                    Waited::WouldDeadlock => {
-                        deadlock = true;
-                        Woken::Killed
-                    }
+                    // The last two: looked at again, and refused before the next wait.
+                    Waited::Done | Waited::TimedOut | Waited::Reentrant | Waited::WouldDeadlock => Woken::Done,
                 }
             });
-            if deadlock {
-                return Err(Outcome::WouldDeadlock);
-            }
             if let Some(outcome) = answer {
                 return Err(outcome);
             }

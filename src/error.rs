@@ -108,6 +108,10 @@ pub enum MapError {
     /// Called from inside a reset callback of the same region, for whose end it would have to wait.
     #[error("called from inside a reset callback of the same region: map it before or after")]
     Reentrant,
+    /// The change that it would have to wait for waits for one that the calling thread is making, of a region that changes
+    /// together with this one.
+    #[error("the change under way waits for this thread, which changes a region that changes together with this one")]
+    WouldDeadlock,
     /// No monitor thread could be started, or the monitor is gone.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
@@ -214,9 +218,14 @@ pub enum RevokeError {
         /// How many.
         guards: u64,
     },
-    /// Called from inside a notifier or a reset callback of the same region.
+    /// Called from inside a notifier or a reset callback of the same region, or from a signal handler that interrupted a thread
+    /// inside of this crate.
     #[error("called from inside a notifier or reset callback of the same region: change its state from elsewhere")]
     Reentrant,
+    /// SIGBUS or SIGSEGV no longer reaches the crate's handler, and it could not be put back: a revoked access would end the
+    /// process.
+    #[error(transparent)]
+    Signal(#[from] crate::signal::SignalError),
     /// Called in a forked child: mappings are not inherited.
     #[error("the region is the parent's: a forked child has none of its mappings and cannot change it")]
     Forked,
@@ -292,6 +301,23 @@ pub enum AccessError {
         /// In bytes.
         offset: usize,
     },
+    /// The access would have waited for its own thread: it was made by a callback of a change of the region's state, or by a
+    /// signal handler that interrupted a thread inside of this crate.
+    #[error(
+        "{} would wait for its own thread, which changes the region's state or was interrupted inside of this crate: \
+         make it later or in another thread, or use the try_ form",
+        At(*.offset)
+    )]
+    Reentrant {
+        /// In bytes.
+        offset: usize,
+    },
+    /// Made in a forked child, which has none of its parent's mappings.
+    #[error("the region is the parent's, and {} was made in a forked child: build a region there", At(*.offset))]
+    Forked {
+        /// In bytes.
+        offset: usize,
+    },
     /// The region was dropped.
     #[error("the region was dropped, and refuses {} for good", At(*.offset))]
     Gone {
@@ -299,9 +325,9 @@ pub enum AccessError {
         offset: usize,
     },
     /// The change of state that it would have to wait for waits for the calling thread: for a guard that it holds of another region
-    /// that is being revoked together with this one, or for the end of a callback.
+    /// that changes together with this one, or for a change that it is making of that one.
     #[error(
-        "the change under way waits for this thread: for a guard that it holds of a region that changes together with this one (drop it), or for the end of its callback (ask after that)"
+        "the change under way waits for this thread, for a guard that it holds of a region that changes together with this one: drop it"
     )]
     WouldDeadlock,
     /// The caller's flags contradict themselves.
@@ -405,10 +431,14 @@ pub enum PinError {
     /// The wait was cancelled.
     #[error("the wait was cancelled")]
     Cancelled,
+    /// Waiting would have been for the calling thread itself: this is a callback of a change of the region's state, or a signal
+    /// handler that interrupted a thread inside of this crate.
+    #[error("the pin would wait for its own thread, which changes the region's state: pin later, or in another thread")]
+    Reentrant,
     /// The change of state that it would have to wait for waits for the calling thread: for a guard that it holds of another region
-    /// that is being revoked together with this one, or for the end of a callback.
+    /// that changes together with this one, or for a change that it is making of that one.
     #[error(
-        "the change under way waits for this thread: for a guard that it holds of a region that changes together with this one (drop it), or for the end of its callback (ask after that)"
+        "the change under way waits for this thread, for a guard that it holds of a region that changes together with this one: drop it"
     )]
     WouldDeadlock,
     /// Called in a forked child, which has none of its parent's memory.

@@ -36,11 +36,13 @@ use std::{fmt, io};
 #[cfg(all(test, revocable_model))]
 mod model;
 mod slots;
+mod tally;
 #[cfg(all(test, not(revocable_model)))]
 mod tests;
 mod threads;
 
 use slots::{Buckets, Place, Slot};
+use tally::Tally;
 
 /// What a gate lets through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +106,8 @@ pub(crate) struct Gate {
     phase: AtomicU32,
     barriers: Barriers,
     slots: Buckets<Slot>,
+    /// Accesses turned away while the gate was closed, without entering. No part of the protocol.
+    turned_away: Tally,
     drained: Event,
     /// What earlier looks saw: a report's memory, not a part of the protocol.
     seen: Mutex<Vec<Seen>>,
@@ -142,6 +146,7 @@ impl Gate {
             phase: AtomicU32::new(phase as u32),
             barriers,
             slots: Buckets::new(),
+            turned_away: Tally::default(),
             drained: Event::new(),
             seen: Mutex::new(Vec::new()),
         }
@@ -223,19 +228,16 @@ impl Gate {
         self.drained.notify_all();
     }
 
-    /// Counts an access that looked at the phase and did not enter. Cheaper than a counter that all threads share.
+    /// Counts an access that looked at the phase and did not enter. Async-signal-safe: it touches no slot, for which a thread's
+    /// first use may allocate.
     #[inline]
     pub(crate) fn turn_away(&self) {
-        let slot = self.own_slot();
-        // Relaxed, both: *Owned*, and only ever summed up.
-        let before = slot.turned_away.load(Ordering::Relaxed);
-        slot.turned_away.store(before + 1, Ordering::Relaxed);
+        self.turned_away.count();
     }
 
     /// How often [`turn_away`](Self::turn_away) was called.
     pub(crate) fn turned_away(&self) -> u64 {
-        // Relaxed: as there.
-        self.slots.each().map(|(_, slot)| slot.turned_away.load(Ordering::Relaxed)).sum()
+        self.turned_away.sum()
     }
 
     /// What the gate lets through now.
@@ -305,7 +307,7 @@ impl Gate {
         };
         match self.drained.wait_while(still_held, None, deadline) {
             Waited::Done => Ok(()),
-            Waited::TimedOut | Waited::Cancelled | Waited::WouldDeadlock => {
+            Waited::TimedOut | Waited::Cancelled | Waited::Reentrant | Waited::WouldDeadlock => {
                 let pending = pending.into_inner();
                 let held = self.held().into_iter().filter(|holder| pending.contains(&holder.place)).collect::<Vec<_>>();
                 // The last of them may have ended between the two looks.
@@ -314,9 +316,10 @@ impl Gate {
         }
     }
 
-    /// How many guards the calling thread holds.
+    /// How many guards the calling thread holds. Async-signal-safe: what a first use would allocate, it does not need.
     pub(crate) fn held_by_caller(&self) -> u64 {
-        let slot = self.own_slot();
+        let me = threads::current();
+        let Some(slot) = self.slots.peek(me.place).filter(|slot| slot.is_owned_by(me.generation)) else { return 0 };
         // Relaxed: *Owned*.
         let count = slot.entered.load(Ordering::Relaxed).wrapping_sub(slot.left.load(Ordering::Relaxed));
         count - slot.leaked_of(count)

@@ -75,6 +75,9 @@ impl ResetGroup {
     ///
     /// # Errors
     /// Busy: nothing was reset. From giving memory back: that member is disabled, the others are as before.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn try_reset<R>(&self, reset: impl FnOnce(&[&OwnerView]) -> R) -> Result<R, GroupError> {
         let mut changes = Changes::begin(&self.members, Patience::Never)?;
         changes.hold()?;
@@ -96,6 +99,9 @@ impl ResetGroup {
     ///
     /// # Errors
     /// Every member is as before; one whose memory cannot be given back stays disabled.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn try_disable(&self) -> Result<(), GroupError> {
         Changes::begin(&self.members, Patience::Never)?.settle(|_| State::Disabled)
     }
@@ -107,6 +113,9 @@ impl ResetGroup {
     ///
     /// # Errors
     /// Every member is as before; one that cannot be revoked again stays enabled.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn try_enable(&self) -> Result<(), GroupError> {
         Changes::begin(&self.members, Patience::Never)?.settle(|_| State::Enabled)
     }

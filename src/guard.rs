@@ -64,17 +64,26 @@ impl Mapping {
     /// wait for that one.
     ///
     /// # Errors
-    /// As [`try_access`](Self::try_access), but `WouldBlock`. [`AccessError::WouldDeadlock`] inside of a guard of *another* region
-    /// that is being revoked together with this one (another BAR of the device, another member of the group): the change of
-    /// both waits for that guard.
+    /// As [`try_access`](Self::try_access), except `WouldBlock`. [`AccessError::Reentrant`] where it would wait for the calling
+    /// thread itself, which is in a callback of a change of the region. [`AccessError::WouldDeadlock`] inside of a guard of
+    /// *another* region that is being revoked together with this one (another BAR of the device, another member of the group):
+    /// the change of both waits for that guard.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn with_access<R>(&self, with: impl FnOnce(&Access<'_>) -> R) -> Result<R, AccessError> {
         loop {
             match self.try_access() {
                 Ok(access) => return Ok(with(&access)),
                 Err(AccessError::WouldBlock { .. }) => {
                     let protocol = &self.served.region.protocol;
-                    if protocol.wait_while(|now| now == Phase::Busy, None, None) == Waited::WouldDeadlock {
-                        return Err(AccessError::WouldDeadlock);
+                    if protocol.is_inherited() {
+                        return Err(AccessError::Forked { offset: AccessError::WHOLE });
+                    }
+                    match protocol.wait_while(|now| now == Phase::Busy, None, None) {
+                        Waited::Reentrant => return Err(AccessError::Reentrant { offset: AccessError::WHOLE }),
+                        Waited::WouldDeadlock => return Err(AccessError::WouldDeadlock),
+                        Waited::Done | Waited::Cancelled | Waited::TimedOut => {}
                     }
                 }
                 Err(e) => return Err(e),

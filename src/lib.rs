@@ -9,7 +9,7 @@
 //!
 //! An access through a [`Mapping`] is one comparison and one instruction. [`Region::disable`] and [`Region::enable`] are system calls
 //! on each mapping: microseconds where page tables can be moved aside ([`Strategy::Detach`]), else in proportion to the pages that
-//! are mapped, which also fault once after `enable()`. Address space is used twice under Detach. While a region is disabled, nothing
+//! are mapped, which also fault once after `enable()`. Under Detach address space is used twice while a region is disabled. While a region is disabled, nothing
 //! has to run. A shared monitor thread starts with the first mapping whose faults it has to answer.
 //!
 //! # Example
@@ -39,7 +39,8 @@
 //! back behind a revocation. The [`OwnerView`] is the device's own side, which no revocation touches.
 //!
 //! The crate's accessors ([`Mapping::read`], [`Mapping::write`] and their kin) recover from the fault of a revoked access, by handlers of
-//! SIGBUS and SIGSEGV that chain to those that were there: see [`signal`]. Raw pointers from [`Mapping::as_ptr`], system calls and vCPUs
+//! SIGBUS and SIGSEGV that chain to those that were there: see [`signal`]. On architectures other than x86-64 and aarch64 they access the
+//! owner's view under the memory lock instead. Raw pointers from [`Mapping::as_ptr`], system calls and vCPUs
 //! meet the policy itself.
 //!
 //! # Guarantees
@@ -47,8 +48,7 @@
 //! 1. *Revoked means revoked.* Once `disable()` has returned, nothing reaches the memory through any mapping until `enable()`.
 //! 2. *Nothing is lost.* Content survives; stores that returned before are in it, a store that failed is not.
 //! 3. *Access never kills.* A revoked access through the crate's accessors is an `Err` or all-ones, never a signal that ends the process.
-//! 4. *Bounded.* Revocation waits for guards and pins only, and says for whose; each wait has a form that does not wait. On machines
-//!    other than x86-64 and aarch64 it also waits for the accesses that are under way.
+//! 4. *Bounded.* Revocation waits for guards and pins only, and says for whose; each wait has a form that does not wait.
 //! 5. *No deadlock*, whoever faults while holding what.
 //! 6. *NOWAIT never sleeps.*
 //! 7. *Fails closed.* Whatever dies or runs out half-way, the memory stays out of reach, and who waits wakes.

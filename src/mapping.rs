@@ -17,6 +17,7 @@ use crate::region::RegionShared;
 use crate::sys::SysError;
 use crate::sys::map::Prot;
 use crate::view::{Ones, Server, Strategy, View, ViewSpec, WaitingRoom, Waits};
+use crate::wait::Waited;
 use around::Around;
 use std::fmt;
 use std::sync::Arc;
@@ -83,6 +84,7 @@ impl Mapping {
             Establish::Sys(source) => sys(source),
             Establish::Monitor(e) => e.into(),
             Establish::Reentrant => MapError::Reentrant,
+            Establish::WouldDeadlock => MapError::WouldDeadlock,
         })?;
         Ok(mapping)
     }
@@ -96,12 +98,11 @@ impl Mapping {
             let adopted = monitor.adopt(served.view.range, target);
             adopted.and_then(|()| monitor.start()).map_err(Establish::Monitor)?;
         }
-        let state = match region.protocol.try_read() {
-            Some(state) => state,
-            // In its own reset callback: it would wait for itself.
-            None if region.protocol.is_changed_by_caller() => return Err(Establish::Reentrant),
-            None => region.protocol.read(),
-        };
+        let state = region.protocol.read().map_err(|futile| match futile {
+            Waited::WouldDeadlock => Establish::WouldDeadlock,
+            // In its own reset callback.
+            _ => Establish::Reentrant,
+        })?;
         let file = region.file.lock();
         let mut mappings = region.mappings.lock();
         match *state {
@@ -154,6 +155,7 @@ enum Establish {
     Sys(SysError),
     Monitor(crate::MonitorError),
     Reentrant,
+    WouldDeadlock,
 }
 
 impl Drop for Listed {

@@ -5,12 +5,12 @@
 
 use crate::error::MonitorError;
 use crate::stats::MonitorStats;
+use crate::sync::inside::{Mutex, RwLock};
 use crate::sys::identity::{Identity, PerProcess};
 use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError};
 use crate::view::WaitingRoom;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -90,7 +90,8 @@ impl Monitor {
     /// `/dev/userfaultfd` instead, see [`from_device`](Self::from_device).
     ///
     /// # Errors
-    /// `fd` is not a userfaultfd, or serves another process ([`MonitorError::Foreign`]).
+    /// `fd` is not a userfaultfd, or serves another process ([`MonitorError::Foreign`]): nothing changes there, except that the
+    /// handshake is done.
     pub fn from_fd(fd: OwnedFd, threads: usize) -> Result<Self, MonitorError> {
         let uffd = Uffd::from_fd(fd, features())?.ok_or(MonitorError::Foreign)?;
         Self::over((uffd, UffdSource::HandedIn), threads)
@@ -149,6 +150,10 @@ impl Monitor {
     /// # Errors
     /// The userfaultfd is gone: every mapping it served refuses from now on. [`MonitorError::Foreign`] in a forked child, whose
     /// parent's faults are not its to resolve: nothing is changed.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers. The thread that drives a [`manual`](Self::manual) monitor must not fault in what that serves, in a handler
+    /// neither: it would wait for itself.
     pub fn handle_ready(&self, budget: usize) -> Result<usize, MonitorError> {
         if !self.threads.process.is_current() {
             return Err(MonitorError::Foreign);
@@ -174,13 +179,16 @@ impl Monitor {
     }
 
     /// Counters and the latency of answers.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn stats(&self) -> MonitorStats {
         let c = &self.core.counters;
         MonitorStats {
             faults: c.faults.load(Ordering::Relaxed),
             stale: c.stale.load(Ordering::Relaxed),
             panics: c.panics.load(Ordering::Relaxed),
-            mappings: self.core.mappings.read().len(),
+            mappings: self.core.mappings.look().len(),
             threads: self.threads.count,
             answer: c.answer.snapshot(),
         }
@@ -257,7 +265,7 @@ impl fmt::Debug for Monitor {
         f.debug_struct("Monitor")
             .field("source", &self.core.source)
             .field("threads", &self.threads.count)
-            .field("mappings", &self.core.mappings.read().values().map(|(range, _)| *range).collect::<Vec<_>>())
+            .field("mappings", &self.core.mappings.look().values().map(|(range, _)| *range).collect::<Vec<_>>())
             .field("dead", &self.core.dead)
             .finish()
     }

@@ -11,8 +11,8 @@
 
 use crate::region::{Region, RegionShared};
 use crate::stats::count;
+use crate::sync::inside::{self, Mutex};
 use crate::users::{Inside, Theirs, discard, guarded};
-use parking_lot::Mutex;
 use std::error::Error;
 use std::fmt;
 use std::ops::Range;
@@ -59,7 +59,7 @@ struct Subscriber {
     notifier: Theirs<dyn InvalidateNotifier>,
     range: Range<usize>,
     /// Held while it is being told, so that unsubscribing waits for that (and for nothing else: see `Subscription`).
-    calling: Mutex<()>,
+    calling: parking_lot::Mutex<()>,
     gone: AtomicBool,
     revoked: AtomicBool,
 }
@@ -136,7 +136,7 @@ impl Subscription {
         let subscriber = Arc::new(Subscriber {
             notifier: Theirs::new(notifier),
             range,
-            calling: Mutex::new(()),
+            calling: parking_lot::Mutex::new(()),
             gone: AtomicBool::new(false),
             revoked: AtomicBool::new(list.revoked),
         });
@@ -167,6 +167,8 @@ impl Drop for Subscription {
         self.region.notifiers.list.lock().subscribers.retain(|s| !Arc::ptr_eq(s, &self.subscriber));
         self.subscriber.gone.store(true, Ordering::Relaxed);
         if !Inside::is_any() {
+            // A changer may wait for this thread to let go of it.
+            let _inside = inside::enter();
             drop(self.subscriber.calling.lock());
         }
     }
@@ -186,6 +188,9 @@ impl Region {
     /// Has `notifier` told of every revocation of `range` (offsets in bytes, cut to the region's length) and of its end,
     /// until the answer is dropped. Regions are revoked whole; the range is what the notifier is told, and remembers
     /// what it is about.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn subscribe(&self, range: Range<usize>, notifier: Arc<dyn InvalidateNotifier>) -> Subscription {
         Subscription::new(&self.shared, range, notifier)
     }

@@ -87,6 +87,9 @@ impl OwnerView {
     ///
     /// # Errors
     /// Out of bounds, misaligned, or no memory there.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
     pub fn read<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
         self.check::<T>(offset)?;
         // SAFETY: inside the view and aligned, as just checked; the view lives as long as `self`. Whoever writes there
@@ -98,6 +101,9 @@ impl OwnerView {
     ///
     /// # Errors
     /// Out of bounds, misaligned, or no memory there.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
     pub fn write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         self.check::<T>(offset)?;
         // SAFETY: as in `read`.
@@ -108,6 +114,9 @@ impl OwnerView {
     ///
     /// # Errors
     /// Out of bounds (nothing done), or no memory at some place.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
     pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
         let given = self.check_slice(offset, into.len())?;
         // SAFETY: inside the view as just checked; `into` is the caller's exclusive buffer.
@@ -119,6 +128,9 @@ impl OwnerView {
     ///
     /// # Errors
     /// Out of bounds (nothing done), or no memory at some place.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
     pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
         let given = self.check_slice(offset, from.len())?;
         // SAFETY: inside the view as just checked; `from` is not written meanwhile.
@@ -130,6 +142,9 @@ impl OwnerView {
     ///
     /// # Errors
     /// Out of bounds (nothing done), or no memory at some place.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
     pub fn fill(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
         let given = self.check_slice(offset, len)?;
         // SAFETY: inside the view as just checked.

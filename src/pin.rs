@@ -7,8 +7,8 @@ use crate::caller::Caller;
 use crate::error::PinError;
 use crate::fault::NotResolved;
 use crate::region::{Region, RegionShared};
+use crate::sync::inside::Mutex;
 use crate::users::{Theirs, guarded};
-use parking_lot::Mutex;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -83,6 +83,9 @@ impl Pin {
 
     /// `told` is called, in the revoking thread, each time a revocation begins to wait for pins. It is to stop the
     /// DMA and have the pin dropped, at once or soon, from any thread; it must not change the region's state.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn on_revoke(mut self, told: impl Fn() + Send + Sync + 'static) -> Self {
         let id = self.region.pinned.add(Theirs::new(Arc::new(told)));
         let earlier = self.holder.replace(id).and_then(|earlier| self.region.pinned.remove(earlier));
@@ -122,6 +125,9 @@ impl Region {
     ///
     /// # Errors
     /// Nothing is pinned: see [`PinError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn pin<'a>(&self, range: Range<usize>, caller: impl Into<Caller<'a>>) -> Result<Pin, PinError> {
         self.shared.pin(range, &caller.into())
     }
@@ -153,6 +159,7 @@ impl RegionShared {
             Err(NotResolved::WouldDeadlock) => Err(PinError::WouldDeadlock),
             Err(NotResolved::Sigbus) => Err(PinError::Disabled),
             Err(NotResolved::Killed) => Err(PinError::Cancelled),
+            Err(NotResolved::Reentrant) => Err(PinError::Reentrant),
             Err(NotResolved::Illegal(flags)) => Err(PinError::Flags(flags)),
         }
     }

@@ -1,6 +1,6 @@
 //! The on-disabled policies.
 
-/// What a raw pointer or a system call meets in a mapping while its region is disabled.
+/// What an access by raw pointer or in a system call gets in a mapping while its region is disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum OnDisabled {
@@ -11,8 +11,8 @@ pub enum OnDisabled {
     /// What a PCI Unsupported Request gives: loads read all-ones, stores are lost. A raw store may be read back through
     /// the same mapping until `enable()`, then it is gone; a page touched by one costs a page of memory until then.
     AllOnes,
-    /// Loads and stores wait for `enable()`, and so do system calls; one that is waiting when a signal arrives for its
-    /// thread ends with EFAULT, as do all later ones until `enable()`. On a file that no userfaultfd can register (a device's),
-    /// and for a process that may have one for user-mode faults only, system calls get EFAULT at once. Needs a userfaultfd.
+    /// For user mode: loads and stores wait for `enable()`. System calls and virtual CPUs get EFAULT, whatever the privileges: the
+    /// kernel would not sleep in a fault of its own while its thread has a signal pending, but fault again and again
+    /// (`fault_signal_pending`). Needs a userfaultfd for user-mode faults (Linux 5.11, no privilege).
     Block,
 }

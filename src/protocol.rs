@@ -18,6 +18,18 @@
 //! Enabling is the same with `restore()`, and `after_restore()` at the end; a reset holds (`hold()`) instead of
 //! refusing, runs its callback, and restores. If anything fails on the way, [`Change`]'s drop walks back.
 //!
+//! # Who would wait for itself
+//!
+//! A callback of a change, or a signal handler that interrupts the changer, must not wait for the change. Nor must a handler
+//! that interrupts a thread which holds any lock of the crate, or is about to take it: the changer may wait for that. Both are
+//! known without a lock: [`Protocol::changer`] names the thread from before the gate is shut until all are told, and a thread
+//! counts as inside ([`crate::sync::inside`]) from before it takes `control` until it is named, from before it is no longer
+//! named until `control` is free, and while it has any other lock or the read side. So between any two instructions of a change
+//! one of the two holds, and [`wait_while`](Protocol::wait_while), through which every wait for a region goes, refuses.
+//!
+//! The same thread's accesses must not wait in a page fault either. So mappings are closed (`Mechanism::close`), which leads
+//! accesses here, before the write side is taken, and opened after it was released.
+//!
 //! Lock order: control, then the memory lock, then the region's file, then the list of mappings, then a view's place, then
 //! (in the kernel) mmap_lock. Neither side of the memory lock is held while anything is touched that can fault into a
 //! userfaultfd.
@@ -25,7 +37,8 @@
 use crate::error::{Holders, RevokeError};
 use crate::gate::{Gate, NotDrained, Phase};
 use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Mutation, RwLock, RwLockReadGuard, TryMutex, TryMutexGuard, broken, fence};
+use crate::sync::memory_lock::RwLock as FutexLock;
+use crate::sync::{Mutation, RwLock, RwLockReadGuard, TryMutex, TryMutexGuard, broken, fence, inside};
 use crate::sys::identity::Identity;
 use crate::trace;
 use crate::users::Inside;
@@ -62,13 +75,17 @@ pub(crate) trait Mechanism {
     /// Called now and then while waiting for guards, if their holders may themselves wait for this thread, which is
     /// what it answers.
     fn help(&self) -> bool;
+    /// Has accesses look at the state before they touch the memory. A hint, so the model has none.
+    fn close(&self) {}
+    /// Lets accesses touch the memory at once.
+    fn open(&self) {}
 }
 
 /// Answers whether the calling thread is one that the others of a change of several regions wait for.
 pub(crate) type Together = std::sync::Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// How long a thread waits for the right to change the state before it looks whether it is waited for itself.
-const LOOK: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_millis(250);
 
 /// A region's state, as the memory lock protects it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,10 +111,12 @@ pub(crate) struct Protocol {
     control: TryMutex,
     /// The thread that holds `control`, 0 for none.
     changer: AtomicI32,
-    /// While a change of several regions is under way. A leaf of the lock order.
-    together: parking_lot::Mutex<Option<Together>>,
+    /// While a change of several regions is under way. A leaf of the lock order, and none of the model's.
+    together: FutexLock<Option<Together>>,
     /// The memory lock.
     memory: RwLock<State>,
+    /// The write side is held or waited for: mappings stay closed.
+    closed: AtomicBool,
     pub(crate) gate: Gate,
     pins: AtomicUsize,
     /// Who waits for the region to be no longer busy, or to be enabled, or for the last pin.
@@ -115,8 +134,9 @@ impl Protocol {
         Self {
             control: TryMutex::new(()),
             changer: AtomicI32::new(0),
-            together: parking_lot::Mutex::default(),
+            together: FutexLock::new(None),
             memory: RwLock::new(initial),
+            closed: AtomicBool::new(false),
             gate: Gate::new(initial.phase()),
             pins: AtomicUsize::new(0),
             waiters: Event::new(),
@@ -129,6 +149,18 @@ impl Protocol {
     /// The state as of now, without waiting.
     pub(crate) fn phase(&self) -> Phase {
         self.gate.phase()
+    }
+
+    /// What an access meets. While a change waits for guards and pins that is what was before it: the access may be made by a
+    /// holder of one, or by a signal handler that has interrupted a thread in the middle of entering the gate, which the drain
+    /// waits for too. Busy only from the time at which the write side is wanted, when all of those are gone.
+    pub(crate) fn met(&self) -> Phase {
+        match self.phase() {
+            Phase::Busy if self.is_closed() => Phase::Busy,
+            Phase::Busy if self.was_enabled() => Phase::Open,
+            Phase::Busy => Phase::Disabled,
+            settled => settled,
+        }
     }
 
     /// Is this a forked child's copy? The child has no mappings where its parent has them, maybe something else; and the
@@ -151,10 +183,29 @@ impl Protocol {
     }
 
     /// Does the change that is under way, together with others', wait for the calling thread: for a guard that it holds
-    /// of another of the regions, or for the end of a change that it is making of it?
+    /// of another of the regions, or for the end of a change that it is making of it? Async-signal-safe.
     fn waits_for_caller(&self) -> bool {
-        let together = self.together.lock().clone();
-        together.is_some_and(|waits_for_caller| waits_for_caller())
+        // Asked under the lock: as long as that is held, the change goes on, and its regions are there.
+        self.together.read().as_ref().is_some_and(|waits_for_caller| waits_for_caller())
+    }
+
+    /// Those that change together from now on, as far as others' waits are concerned.
+    fn change_together(&self, together: Option<&Together>) {
+        let _inside = inside::enter();
+        let earlier = std::mem::replace(&mut *self.together.write(), together.cloned());
+        drop(earlier);
+    }
+
+    /// Would the calling thread wait for itself, if it waited for this region? It is inside a change of its state, or inside of
+    /// the crate; or a signal handler runs that has interrupted such a thread. Async-signal-safe.
+    pub(crate) fn waits_for_itself(&self) -> bool {
+        inside::is_inside() || self.is_changed_by_caller()
+    }
+
+    /// Must mappings stay closed?
+    pub(crate) fn is_closed(&self) -> bool {
+        // SeqCst, with the store in `Change::write_lock`: see `Served::open`.
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// Was the region enabled after the last finished change?
@@ -172,11 +223,24 @@ impl Protocol {
         self.pins.load(Ordering::Relaxed)
     }
 
-    /// The read side of the memory lock, without waiting.
+    /// The read side of the memory lock, without waiting, and not while a writer waits for it.
+    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, State>> {
+        // Relaxed: a matter of fairness; the lock is what counts. The fence is `try_read_to_answer`'s.
+        if self.closed.load(Ordering::Relaxed) {
+            if !broken(Mutation::TryFence) {
+                fence(Ordering::Acquire);
+            }
+            return None;
+        }
+        self.try_read_to_answer()
+    }
+
+    /// [`try_read`](Self::try_read) for who answers other threads' faults: also while a writer waits. The writer may wait for
+    /// a reader that a signal handler has interrupted, and that one for the answer.
     ///
     /// Who does not get it sees the phase as Busy, or as what came after: otherwise it would spin for a while instead of
     /// waiting.
-    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, State>> {
+    pub(crate) fn try_read_to_answer(&self) -> Option<RwLockReadGuard<'_, State>> {
         let state = self.memory.try_read();
         if state.is_none() && !broken(Mutation::TryFence) {
             // Acquire: pairs with the heavy barrier in `Gate::shut`, after the store of Busy and before the lock is
@@ -187,8 +251,19 @@ impl Protocol {
     }
 
     /// The read side of the memory lock, waiting for a writer as long as it takes.
-    pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.memory.read()
+    ///
+    /// # Errors
+    /// Why that would be for ever.
+    pub(crate) fn read(&self) -> Result<RwLockReadGuard<'_, State>, Waited> {
+        loop {
+            if let Some(state) = self.try_read() {
+                return Ok(state);
+            }
+            match self.wait(|| self.is_closed(), None, None) {
+                Waited::Done | Waited::TimedOut | Waited::Cancelled => {}
+                futile @ (Waited::Reentrant | Waited::WouldDeadlock) => return Err(futile),
+            }
+        }
     }
 
     /// Runs `f` while no change of state is under way, and none begins.
@@ -198,36 +273,61 @@ impl Protocol {
     /// guard which another thread's change waits for.
     #[cfg_attr(not(feature = "kvm"), expect(dead_code, reason = "only memslots start in step with the state so far"))]
     pub(crate) fn at_rest<R>(&self, f: impl FnOnce(Phase) -> R) -> Result<R, RevokeError> {
-        if self.is_changed_by_caller() {
+        if self.waits_for_itself() {
             return Err(RevokeError::Reentrant);
         }
-        let _control = self.lock_control(Patience::Forever, Instant::now())?;
-        // What `f` calls may be users' code, which must not wait for its own end.
-        let _inside = self.inside();
-        Ok(f(self.phase()))
+        let entering = inside::enter();
+        let control = self.lock_control(Patience::Forever, Instant::now())?;
+        // What `f` calls may be users' code, which may wait for others, and must not wait for its own end.
+        let calling = self.inside();
+        drop(entering);
+        let value = f(self.phase());
+        let _leaving = inside::enter();
+        drop(calling);
+        drop(control);
+        Ok(value)
     }
 
-    /// Waits until the region is in none of the phases that `unwanted` names.
-    ///
-    /// A change of several regions says so before it closes the first gate, so a look at each notification is enough to see
-    /// that it waits for the caller.
+    /// Waits until the region is in none of the phases that `unwanted` names. Every wait for a region's state comes here, and
+    /// one that would never end is not begun, or not gone on with: [`Waited::Reentrant`], [`Waited::WouldDeadlock`].
+    /// Async-signal-safe without a token.
     pub(crate) fn wait_while(
         &self,
         unwanted: impl Fn(Phase) -> bool,
         cancel: Option<&CancelToken>,
         deadline: Option<Instant>,
     ) -> Waited {
-        let deadlock = Cell::new(false);
+        self.wait(|| unwanted(self.phase()), cancel, deadline)
+    }
+
+    /// [`wait_while`](Self::wait_while) for an access: what it [meets](Self::met) is looked at, not what a guard would.
+    pub(crate) fn wait_while_met(&self, unwanted: impl Fn(Phase) -> bool, cancel: Option<&CancelToken>) -> Waited {
+        self.wait(|| unwanted(self.met()), cancel, None)
+    }
+
+    /// A change of several regions says that it does before it closes the first gate, so a look at each notification is enough
+    /// to see that it waits for the caller.
+    fn wait(&self, unwanted: impl Fn() -> bool, cancel: Option<&CancelToken>, deadline: Option<Instant>) -> Waited {
+        let futile = Cell::new(None);
         let waiting = || {
-            let phase = self.phase();
-            let unwanted = unwanted(phase);
-            let waited_for = || self.is_changed_by_caller() || self.waits_for_caller();
-            deadlock.set(unwanted && phase == Phase::Busy && waited_for());
-            unwanted && !deadlock.get()
+            let unwanted = unwanted();
+            futile.set(if unwanted { self.futile() } else { None });
+            unwanted && futile.get().is_none()
         };
-        match self.waiters.wait_while(waiting, cancel, deadline) {
-            Waited::Done if deadlock.get() => Waited::WouldDeadlock,
-            waited => waited,
+        match (self.waiters.wait_while(waiting, cancel, deadline), futile.get()) {
+            (Waited::Done, Some(why)) => why,
+            (waited, _) => waited,
+        }
+    }
+
+    /// Why a wait of the calling thread's for a change of this region would never end, if so. Async-signal-safe.
+    pub(crate) fn futile(&self) -> Option<Waited> {
+        if self.waits_for_itself() {
+            Some(Waited::Reentrant)
+        } else if self.phase() == Phase::Busy && self.waits_for_caller() {
+            Some(Waited::WouldDeadlock)
+        } else {
+            None
         }
     }
 
@@ -323,7 +423,14 @@ impl Protocol {
                 }
             }
         }
-        *self.together.lock() = together.cloned();
+        // A revoked access is to be an error, and so must reach the crate's handler. What ends for good does not fail for that,
+        // and several regions' goals are known later (`Change::become_state`).
+        match goal {
+            Some(State::Disabled) => crate::signal::install()?,
+            Some(State::Gone) => _ = crate::signal::install(),
+            Some(State::Enabled) | None => {}
+        }
+        self.change_together(together);
         Ok(Some(change))
     }
 
@@ -336,7 +443,7 @@ impl Protocol {
         together: Option<&Together>,
     ) -> Result<Change<'a>, RevokeError> {
         let mut change = self.take_control(mechanism, Patience::Forever, Instant::now())?;
-        *self.together.lock() = together.cloned();
+        self.change_together(together);
         self.gate.shut().map_err(RevokeError::Barrier)?;
         change.write_lock(Patience::Forever)?;
         Ok(change)
@@ -352,9 +459,11 @@ impl Protocol {
         if self.is_inherited() {
             return Err(RevokeError::Forked);
         }
-        if self.is_changed_by_caller() {
+        if self.waits_for_itself() {
             return Err(RevokeError::Reentrant);
         }
+        // Until `changer` says it.
+        let _inside = inside::enter();
         let control = self.lock_control(patience, since)?;
         let was = match self.phase() {
             Phase::Open => State::Enabled,

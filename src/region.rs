@@ -39,6 +39,9 @@ impl Region {
     ///
     /// # Errors
     /// Nothing is left behind: see [`MapError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn map(&self, options: MapOptions) -> Result<Mapping, MapError> {
         Mapping::new(&self.shared, options)
     }
@@ -52,12 +55,15 @@ impl Region {
     /// [`enable`](Self::enable). Says whether this call changed the state.
     ///
     /// # Blocking
-    /// Waits for guards and pins to be dropped, for another thread's change of state, and for single accesses on a caller's
-    /// behalf, as long as it takes. On machines other than x86-64 and aarch64, where an access that is under way cannot be
-    /// skipped, also for single accesses and bulk copies.
+    /// Waits for guards and pins to be dropped, for another thread's change of state, and for single accesses that are made under
+    /// the memory lock, as long as it takes: those on a caller's behalf, and on architectures other than x86-64 and aarch64 all
+    /// (of a bulk copy, the page that is being copied).
     ///
     /// # Errors
     /// The state is as before: see [`RevokeError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn disable(&self) -> Result<bool, RevokeError> {
         self.disable_with(Patience::Forever)
     }
@@ -66,6 +72,9 @@ impl Region {
     ///
     /// # Errors
     /// [`RevokeError::Busy`] where `disable` would wait.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn try_disable(&self) -> Result<bool, RevokeError> {
         self.disable_with(Patience::Never)
     }
@@ -74,6 +83,9 @@ impl Region {
     ///
     /// # Errors
     /// [`RevokeError::TimedOut`] says for whom it waited.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn disable_timeout(&self, patience: Duration) -> Result<bool, RevokeError> {
         self.disable_with(until(patience))
     }
@@ -93,6 +105,9 @@ impl Region {
     ///
     /// # Errors
     /// The region stays disabled: see [`RevokeError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn enable(&self) -> Result<bool, RevokeError> {
         self.shared.change(State::Enabled, Patience::Forever)
     }
@@ -101,6 +116,9 @@ impl Region {
     ///
     /// # Errors
     /// [`RevokeError::Busy`] where `enable` would wait.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn try_enable(&self) -> Result<bool, RevokeError> {
         self.shared.change(State::Enabled, Patience::Never)
     }
@@ -116,6 +134,9 @@ impl Region {
     ///
     /// # Errors
     /// The region is as before; [`RevokeError::Sys`] from giving the memory back leaves it disabled.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn reset<R>(&self, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
         self.reset_with(Patience::Forever, reset)
     }
@@ -124,6 +145,9 @@ impl Region {
     ///
     /// # Errors
     /// [`RevokeError::Busy`] where `reset` would wait.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn try_reset<R>(&self, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
         self.reset_with(Patience::Never, reset)
     }
@@ -149,6 +173,9 @@ impl Region {
     ///
     /// # Errors
     /// The region has its file; `device` is handed back.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn supply(&self, device: OwnedFd) -> Result<(), OwnedFd> {
         let mut file = self.shared.file.lock();
         match *file {
@@ -187,6 +214,9 @@ impl Region {
     }
 
     /// Counters and latencies.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn stats(&self) -> RegionStats {
         use std::sync::atomic::Ordering::Relaxed;
         let c = &self.shared.counters;

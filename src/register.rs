@@ -1,7 +1,7 @@
 //! Registers: an offset that was checked once.
 
 use crate::access::raw::{self, Faulted};
-use crate::access::{Primitive, check};
+use crate::access::{Kind, Primitive, check};
 use crate::error::AccessError;
 use crate::mapping::Mapping;
 use std::fmt;
@@ -10,8 +10,6 @@ use std::fmt;
 ///
 /// `Copy`, and tied to its mapping: a driver's register block is a struct of these.
 ///
-/// While the region is disabled under [`OnDisabled::AllOnes`](crate::OnDisabled::AllOnes) it does what a raw pointer
-/// does: what is stored may be read back until `enable()`.
 pub struct Register<'m, T> {
     at: *mut T,
     mapping: &'m Mapping,
@@ -38,6 +36,9 @@ impl Mapping {
     ///
     /// # Errors
     /// Out of bounds or misaligned.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
     pub fn register<T: Primitive>(&self, offset: usize) -> Result<Register<'_, T>, AccessError> {
         check::<T>(offset, self.len())?;
         Ok(Register { at: self.as_ptr().wrapping_add(offset).cast(), mapping: self })
@@ -52,9 +53,12 @@ impl<T: Primitive> Register<'_, T> {
     ///
     /// # Errors
     /// See [`AccessError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     #[inline]
     pub fn read(&self) -> Result<T, AccessError> {
-        if raw::RECOVERABLE {
+        if raw::RECOVERABLE && self.mapping.is_open(Kind::Load) {
             #[expect(unsafe_code, reason = "UNSAFETY: a recoverable access inside the mapping")]
             // SAFETY: `register` checked the place, and the mapping lives; whoever writes or takes the memory meanwhile, the
             // access is made for it.
@@ -73,11 +77,14 @@ impl<T: Primitive> Register<'_, T> {
     ///
     /// # Errors
     /// See [`AccessError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     #[inline]
     pub fn write(&self, value: T) -> Result<(), AccessError> {
-        if raw::RECOVERABLE {
+        if raw::RECOVERABLE && self.mapping.is_open(Kind::Store) {
             #[expect(unsafe_code, reason = "UNSAFETY: a recoverable access inside the mapping")]
-            // SAFETY: as in `read`. A store to a read-only mapping faults, and recovers.
+            // SAFETY: as in `read`; the mapping is writable.
             let stored: Result<(), Faulted> = unsafe { raw::store(self.at, value) };
             if stored.is_ok() {
                 return Ok(());

@@ -13,6 +13,7 @@ use crate::gate::Phase;
 use crate::mapping::Mapping;
 use crate::policy::OnDisabled;
 use crate::region::{Region, RegionShared};
+use crate::sync::inside;
 use crate::sys::AddrRange;
 use crate::sys::map::Prot;
 
@@ -46,6 +47,9 @@ impl Region {
     ///
     /// # Errors
     /// Out of bounds, or flags that contradict themselves; the lock is untouched then.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
     pub fn fault<'a>(
         &self,
         offset: usize,
@@ -65,6 +69,9 @@ impl Region {
     ///
     /// # Errors
     /// See [`FaultError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
     pub fn fault_in<'a>(
         &self,
         offset: usize,
@@ -86,6 +93,9 @@ impl Mapping {
     ///
     /// # Errors
     /// Out of bounds, or flags that contradict themselves.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
     pub fn fault<'a>(
         &self,
         offset: usize,
@@ -114,6 +124,9 @@ impl Mapping {
     ///
     /// # Errors
     /// See [`AccessError`]; [`AccessError::WouldBlock`] for NOWAIT, [`AccessError::Cancelled`] if called off.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken), as [`read`](Self::read) is.
     pub fn read_with<'a, T: Primitive>(&self, offset: usize, caller: impl Into<Caller<'a>>) -> Result<T, AccessError> {
         check::<T>(offset, self.len())?;
         let loaded = self.under_lock(offset, size_of::<T>(), Prot::Read, &caller.into(), |at| {
@@ -130,6 +143,9 @@ impl Mapping {
     ///
     /// # Errors
     /// See [`AccessError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken), as [`write`](Self::write) is.
     pub fn write_with<'a, T: Primitive>(
         &self,
         offset: usize,
@@ -151,6 +167,9 @@ impl Mapping {
     ///
     /// # Errors
     /// [`AccessError::WouldBlock`] where `read` would wait.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe, and never waits.
     pub fn try_read<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
         self.read_with(offset, FaultFlags::NOWAIT)
     }
@@ -159,6 +178,9 @@ impl Mapping {
     ///
     /// # Errors
     /// [`AccessError::WouldBlock`] where `write` would wait.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe, and never waits.
     pub fn try_write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         self.write_with(offset, value, FaultFlags::NOWAIT.union(FaultFlags::WRITE))
     }
@@ -176,19 +198,27 @@ impl Mapping {
     ) -> Result<Option<R>, AccessError> {
         let caller = caller.on_disabled(self.on_disabled());
         let (served, region) = (&*self.served, &*self.served.region);
+        if region.protocol.is_inherited() {
+            return Err(AccessError::Forked { offset });
+        }
+        // Asked before the read side is taken, which counts too.
+        let inside = inside::is_inside();
         let mut access = || match region.owner.is_empty() {
             // A device that is dropped on revocation has no owner's view; its faults are the kernel's to resolve, so the
             // mapping itself will do.
-            true if served.is_live() => access(self.as_ptr().wrapping_add(offset)),
-            true => Err(Faulted),
+            true => match served.is_live(inside)? {
+                true => Some(access(self.as_ptr().wrapping_add(offset))),
+                false => Some(Err(Faulted)),
+            },
             false => {
                 let at = served.offset + offset;
-                if region.owner.given(at, len) == len { access(region.owner.at(at)) } else { Err(Faulted) }
+                Some(if region.owner.given(at, len) == len { access(region.owner.at(at)) } else { Err(Faulted) })
             }
         };
         // The owner's view has all rights, the mapping maybe not.
         let allowed = || served.view.allows(AddrRange::new(served.view.range.addr + offset, len), needed);
-        match region.protocol.on_behalf(&caller, || Some(allowed().then(&mut access))) {
+        let access = || if allowed() { access().map(Some) } else { Some(None) };
+        match region.protocol.on_behalf(&caller, access) {
             Ok(None) => Err(AccessError::Protected { offset }),
             Ok(Some(done)) => done.map(Some).map_err(|Faulted| AccessError::NoMemory { offset }),
             Err(NotResolved::Sigbus) if self.on_disabled() == OnDisabled::AllOnes => Ok(None),
@@ -196,6 +226,7 @@ impl Mapping {
             Err(NotResolved::Sigbus) => Err(AccessError::Disabled { offset }),
             Err(NotResolved::WouldBlock) => Err(AccessError::WouldBlock { offset }),
             Err(NotResolved::Killed) => Err(AccessError::Cancelled { offset }),
+            Err(NotResolved::Reentrant) => Err(AccessError::Reentrant { offset }),
             Err(NotResolved::WouldDeadlock) => Err(AccessError::WouldDeadlock),
             Err(NotResolved::Illegal(flags)) => Err(AccessError::Flags(flags)),
         }

@@ -11,7 +11,7 @@
 //! Its accesses have no way to answer an error. A revoked one does what PCI does for a device that is not there, as a mapping
 //! with [`OnDisabled::AllOnes`](crate::OnDisabled) would: loads give all-ones, stores are lost. Whoever needs to know asks the
 //! [`Region`](crate::Region), or uses [`Register`](crate::Register). Accesses to memory of other kinds work as ever, but are
-//! recoverable too (on x86-64 and aarch64; elsewhere an access is what a raw pointer's is). Not for mappings for [accessors only](crate::MapOptions::accessors_only), whose faults need the mapping.
+//! recoverable too (on x86-64 and aarch64; elsewhere an access is what a raw pointer's is: a revoked one is a signal). Not for mappings for [accessors only](crate::MapOptions::accessors_only), whose faults need the mapping.
 #![expect(unsafe_code, reason = "raw accesses by the trait's own contract")]
 // UNSAFETY: forwards safe-mmio's contract (valid, aligned, one access of the width) to the recoverable instructions.
 

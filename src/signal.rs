@@ -10,19 +10,53 @@
 //! * A thread that accesses revocable memory doesn't block SIGBUS or SIGSEGV: the kernel kills a thread whose
 //!   synchronous signal is blocked. That includes handlers of these two signals, which block their own unless they're
 //!   installed with `SA_NODEFER`.
-//! * A handler that is installed later either calls the one that it replaced for what it doesn't know, or calls
-//!   [`try_handle`] first.
+//! * A handler that is installed later may call the one that it replaced for what it doesn't know, with the arguments that it
+//!   got. Whether it does can't be seen from outside: see below.
 //! * The handler runs on the thread's alternate stack if it has one, and so do the earlier handlers that it calls.
+//!
+//! # Handlers that are installed later
+//!
+//! A handler that was installed over the crate's, or a signal that was set back to its default, is noticed when a region is
+//! built and before each change to disabled (one sigaction(2) for each signal, 0.2 us). The crate's handler is then
+//! installed again, in front, and passes on to the one that it found there. If that one calls the crate's in turn, the signal
+//! goes to what was there before it, and so on, down to the default action: each handler sees a signal once, and none calls
+//! itself in a circle. A handler that takes itself out, by putting back what it had replaced, is out. Between its installation
+//! and the next `disable()` a handler that doesn't chain may meet a revoked access; call [`install`] after installing one.
+//!
+//! None of this happens after [`own_handlers`].
+//!
+//! # Signal safety
+//!
+//! While the crate's handler runs every other signal is blocked, except those that an instruction or a system call raises by
+//! itself (SIGILL, SIGTRAP, SIGFPE, SIGSYS): no other handler, which might use an accessor, interrupts it. A fault of the handler
+//! itself kills. An earlier handler runs with the mask that the kernel would have set for it alone.
+//!
+//! The accessors of [`Mapping`](crate::Mapping) and [`Register`](crate::Register) may be used in signal handlers; each says so. Four
+//! things to know there:
+//!
+//! * They may change errno, as system calls do. A handler puts it back.
+//! * Where an accessor waits ([`Mapping::read`](crate::Mapping::read), while the region is busy or under
+//!   [`OnDisabled::Block`](crate::OnDisabled::Block)), it keeps waiting what the handler has interrupted: a lock of the
+//!   application, the allocator's. If the thread that changes the region needs that, both wait for ever. It never waits for its own
+//!   thread, nor with a lock of this crate held: that is [`AccessError::Reentrant`](crate::AccessError::Reentrant). The `try_` forms
+//!   never wait.
+//! * Where a change of state has failed half-way, the next access mends its mapping, for which it may allocate.
+//! * In a shared object that was loaded by dlopen(3) a thread's first access may allocate its thread-local variables: make one
+//!   before the handler does.
+//!
+//! What changes a region, makes or drops something (regions, mappings, guards, pins) or takes a
+//! [`CancelToken`](crate::CancelToken) is not for signal handlers.
 #![expect(unsafe_code, reason = "signal handlers are C functions that get raw pointers")]
 // UNSAFETY: the sigaction calls, and calls of other handlers by the contract that they were installed with.
 
 use crate::access::raw;
+use crate::sync::inside::Mutex;
+use crate::sys::identity::PerProcess;
 use core::ffi::{c_int, c_void};
 // Not from `crate::sync`: a signal handler reads these, and the model checker's atomics aren't async-signal-safe.
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 use nix::errno::Errno;
-use nix::libc::{SIGBUS, SIGSEGV, sigaction, siginfo_t};
-use std::sync::OnceLock;
+use nix::libc::{SIGBUS, SIGSEGV, siginfo_t};
 
 mod chain;
 #[cfg(all(test, not(revocable_model)))]
@@ -50,26 +84,52 @@ pub enum SignalError {
 /// A memory error that the kernel tells of early, wherever the thread happens to be (`BUS_MCEERR_AO` in sigaction(2)).
 const BUS_MCEERR_AO: c_int = 5;
 
-/// Whether, and how, the signals are taken care of.
-static HANDLERS: OnceLock<Result<(), SignalError>> = OnceLock::new();
+/// The process's own handlers ask. A forked child inherits this, as it does the handlers.
+static OWN: AtomicBool = AtomicBool::new(false);
 
-/// Installs the handlers of SIGBUS and SIGSEGV, once for the process. The crate calls it before the first access that
-/// needs it.
+/// The crate's handlers were put in place. Inherited likewise.
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
+/// One thread at a time installs.
+static INSTALLING: PerProcess<Mutex<()>> = PerProcess::new(|| Mutex::new(()));
+
+/// Sees to it that the crate's handlers of SIGBUS and SIGSEGV are the ones in place, in front of whatever was installed
+/// meanwhile. The crate calls it when a region is built and before each change to disabled.
 ///
-/// After [`own_handlers`] it does nothing.
+/// After [`own_handlers`] it does nothing. Where sigaction(2) is refused once they are in place (a seccomp filter), they are
+/// taken to be there still.
 ///
 /// # Errors
 ///
 /// [`SignalError::Sigaction`]: some sandbox forbids it.
+///
+/// # Signal safety
+///
+/// Not for signal handlers.
 pub fn install() -> Result<(), SignalError> {
-    *HANDLERS.get_or_init(|| {
-        chain::install(SIGBUS)?;
-        chain::install(SIGSEGV)
-    })
+    const BOTH: [c_int; 2] = [SIGBUS, SIGSEGV];
+    // The model's kernel has no signals.
+    if cfg!(revocable_model) || OWN.load(Ordering::SeqCst) {
+        return Ok(());
+    }
+    let installed = INSTALLED.load(Ordering::SeqCst);
+    if installed && BOTH.into_iter().all(|signal| chain::is_in_front(signal).unwrap_or(true)) {
+        return Ok(());
+    }
+    let _installing = INSTALLING.get().lock();
+    if OWN.load(Ordering::SeqCst) {
+        return Ok(());
+    }
+    BOTH.into_iter().try_for_each(chain::install)?;
+    INSTALLED.store(true, Ordering::SeqCst);
+    raw::keep_loaded();
+    Ok(())
 }
 
 /// Promises that the process's own handlers of SIGBUS and SIGSEGV call [`try_handle`]; the crate then never installs
-/// any.
+/// any. A forked child inherits the promise.
+///
+/// Install them with a full `sa_mask`: a handler that interrupts them, and uses an accessor, would end the process.
 ///
 /// A promise that isn't kept shows as a process that dies of SIGBUS at the first access to revoked memory.
 ///
@@ -77,7 +137,12 @@ pub fn install() -> Result<(), SignalError> {
 ///
 /// [`SignalError::Installed`]: too late.
 pub fn own_handlers() -> Result<(), SignalError> {
-    HANDLERS.set(Ok(())).map_err(|_| SignalError::Installed)
+    let _installing = INSTALLING.get().lock();
+    if INSTALLED.load(Ordering::SeqCst) {
+        return Err(SignalError::Installed);
+    }
+    OWN.store(true, Ordering::SeqCst);
+    Ok(())
 }
 
 /// Recovers if the signal is the fault of one of this crate's accesses; for a program that has its own handlers.
@@ -113,7 +178,7 @@ fn is_fault(signal: c_int, info: &siginfo_t) -> bool {
     info.si_code > 0 && !(signal == SIGBUS && info.si_code == BUS_MCEERR_AO)
 }
 
-/// The handler. A C function with `SA_SIGINFO`, on the alternate stack; it may nest, as it keeps no state.
+/// The handler. A C function with `SA_SIGINFO`, on the alternate stack. It may be called by a handler that it has called.
 unsafe extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel's arguments, or those of a later handler that passes them on.
     if unsafe { try_handle(signal, info, context) } {
@@ -121,39 +186,4 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut 
     }
     // SAFETY: likewise.
     unsafe { chain::foreign(signal, info, context) };
-}
-
-/// What was installed before the crate's handler: a pointer to a leaked `sigaction`, so that a handler can read it.
-struct Earlier(AtomicPtr<sigaction>);
-
-static EARLIER_SIGBUS: Earlier = Earlier(AtomicPtr::new(core::ptr::null_mut()));
-static EARLIER_SIGSEGV: Earlier = Earlier(AtomicPtr::new(core::ptr::null_mut()));
-
-impl Earlier {
-    fn of(signal: c_int) -> &'static Self {
-        if signal == SIGBUS { &EARLIER_SIGBUS } else { &EARLIER_SIGSEGV }
-    }
-
-    /// The action; `None` is the default action.
-    fn get(&self) -> Option<&'static sigaction> {
-        // Acquire: partner of the Release in `set`.
-        // SAFETY: null, or a leaked box that nobody writes any more.
-        unsafe { self.0.load(Ordering::Acquire).as_ref() }
-    }
-
-    /// The action, with the default action in its place from now on: one caller gets it (`SA_RESETHAND`).
-    fn take(&self) -> Option<&'static sigaction> {
-        // SAFETY: as `get`.
-        unsafe { self.0.swap(core::ptr::null_mut(), Ordering::AcqRel).as_ref() }
-    }
-
-    /// Not for signal handlers: it allocates.
-    fn set(&self, action: sigaction) {
-        self.0.store(Box::into_raw(Box::new(action)), Ordering::Release);
-    }
-
-    /// Back to the default action.
-    fn reset(&self) {
-        self.0.store(core::ptr::null_mut(), Ordering::Release);
-    }
 }

@@ -186,14 +186,19 @@ pub mod inject {
     static IN_USE: AtomicBool = AtomicBool::new(false);
     static SEEN: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
 
-    /// From now on the named step is not done, and said to have been done; `None`: every step is done again.
+    /// From now on the named step (or several, separated by commas) is not done, and said to have been done; `None`: every step
+    /// is done again.
     pub fn leave_out(step: Option<&'static str>) {
         IN_USE.store(true, Ordering::SeqCst);
         *LEFT_OUT.lock().unwrap_or_else(|e| e.into_inner()) = step;
     }
 
     pub(crate) fn left_out(step: &'static str) -> bool {
-        IN_USE.load(Ordering::SeqCst) && *LEFT_OUT.lock().unwrap_or_else(|e| e.into_inner()) == Some(step)
+        if !IN_USE.load(Ordering::SeqCst) {
+            return false;
+        }
+        let steps = *LEFT_OUT.lock().unwrap_or_else(|e| e.into_inner());
+        steps.is_some_and(|steps| steps.split(',').any(|left| left == step))
     }
 
     /// Lets `skip` calls of this name succeed and the next `times` fail with `errno`.

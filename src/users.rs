@@ -7,6 +7,7 @@
 //! - [`Theirs`] is what is kept of a user's: its destructor's panic goes no further. It is dropped after locks are.
 //! - [`Inside`] remembers what the calling thread is in the middle of, where no lock's owner does.
 
+use crate::sync::inside;
 use std::cell::Cell;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -71,7 +72,8 @@ std::thread_local! {
     static INSIDE: Cell<(usize, [usize; DEPTH])> = const { Cell::new((0, [0; DEPTH])) };
 }
 
-/// While it lives, the calling thread is in a user's code on behalf of an object, which is known by its address.
+/// While it lives, the calling thread is in a user's code on behalf of an object, which is known by its address. (Inside of the
+/// crate's own code is another: [`crate::sync::inside`].)
 pub(crate) struct Inside {
     /// Where the thread was before.
     before: (usize, [usize; DEPTH]),
@@ -79,6 +81,8 @@ pub(crate) struct Inside {
 
 impl Inside {
     pub(crate) fn of<T>(object: &T) -> Self {
+        // A signal handler must not see half of it.
+        let _inside = inside::enter();
         let before = INSIDE.get();
         let (depth, mut objects) = before;
         // Calls that are nested deeper than this are not remembered.
@@ -103,6 +107,7 @@ impl Inside {
 
 impl Drop for Inside {
     fn drop(&mut self) {
+        let _inside = inside::enter();
         INSIDE.set(self.before);
     }
 }

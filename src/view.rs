@@ -37,13 +37,13 @@ pub use strategy::Strategy;
 pub(crate) use waiting_room::{WaitingRoom, Waits};
 
 use crate::OnDisabled;
+use crate::sync::inside::{Mutex, MutexGuard, RwLock};
 use crate::sys::identity::Identity;
 use crate::sys::known::KnownFile;
 use crate::sys::map::{self, Prot};
 use crate::sys::{AddrRange, SysError, page_size};
 use left_over::{release, sweep};
 use nix::errno::Errno;
-use parking_lot::{Mutex, MutexGuard, RwLock};
 use rights::{Part, Rights};
 use std::fmt;
 use std::sync::Arc;
@@ -109,7 +109,8 @@ pub(crate) struct View {
     /// The process that the range is in. In a forked child there is nothing of the view's.
     identity: Identity,
     place: Mutex<Place>,
-    /// Which parts of the range have which rights. Written under the lock of the place, for a moment.
+    /// Which parts of the range have which rights. Written under the lock of the place, for a moment, by a thread that no
+    /// signal handler interrupts.
     rights: RwLock<Rights>,
 }
 
@@ -136,6 +137,11 @@ impl View {
     /// True if the server resolves the faults of the live range.
     pub(crate) fn is_served(&self) -> bool {
         self.spec.strategy == Strategy::Zap
+    }
+
+    /// True if the region's memory stands in the range.
+    pub(crate) fn is_live(&self) -> bool {
+        self.place().is_ok_and(|place| place.content == Content::Live)
     }
 
     /// Nothing reaches the memory any more when it returns, and accesses wait.
@@ -209,19 +215,16 @@ impl View {
             place.hole = None;
         }
         let replaced = call();
-        // SAFETY: a part of the view's own range, as above.
-        match replaced.map_err(|e| (e, unsafe { map::plug(part) })) {
-            Ok(()) => {
-                place.content = Content::Unsettled;
-                Ok(())
-            }
-            Err((e, Err(there))) if there.errno == Errno::EEXIST => Err(e),
-            Err((e, plugged)) => {
-                place.hole = plugged.is_err().then_some(part);
-                place.content = Content::Unsettled;
-                Err(e)
-            }
+        // Asked of what is mapped, not of the call that would fill a hole: at the limit of mappings that is refused anyway.
+        if replaced.is_err() && !map::has_hole(part) {
+            return replaced;
         }
+        place.content = Content::Unsettled;
+        if replaced.is_err() {
+            // SAFETY: a part of the view's own range, in which there is nothing, as above.
+            place.hole = unsafe { map::plug(part) }.is_err().then_some(part);
+        }
+        replaced
     }
 
     /// The memory is reachable again. On an error the range refuses, or waits as before.

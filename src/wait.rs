@@ -37,7 +37,10 @@ pub(crate) enum Waited {
     Cancelled,
     /// The deadline came first.
     TimedOut,
-    /// What is waited for waits for the caller. (Told by the protocol; an event knows nothing of it.)
+    /// It would be for the calling thread itself, which is inside the change, or interrupted inside of the crate.
+    /// (This and the next are the protocol's; an event knows nothing of them.)
+    Reentrant,
+    /// What is waited for waits for the calling thread: for a guard that it holds.
     WouldDeadlock,
 }
 
@@ -125,6 +128,9 @@ struct Token {
 
 impl CancelToken {
     /// A token that is not cancelled yet.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers: it allocates.
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(Token { cancelled: AtomicBool::new(false), sleeping_on: Mutex::new(Vec::new()) }))
@@ -157,6 +163,9 @@ impl CancelToken {
     }
 
     /// Whether [`CancelToken::cancel`] was called.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         // Acquire pairs with the Release in `cancel`.

@@ -4,8 +4,8 @@
 mod support;
 
 use revocable_mmio::{
-    AccessError, Backing, BuildError, Feature, MapError, MapOptions, Mapping, Monitor, MonitorError, OnDisabled,
-    Region, Strategy, Support,
+    AccessError, Backing, BuildError, Feature, MapError, MapOptions, Mapping, Monitor, MonitorError, OnDisabled, Prot,
+    ProtectError, Region, Strategy, Support,
 };
 use support::child;
 use support::count::Held;
@@ -147,6 +147,70 @@ fn accesses_outside_of_the_mapping_are_refused_in_every_state() {
         assert!(region.owner().read::<u64>(LEN).is_err());
         assert!(region.owner().write(usize::MAX, 1u8).is_err());
         assert!(region.owner().fill(PAGE, 1, usize::MAX).is_err());
+    });
+}
+
+#[test]
+fn rights_for_parts_that_are_none_are_refused_in_every_state() {
+    leaves_nothing("rights_for_parts_that_are_none_are_refused_in_every_state", || {
+        let region = Region::builder(LEN).build().expect("it builds");
+        let mapping = region.map(MapOptions::new().offset(PAGE)).expect("it maps");
+        let read_only = region.map(MapOptions::new().read_only()).expect("it maps");
+        let len = mapping.len();
+        let edges = [0, 1, PAGE - 1, PAGE, PAGE + 1, len - PAGE, len - 1, len, len + 1, LEN, LEN + PAGE, usize::MAX];
+        for enabled in [true, false] {
+            if !enabled {
+                region.disable().expect("it revokes");
+            }
+            for start in edges {
+                for end in edges {
+                    let fits = start < end && end <= len;
+                    let expected = match [start, end].into_iter().find(|at| at % PAGE != 0) {
+                        _ if !fits => Err(ProtectError::OutOfRange { start, end, len }),
+                        Some(value) => Err(ProtectError::Unaligned { value, page: PAGE }),
+                        None => Ok(()),
+                    };
+                    assert_eq!(mapping.protect(start..end, Prot::ReadWrite), expected, "{start:#x}..{end:#x}");
+                    if let Err(e) = expected {
+                        assert!([start, end].iter().any(|at| e.to_string().contains(&format!("{at:#x}"))), "{e}");
+                        assert_eq!(mapping.protect(start..end, Prot::None), expected, "whatever the rights");
+                    }
+                }
+            }
+            assert_eq!(read_only.protect(0..PAGE, Prot::ReadWrite), Err(ProtectError::ReadOnly));
+            assert_eq!(read_only.protect(0..PAGE, Prot::Read), Ok(()));
+        }
+        region.enable().expect("it comes back");
+        for at in (0..len).step_by(PAGE) {
+            assert_eq!(mapping.write(at, 1_u64), Ok(()), "a refused call changes nothing");
+        }
+    });
+}
+
+/// As many parts as there are pages, and again one.
+#[test]
+fn rights_of_single_pages_come_and_go() {
+    leaves_nothing("rights_of_single_pages_come_and_go", || {
+        const PAGES: usize = 256;
+        let region = Region::builder(PAGES * PAGE).build().expect("it builds");
+        let mapping = region.map(MapOptions::new()).expect("it maps");
+        for round in 0..3 {
+            for page in (round % 2..PAGES).step_by(2) {
+                mapping.protect(page * PAGE..(page + 1) * PAGE, Prot::Read).expect("inside");
+            }
+            region.disable().expect("it revokes");
+            region.enable().expect("it comes back");
+            for page in 0..PAGES {
+                let offset = page * PAGE;
+                let refused = page % 2 == round % 2;
+                let expected = if refused { Err(AccessError::Protected { offset }) } else { Ok(()) };
+                assert_eq!(mapping.write(offset, 1_u64), expected, "page {page}");
+            }
+            mapping.protect(0..PAGES * PAGE, Prot::ReadWrite).expect("all of it");
+        }
+        region.disable().expect("it revokes");
+        region.enable().expect("it comes back");
+        assert_eq!(mapping.fill(0, 2, PAGES * PAGE), Ok(()));
     });
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use support::count::thread_time;
 use support::matrix::every_case_with;
 use support::watchdog::Watchdog;
-use support::{a_moment, on_slow_machine, raw, stress_time};
+use support::{a_moment, eventually, on_slow_machine, raw, stress_time};
 
 #[test]
 fn a_system_call_is_refused_at_once_and_a_signal_leaves_loads_waiting() {
@@ -35,6 +35,7 @@ fn a_system_call_is_refused_at_once_and_a_signal_leaves_loads_waiting() {
             told.store(nix::unistd::gettid().as_raw(), Ordering::SeqCst);
             raw::load64(base)
         });
+        eventually("the load's thread runs", || tid.load(Ordering::SeqCst) != 0);
         a_moment();
         let (page, mut word) = (case.page(), 0_u64);
         let into = (&raw mut word).expose_provenance();

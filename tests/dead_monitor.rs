@@ -13,6 +13,7 @@ use support::raw;
 #[test]
 #[cfg_attr(revocable_portable, ignore = "no accessor needs a monitor")]
 fn a_monitor_thread_that_cannot_start_fails_closed() {
+    support::start();
     if !Support::current().userfaultfd() {
         println!("SKIP: no userfaultfd");
         return;
@@ -31,6 +32,7 @@ fn a_monitor_thread_that_cannot_start_fails_closed() {
 #[test]
 #[cfg_attr(revocable_portable, ignore = "no accessor needs a monitor")]
 fn enabling_gives_nothing_back_that_nobody_would_serve() {
+    support::start();
     if !Support::current().userfaultfd() {
         println!("SKIP: no userfaultfd");
         return;

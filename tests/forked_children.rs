@@ -1,26 +1,26 @@
 //! A forked child has none of its parent's mappings, and does no harm with what it inherits.
 #![expect(unsafe_code, reason = "forks, and maps memory in the child")]
 
-use nix::sys::eventfd::EventFd;
+#[expect(dead_code, reason = "each test file uses its part")]
+mod support;
+
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, alarm, fork};
-use revocable_mmio::fault::{FaultFlags, NotResolved};
-use revocable_mmio::pci::{
-    Bar, DmaAccess, DmaSegment, DmaSpace, IoEventLoop, Iommu, PciDevice, PciError, Space, Width,
-};
+use nix::unistd::{ForkResult, alarm, fork, getpid, pipe, read, write};
+use revocable_mmio::fault::{FaultFlags, NoLock};
 use revocable_mmio::{
-    Caller, FaultQueue, MapError, MapOptions, Mapping, Monitor, OnDisabled, PinError, Region, RevokeError, Strategy,
-    SubmitError, Submitted,
+    MapError, MapOptions, Mapping, Monitor, MonitorError, OnDisabled, Prot, ProtectError, Region, RevokeError, Strategy,
 };
-use std::future::Future;
-use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use support::matrix::{POLICIES, STRATEGIES};
+use support::{child, raw};
+
+const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
+const PAGE: usize = 4096;
+const PAGES: usize = 16;
 
 /// Runs `child` in a forked child; whether it answered true.
 fn in_child(child: impl FnOnce() -> bool) -> bool {
@@ -34,6 +34,15 @@ fn in_child(child: impl FnOnce() -> bool) -> bool {
         }
         ForkResult::Parent { child } => waitpid(child, None).expect("it ends") == WaitStatus::Exited(child, 0),
     }
+}
+
+/// New memory of the child's at an address where it has nothing; a word in it.
+fn own_memory(at: *mut u8, len: usize) -> *mut u64 {
+    let (at, len) = (NonZeroUsize::new(at.addr()), NonZeroUsize::new(len).expect("not 0"));
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
+    // SAFETY: replaces nothing.
+    let own = unsafe { mmap_anonymous(at, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) };
+    own.expect("the child has nothing there").cast::<u64>().as_ptr()
 }
 
 fn made(strategy: Strategy) -> (Region, Mapping) {
@@ -52,12 +61,7 @@ fn a_child_that_drops_what_it_inherits_unmaps_nothing_of_its_own() {
         let mut inherited = Some((region, mapping));
         let fine = in_child(|| {
             let (region, mapping) = inherited.take().expect("inherited");
-            let at = NonZeroUsize::new(mapping.as_ptr().addr());
-            let len = NonZeroUsize::new(mapping.len()).expect("not 0");
-            let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
-            // SAFETY: replaces nothing.
-            let own = unsafe { mmap_anonymous(at, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) };
-            let own = own.expect("the child has nothing there").cast::<u64>();
+            let own = own_memory(mapping.as_ptr(), mapping.len());
             // SAFETY: just mapped.
             unsafe { own.write_volatile(42) };
             let refused = matches!(region.disable(), Err(RevokeError::Forked))
@@ -91,191 +95,226 @@ fn a_child_does_not_wait_for_its_parents_monitor() {
     assert_eq!(mapping.read::<u64>(0), Ok(7));
 }
 
-fn device(kicks: Option<&IoEventLoop>) -> PciDevice {
-    let builder = PciDevice::builder(1, 2).command(2).bar(0, Bar::memory(4096));
-    let builder = kicks.into_iter().fold(builder, |builder, kicks| builder.io_event_loop(kicks.clone()));
-    builder.build().expect("a device")
-}
-
-/// Signals, and waits for the write that stands for it; false after a while.
-fn kicks(device: &PciDevice, event: &EventFd, at: usize) -> bool {
-    let owner = device.owner(Space::Bar(0)).expect("memory");
-    owner.write(at, 0_u8).expect("memory");
-    event.write(1).expect("signalled");
-    let since = Instant::now();
-    while owner.read::<u8>(at) != Ok(1) {
-        if since.elapsed() > Duration::from_secs(3) {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    true
-}
-
-fn event() -> EventFd {
-    EventFd::new().expect("an eventfd")
-}
-
+/// The owner's view is not inherited either, whether or not the region has a mapping.
 #[test]
-fn a_child_has_a_loop_of_its_own_and_leaves_its_parents_as_it_is() {
-    let parents = device(None);
-    let own_loop = IoEventLoop::manual().expect("a loop");
-    let manual = device(Some(&own_loop));
-    let events = [event(), event(), event()];
-    parents.add_ioeventfd(0, 0, Width::One, 1, events[0].as_fd()).expect("an ioeventfd");
-    manual.add_ioeventfd(0, 0, Width::One, 1, events[1].as_fd()).expect("an ioeventfd");
-    assert!(kicks(&parents, &events[0], 0));
-    events[1].write(1).expect("signalled");
-    let mut inherited = Some((parents, manual, own_loop));
-    let fine = in_child(|| {
-        let (parents, manual, own_loop) = inherited.take().expect("inherited");
-        // The parent's events stay the parent's.
-        let refused = matches!(own_loop.handle_ready(), Err(PciError::Forked))
-            && matches!(parents.add_ioeventfd(0, 8, Width::One, 9, events[2].as_fd()), Err(PciError::Forked))
-            && matches!(parents.remove_ioeventfd(0, 0, Width::One, 1), Err(PciError::Forked));
-        // With its parent's loop, a device of the child's would be served by the parent, or by nothing.
-        let borrowed = device(Some(&own_loop)).add_ioeventfd(0, 8, Width::One, 9, events[2].as_fd());
-        drop((parents, manual, own_loop));
-        let own = device(None);
-        let own_event = event();
-        own.add_ioeventfd(0, 0, Width::One, 1, own_event.as_fd()).expect("the child's own loop");
-        let served = kicks(&own, &own_event, 0);
-        refused && matches!(borrowed, Err(PciError::Forked)) && served
-    });
-    assert!(fine);
-    let (parents, manual, own_loop) = inherited.expect("still the parent's");
-    assert_eq!(own_loop.handle_ready().expect("a loop"), 1, "the child took the event");
-    assert_eq!(manual.owner(Space::Bar(0)).expect("memory").read::<u8>(0), Ok(1));
-    assert!(kicks(&parents, &events[0], 0), "the child ended the parent's loop, or took its ioeventfd out");
-    parents.add_ioeventfd(0, 1, Width::One, 1, events[2].as_fd()).expect("an ioeventfd");
-    assert!(kicks(&parents, &events[2], 1));
-    assert_eq!(parents.owner(Space::Bar(0)).expect("memory").read::<u8>(8), Ok(0), "written by the child");
-}
-
-#[test]
-fn a_child_decides_none_of_its_parents_faults() {
-    let region = Region::builder(1 << 20).disabled().build().expect("it builds");
-    let queue = FaultQueue::new(8).expect("an eventfd");
-    let block = Caller::new(FaultFlags::WAIT).on_disabled(OnDisabled::Block);
-    let Submitted::Queued(token) = region.fault_async(0, block, &queue).expect("room") else {
-        panic!("it is disabled")
-    };
-    let mut inherited = Some((region, queue, token));
-    let fine = in_child(|| {
-        let (region, queue, mut token) = inherited.take().expect("inherited");
-        let refused = matches!(region.fault_async(4096, block, &queue), Err(SubmitError::Forked))
-            && matches!(region.pin(0..1, FaultFlags::NOWAIT).map(drop), Err(PinError::Forked));
-        let given_up = std::pin::Pin::new(&mut token).poll(&mut Context::from_waker(Waker::noop()))
-            == Poll::Ready(Err(NotResolved::Killed));
-        token.cancel();
-        drop(token);
-        drop(region);
-        let empty = queue.next().is_none();
-        drop(queue);
-        refused && given_up && empty
-    });
-    assert!(fine);
-    let (region, queue, token) = inherited.expect("still the parent's");
-    let mut ready = [nix::poll::PollFd::new(queue.as_fd(), nix::poll::PollFlags::POLLIN)];
-    let readable = nix::poll::poll(&mut ready, nix::poll::PollTimeout::ZERO).expect("an eventfd");
-    assert_eq!((readable, queue.next()), (0, None), "completed by the child");
-    region.enable().expect("nothing is in the way");
-    assert_eq!(queue.next().map(|done| (done.id, done.result)), Some((token.id(), Ok(()))));
-}
-
-#[test]
-fn a_child_reaches_none_of_its_parents_iommu() {
-    /// Counts where parent and child both see it.
-    struct Shared(&'static [AtomicU32; 2]);
-    impl Iommu for Shared {
-        fn map(&self, _: u64, _: *mut u8, _: usize, _: DmaAccess) -> io::Result<()> {
-            self.0[0].fetch_add(1, Ordering::SeqCst);
-            Ok(())
-        }
-        fn unmap(&self, _: u64, _: usize) {
-            self.0[1].fetch_add(1, Ordering::SeqCst);
-        }
-    }
-    let len = NonZeroUsize::new(4096).expect("not 0");
-    let flags = MapFlags::MAP_SHARED;
-    // SAFETY: replaces nothing.
-    let page =
-        unsafe { mmap_anonymous(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }.expect("a page");
-    // SAFETY: mapped for good, zeroed, and used as atomics only.
-    let counts: &'static [AtomicU32; 2] = unsafe { page.cast().as_ref() };
-    let seen = || [&counts[0], &counts[1]].map(|count| count.load(Ordering::SeqCst));
-
-    let region = Region::builder(1 << 20).build().expect("it builds");
-    let mapping = region.map(MapOptions::new()).expect("it maps");
-    let space = DmaSpace::new(Arc::new(Shared(counts)));
-    space.map(1 << 32, &[DmaSegment::device(&mapping, 0..1 << 20)], DmaAccess::Read).expect("enabled");
-    // SAFETY: nothing is reached there.
-    let plain = unsafe { DmaSegment::plain(page.as_ptr().cast(), 4096) };
-    space.map(2 << 32, &[plain], DmaAccess::Read).expect("enabled");
-    assert_eq!(seen(), [2, 0]);
-    let mut inherited = Some((region, mapping, space));
-    let fine = in_child(|| {
-        let (region, mapping, space) = inherited.take().expect("inherited");
-        let refused = space.map(3 << 32, &[DmaSegment::device(&mapping, 0..4096)], DmaAccess::Read);
-        let unmapped = space.unmap(0, usize::MAX);
-        drop((space, mapping, region));
-        matches!(refused, Err(PciError::Forked)) && unmapped == 0
-    });
-    assert!(fine);
-    assert_eq!(seen(), [2, 0], "the child called the parent's IOMMU");
-    let (region, _mapping, space) = inherited.expect("still the parent's");
-    region.disable().expect("nothing is in the way");
-    assert_eq!(seen(), [2, 1]);
-    region.enable().expect("comes back");
-    assert_eq!(space.unmap(0, usize::MAX), (1 << 20) + 4096);
-}
-
-/// The locks that another thread of the parent's holds when the child is made are held for ever there.
-#[test]
-fn a_child_that_is_made_in_the_middle_of_everything_can_drop_it_all() {
-    let region = Region::builder(1 << 20).build().expect("it builds");
-    let mapping = region.map(MapOptions::new()).expect("it maps");
-    struct Agrees;
-    impl Iommu for Agrees {
-        fn map(&self, _: u64, _: *mut u8, _: usize, _: DmaAccess) -> io::Result<()> {
-            Ok(())
-        }
-        fn unmap(&self, _: u64, _: usize) {}
-    }
-    let space = Arc::new(DmaSpace::new(Arc::new(Agrees)));
-    let queue = FaultQueue::new(8).expect("an eventfd");
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut round = 0_u64;
-            while !stop.load(Ordering::Relaxed) {
-                round += 1;
-                let at = (round % 7 + 1) << 32;
-                let _ = space.map(at, &[DmaSegment::device(&mapping, 0..4096)], DmaAccess::Read);
-                let _ = region.try_disable();
-                let block = Caller::new(FaultFlags::WAIT).on_disabled(OnDisabled::Block);
-                drop(region.fault_async(0, block, &queue));
-                let _ = region.try_enable();
-                let pin = region.pin(0..1, FaultFlags::NOWAIT).map(|pin| pin.on_revoke(|| ()));
-                drop(pin);
-                while queue.next().is_some() {}
-                space.unmap(at, 4096);
-            }
-        });
-        let (region, space, queue) = (&region, &space, &queue);
-        for _ in 0..100 {
+fn a_child_that_drops_a_region_keeps_its_own_memory_where_the_owners_view_was() {
+    support::start();
+    for strategy in STRATEGIES {
+        for mapped in [false, true] {
+            let (region, mapping) = made(strategy);
+            let mut inherited = Some((region, mapped.then_some(mapping)));
             let fine = in_child(|| {
-                // SAFETY: the child's copies, here and below; it ends without using them again.
-                let region = unsafe { std::ptr::read(region) };
-                // SAFETY: as above.
-                let space = unsafe { std::ptr::read(space) };
-                // SAFETY: as above.
-                let queue = unsafe { std::ptr::read(queue) };
-                drop((space, queue, region));
+                let (region, mapping) = inherited.take().expect("inherited");
+                let own = own_memory(region.owner().as_ptr(), region.owner().len());
+                // SAFETY: just mapped.
+                unsafe { own.write_volatile(42) };
+                drop(region);
+                drop(mapping);
+                raw::load64(own.expose_provenance()) == Ok(42)
+            });
+            assert!(fine, "{strategy}, mapped: {mapped}");
+            let (region, _mapping) = inherited.expect("still the parent's");
+            assert_eq!(region.owner().read::<u64>(0), Ok(7), "{strategy}");
+        }
+    }
+}
+
+/// What a child has inherited of a region.
+struct Inherited {
+    region: Region,
+    mapping: Mapping,
+    /// Resolves its own faults (Zap).
+    own: Mapping,
+    monitor: Monitor,
+}
+
+/// What a child does with it, and whether it was told that this is not its.
+type Act = fn(&Inherited) -> bool;
+
+const ACTS: [(&str, Act); 9] = [
+    ("handle_ready", |its| its.monitor.handle_ready(64) == Err(MonitorError::Foreign)),
+    ("a fault", |its| {
+        (0..PAGES).all(|page| {
+            let _ = its.mapping.fault(page * PAGE, FaultFlags::DEFAULT, &mut NoLock::default());
+            let _ = its.own.fault(page * PAGE, FaultFlags::DEFAULT | FaultFlags::WRITE, &mut NoLock::default());
+            let _ = its.region.fault(page * PAGE, FaultFlags::DEFAULT, &mut NoLock::default());
+            true
+        })
+    }),
+    ("accesses", |its| {
+        (0..PAGES).all(|page| {
+            [&its.own, &its.mapping]
+                .into_iter()
+                .all(|mapping| mapping.read::<u64>(page * PAGE).is_err() && mapping.write(page * PAGE, 1_u64).is_err())
+        })
+    }),
+    ("accesses on its behalf", |its| {
+        (0..PAGES).all(|page| {
+            [&its.own, &its.mapping].into_iter().all(|mapping| {
+                mapping.try_read::<u64>(page * PAGE).is_err() && mapping.try_write(page * PAGE, 1_u64).is_err()
+            })
+        })
+    }),
+    ("protect", |its| {
+        let none = |mapping: &Mapping| mapping.protect(0..PAGES * PAGE, Prot::None);
+        none(&its.mapping) == Err(ProtectError::Forked) && none(&its.own) == Err(ProtectError::Forked)
+    }),
+    ("a pin", |its| its.region.pin(0..PAGE, FaultFlags::WRITE).is_err()),
+    ("a mapping", |its| matches!(its.region.map(MapOptions::new()), Err(MapError::Forked))),
+    ("a change", |its| {
+        matches!(its.region.try_disable(), Err(RevokeError::Forked))
+            && matches!(its.region.try_enable(), Err(RevokeError::Forked))
+            && matches!(its.region.try_reset(|_| ()), Err(RevokeError::Forked))
+    }),
+    ("the end", |its| {
+        raw::drop_copies(&its.region, &its.mapping);
+        true
+    }),
+];
+
+/// The child thinks that the region is enabled, as it was when it was forked.
+#[test]
+fn nothing_that_a_child_does_opens_its_parents_disabled_mapping() {
+    support::start();
+    for strategy in STRATEGIES {
+        for policy in POLICIES {
+            for (name, act) in ACTS {
+                let what = format!("{strategy} {policy:?}: {name}");
+                let monitor = Monitor::with_threads(1).expect("a userfaultfd");
+                let region = Region::builder(PAGES * PAGE).strategy(strategy).monitor(monitor.clone());
+                let region = region.build().expect("the strategy is there");
+                let mapping = region.map(MapOptions::new().on_disabled(policy)).expect("it maps");
+                let own = region.map(MapOptions::new().on_disabled(policy).accessors_only()).expect("it maps");
+                for page in 0..PAGES {
+                    region.owner().write(page * PAGE, SECRET).expect("the owner writes");
+                }
+                let its = Inherited { region, mapping, own, monitor };
+                let (go, may_go) = pipe().expect("a pipe");
+                let (is_there, there) = pipe().expect("a pipe");
+                let child = thread::scope(|scope| {
+                    let child = scope
+                        .spawn(|| in_child(|| write(&there, &[0]).is_ok() && read(&go, &mut [0]).is_ok() && act(&its)));
+                    // Forked while enabled.
+                    read(&is_there, &mut [0]).expect("the child lives");
+                    its.region.disable().expect("nothing is in the way");
+                    write(&may_go, &[0]).expect("the child lives");
+                    // Before and after: it may take a moment.
+                    let mut ended = false;
+                    while !ended {
+                        ended = child.is_finished();
+                        for page in 0..PAGES {
+                            let at = its.mapping.as_ptr().expose_provenance() + page * PAGE;
+                            if policy != OnDisabled::Block {
+                                assert_ne!(raw::load64(at), Ok(SECRET), "{what}: page {page}");
+                                let own = its.own.as_ptr().expose_provenance() + page * PAGE;
+                                assert_ne!(raw::load64(own), Ok(SECRET), "{what}: page {page}");
+                            }
+                            assert_ne!(raw::write_from(at, 8).is_ok(), policy != OnDisabled::AllOnes, "{what}: {page}");
+                            assert_eq!(its.region.owner().read::<u64>(page * PAGE), Ok(SECRET), "{what}");
+                        }
+                    }
+                    child.join().expect("no panic")
+                });
+                if policy == OnDisabled::Block {
+                    assert_eq!(
+                        support::count::resident(its.mapping.as_ptr().addr()),
+                        Some(0),
+                        "{what}: pages are there"
+                    );
+                }
+                assert!(child, "{what}: the child was told something else");
+                its.region.enable().expect("it comes back");
+                for page in 0..PAGES {
+                    let at = its.mapping.as_ptr().expose_provenance() + page * PAGE;
+                    assert_eq!(raw::load64(at), Ok(SECRET), "{what}");
+                    assert_eq!(its.own.read::<u64>(page * PAGE), Ok(SECRET), "{what}");
+                }
+                assert_eq!(its.region.stats().degraded, 0, "{what}");
+            }
+        }
+    }
+}
+
+/// As the error `Forked` advises, whatever the parent's other threads are in the middle of.
+#[test]
+fn a_child_builds_a_region_of_its_own_while_its_parents_threads_map() {
+    support::start();
+    let ended = child::alone("a_child_builds_a_region_of_its_own_while_its_parents_threads_map", || {
+        let end = AtomicBool::new(false);
+        let one_more = || {
+            for strategy in STRATEGIES {
+                let region = Region::builder(64 << 10).strategy(strategy).build().expect("the strategy is there");
+                for policy in [OnDisabled::AllOnes, OnDisabled::Block] {
+                    let mapping = region.map(MapOptions::new().on_disabled(policy)).expect("it maps");
+                    mapping.write(0, 5_u64).expect("enabled");
+                    region.disable().expect("nothing is in the way");
+                    region.enable().expect("it comes back");
+                    assert_eq!(mapping.read::<u64>(0), Ok(5));
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !end.load(Ordering::Relaxed) {
+                        one_more();
+                    }
+                });
+            }
+            let hung = (0..40)
+                .filter(|_| {
+                    !in_child(|| {
+                        one_more();
+                        true
+                    })
+                })
+                .count();
+            end.store(true, Ordering::Relaxed);
+            assert_eq!(hung, 0, "of 40 children");
+        });
+    });
+    ended.well();
+}
+
+/// A process id says nothing: each is the first process of its namespace.
+#[test]
+fn a_child_with_its_parents_process_id_is_another_process() {
+    support::start();
+    require!(support::is_root(), "a pid namespace is root's", could: false);
+    let ended = child::alone("a_child_with_its_parents_process_id_is_another_process", || {
+        for strategy in STRATEGIES {
+            if let Err(e) = unshare(CloneFlags::CLONE_NEWPID) {
+                return support::skip(&format!("no pid namespace can be had: {e}"), false);
+            }
+            let fine = in_child(|| {
+                assert_eq!(getpid().as_raw(), 1, "the first of its namespace");
+                let (region, mapping) = made(strategy);
+                // Everything that it needs, since from then on this process can make no threads.
+                region.disable().expect("nothing is in the way");
+                region.enable().expect("it comes back");
+                unshare(CloneFlags::CLONE_NEWPID).expect("the first time it could");
+                let refused = in_child(|| {
+                    let first = getpid().as_raw() == 1;
+                    let ended = region.reset(|_| {
+                        // SAFETY: ends the child.
+                        unsafe { nix::libc::_exit(2) }
+                    });
+                    first
+                        && matches!(ended, Err::<(), _>(RevokeError::Forked))
+                        && matches!(region.disable(), Err(RevokeError::Forked))
+                        && matches!(region.enable(), Err(RevokeError::Forked))
+                        && matches!(region.map(MapOptions::new()), Err(MapError::Forked))
+                });
+                assert!(refused, "{strategy}: the child is taken for its parent");
+                assert_eq!(mapping.read::<u64>(0), Ok(7), "{strategy}");
+                let patience = std::time::Duration::from_secs(5);
+                assert!(region.disable_timeout(patience).expect("the parent's goes on"), "{strategy}");
+                assert!(region.enable().expect("the parent's goes on"), "{strategy}");
+                assert_eq!(mapping.read::<u64>(0), Ok(7), "{strategy}");
                 true
             });
-            assert!(fine, "the child waits for what it will never get");
+            assert!(fine, "{strategy}: see above");
         }
-        stop.store(true, Ordering::Relaxed);
     });
+    ended.well();
 }

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Barrier, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LEN: usize = 1 << 20;
 const PAGE: usize = 4096;
@@ -334,6 +334,13 @@ fn a_leaked_guard_keeps_its_region_enabled_and_is_not_another_threads() {
     thread::scope(|scope| {
         scope.spawn(|| std::mem::forget(mapping.try_access().expect("enabled")));
     });
+    // A scope ends when its threads' closures have; the threads themselves end a moment later.
+    let leaked = || matches!(region.try_disable(), Err(RevokeError::Busy(holders)) if holders.guards[0].tid == 0);
+    let since = Instant::now();
+    while !leaked() {
+        assert!(since.elapsed() < Duration::from_secs(10), "the thread has ended");
+        thread::yield_now();
+    }
     for _ in 0..8 {
         thread::scope(|scope| {
             scope.spawn(|| {

@@ -81,7 +81,7 @@ impl Lookers {
     fn end(self, what: &str) {
         for waiting in self.0 {
             eventually(&format!("{what}: a waiter ends"), || waiting.is_finished());
-            drop(waiting.join().expect("no panic"));
+            waiting.join().expect("no panic");
         }
     }
 }

@@ -3,10 +3,15 @@
 #![expect(unsafe_code, reason = "the child ends without running destructors, which its filter would forbid")]
 
 use linux_raw_sys::ioctl as nr;
+use nix::errno::Errno;
 use nix::libc::{self, c_long};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::ftruncate;
-use revocable_mmio::{AccessError, Backing, MapOptions, Mapping, Monitor, OnDisabled, Prot, Region, Strategy, Support};
+use revocable_mmio::signal::SignalError;
+use revocable_mmio::{
+    AccessError, Backing, MapOptions, Mapping, Monitor, OnDisabled, Prot, Region, RevokeError, Strategy, Support,
+};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
@@ -75,6 +80,8 @@ const MONITOR: &[Allowed] = &[
 /// A thread that calls `disable`, `enable`, `reset`.
 const OWNER: &[Allowed] = &[
     allow!(SYS_gettid),
+    // Looks, and changes nothing.
+    allow!(SYS_rt_sigaction, 1, &[0]),
     allow!(SYS_sched_yield),
     allow!(SYS_membarrier, 0, &[8]),
     allow!(SYS_futex, 1, FUTEX),
@@ -311,6 +318,9 @@ fn a_monitor_fails_closed_under_its_filter() {
         exit(0);
     }
     let threads = || std::fs::read_dir("/proc/self/task").expect("there is /proc").count();
+    // Those that stay, once there are regions and some that wait.
+    let first = Region::builder(4096).strategy(Strategy::Detach).build().expect("a region");
+    drop(first.map(MapOptions::new().on_disabled(OnDisabled::Block)).expect("it maps"));
     let before = threads();
     let monitor = Monitor::with_threads(1).expect("a userfaultfd");
     let mapped = Arc::new(Barrier::new(2));
@@ -382,4 +392,36 @@ fn seccomp_md_has_the_lists_that_are_tested() {
         tested.dedup();
         assert_eq!(told, tested, "{heading}");
     }
+}
+
+#[test]
+fn a_displaced_handler_that_cannot_be_put_back_is_told_and_nothing_is_revoked() {
+    const NAME: &str = "a_displaced_handler_that_cannot_be_put_back_is_told_and_nothing_is_revoked";
+    if let Some(status) = child(NAME, "displaced") {
+        assert!(status.success(), "{status}");
+        return;
+    }
+    let region = Region::builder(4096).build().expect("it builds");
+    let mapping = region.map(MapOptions::new()).expect("it maps");
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default action is no handler.
+    let displaced = unsafe { sigaction(Signal::SIGBUS, &default) };
+    displaced.expect("it can be set");
+    // Looking is allowed, changing is not.
+    let changes = SeccompCondition::new(1, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0).expect("an argument's number");
+    let rules = [(libc::SYS_rt_sigaction, vec![SeccompRule::new(vec![changes]).expect("one condition")])];
+    let arch = std::env::consts::ARCH.try_into().expect("seccompiler knows this architecture");
+    let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    let filter = SeccompFilter::new(rules.into_iter().collect(), SeccompAction::Allow, refused, arch);
+    install(&filter.and_then(TryInto::try_into).expect("it compiles"));
+    let disabled = region.disable();
+    let Err(RevokeError::Signal(SignalError::Sigaction { signal: libc::SIGBUS, errno: Errno::EPERM })) = disabled
+    else {
+        panic!("{disabled:?}");
+    };
+    assert!(region.is_enabled(), "nothing was changed");
+    assert_eq!(mapping.read::<u8>(0), Ok(0));
+    drop(region);
+    assert!(matches!(mapping.read::<u8>(0), Err(AccessError::Gone { .. })), "what ends, ends");
+    exit(0);
 }

@@ -268,7 +268,7 @@ fn a_part_without_rights_is_not_mapped_for_dma() {
         let iommu = Arc::new(Counts(AtomicUsize::new(0)));
         let space = DmaSpace::new(Arc::clone(&iommu) as _);
         let map = |from: usize, to: usize, access| {
-            let segment = DmaSegment::Device { mapping: &mapping, region: &region, range: from * page..to * page };
+            let segment = DmaSegment::device(&mapping, from * page..to * page);
             space.map(IOVA, &[segment], access).map_err(|e| e.errno())
         };
         let refused = Err(Errno::EFAULT as i32);

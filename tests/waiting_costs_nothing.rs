@@ -97,7 +97,7 @@ fn who_waits_for_a_disabled_region_sleeps() {
     for strategy in STRATEGIES {
         let Ok(region) = Region::builder(1 << 20).strategy(strategy).disabled().build() else { continue };
         let mapping = region.map(MapOptions::new().on_disabled(OnDisabled::Block)).expect("it maps");
-        let mut waiters = vec![
+        let waiters = vec![
             Waiter { what: "raw load", wait: Box::new(|| assert_eq!(raw::load64(addr(&mapping)), Ok(0))) },
             Waiter { what: "accessor", wait: Box::new(|| assert_eq!(mapping.read::<u64>(0), Ok(0))) },
             Waiter {
@@ -112,10 +112,6 @@ fn who_waits_for_a_disabled_region_sleeps() {
                 }),
             },
         ];
-        if Support::current().sees_kernel_faults() {
-            let call = || assert_eq!(raw::write_pipe_from(addr(&mapping), 8), Ok(8));
-            waiters.push(Waiter { what: "system call", wait: Box::new(call) });
-        }
         look_at(&format!("{strategy}, disabled"), waiters, || {
             region.enable().expect("it comes back");
         });

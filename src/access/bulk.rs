@@ -95,8 +95,7 @@ unsafe fn small<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize
         }
         done += 1;
         if !raw::RECOVERABLE && D::word_fits(dst.wrapping_add(done), src.wrapping_add(done)) && len - done >= 8 {
-            // SAFETY: the caller's contract, for the rest. An aligned word crosses no page's edge: where one fails, all of its
-            // bytes do, and the count is exact.
+            // SAFETY: the caller's contract, for the rest, by words again: they are aligned from here on.
             return done + unsafe { small::<D>(dst.wrapping_add(done), src.wrapping_add(done), len - done) };
         }
     }

@@ -5,8 +5,10 @@ use crate::error::AccessError;
 use crate::gate::Phase;
 use crate::mapping::Served;
 use crate::protocol::State;
+use crate::sync::inside;
 use crate::sys::AddrRange;
 use crate::view::Server;
+use crate::wait::Waited;
 use std::sync::atomic::Ordering;
 
 /// What an access that did not succeed at once is to do.
@@ -51,16 +53,7 @@ impl Served {
     pub(super) fn admit(&self, offset: usize) -> Result<Next, AccessError> {
         let protocol = &self.region.protocol;
         loop {
-            let phase = match protocol.phase() {
-                Phase::Busy => match protocol.try_read().as_deref() {
-                    Some(State::Enabled) => Phase::Open,
-                    Some(State::Disabled) => Phase::Disabled,
-                    Some(State::Gone) => Phase::Gone,
-                    None => Phase::Busy,
-                },
-                settled => settled,
-            };
-            let unwanted: &dyn Fn(Phase) -> bool = match (phase, self.view.spec.policy) {
+            let unwanted: &dyn Fn(Phase) -> bool = match (protocol.met(), self.view.spec.policy) {
                 (Phase::Open, _) => {
                     if self.load_limit.load(Ordering::Relaxed) == 0 {
                         self.mend();
@@ -79,15 +72,26 @@ impl Served {
                 (Phase::Disabled, OnDisabled::Block) => &|now| matches!(now, Phase::Busy | Phase::Disabled),
                 (Phase::Busy, _) => &|now| now == Phase::Busy,
             };
-            let _ = protocol.wait_while(unwanted, None, None);
+            if protocol.is_inherited() {
+                return Err(AccessError::Forked { offset });
+            }
+            match protocol.wait_while_met(unwanted, None) {
+                Waited::Reentrant => return Err(AccessError::Reentrant { offset }),
+                Waited::WouldDeadlock => return Err(AccessError::WouldDeadlock),
+                Waited::Done | Waited::Cancelled | Waited::TimedOut => {}
+            }
         }
     }
 
     /// The region is enabled, and this mapping is not: a change failed half-way and could not be undone.
     #[cold]
     fn mend(&self) {
+        if inside::is_inside() {
+            // A signal handler has interrupted a thread that may hold what is needed for it.
+            return;
+        }
         if let Some(state) = self.region.protocol.try_read().filter(|state| **state == State::Enabled) {
-            self.heal();
+            let _ = self.heal();
             drop(state);
         }
     }
@@ -95,6 +99,11 @@ impl Served {
     /// An access faulted. Resolves the fault where that is the accessing thread's business, and decides whether
     /// trying again makes sense.
     pub(super) fn after_fault(&self, offset: usize, patience: &mut Patience) -> Result<(), AccessError> {
+        if self.region.protocol.is_inherited() {
+            return Err(AccessError::Forked { offset });
+        }
+        // As in `mend`. Asked before the read side is taken, which counts too.
+        let inside = inside::is_inside();
         // Under the read side of the memory lock; whoever holds the write side is waited for by `admit`.
         if let Some(state) = self.region.protocol.try_read().filter(|state| **state == State::Enabled) {
             match &self.view.spec.server {
@@ -102,7 +111,7 @@ impl Served {
                     self.map_pages(uffd, offset).map_err(|_| AccessError::NoMemory { offset })?;
                 }
                 // Nothing should refuse here, unless a change failed half-way and could not be undone.
-                _ if patience.left < 8 => self.heal(),
+                _ if patience.left < 8 && !inside => drop(self.heal()),
                 _ => {}
             }
             drop(state);
@@ -112,7 +121,10 @@ impl Served {
         if epoch != patience.epoch {
             *patience = Patience { epoch, left: 16 };
         }
-        patience.left = patience.left.checked_sub(1).ok_or_else(|| self.fails_at(offset))?;
+        patience.left = patience.left.checked_sub(1).ok_or_else(|| match inside {
+            true => AccessError::Reentrant { offset },
+            false => self.fails_at(offset),
+        })?;
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use crate::policy::OnDisabled;
 use std::sync::atomic::Ordering;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Load,
     Store,
 }
@@ -34,6 +34,9 @@ macro_rules! read_modify_write {
         ///
         /// # Errors
         /// See [`AccessError`].
+        ///
+        /// # Signal safety
+        /// As [`read`](Self::read).
         pub fn $name<T: AtomicPrimitive>(&self, offset: usize, value: T) -> Result<T, AccessError> {
             // SAFETY: as in `compare_exchange`.
             let found = self.attempt::<T, _>(offset, Kind::Store, Tried::Not, |at| unsafe { raw::$name(at, value) })?;
@@ -46,10 +49,14 @@ impl Mapping {
     /// One load. `offset` in bytes, a multiple of the size of `T`. Never torn, never a signal.
     ///
     /// # Blocking
-    /// While the region is busy, and under [`OnDisabled::Block`] while it is disabled.
+    /// While the region is busy, and under [`OnDisabled::Block`] while it is disabled. Where that would be a wait for the calling
+    /// thread itself, it is [`AccessError::Reentrant`].
     ///
     /// # Errors
     /// See [`AccessError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     #[inline]
     pub fn read<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
         if self.admits::<T>(offset, Kind::Load) {
@@ -69,6 +76,9 @@ impl Mapping {
     ///
     /// # Errors
     /// See [`AccessError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     #[inline]
     pub fn write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         if self.admits::<T>(offset, Kind::Store) {
@@ -88,6 +98,9 @@ impl Mapping {
     ///
     /// # Errors
     /// See [`AccessError`]; under [`OnDisabled::AllOnes`] it finds all-ones.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     pub fn compare_exchange<T: AtomicPrimitive>(
         &self,
         offset: usize,
@@ -121,6 +134,9 @@ impl Mapping {
     ///
     /// # Errors
     /// [`CopyError`] says how many bytes were done, and none beyond them were.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
         if !raw::RECOVERABLE {
             return self.read_slice_locked(offset, into);
@@ -143,6 +159,9 @@ impl Mapping {
     ///
     /// # Errors
     /// [`CopyError`] says how many bytes were done, and none beyond them were.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
         if !raw::RECOVERABLE {
             return self.write_slice_locked(offset, from);
@@ -163,6 +182,9 @@ impl Mapping {
     ///
     /// # Errors
     /// [`CopyError`] says how many bytes were done, and none beyond them were.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     pub fn fill(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
         if !raw::RECOVERABLE {
             return self.fill_locked(offset, byte, len);
@@ -177,6 +199,18 @@ impl Mapping {
     #[inline]
     fn at<T>(&self, offset: usize) -> *mut T {
         self.served.view.range.as_ptr().wrapping_add(offset).cast()
+    }
+
+    /// May accesses be tried at once, as far as is known? Where not, the first look is at the state: an access that waits in a page
+    /// fault cannot be refused, and in a signal handler it may wait for its own thread.
+    #[inline]
+    pub(crate) fn is_open(&self, kind: Kind) -> bool {
+        let limit = match kind {
+            Kind::Load => &self.served.load_limit,
+            Kind::Store => &self.served.store_limit,
+        };
+        // Relaxed: as in `admits`.
+        limit.load(Ordering::Relaxed) != 0
     }
 
     /// May this access be tried at once? Limits are 0 or multiples of the page size, so an aligned offset below one
@@ -278,6 +312,11 @@ impl Mapping {
         let served = &self.served;
         self.check_slice(offset, len, kind)?;
         let mut done = 0;
+        if len > 0 && !self.is_open(kind) {
+            if let Next::Unsupported = served.admit(offset).map_err(|error| CopyError { done, error })? {
+                return Ok(done);
+            }
+        }
         let mut patience = Patience::new(served);
         while done < len {
             // The first try costs no look at the state: a revoked range faults.

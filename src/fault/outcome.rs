@@ -16,7 +16,11 @@ pub enum Outcome {
     Sigbus,
     /// The wait was cancelled. The caller's lock is released, as the kernel does for a killed wait.
     Killed,
-    /// The change of state that it would have to wait for waits for the calling thread. The caller's lock may be released.
+    /// The wait would have been for the calling thread itself: it runs a callback of a change of the region's state, or a signal
+    /// handler that interrupted a thread inside of this crate. The caller's lock is held. The kernel has no such case.
+    Reentrant,
+    /// The change of state that it would have to wait for waits for the calling thread: for a guard that it holds of another
+    /// region that changes together with this one. The caller's lock is held. The kernel has no such case.
     WouldDeadlock,
 }
 

@@ -22,9 +22,15 @@ pub enum NotResolved {
     /// The caller was cancelled (`-EINTR`).
     #[error("cancelled while waiting for the region")]
     Killed,
-    /// The change of state that it would have to wait for waits for the calling thread, for a guard of its or the end of a callback
-    /// (`-EDEADLK`).
-    #[error("the change under way waits for this thread, for a guard that it holds or the end of its callback")]
+    /// It would have waited for the calling thread itself: see [`Outcome::Reentrant`]. Nothing was queued (`-EDEADLK`).
+    #[error(
+        "the fault would wait for its own thread, which changes the region's state: try it later, or in another thread"
+    )]
+    Reentrant,
+    /// What it would have waited for waits for the calling thread: see [`Outcome::WouldDeadlock`] (`-EDEADLK`).
+    #[error(
+        "the change under way waits for this thread, for a guard that it holds of a region that changes with this one: drop it"
+    )]
     WouldDeadlock,
     /// The flags contradict themselves.
     #[error(transparent)]
@@ -61,6 +67,7 @@ pub fn resolve<L: CallerLock>(
             Outcome::Mapped => return Ok(Resolved { unlocked }),
             Outcome::Sigbus => return Err(NotResolved::Sigbus),
             Outcome::Killed => return Err(NotResolved::Killed),
+            Outcome::Reentrant => return Err(NotResolved::Reentrant),
             Outcome::WouldDeadlock => return Err(NotResolved::WouldDeadlock),
             Outcome::Retry { lock: LockAfter::Held } => return Err(NotResolved::WouldBlock),
             // Without ALLOW_RETRY this is the kernel's answer to who was killed: TRIED would be illegal then, and

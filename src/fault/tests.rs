@@ -107,7 +107,7 @@ fn observe(decision: Decision, signal: bool) -> String {
         }
         Some(Outcome::Sigbus) => "sigbus",
         Some(Outcome::Killed) => "killed",
-        Some(Outcome::WouldDeadlock) => "no decision answers that",
+        Some(Outcome::Reentrant | Outcome::WouldDeadlock) => unreachable!("no decision: see `Protocol::fault_once`"),
     };
     let lock = if lock == LockAfter::Held { "held" } else { "released" };
     format!("{slept}, {answer}, {lock}")

@@ -30,9 +30,6 @@ pub(super) struct Slot {
     owner: AtomicU64,
     /// How many guards of earlier owners are among those that were entered and not left.
     leaked: AtomicU64,
-    /// Accesses turned away while the gate was closed, without entering. No part of the protocol: it is here because no
-    /// other thread's counter costs as little.
-    pub(super) turned_away: AtomicU64,
 }
 
 impl Slot {
@@ -115,6 +112,15 @@ impl<T: Default> Buckets<T> {
         let slot = unsafe { bucket.add(place.at as usize) };
         // SAFETY: *Published*: initialised, and lives as long as `self`; every thread accesses it atomically.
         unsafe { &*slot }
+    }
+
+    /// The item, if its bucket is there.
+    pub(super) fn peek(&self, place: Place) -> Option<&T> {
+        // Acquire: as in `get`.
+        let bucket = self.0[place.bucket as usize].load(Ordering::Acquire);
+        let slot = bucket.wrapping_add(place.at as usize);
+        // SAFETY: *Published*: initialised, and lives as long as `self`; every thread accesses it atomically.
+        (!bucket.is_null()).then(|| unsafe { &*slot })
     }
 
     #[cold]

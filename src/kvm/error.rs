@@ -64,6 +64,22 @@ pub enum ExitError {
         /// The guest physical address, where the machine tells it.
         gpa: Option<u64>,
     },
+    /// The wait would have been for the calling thread itself, which changes the region's state (a notifier that runs a vCPU).
+    #[error(
+        "guest access, slot {slot}, would wait for its own thread, which changes the region's state: run the vCPU elsewhere"
+    )]
+    Reentrant {
+        /// The memslot.
+        slot: u32,
+    },
+    /// The change of state that it would have to wait for waits for the calling thread, for a guard that it holds.
+    #[error(
+        "guest access, slot {slot}, would wait for a change that waits for a guard of this thread's: drop it first"
+    )]
+    WouldDeadlock {
+        /// The memslot.
+        slot: u32,
+    },
     /// The region is enabled, but its memory gives no page there.
     #[error("no memory at guest address {gpa:#x}, slot {slot}")]
     NoMemory {

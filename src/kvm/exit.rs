@@ -160,6 +160,8 @@ impl ExitHandler {
                 match refused {
                     Ok(_) => Err(ExitError::NoMemory { slot, gpa }),
                     Err(NotResolved::Killed) => Ok(Handled::Cancelled),
+                    Err(NotResolved::Reentrant) => Err(ExitError::Reentrant { slot }),
+                    Err(NotResolved::WouldDeadlock) => Err(ExitError::WouldDeadlock { slot }),
                     Err(_) if region.protocol.phase() == Phase::Gone => Err(ExitError::Gone { slot, gpa: Some(gpa) }),
                     Err(_) => Err(ExitError::Disabled { slot, gpa: Some(gpa) }),
                 }
@@ -191,8 +193,11 @@ impl ExitHandler {
                     (Phase::Gone, _) => return Err(ExitError::Gone { slot, gpa }),
                     (Phase::Disabled, WhenDisabled::Fail) => return Err(ExitError::Disabled { slot, gpa }),
                     (Phase::Busy, _) | (Phase::Disabled, WhenDisabled::Wait) => {
-                        if protocol.wait_while(|now| now == phase, Some(&self.cancel), None) == Waited::Cancelled {
-                            return Ok(Handled::Cancelled);
+                        match protocol.wait_while(|now| now == phase, Some(&self.cancel), None) {
+                            Waited::Cancelled => return Ok(Handled::Cancelled),
+                            Waited::Reentrant => return Err(ExitError::Reentrant { slot }),
+                            Waited::WouldDeadlock => return Err(ExitError::WouldDeadlock { slot }),
+                            Waited::Done | Waited::TimedOut => {}
                         }
                         changed = true;
                     }

@@ -9,6 +9,7 @@ use crate::notify::{InvalidateNotifier, NotifyError, Subscription};
 use crate::placed::{Place, Placed, Refused};
 use crate::stats::count;
 use crate::sys::SysError;
+use crate::sys::thread;
 use crate::sys::uffd::UffdSource;
 use crate::users::Theirs;
 use crate::view::Server;
@@ -249,6 +250,7 @@ impl Core {
 
     /// Makes a wish come true; the error is KVM's, or the adapter's.
     fn change(&self, wish: impl FnOnce(&mut Place)) -> Result<bool, SysError> {
+        let _inside = self.mapping.served.region.protocol.inside();
         let changed = self.placed.change(wish, |there| {
             self.set(if there { self.mapping.len() } else { 0 })?;
             count(if there { &self.counters.installs } else { &self.counters.removals });
@@ -281,7 +283,6 @@ impl Core {
         // KVM waits for every vCPU that is inside a page fault. If those are answered by an event loop, that may be this
         // very thread: it goes on answering while another one waits for KVM.
         if !region.monitor.as_ref().is_some_and(crate::Monitor::help) {
-            let _inside = region.protocol.inside();
             return change(&*self.vm, &slot);
         }
         std::thread::scope(|scope| {
@@ -291,7 +292,7 @@ impl Core {
                 let _inside = (region.protocol.inside(), self.placed.inside());
                 change(&*self.vm, &slot)
             };
-            let started = helper.spawn_scoped(scope, run);
+            let started = thread::blocking_signals(|| helper.spawn_scoped(scope, run));
             let ioctl = started.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
             while !ioctl.is_finished() {
                 region.monitor.as_ref().map(crate::Monitor::help);

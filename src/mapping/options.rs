@@ -47,8 +47,7 @@ impl MapOptions {
 
     /// For this crate's accessors only (Zap): the faulting thread resolves its own fault, with no monitor and no
     /// hand-over. A raw pointer or a system call that meets a page which is not mapped gets SIGBUS or EFAULT, also while
-    /// the region is enabled. Under Detach and Replace the kernel resolves faults and this changes nothing; nor does it on
-    /// architectures other than x86-64 and aarch64, where a monitor resolves them.
+    /// the region is enabled. Under Detach and Replace the kernel resolves faults and this changes nothing.
     pub fn accessors_only(mut self) -> Self {
         self.accessors_only = true;
         self

@@ -29,34 +29,43 @@ pub(crate) struct Served {
 
 impl Served {
     /// Accesses may be tried. A hint, no more: an access that is tried too early faults and looks again.
+    ///
+    /// Not while the write side of the memory lock is held or waited for. SeqCst, all of them, with `Change::write_lock`: either
+    /// the change is seen here, or what is stored here is seen, and stored over, there (`Mechanism::close`).
     pub(crate) fn open(&self) {
         let len = self.view.range.len;
-        self.load_limit.store(len, Ordering::Relaxed);
-        self.store_limit.store(if self.view.spec.prot == Prot::ReadWrite { len } else { 0 }, Ordering::Relaxed);
+        self.load_limit.store(len, Ordering::SeqCst);
+        self.store_limit.store(if self.view.spec.prot == Prot::ReadWrite { len } else { 0 }, Ordering::SeqCst);
+        if self.region.protocol.is_closed() {
+            self.close();
+        }
     }
 
     /// Under the read side of the memory lock of an enabled region: puts right what a change that failed half-way left. Waits
-    /// for nothing: the next try is as good.
-    pub(crate) fn heal(&self) {
-        if self.region.file.try_lock().is_some_and(|file| self.view.restore(file.as_ref()).is_ok()) {
+    /// for a moment only: the next try is as good. Says whether the memory is in the range.
+    pub(crate) fn heal(&self) -> bool {
+        let live = self.region.file.try_lock().is_some_and(|file| self.view.restore(file.as_ref()).is_ok());
+        if live {
             self.open();
         }
+        live
     }
 
     /// Is the region's memory in the range, under the read side of the memory lock of an enabled region? What a change that
-    /// failed half-way has left is put right.
-    pub(crate) fn is_live(&self) -> bool {
-        let open = || self.load_limit.load(Ordering::Relaxed) > 0;
-        if !open() {
-            self.heal();
+    /// failed half-way has left is put right, which a signal handler cannot do that has interrupted a thread `inside` of the
+    /// crate. `None`: then, or if a change is about to begin, it is not known.
+    pub(crate) fn is_live(&self, inside: bool) -> Option<bool> {
+        match self.load_limit.load(Ordering::Relaxed) > 0 {
+            true => Some(true),
+            false if inside || self.region.protocol.is_closed() => None,
+            false => Some(self.heal()),
         }
-        open()
     }
 
     /// Accesses had better look first. A hint: the refusal itself is in the page tables.
     pub(crate) fn close(&self) {
-        self.load_limit.store(0, Ordering::Relaxed);
-        self.store_limit.store(0, Ordering::Relaxed);
+        self.load_limit.store(0, Ordering::SeqCst);
+        self.store_limit.store(0, Ordering::SeqCst);
     }
 
     /// Maps the page at `at` (an offset in the mapping, in bytes) and those around it. The caller holds the read side of
@@ -121,7 +130,7 @@ impl monitor::Served for Served {
         let Some(uffd) = self.view.spec.server.uffd() else { return };
         let counters = &self.region.counters;
         // NOWAIT: the holder of the write side wakes this mapping's waiters after releasing it, and they fault again.
-        let Some(state) = self.region.protocol.try_read() else {
+        let Some(state) = self.region.protocol.try_read_to_answer() else {
             count(&counters.faults_parked);
             event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, "fault, region busy");
             return;

@@ -2,12 +2,12 @@
 
 use super::Served;
 use crate::stats::Histogram;
+use crate::sync::inside::RwLock;
 use crate::sys::uffd::{FaultMessage, Uffd, UffdSource};
 use crate::sys::{AddrRange, SysError, page_size};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
-use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};

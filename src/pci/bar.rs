@@ -182,6 +182,7 @@ impl Device {
             Err(NotResolved::WouldBlock) => Err(PciError::WouldBlock { space, offset }),
             Err(NotResolved::Killed) => Err(PciError::Cancelled { space, offset }),
             Err(NotResolved::WouldDeadlock) => Err(PciError::WouldDeadlock),
+            Err(NotResolved::Reentrant) => Err(PciError::Reentrant),
             Err(NotResolved::Illegal(flags)) => Err(flags.into()),
         }
     }

@@ -12,9 +12,9 @@ use crate::error::MapError;
 use crate::mapping::{MapOptions, Mapping};
 use crate::owner::OwnerView;
 use crate::region::{Region, RegionShared};
+use crate::sync::inside::Mutex;
 use crate::sys::thread::current_tid;
 use crate::users::Theirs;
-use parking_lot::{Mutex, MutexGuard};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -127,13 +127,14 @@ pub(super) struct Ports {
 /// One change of the device's registers at a time, and none from inside another.
 #[derive(Default)]
 pub(super) struct Turn {
-    taken: Mutex<()>,
+    /// Its holder runs callbacks.
+    taken: parking_lot::Mutex<()>,
     by: AtomicI32,
 }
 
 pub(super) struct TurnGuard<'a> {
     turn: &'a Turn,
-    _taken: MutexGuard<'a, ()>,
+    _taken: parking_lot::MutexGuard<'a, ()>,
 }
 
 impl Turn {
@@ -147,7 +148,7 @@ impl Turn {
         self.by.load(Ordering::Relaxed) == current_tid()
     }
 
-    fn guard<'a>(&'a self, taken: MutexGuard<'a, ()>) -> TurnGuard<'a> {
+    fn guard<'a>(&'a self, taken: parking_lot::MutexGuard<'a, ()>) -> TurnGuard<'a> {
         self.by.store(current_tid(), Ordering::Relaxed);
         TurnGuard { turn: self, _taken: taken }
     }

@@ -14,12 +14,12 @@ use crate::notify::{InvalidateNotifier, NotifyError, Subscription};
 use crate::placed::{Placed, Refused};
 use crate::protocol::Protocol;
 use crate::region::RegionShared;
+use crate::sync::inside::Mutex;
 use crate::sys::identity::Identity;
 use crate::sys::map::{self, Advice, Prot};
 use crate::sys::{AddrRange, SysError, page_size};
 use crate::users::{Theirs, guarded};
 use nix::errno::Errno;
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -317,6 +317,7 @@ impl Part {
         loop {
             let pin = region.pin(in_region.clone(), &Caller::new(FaultFlags::WAIT)).map_err(|e| match e {
                 PinError::Disabled => bad("its memory is revoked"),
+                PinError::Reentrant => PciError::Reentrant,
                 PinError::WouldDeadlock => PciError::WouldDeadlock,
                 PinError::Forked => PciError::Forked,
                 PinError::NoMemory(source) => source.into(),
@@ -354,14 +355,13 @@ impl Part {
     }
 
     fn change(&self, wish: impl FnOnce(&mut crate::placed::Place)) -> Result<bool, Refused<NotMapped>> {
+        let _inside = self.protocol().inside();
         self.placed.change(wish, |there| {
             if !there {
-                let _inside = self.protocol().inside();
                 self.iommu.unmap(self.iova, self.range.len());
                 return Ok(());
             }
             self.fault_in()?;
-            let _inside = self.protocol().inside();
             self.iommu.map(self.iova, self.addr(), self.range.len(), self.access).map_err(NotMapped::Iommu)
         })
     }

@@ -200,7 +200,7 @@ impl PciError {
             Self::Reset(e) => return e.raw_os_error().unwrap_or(Errno::EIO as i32),
             Self::Sys(e) => e.errno,
             Self::Map(MapError::Sys { source, .. }) => source.errno,
-            Self::Map(MapError::Reentrant) => Errno::EDEADLK,
+            Self::Map(MapError::Reentrant | MapError::WouldDeadlock) => Errno::EDEADLK,
             Self::Map(MapError::Forked) => Errno::EPERM,
             Self::Build(BuildError::Sys(e)) => e.errno,
             Self::Map(MapError::Monitor(e)) | Self::Build(BuildError::Monitor(e)) => match e {
@@ -213,7 +213,7 @@ impl PciError {
                 RevokeError::Busy(_) | RevokeError::TimedOut { .. } => Errno::EBUSY,
                 RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant => Errno::EDEADLK,
                 RevokeError::Gone | RevokeError::NoFile => Errno::ENODEV,
-                RevokeError::Forked => Errno::EPERM,
+                RevokeError::Forked | RevokeError::Signal(_) => Errno::EPERM,
                 RevokeError::Sys { source, .. } => source.errno,
                 RevokeError::Barrier(e) => return e.raw_os_error().unwrap_or(Errno::EIO as i32),
             },

@@ -219,8 +219,8 @@ impl IoEventFd {
     }
 }
 
-/// Is it an eventfd? The kernel says so in /proc only.
+/// Is it an eventfd? The kernel says so in /proc only; where there is none, any descriptor is taken for one.
 pub(super) fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    link.is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]")
+    link.map_or(true, |target| target.as_os_str() == "anon_inode:[eventfd]")
 }

@@ -4,7 +4,7 @@ use super::{Mechanism, Protocol, State, gave_up};
 use crate::error::{Holders, RevokeError};
 use crate::gate::Phase;
 use crate::sync::atomic::Ordering;
-use crate::sync::{Mutation, RwLock, RwLockWriteGuard, TryMutexGuard, broken};
+use crate::sync::{Mutation, RwLock, RwLockWriteGuard, TryMutexGuard, broken, inside};
 use crate::wait::Patience;
 use std::time::Instant;
 
@@ -13,7 +13,8 @@ use std::time::Instant;
 pub(crate) struct Change<'a> {
     protocol: &'a Protocol,
     mechanism: &'a dyn Mechanism,
-    _control: TryMutexGuard<'a>,
+    /// `None` only at the end of its drop.
+    control: Option<TryMutexGuard<'a>>,
     /// When its changer began to wait.
     since: Instant,
     memory: Option<RwLockWriteGuard<'a, State>>,
@@ -35,7 +36,7 @@ impl<'a> Change<'a> {
         Self {
             protocol,
             mechanism,
-            _control: control,
+            control: Some(control),
             since,
             memory: None,
             was,
@@ -60,7 +61,9 @@ impl<'a> Change<'a> {
         if broken(Mutation::DrainUnderLock) {
             self.write_lock(patience)?;
         }
-        self.protocol.drain(self.mechanism, patience, self.since)
+        // While disabled there is neither a guard nor a pin. An entry that is being refused is not waited for: its thread may be in
+        // a signal handler that waits for the end of that state.
+        if self.was == State::Enabled { self.protocol.drain(self.mechanism, patience, self.since) } else { Ok(()) }
     }
 
     /// The second part of [`Protocol::begin`]: from here on no fault is resolved.
@@ -69,6 +72,10 @@ impl<'a> Change<'a> {
     }
 
     pub(super) fn write_lock(&mut self, patience: Patience) -> Result<(), RevokeError> {
+        // Before the lock is taken or waited for: a signal handler of this thread that accesses a mapping must not fault into
+        // what only this thread can resolve.
+        self.protocol.closed.store(true, Ordering::SeqCst);
+        self.mechanism.close();
         let memory: &'a RwLock<State> = &self.protocol.memory;
         let guard = match patience {
             Patience::Forever => Some(memory.write()),
@@ -118,7 +125,12 @@ impl<'a> Change<'a> {
         match (self.now, goal) {
             (now, goal) if now == goal => Ok(()),
             (_, State::Enabled) => self.enable(),
-            (_, State::Disabled | State::Gone) => self.disable(goal),
+            (_, State::Disabled) => {
+                // As in `Protocol::claim`, which has not seen the goal.
+                crate::signal::install()?;
+                self.disable(goal)
+            }
+            (_, State::Gone) => self.disable(goal),
         }
     }
 
@@ -146,10 +158,13 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// The last that is done before another thread may change the state.
-    fn end(&self) {
-        drop(self.protocol.together.lock().take());
+    /// Lets another thread change the state.
+    fn end(&mut self) {
+        // A handler that comes in between must not wait for this thread either.
+        let _inside = inside::enter();
+        self.protocol.change_together(None);
         self.protocol.changer.store(0, Ordering::Relaxed);
+        drop(self.control.take());
     }
 
     /// Ends the change for everyone who waits. What is left, completing asynchronous faults and telling that the memory is back,
@@ -167,6 +182,10 @@ impl<'a> Change<'a> {
         self.protocol.enabled.store(self.now == State::Enabled, Ordering::Relaxed);
         if broken(Mutation::NotifyFirst) {
             self.protocol.waiters.notify_all();
+        }
+        self.protocol.closed.store(false, Ordering::SeqCst);
+        if self.now == State::Enabled {
+            self.mechanism.open();
         }
         self.protocol.gate.set_phase(self.now.phase());
         if !broken(Mutation::NotifyFirst) {

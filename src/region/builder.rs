@@ -9,12 +9,12 @@ use crate::owner::OwnerView;
 use crate::pin::PinTable;
 use crate::protocol::{Protocol, State};
 use crate::stats::RegionCounters;
+use crate::sync::inside::Mutex;
 use crate::sys::SysError;
 use crate::sys::identity::Identity;
 use crate::sys::known::KnownFile;
 use crate::sys::probe::{Feature, Support};
 use crate::view::Strategy;
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -107,6 +107,9 @@ impl RegionBuilder {
     ///
     /// # Errors
     /// Nothing is left behind: see [`BuildError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
     pub fn build(self) -> Result<Region, BuildError> {
         Identity::prepare()?;
         let file = self.backing.open(&self.name, self.len)?;

@@ -11,11 +11,11 @@ use crate::owner::OwnerView;
 use crate::pin::PinTable;
 use crate::protocol::{Mechanism, Protocol, State};
 use crate::stats::{RegionCounters, count};
+use crate::sync::inside::Mutex;
 use crate::sys::SysError;
 use crate::sys::known::KnownFile;
 use crate::view::{Grade, Strategy};
 use crate::wait::Patience;
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -139,7 +139,6 @@ impl Mechanism for RegionShared {
 
     fn hold(&self) -> Result<(), RevokeError> {
         for mapping in self.mappings.lock().values() {
-            mapping.close();
             self.grade(mapping.view.hold(), mapping)?;
         }
         Ok(())
@@ -168,7 +167,6 @@ impl Mechanism for RegionShared {
             let addr = mapping.view.range.addr;
             let restored = mapping.view.restore(file.as_ref());
             restored.map_err(|source| RevokeError::Sys { addr, source })?;
-            mapping.open();
         }
         Ok(())
     }
@@ -181,6 +179,15 @@ impl Mechanism for RegionShared {
 
     fn complete(&self) {
         self.pending.settle(|| self.protocol.phase());
+    }
+
+    fn close(&self) {
+        self.mappings.lock().values().for_each(|mapping| mapping.close());
+    }
+
+    fn open(&self) {
+        // What could not be given back is looked at by each access, and put right if it can be (`Served::heal`).
+        self.mappings.lock().values().filter(|mapping| mapping.view.is_live()).for_each(|mapping| mapping.open());
     }
 
     fn help(&self) -> bool {

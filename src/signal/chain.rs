@@ -1,42 +1,171 @@
-//! The signals that aren't ours: who had them before gets them as the kernel would have delivered them.
+//! The handlers that aren't ours: they get what isn't for this crate as the kernel would have delivered it.
+//!
+//! # Nothing goes round
+//!
+//! The crate's handler stands in front of a list of actions that it has displaced, oldest first. A signal from the kernel goes
+//! to the newest. If that one chains, to what it had displaced, which is the crate's handler, the same delivery comes here again
+//! and goes one further down the list; the delivery itself says how far it is ([`Mark`]). The bottom is the default action. So
+//! each action gets a delivery once, in the order in which they would have called each other.
+//!
+//! An action may also put back what it had displaced, and return or raise the signal anew. That is the crate's handler as it
+//! was installed before, which a mark in its flags tells ([`GENERATIONS`]): the list is then what it was at that time.
 #![expect(unsafe_code, reason = "sigaction, and calls of foreign handlers")]
-// UNSAFETY: async-signal-safe libc functions, and other handlers called by the contract that they were installed with.
+// UNSAFETY: async-signal-safe libc functions, other handlers called by the contract that they were installed with, leaked
+// lists, and the unused end of a siginfo.
 
-use super::{Earlier, SignalError, handler, is_fault};
-use crate::access::raw;
+use super::{SignalError, handler, is_fault};
 use core::ffi::{c_int, c_void};
 use core::mem::zeroed;
 use core::ptr::{null, null_mut};
+// Not from `crate::sync`: a signal handler reads these, and the model checker's atomics aren't async-signal-safe.
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use nix::errno::Errno;
 use nix::libc::{
-    self, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_SIGINFO, SIG_DFL, SIG_IGN, sigaction, siginfo_t,
+    self, SA_NOCLDSTOP, SA_NOCLDWAIT, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_SIGINFO, SIG_DFL, SIG_IGN,
+    SIG_SETMASK, SIGBUS, sigaction, siginfo_t, sigset_t, ucontext_t,
 };
 
-/// Puts the crate's handler in front of whatever handles `signal` now.
+/// Flags that mean nothing for SIGBUS and SIGSEGV, and that the kernel keeps: they tell one installation of the crate's handler
+/// from the next.
+const GENERATIONS: [c_int; 4] = [0, SA_NOCLDSTOP, SA_NOCLDWAIT, SA_NOCLDSTOP | SA_NOCLDWAIT];
+
+/// No generation: what was there before the first.
+const NONE: usize = usize::MAX;
+
+/// An action that the crate's handler has displaced.
+struct Displaced {
+    action: sigaction,
+    /// It has set the signal to its default, or was to be called once only and has been.
+    spent: AtomicBool,
+    /// Which generation of the crate's handler it had displaced itself, or [`NONE`].
+    over: AtomicUsize,
+}
+
+/// What one signal is passed on to. Lists are leaked, and never freed: a handler may read one at any time.
+struct Chain {
+    /// Oldest first.
+    displaced: Vec<Displaced>,
+    /// How many of them still are in the chain.
+    len: AtomicUsize,
+    /// Which generation of the crate's handler is in front: an index into [`GENERATIONS`].
+    generation: AtomicUsize,
+}
+
+static SIGBUS_CHAIN: AtomicPtr<Chain> = AtomicPtr::new(null_mut());
+static SIGSEGV_CHAIN: AtomicPtr<Chain> = AtomicPtr::new(null_mut());
+
+fn slot(signal: c_int) -> &'static AtomicPtr<Chain> {
+    if signal == SIGBUS { &SIGBUS_CHAIN } else { &SIGSEGV_CHAIN }
+}
+
+impl Chain {
+    fn of(signal: c_int) -> Option<&'static Self> {
+        // Acquire: partner of the Release in `displace`.
+        // SAFETY: null, or a leaked box.
+        unsafe { slot(signal).load(Ordering::Acquire).as_ref() }
+    }
+
+    fn live(&self) -> &[Displaced] {
+        &self.displaced[..self.len.load(Ordering::SeqCst)]
+    }
+
+    /// The crate's handler of an earlier generation was put back, by the action that had displaced it: that one is out, and so
+    /// are all that came after.
+    fn roll_back(&self, generation: usize) {
+        let out = self.live().iter().position(|displaced| displaced.over.load(Ordering::SeqCst) == generation);
+        if let Some(out) = out {
+            self.len.store(out, Ordering::SeqCst);
+        }
+        self.generation.store(generation, Ordering::SeqCst);
+    }
+
+    /// Puts `action` on top of the list, before the crate's handler is installed in front of it; answers that one's generation.
+    /// Not for signal handlers, and by one thread at a time.
+    fn displace(signal: c_int, action: sigaction) -> usize {
+        let known = Self::of(signal);
+        let over = known.map_or(NONE, |known| known.generation.load(Ordering::SeqCst));
+        let generation = over.wrapping_add(1) % GENERATIONS.len();
+        if let Some(known) = known {
+            // The one that is always in the way, another copy of this crate for instance, takes no more memory each time.
+            if let Some(top) = known.live().last().filter(|top| is_same(&top.action, &action)) {
+                top.over.store(over, Ordering::SeqCst);
+                top.spent.store(false, Ordering::SeqCst);
+                known.generation.store(generation, Ordering::SeqCst);
+                return generation;
+            }
+        }
+        let displaced =
+            |action, spent, over| Displaced { action, spent: AtomicBool::new(spent), over: AtomicUsize::new(over) };
+        // In the list once: it has but one memory of what it displaced.
+        let kept =
+            known.into_iter().flat_map(Self::live).filter(|kept| kept.action.sa_sigaction != action.sa_sigaction);
+        let copy = |kept: &Displaced| {
+            displaced(kept.action, kept.spent.load(Ordering::SeqCst), kept.over.load(Ordering::SeqCst))
+        };
+        let list: Vec<Displaced> = kept.map(copy).chain([displaced(action, false, over)]).collect();
+        let len = AtomicUsize::new(list.len());
+        let chain = Box::new(Self { displaced: list, len, generation: AtomicUsize::new(generation) });
+        slot(signal).store(Box::into_raw(chain), Ordering::Release);
+        generation
+    }
+}
+
+fn is_same(one: &sigaction, other: &sigaction) -> bool {
+    let flags = |action: &sigaction| action.sa_flags & !(SA_NOCLDSTOP | SA_NOCLDWAIT);
+    one.sa_sigaction == other.sa_sigaction && flags(one) == flags(other) && kernel_mask(one) == kernel_mask(other)
+}
+
+fn is_ours(action: &sigaction) -> bool {
+    action.sa_sigaction == address()
+}
+
+fn address() -> usize {
+    (handler as unsafe extern "C" fn(c_int, *mut siginfo_t, *mut c_void)) as usize
+}
+
+/// Is the crate's handler the one that the kernel calls?
+pub(super) fn is_in_front(signal: c_int) -> Result<bool, Errno> {
+    exchange(signal, None).map(|now| is_ours(&now))
+}
+
+/// Puts the crate's handler in front of whatever handles `signal` now, if it is not there already. By one thread at a time.
 pub(super) fn install(signal: c_int) -> Result<(), SignalError> {
     let refused = |errno| SignalError::Sigaction { signal, errno };
-    // The earlier action is stored before the handler that reads it is in place, and again in case that
-    // another thread changed it in between.
     let seen = exchange(signal, None).map_err(refused)?;
-    Earlier::of(signal).set(seen);
-    let earlier = exchange(signal, Some(&ours(seen.sa_flags))).map_err(refused)?;
-    if earlier.sa_sigaction != seen.sa_sigaction || earlier.sa_flags != seen.sa_flags {
-        Earlier::of(signal).set(earlier);
+    if is_ours(&seen) {
+        return Ok(());
     }
-    raw::keep_loaded();
+    // The list is there before the handler that reads it is in place, and changed in case that another thread changed the
+    // action in between.
+    let generation = Chain::displace(signal, seen);
+    let displaced = exchange(signal, Some(&ours(seen.sa_flags, generation))).map_err(refused)?;
+    if !is_same(&displaced, &seen) && !is_ours(&displaced) {
+        let generation = Chain::displace(signal, displaced);
+        exchange(signal, Some(&ours(displaced.sa_flags, generation))).map_err(refused)?;
+    }
     Ok(())
 }
 
-/// The crate's action. Its mask is empty: beyond the signal itself nothing is blocked, so that the mask that an
-/// earlier handler asked for can be added, and no more. Not `SA_NODEFER`: signals that are sent in quick succession
-/// would nest until the stack is full. `SA_RESTART` as the earlier one: a sent signal then interrupts the same system
-/// calls.
-fn ours(earlier_flags: c_int) -> sigaction {
+/// The crate's action. Everything is blocked while it runs, except signals that an instruction or a system call raises by itself:
+/// blocked, those would kill. Two such are blocked on purpose, SIGBUS and SIGSEGV: a fault of the handler's own is for nobody.
+/// `SA_RESTART` as the earlier one: a sent signal then interrupts the same system calls.
+fn ours(earlier_flags: c_int, generation: usize) -> sigaction {
     // SAFETY: all zeroes is a valid sigaction, with an empty mask.
     let mut action: sigaction = unsafe { zeroed() };
-    action.sa_sigaction = (handler as unsafe extern "C" fn(c_int, *mut siginfo_t, *mut c_void)) as usize;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK | (earlier_flags & SA_RESTART);
+    action.sa_sigaction = address();
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | (earlier_flags & SA_RESTART) | GENERATIONS[generation];
+    // SAFETY: a valid set.
+    unsafe { libc::sigfillset(&raw mut action.sa_mask) };
+    for raised in [libc::SIGILL, libc::SIGTRAP, libc::SIGFPE, libc::SIGSYS] {
+        // SAFETY: a valid set and signal number.
+        unsafe { libc::sigdelset(&raw mut action.sa_mask, raised) };
+    }
     action
+}
+
+fn generation_of(action: &sigaction) -> usize {
+    let mark = action.sa_flags & (SA_NOCLDSTOP | SA_NOCLDWAIT);
+    GENERATIONS.iter().position(|generation| *generation == mark).unwrap_or(0)
 }
 
 /// Delivers a signal that isn't for this crate.
@@ -46,34 +175,60 @@ fn ours(earlier_flags: c_int) -> sigaction {
 /// The arguments of a handler that is running now, in the thread that the signal was delivered to.
 pub(super) unsafe fn foreign(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     let errno = Errno::last_raw();
-    let slot = Earlier::of(signal);
-    let earlier = match slot.get() {
-        Some(action) if action.sa_flags & SA_RESETHAND != 0 => slot.take(),
-        earlier => earlier,
+    let chain = Chain::of(signal);
+    // SAFETY: the caller's contract.
+    let mark = unsafe { Mark::of(info) };
+    let now = exchange(signal, None).ok();
+    let in_front = now.is_none_or(|now| is_ours(&now));
+    // How many of the list the delivery is still above.
+    let above = match (mark.get(), now) {
+        (Some(above), _) => above,
+        (None, Some(now)) if in_front => {
+            if let Some(chain) = chain.filter(|chain| chain.generation.load(Ordering::SeqCst) != generation_of(&now)) {
+                chain.roll_back(generation_of(&now));
+            }
+            usize::MAX
+        }
+        (None, _) => usize::MAX,
     };
+    let live = chain.map_or(&[][..], Chain::live);
+    let live = &live[..above.min(live.len())];
+    // One that is in the list, and has displaced us anew, has called us: it is not called again.
+    let has_called = |earlier: &Displaced| now.is_some_and(|now| now.sa_sigaction == earlier.action.sa_sigaction);
+    let next = live.iter().rposition(|earlier| !has_called(earlier));
+    let earlier = next.map(|next| &live[next]).filter(|earlier| match earlier.action.sa_flags & SA_RESETHAND {
+        0 => !earlier.spent.load(Ordering::SeqCst),
+        // One caller gets it.
+        _ => !earlier.spent.swap(true, Ordering::SeqCst),
+    });
     // SAFETY: the caller's contract.
     let fault = is_fault(signal, unsafe { &*info });
     match earlier {
-        Some(action) if action.sa_sigaction == SIG_IGN && !fault => {}
-        Some(action) if action.sa_sigaction != SIG_IGN && action.sa_sigaction != SIG_DFL => {
-            // As the kernel does it; the mask goes back to what it was when the outermost handler returns.
-            // SAFETY: a valid set; only this thread's mask changes.
-            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const action.sa_mask, null_mut()) };
-            // SAFETY: a valid set and signal number.
-            let in_mask = unsafe { libc::sigismember(&raw const action.sa_mask, signal) } == 1;
-            if action.sa_flags & SA_NODEFER != 0 && !in_mask {
-                unblock(signal);
-            }
+        Some(Displaced { action, .. }) if action.sa_sigaction == SIG_IGN && !fault => {}
+        Some(earlier) if earlier.action.sa_sigaction != SIG_IGN && earlier.action.sa_sigaction != SIG_DFL => {
+            let before = mark.set(next.unwrap_or(0));
+            // A handler that was called by another one runs with that one's mask, as it would without us.
+            let by_kernel = in_front && before.is_none();
+            // SAFETY: the caller's contract: the context of this delivery.
+            let ours = by_kernel.then(|| unsafe { set_mask(&earlier.action, signal, context.cast()) });
             Errno::set_raw(errno);
             // SAFETY: the handler was installed for this signal, with these flags, and gets what the kernel gave us.
-            unsafe { call(action, signal, info, context) };
-            stay(signal, slot);
+            unsafe { call(&earlier.action, signal, info, context) };
+            let errno = Errno::last_raw();
+            if let Some(ours) = ours {
+                // SAFETY: a valid set; only this thread's mask changes.
+                unsafe { libc::pthread_sigmask(SIG_SETMASK, &raw const ours, null_mut()) };
+            }
+            mark.reset(before);
+            stay(signal, earlier);
+            Errno::set_raw(errno);
             return;
         }
         // The default, or a fault that is ignored, which the kernel treats as the default.
         _ => {
             let _ = exchange(signal, Some(&default_action()));
             if !fault {
+                mark.reset(None);
                 // SAFETY: the caller's contract.
                 unsafe { send_again(signal, info) };
             }
@@ -83,14 +238,101 @@ pub(super) unsafe fn foreign(signal: c_int, info: *mut siginfo_t, context: *mut 
     Errno::set_raw(errno);
 }
 
-/// Lets `signal` interrupt the rest of this handler.
-fn unblock(signal: c_int) {
+/// The part of a set that the kernel knows: signals 1 to 64.
+type KernelMask = [u8; 8];
+
+/// The first bytes of a set.
+///
+/// # Safety
+///
+/// At least the kernel's part is readable there.
+unsafe fn first_bytes(set: *const sigset_t) -> KernelMask {
+    // SAFETY: the caller's contract; bytes have no alignment.
+    unsafe { set.cast::<KernelMask>().read() }
+}
+
+fn kernel_mask(action: &sigaction) -> KernelMask {
+    // SAFETY: a whole set.
+    unsafe { first_bytes(&raw const action.sa_mask) }
+}
+
+/// Sets the mask that the kernel would have set for `action` (`signal_delivered`): what the interrupted code had blocked, what the
+/// action asks for, and the signal itself unless `SA_NODEFER`. Answers the mask before.
+///
+/// # Safety
+///
+/// The context of the delivery under way.
+unsafe fn set_mask(action: &sigaction, signal: c_int, context: *const ucontext_t) -> sigset_t {
+    // SAFETY: the caller's contract. The kernel's set is shorter than libc's, so no reference to it is made.
+    let interrupted = unsafe { &raw const (*context).uc_sigmask };
+    // SAFETY: as above: the kernel's part is there.
+    let interrupted = unsafe { first_bytes(interrupted) };
     // SAFETY: all zeroes is a valid, empty set.
-    let mut only = unsafe { zeroed() };
-    // SAFETY: a valid set and signal number.
-    unsafe { libc::sigaddset(&raw mut only, signal) };
-    // SAFETY: a valid set; only this thread's mask changes.
-    unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const only, null_mut()) };
+    let mut mask: sigset_t = unsafe { zeroed() };
+    let mut before = mask;
+    let mut bytes = kernel_mask(action);
+    bytes.iter_mut().zip(interrupted).for_each(|(byte, also)| *byte |= also);
+    // SAFETY: a set has room for the kernel's part.
+    unsafe { (&raw mut mask).cast::<KernelMask>().write(bytes) };
+    if action.sa_flags & SA_NODEFER == 0 {
+        // SAFETY: a valid set and signal number.
+        unsafe { libc::sigaddset(&raw mut mask, signal) };
+    }
+    // SAFETY: valid sets; only this thread's mask changes.
+    unsafe { libc::pthread_sigmask(SIG_SETMASK, &raw const mask, &raw mut before) };
+    before
+}
+
+/// How far down the list one delivery has come, kept in the delivery itself: in the end of the siginfo, which the kernel clears
+/// and does not use. A handler that chains hands it on; one that leaves by longjmp takes it with its frame. Nothing is left
+/// over, whatever happens.
+struct Mark(*mut u64);
+
+impl Mark {
+    /// The kernel's siginfo has 48 bytes; there is room for several copies of this crate.
+    const FIRST: usize = 8;
+    const END: usize = size_of::<siginfo_t>() / size_of::<u64>();
+
+    /// Tells this copy's marks from other copies'. The last byte is how far.
+    fn key() -> u64 {
+        (1 << 63 | (&raw const SIGBUS_CHAIN).addr().wrapping_mul(0x9E37_79B9) as u64) & !0xff
+    }
+
+    /// This copy's mark, or a place for one.
+    ///
+    /// # Safety
+    ///
+    /// A siginfo that stays for as long as this.
+    unsafe fn of(info: *mut siginfo_t) -> Self {
+        let words = (Self::FIRST..Self::END).map(|n| info.cast::<u64>().wrapping_add(n));
+        // SAFETY: inside of the siginfo.
+        let at = |word: &*mut u64| unsafe { word.read_unaligned() };
+        let own = words.clone().find(|word| at(word) & !0xff == Self::key());
+        let free = words.clone().find(|word| at(word) == 0);
+        // Full of something else: the last is as good as any.
+        let last = info.cast::<u64>().wrapping_add(Self::END - 1);
+        Self(own.or(free).unwrap_or(last))
+    }
+
+    fn get(&self) -> Option<usize> {
+        // SAFETY: `of`'s contract.
+        let word = unsafe { self.0.read_unaligned() };
+        (word & !0xff == Self::key()).then_some((word & 0xff) as usize)
+    }
+
+    /// Answers what it was.
+    fn set(&self, above: usize) -> Option<usize> {
+        let before = self.get();
+        // SAFETY: `of`'s contract; only this thread uses its delivery.
+        unsafe { self.0.write_unaligned(Self::key() | above.min(0xff) as u64) };
+        before
+    }
+
+    fn reset(&self, before: Option<usize>) {
+        let word = before.map_or(0, |above| Self::key() | above as u64);
+        // SAFETY: as in `set`.
+        unsafe { self.0.write_unaligned(word) };
+    }
 }
 
 /// Calls an earlier handler.
@@ -116,16 +358,13 @@ unsafe fn call(action: &sigaction, signal: c_int, info: *mut siginfo_t, context:
 
 /// Keeps the crate's handler when an earlier one, called by it, reset the signal to its default: that was meant for
 /// itself. (Rust's own handler does, for every signal that isn't a stack overflow.) The default action is then what
-/// the crate passes signals on to.
-fn stay(signal: c_int, slot: &Earlier) {
-    let errno = Errno::last_raw();
-    if let Ok(now) = exchange(signal, None) {
-        if now.sa_sigaction == SIG_DFL {
-            slot.reset();
-            let _ = exchange(signal, Some(&ours(0)));
-        }
+/// the crate passes signals on to in its place.
+fn stay(signal: c_int, earlier: &Displaced) {
+    if exchange(signal, None).is_ok_and(|now| now.sa_sigaction == SIG_DFL) {
+        earlier.spent.store(true, Ordering::SeqCst);
+        let generation = Chain::of(signal).map_or(0, |chain| chain.generation.load(Ordering::SeqCst));
+        let _ = exchange(signal, Some(&ours(0, generation)));
     }
-    Errno::set_raw(errno);
 }
 
 /// Sends a signal to this thread again, as it came, to meet the default action.

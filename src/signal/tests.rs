@@ -257,6 +257,122 @@ extern "C" fn vmm_handler(signal: c_int, info: *mut siginfo_t, context: *mut c_v
     }
 }
 
+/// An asynchronous handler that uses the crate.
+extern "C" fn accesses(_: c_int) {
+    CALLS.fetch_add(1, SeqCst);
+    assert_eq!(unsafe { raw::load((OPEN_UP.load(SeqCst) as *const u32).wrapping_add(1)) }, Err(Faulted));
+}
+
+extern "C" fn vmm_without_us(_: c_int) {
+    std::process::abort();
+}
+
+/// What `chain_x` and `chain_y` have displaced, and how often each was called.
+static OVER: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+static XY: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+fn chain(which: usize, signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    assert!(XY[which].fetch_add(1, SeqCst) < 5, "it goes round");
+    let over = OVER[which].load(SeqCst);
+    let over = unsafe { std::mem::transmute::<usize, extern "C" fn(c_int, *mut siginfo_t, *mut c_void)>(over) };
+    over(signal, info, context);
+}
+
+extern "C" fn chain_x(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    chain(0, signal, info, context);
+}
+
+extern "C" fn chain_y(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    chain(1, signal, info, context);
+}
+
+static mut REPLACED: libc::sigaction = unsafe { std::mem::zeroed() };
+static RAISES: AtomicUsize = AtomicUsize::new(0);
+
+/// A crash reporter's way: puts back what it replaced, for that to have the signal.
+extern "C" fn takes_itself_out(signal: c_int, _: *mut siginfo_t, _: *mut c_void) {
+    assert!(CALLS.fetch_add(1, SeqCst) < 5, "it goes round");
+    unsafe {
+        assert_eq!(libc::sigaction(signal, &raw const REPLACED, null_mut()), 0);
+        if RAISES.load(SeqCst) > 0 {
+            libc::raise(signal);
+        }
+    }
+}
+
+/// The mask that the last handler ran with.
+static MASK: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+fn mask_now() -> usize {
+    let mut mask: libc::sigset_t = unsafe { std::mem::zeroed() };
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut mask) };
+    unsafe { (&raw const mask).cast::<usize>().read() }
+}
+
+extern "C" fn mask_handler(signal: c_int) {
+    MASK[0].store(mask_now(), SeqCst);
+    simple_handler(signal);
+}
+
+extern "C" fn mask_info_handler(signal: c_int, _: *mut siginfo_t, context: *mut c_void) {
+    // What it writes there is in force afterwards, as ever.
+    let context = context.cast::<libc::ucontext_t>();
+    unsafe { libc::sigaddset(&raw mut (*context).uc_sigmask, libc::SIGWINCH) };
+    mask_handler(signal);
+}
+
+/// Every kind of handler sees the mask that it sees alone, and leaves the one that it leaves alone.
+fn masks() {
+    let sees = |signal: c_int, flags: c_int, masked: &[c_int], blocked: &[c_int], sent: bool, chained: bool| {
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_flags = flags;
+        action.sa_sigaction = match flags & libc::SA_SIGINFO {
+            0 => mask_handler as extern "C" fn(c_int) as usize,
+            _ => mask_info_handler as extern "C" fn(_, _, _) as usize,
+        };
+        let mut mask: libc::sigset_t = unsafe { std::mem::zeroed() };
+        masked.iter().for_each(|s| assert_eq!(unsafe { libc::sigaddset(&raw mut action.sa_mask, *s) }, 0));
+        blocked.iter().for_each(|s| assert_eq!(unsafe { libc::sigaddset(&raw mut mask, *s) }, 0));
+        assert_eq!(unsafe { libc::sigaction(signal, &raw const action, null_mut()) }, 0);
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, null_mut()) };
+        if chained {
+            signal::install().unwrap();
+        }
+        let before = CALLS.load(SeqCst);
+        match sent {
+            true => assert_eq!(unsafe { libc::raise(signal) }, 0),
+            false => {
+                let page = if signal == libc::SIGSEGV { segv(PAGE) } else { bus(PAGE) };
+                OPEN_UP.store(page as usize, SeqCst);
+                // SIGBUS: the handler's mprotect changes nothing, so it is only sent.
+                foreign_fault(page);
+                OPEN_UP.store(0, SeqCst);
+            }
+        }
+        assert_eq!(CALLS.load(SeqCst), before + 1);
+        (MASK[0].load(SeqCst), mask_now())
+    };
+    let mut seen = Vec::new();
+    for chained in [false, true] {
+        for signal in [libc::SIGSEGV, libc::SIGBUS] {
+            for flags in [0, libc::SA_NODEFER, libc::SA_SIGINFO, libc::SA_SIGINFO | libc::SA_NODEFER] {
+                for masked in [&[][..], &[libc::SIGUSR2, libc::SIGRTMAX()], &[signal]] {
+                    for blocked in [&[][..], &[libc::SIGUSR1, libc::SIGPROF]] {
+                        for sent in [true, false] {
+                            if signal == libc::SIGBUS && !sent {
+                                continue;
+                            }
+                            seen.push(sees(signal, flags, masked, blocked, sent, chained));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let (alone, chained) = seen.split_at(seen.len() / 2);
+    assert_eq!(alone, chained);
+}
+
 fn set_handler(signal: c_int, handler: usize, flags: c_int) -> usize {
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler;
@@ -421,6 +537,125 @@ fn scenario(name: &str) {
                 assert!(used.iter().any(|byte| *byte != 0));
             }
         }
+        "displaced" => {
+            // Neither knows anything of the crate, and the first revoked access would end the process.
+            for disposition in [libc::SIG_DFL, libc::SIG_IGN, vmm_without_us as extern "C" fn(c_int) as usize] {
+                for region in [true, false] {
+                    let disabled = crate::Region::builder(PAGE).build().unwrap();
+                    for signal in [libc::SIGBUS, libc::SIGSEGV] {
+                        set_handler(signal, disposition, 0);
+                    }
+                    match region {
+                        true => drop(crate::Region::builder(PAGE).build().unwrap()),
+                        false => assert!(disabled.disable().unwrap()),
+                    }
+                    recovers();
+                }
+            }
+        }
+        "displaced, own" => {
+            signal::own_handlers().unwrap();
+            let region = crate::Region::builder(PAGE).build().unwrap();
+            let theirs = vmm_handler as extern "C" fn(_, _, _) as usize;
+            for signal in [libc::SIGSEGV, libc::SIGBUS] {
+                set_handler(signal, theirs, libc::SA_SIGINFO);
+            }
+            assert!(region.disable().unwrap());
+            assert_eq!(set_handler(libc::SIGBUS, theirs, libc::SA_SIGINFO), theirs, "left alone, as promised");
+        }
+        "chain in front of a chain" => {
+            set_handler(libc::SIGBUS, simple_handler as extern "C" fn(c_int) as usize, 0);
+            signal::install().unwrap();
+            for round in 1..20 {
+                // Each time it displaces the crate's handler, and is displaced.
+                let chains = [chain_x as extern "C" fn(_, _, _) as usize, chain_y as extern "C" fn(_, _, _) as usize];
+                let which = usize::from(round % 3 == 0);
+                let over = set_handler(libc::SIGBUS, chains[which], libc::SA_SIGINFO);
+                OVER[which].store(over, SeqCst);
+                for in_front in [false, true] {
+                    if in_front {
+                        signal::install().unwrap();
+                    }
+                    CALLS.store(0, SeqCst);
+                    XY.iter().for_each(|calls| calls.store(0, SeqCst));
+                    unsafe { libc::raise(libc::SIGBUS) };
+                    assert_eq!(CALLS.load(SeqCst), 1, "the first, round {round} {in_front}");
+                    assert_eq!(XY[0].load(SeqCst), 1, "X, round {round} {in_front}");
+                    let y = usize::from(round >= 3);
+                    assert_eq!(XY[1].load(SeqCst), y, "Y, round {round} {in_front}");
+                    recovers();
+                }
+            }
+        }
+        "takes itself out and returns" | "takes itself out and raises" => {
+            signal::install().unwrap();
+            RAISES.store(usize::from(name.ends_with("raises")), SeqCst);
+            for _ in 0..9 {
+                let out = takes_itself_out as extern "C" fn(_, _, _) as usize;
+                unsafe {
+                    let mut action: libc::sigaction = std::mem::zeroed();
+                    action.sa_sigaction = out;
+                    action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
+                    assert_eq!(libc::sigaction(libc::SIGSEGV, &raw const action, &raw mut REPLACED), 0);
+                }
+                signal::install().unwrap();
+                recovers();
+            }
+            foreign_fault(segv(PAGE));
+        }
+        "masks" => masks(),
+        "interrupted" => {
+            signal::install().unwrap();
+            OPEN_UP.store(bus(PAGE) as usize, SeqCst);
+            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+            action.sa_sigaction = accesses as extern "C" fn(c_int) as usize;
+            assert_eq!(unsafe { libc::sigaction(libc::SIGPROF, &raw const action, null_mut()) }, 0);
+            let thread = unsafe { libc::pthread_self() };
+            let sender = std::thread::spawn(move || {
+                let since = std::time::Instant::now();
+                while CALLS.load(SeqCst) < 2000 && since.elapsed() < std::time::Duration::from_secs(20) {
+                    unsafe { libc::pthread_kill(thread, libc::SIGPROF) };
+                }
+            });
+            let (bus, segv) = (bus(PAGE), segv(PAGE));
+            while !sender.is_finished() {
+                assert_eq!(unsafe { raw::load(bus.cast::<u64>()) }, Err(Faulted));
+                assert_eq!(unsafe { raw::store(segv, 1) }, Err(Faulted));
+            }
+            assert!(CALLS.load(SeqCst) > 100);
+        }
+        "forked" => {
+            signal::install().unwrap();
+            let status = match unsafe { libc::fork() } {
+                0 => {
+                    signal::install().unwrap();
+                    recovers();
+                    let late = signal::own_handlers() == Err(signal::SignalError::Installed);
+                    unsafe { libc::_exit(if late { 7 } else { 8 }) }
+                }
+                child => {
+                    let mut status = 0;
+                    unsafe { libc::waitpid(child, &raw mut status, 0) };
+                    libc::WEXITSTATUS(status)
+                }
+            };
+            assert_eq!(status, 7);
+        }
+        "forked, own" => {
+            signal::own_handlers().unwrap();
+            let status = match unsafe { libc::fork() } {
+                0 => {
+                    signal::install().unwrap();
+                    unsafe { libc::_exit(i32::from(signal::chain::is_in_front(libc::SIGBUS) != Ok(false))) }
+                }
+                child => {
+                    let mut status = 0;
+                    unsafe { libc::waitpid(child, &raw mut status, 0) };
+                    libc::WEXITSTATUS(status)
+                }
+            };
+            assert_eq!(status, 0, "the promise is the child's too");
+        }
         _ => panic!("no scenario {name}"),
     }
     println!("survived");
@@ -522,4 +757,58 @@ fn recovery_works_with_and_without_an_alternate_stack() {
     needs_recovery!();
     survives("alternate stack");
     survives("no alternate stack");
+}
+
+#[test]
+fn a_handler_that_was_displaced_is_put_back_in_front() {
+    needs_recovery!();
+    survives("displaced");
+    survives("displaced, own");
+}
+
+#[test]
+fn handlers_that_chain_are_called_once_each_in_whatever_order_they_came() {
+    needs_recovery!();
+    survives("chain in front of a chain");
+}
+
+#[test]
+fn a_handler_that_takes_itself_out_is_out() {
+    needs_recovery!();
+    dies_of("takes itself out and returns", libc::SIGSEGV);
+    dies_of("takes itself out and raises", libc::SIGSEGV);
+}
+
+#[test]
+fn a_chained_handler_has_the_mask_that_it_has_alone() {
+    needs_recovery!();
+    survives("masks");
+}
+
+#[test]
+fn a_forked_child_has_the_handlers_and_the_promise_of_its_parent() {
+    needs_recovery!();
+    survives("forked");
+    survives("forked, own");
+}
+
+#[test]
+fn looking_whether_the_handlers_are_in_place_takes_less_than_a_microsecond() {
+    needs_recovery!();
+    let best = (0..50).map(|_| {
+        let since = std::time::Instant::now();
+        for _ in 0..100 {
+            signal::install().unwrap();
+        }
+        since.elapsed() / 100
+    });
+    let best = best.min().unwrap();
+    eprintln!("looking takes {best:?}");
+    assert!(best < std::time::Duration::from_micros(1), "{best:?}");
+}
+
+#[test]
+fn a_handler_that_uses_the_crate_may_come_at_any_time() {
+    needs_recovery!();
+    survives("interrupted");
 }

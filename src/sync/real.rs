@@ -1,16 +1,17 @@
-//! The primitives that ship: parking_lot, std, and a futex where a notifier must never meet a lock.
+//! The primitives that ship: parking_lot, std, and a futex where a notifier or a signal handler must never meet a lock.
 
 #![expect(unused_imports, reason = "the set that the rest of the crate may use, used or not")]
 
 use std::time::Instant;
 
-pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub(crate) use super::inside::{Mutex, MutexGuard};
+pub(crate) use super::memory_lock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub(crate) use std::sync::{Arc, atomic, atomic::fence};
 pub(crate) use std::{hint::spin_loop, thread::yield_now, thread_local};
 
-/// A lock that is also tried, with nothing in it: the model's is another.
-pub(crate) type TryMutex = Mutex<()>;
-pub(crate) type TryMutexGuard<'a> = MutexGuard<'a, ()>;
+/// A lock that is also tried, with nothing in it: the model's is another. Its holder runs callbacks, and is not inside.
+pub(crate) type TryMutex = parking_lot::Mutex<()>;
+pub(crate) type TryMutexGuard<'a> = parking_lot::MutexGuard<'a, ()>;
 
 use super::Mutation;
 use crate::sys::futex;

@@ -2,7 +2,8 @@
 
 use super::SysError;
 use nix::errno::Errno;
-use nix::sys::signal::{SIGBUS, SIGSEGV, SigSet};
+use nix::sys::signal::{SIGBUS, SIGSEGV, SigSet, SigmaskHow};
+use std::marker::PhantomData;
 use std::thread::{Builder, JoinHandle};
 
 /// The caller's thread id, the one in `/proc/PID/task`.
@@ -25,14 +26,39 @@ pub(crate) fn current_tid() -> i32 {
 pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, SysError> {
     super::may_fail("clone")?;
     super::map::has_room_for_a_thread()?;
-    let mut blocked = SigSet::all();
-    blocked.remove(SIGBUS);
-    blocked.remove(SIGSEGV);
-    // Inherited by the new thread, so that it never runs with anything less.
-    let before = blocked.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK);
-    let spawned = Builder::new().name(name.to_owned()).spawn(run);
-    if let Ok(before) = before {
-        let _ = before.thread_set_mask();
-    }
+    let spawned = blocking_signals(|| Builder::new().name(name.to_owned()).spawn(run));
     spawned.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))
+}
+
+/// Runs `spawn` with the signals blocked that a thread of the crate's own does not take. The new thread inherits that, so that it
+/// never runs with anything less; see [`spawn`].
+pub(crate) fn blocking_signals<R>(spawn: impl FnOnce() -> R) -> R {
+    let _blocked = WithoutSignals::new();
+    spawn()
+}
+
+/// While it lives no handler interrupts the calling thread, except one of SIGBUS and SIGSEGV.
+#[must_use]
+pub(crate) struct WithoutSignals {
+    before: Option<SigSet>,
+    /// The mask is the thread's.
+    on_this_thread: PhantomData<*mut ()>,
+}
+
+impl WithoutSignals {
+    pub(crate) fn new() -> Self {
+        let mut blocked = SigSet::all();
+        blocked.remove(SIGBUS);
+        blocked.remove(SIGSEGV);
+        let before = blocked.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok();
+        Self { before, on_this_thread: PhantomData }
+    }
+}
+
+impl Drop for WithoutSignals {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            let _ = before.thread_set_mask();
+        }
+    }
 }

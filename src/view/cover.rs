@@ -7,12 +7,12 @@
 
 use super::rights::Part;
 use super::{Content, Place, View};
+use crate::sync::inside::Mutex;
 use crate::sys::identity::PerProcess;
 use crate::sys::known::KnownFile;
 use crate::sys::map::{self, Prot};
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
-use parking_lot::Mutex;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;

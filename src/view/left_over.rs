@@ -1,9 +1,9 @@
 //! Ranges that their owners have given up and the kernel has not taken back yet.
 
 use super::cover;
+use crate::sync::inside::Mutex;
 use crate::sys::identity::PerProcess;
 use crate::sys::{AddrRange, map};
-use parking_lot::Mutex;
 
 /// Ranges that could not be unmapped, waiting for another try.
 static LEFT_OVER: PerProcess<Mutex<Vec<AddrRange>>> = PerProcess::new(|| Mutex::new(Vec::new()));

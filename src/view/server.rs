@@ -1,9 +1,9 @@
 //! What resolves the faults of a live range.
 
+use crate::sync::inside::Mutex;
 use crate::sys::SysError;
 use crate::sys::identity::PerProcess;
 use crate::sys::uffd::{Uffd, UffdFeatures};
-use parking_lot::Mutex;
 use std::sync::Arc;
 
 /// What resolves the faults of a live range. Under Zap only; the kernel resolves them elsewhere.

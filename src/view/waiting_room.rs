@@ -7,6 +7,7 @@
 //!
 //! Faults are not read, or read and left: they end by a wake.
 
+use crate::sync::inside::Mutex;
 use crate::sys::identity::PerProcess;
 use crate::sys::map;
 use crate::sys::thread;
@@ -15,7 +16,6 @@ use crate::sys::{AddrRange, SysError};
 use crate::wait::Event;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use parking_lot::Mutex;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

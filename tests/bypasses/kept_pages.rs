@@ -1,16 +1,16 @@
 //! Pages that somebody holds: handed to the kernel while the region was enabled, they stay reachable by what holds them. A
 //! documented limit, and a `Pin` is how a revocation is made to wait for such a use.
 
-use super::calls::{fix_pages, read_from_start, splice_pages, write_at_start};
+use super::calls::{fix_pages, read_from_start, read_own_memory, splice_pages, write_at_start};
 use super::{SECRET, addr};
 use crate::support::matrix::{Case, Memory, STRATEGIES, file_in};
-use crate::support::{self, raw, skip};
+use crate::support::{self, a_moment, raw, skip};
 use io_uring::{IoUring, opcode, squeue, types};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::{pipe, read};
 use revocable_mmio::fault::FaultFlags;
-use revocable_mmio::{Mapping, OnDisabled, Region, RevokeError};
+use revocable_mmio::{MapOptions, Mapping, OnDisabled, Region, RevokeError};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
@@ -52,6 +52,33 @@ fn word(from: BorrowedFd<'_>) -> u64 {
     let mut page = [0; PAGE];
     assert_eq!(read(from, &mut page), Ok(PAGE), "it is in there");
     u64::from_le_bytes(page[..8].try_into().expect("eight bytes"))
+}
+
+/// The call has pinned the page when it waits for its buffer, which is memory of a region that is being reset.
+#[test]
+fn a_process_vm_readv_under_way_outlives_a_revocation_and_a_later_one_does_not() {
+    support::start();
+    let other = Region::builder(PAGE).build().expect("a region");
+    let buffer = other.map(MapOptions::new()).expect("it maps");
+    every_case_of_pages(|case, region, mapping| {
+        if !case.kernel_waits() {
+            return skip("no userfaultfd has a system call wait", false);
+        }
+        let (from, into) = (addr(mapping), addr(&buffer));
+        let reading = other.reset(|_| {
+            let reading = std::thread::spawn(move || read_own_memory(from, into, 8));
+            a_moment();
+            assert!(!reading.is_finished(), "{case}: it waits for its buffer");
+            region.disable().expect("nothing told it of the call");
+            region.owner().write(0, LATER).expect("the owner writes");
+            reading
+        });
+        let read = reading.expect("a reset").join().expect("no panic");
+        assert_eq!(read, Ok(8), "{case}");
+        assert_eq!(buffer.read::<u64>(0), Ok(LATER), "{case}: the page itself (see SECURITY)");
+        assert_eq!(read_own_memory(from, into, 8), Err(Errno::EFAULT), "{case}: no new ones");
+        region.enable().expect("it comes back");
+    });
 }
 
 #[test]

@@ -3,17 +3,32 @@
 #![expect(unsafe_code, reason = "signal handlers")]
 
 use super::raw;
+use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction};
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 use std::ffi::c_int;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 static SIGNALS: AtomicU64 = AtomicU64::new(0);
 
+/// What the handler does beside counting.
+static ALSO: OnceLock<fn()> = OnceLock::new();
+
 extern "C" fn handler(_: c_int) {
+    let errno = Errno::last_raw();
     SIGNALS.fetch_add(1, Ordering::Relaxed);
+    if let Some(also) = ALSO.get() {
+        also();
+    }
+    Errno::set_raw(errno);
+}
+
+/// From now on every signal does this, wherever it comes.
+pub(crate) fn also(also: fn()) {
+    ALSO.set(also).expect("once a process");
 }
 
 /// Installs the handlers, for the whole process.

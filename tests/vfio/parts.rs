@@ -6,13 +6,19 @@ use crate::suite::Suite;
 use crate::syscalls::{Pipe, tmpfs_file, writev};
 use nix::libc;
 use revocable_mmio::pci::PciDevice;
-use revocable_mmio::{MapOptions, Mapping};
+use revocable_mmio::{MapOptions, Mapping, Prot};
 use std::io::{Seek, Write};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 
 pub(crate) fn protect(at: *mut u8, len: usize, rights: libc::c_int) -> String {
     // SAFETY: a part of a mapping that only this test uses.
     sys(unsafe { libc::mprotect(at.cast(), len, rights) } as isize)
+}
+
+/// mprotect of a part that is to stay so: the crate does it, and remembers.
+fn told(mapping: &Mapping, part: Range<usize>, rights: Prot) -> String {
+    mapping.protect(part, rights).map_or_else(|e| e.to_string(), |()| "0".to_owned())
 }
 
 fn unmap(at: *mut u8, len: usize) -> String {
@@ -52,17 +58,17 @@ pub(crate) fn partial(s: &mut Suite) {
     }
     // What page 0xfff000 holds is the size of its own; BAR 0 is memory of its own.
     store(g.as_ptr(), 8, 0x1000).expect("enabled");
-    assert_eq!(protect(at(&d, 0), 0x1000, libc::PROT_READ), "0");
+    d.protect(0..0x1000, Prot::Read).expect("the crate is told");
 
     let ro = at(&b, 0x20000);
-    let split = protect(ro, 0x4000, libc::PROT_READ);
+    let split = told(&b, 0x20000..0x24000, Prot::Read);
     let refused = show(store(ro, 8, 0).expect_err("read-only"), b.as_ptr());
     s.row(
         "mprotect [0x20000,0x24000) of map b read-only: load/store there",
         format!("{split}; {} / {refused}", value(load(ro, 8))),
     );
     let none = at(&b, 0x30000);
-    let split = protect(none, 0x4000, libc::PROT_NONE);
+    let split = told(&b, 0x30000..0x34000, Prot::None);
     let refused = show(load(none, 8).expect_err("no access"), b.as_ptr());
     s.row("mprotect [0x30000,0x34000) of map b PROT_NONE: load", format!("{split}; {refused}"));
     assert_eq!(unmap(at(&b, 0x10000), 0x4000), "0");

@@ -1,0 +1,157 @@
+//! The memory lock: readers that try, and a writer that waits for them, with nothing between them but a word and a futex.
+//!
+//! Taking the read side and letting it go is async-signal-safe: the fault path of the crate's accessors does it, and those may
+//! run in signal handlers. A reader is inside of the crate ([`super::inside`]).
+//!
+//! UNSAFETY: the value is behind an `UnsafeCell`, reached by the guards only.
+#![expect(unsafe_code, reason = "a lock of its own: its guards reach the value through a raw pointer")]
+
+use super::inside::{self, Inside};
+use crate::sys::futex;
+use core::sync::atomic::{AtomicU32, Ordering};
+use std::cell::UnsafeCell;
+use std::ops::{Deref, DerefMut};
+use std::time::Instant;
+
+/// A writer has the lock.
+const WRITER: u32 = 1 << 31;
+/// A writer sleeps, and is to be woken by the last reader.
+const WAITING: u32 = 1 << 30;
+
+/// Readers come in while a writer waits: a reader may depend on another one (it was interrupted by a signal handler that faults,
+/// and the monitor answers the fault as a reader). `Protocol::try_read` keeps away those that need not come in.
+///
+/// # Invariants
+///
+/// *Counted*: the low bits of `word` are the read guards that live. *Alone*: `WRITER` is set, by the thread that then has the
+/// write guard, only where no reader is counted in, and readers are counted in only while it is not set.
+#[derive(Debug)]
+pub(crate) struct RwLock<T> {
+    word: AtomicU32,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: *Counted* and *Alone*: the value is shared by readers or one writer's, as std's RwLock has it.
+unsafe impl<T: Send + Sync> Sync for RwLock<T> {}
+
+/// The read side.
+pub(crate) struct RwLockReadGuard<'a, T> {
+    lock: &'a RwLock<T>,
+    _inside: Inside,
+}
+
+/// The write side.
+pub(crate) struct RwLockWriteGuard<'a, T> {
+    lock: &'a RwLock<T>,
+}
+
+impl<T> RwLock<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self { word: AtomicU32::new(0), value: UnsafeCell::new(value) }
+    }
+
+    /// The read side, unless a writer has the lock. Async-signal-safe, as the guard's end is.
+    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
+        let inside = inside::enter();
+        let reader = |word| (word & WRITER == 0).then_some(word + 1);
+        // Acquire pairs with the Release of the write guard's end: a reader sees what the writer did.
+        self.word.fetch_update(Ordering::Acquire, Ordering::Relaxed, reader).ok()?;
+        Some(RwLockReadGuard { lock: self, _inside: inside })
+    }
+
+    /// The read side, as soon as no writer has the lock: for what writers have for a moment only. Async-signal-safe.
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
+        loop {
+            if let Some(guard) = self.try_read() {
+                return guard;
+            }
+            // Relaxed: `try_read` looks again.
+            let word = self.word.fetch_or(WAITING, Ordering::Relaxed) | WAITING;
+            if word & WRITER != 0 {
+                futex::wait(&self.word, word, None);
+            }
+        }
+    }
+
+    /// The write side, however long others take.
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
+        loop {
+            if let Some(guard) = self.write_until(None) {
+                return guard;
+            }
+        }
+    }
+
+    /// The write side, if it is free. A reader in a single access is in the way.
+    pub(crate) fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
+        let writer = |word| (word & !WAITING == 0).then_some(WRITER);
+        // Acquire pairs with the Release of the guards' ends: the writer sees what was done under them.
+        self.word.fetch_update(Ordering::Acquire, Ordering::Relaxed, writer).ok()?;
+        Some(RwLockWriteGuard { lock: self })
+    }
+
+    /// The write side, if it can be had until then.
+    pub(crate) fn try_write_until(&self, deadline: Instant) -> Option<RwLockWriteGuard<'_, T>> {
+        self.write_until(Some(deadline))
+    }
+
+    fn write_until(&self, deadline: Option<Instant>) -> Option<RwLockWriteGuard<'_, T>> {
+        loop {
+            if let Some(guard) = self.try_write() {
+                return Some(guard);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                // No wake-ups for nobody. Another writer that sleeps says again that it does.
+                self.word.fetch_and(!WAITING, Ordering::Relaxed);
+                futex::wake_all(&self.word);
+                return None;
+            }
+            // Relaxed: `try_write` looks again.
+            let word = self.word.fetch_or(WAITING, Ordering::Relaxed) | WAITING;
+            if word != WAITING {
+                futex::wait(&self.word, word, deadline);
+            }
+        }
+    }
+}
+
+impl<T> Deref for RwLockReadGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: *Counted* and *Alone*: no writer while this lives.
+        unsafe { &*self.lock.value.get() }
+    }
+}
+
+impl<T> Drop for RwLockReadGuard<'_, T> {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire of the next writer.
+        if self.lock.word.fetch_sub(1, Ordering::Release) == WAITING + 1 {
+            futex::wake_all(&self.lock.word);
+        }
+    }
+}
+
+impl<T> Deref for RwLockWriteGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: *Alone*.
+        unsafe { &*self.lock.value.get() }
+    }
+}
+
+impl<T> DerefMut for RwLockWriteGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: *Alone*.
+        unsafe { &mut *self.lock.value.get() }
+    }
+}
+
+impl<T> Drop for RwLockWriteGuard<'_, T> {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire of who has the lock next.
+        if self.lock.word.fetch_and(!WRITER, Ordering::Release) & WAITING != 0 {
+            futex::wake_all(&self.lock.word);
+        }
+    }
+}
