@@ -12,6 +12,10 @@ use std::ops::Deref;
 /// While it lives, `disable()` of its region waits, `try_disable()` answers `Busy`, and `disable_timeout()` gives up and
 /// names this thread. It is no lock against other accesses. Leaked, it keeps its region from being revoked for good; once its
 /// thread has ended, as a guard of thread 0.
+///
+/// # Signal safety
+/// A handler may access through a guard that it has interrupted, as without one. Taking and dropping guards is not for handlers:
+/// one that interrupts its own thread there makes the gate miscount.
 #[must_use = "a guard that is dropped at once guards nothing"]
 pub struct Access<'a> {
     mapping: &'a Mapping,

@@ -58,6 +58,9 @@ impl PinTable {
 /// Pages that stay reachable by address until it is dropped; see [`Region::pin`].
 ///
 /// While it lives, `disable()` waits, `try_disable()` answers `Busy`, and `disable_timeout()` gives up.
+///
+/// # Signal safety
+/// Pinning and dropping a pin are not for signal handlers.
 #[must_use = "a pin that is dropped at once pins nothing"]
 pub struct Pin {
     region: Arc<RegionShared>,

@@ -10,7 +10,8 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork, getpid, pipe, read, write};
 use revocable_mmio::fault::{FaultFlags, NoLock};
 use revocable_mmio::{
-    MapError, MapOptions, Mapping, Monitor, MonitorError, OnDisabled, Prot, ProtectError, Region, RevokeError, Strategy,
+    AccessError, MapError, MapOptions, Mapping, Monitor, MonitorError, OnDisabled, Prot, ProtectError, Region,
+    RevokeError, Strategy,
 };
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -171,6 +172,67 @@ const ACTS: [(&str, Act); 9] = [
         true
     }),
 ];
+
+/// Every access of a child's that finds nothing there, or would wait, says whose the region is; not that its file was truncated.
+fn each_access_is_told(mapping: &Mapping) -> bool {
+    let told = |what: &str, error: Option<AccessError>| {
+        let fine = matches!(error, Some(AccessError::Forked { .. }));
+        if !fine {
+            println!("{what}: {error:?}");
+        }
+        fine
+    };
+    let mut bytes = [0; 64];
+    let register = mapping.register::<u32>(8).expect("it is inside");
+    let all = [
+        told("read", mapping.read::<u64>(8).err()),
+        told("write", mapping.write(8, 1_u64).err()),
+        told("fetch_add", mapping.fetch_add(8, 1_u32).err()),
+        told("compare_exchange", mapping.compare_exchange(8, 0_u64, 1).err()),
+        told("read_slice", mapping.read_slice(8, &mut bytes).err().map(|e| e.error)),
+        told("write_slice", mapping.write_slice(8, &bytes).err().map(|e| e.error)),
+        told("fill", mapping.fill(8, 1, 64).err().map(|e| e.error)),
+        told("Register::read", register.read().err()),
+        told("Register::write", register.write(1).err()),
+        told("read_with", mapping.read_with::<u64>(8, FaultFlags::DEFAULT).err()),
+        told("write_with", mapping.write_with(8, 1_u64, FaultFlags::DEFAULT).err()),
+        told("try_read", mapping.try_read::<u64>(8).err()),
+        told("try_write", mapping.try_write(8, 1_u64).err()),
+    ];
+    all.iter().all(|told| *told)
+}
+
+#[test]
+fn a_childs_access_says_that_the_region_is_the_parents() {
+    support::start();
+    for strategy in STRATEGIES {
+        for policy in POLICIES {
+            for accessors_only in [false, true] {
+                let what = format!("{strategy} {policy:?}, accessors only: {accessors_only}");
+                let monitor = Monitor::with_threads(1).expect("a userfaultfd");
+                let region = Region::builder(1 << 16).strategy(strategy).monitor(monitor).build().expect("a region");
+                let options = MapOptions::new().on_disabled(policy);
+                let options = if accessors_only { options.accessors_only() } else { options };
+                let mapping = region.map(options).expect("it maps");
+                mapping.write(8, SECRET).expect("enabled");
+                assert!(in_child(|| each_access_is_told(&mapping)), "{what}");
+                // Forked in the middle of a change, whose end the child never sees.
+                let during = region.reset(|_| {
+                    in_child(|| {
+                        let waits = mapping.with_access(|_| ());
+                        each_access_is_told(&mapping) && matches!(waits, Err(AccessError::Forked { .. }))
+                    })
+                });
+                assert!(during.expect("nothing is in the way"), "{what}, in a reset");
+                assert_eq!(mapping.read(8), Ok(SECRET), "{what}");
+                if policy == OnDisabled::Block {
+                    region.disable().expect("nothing is in the way");
+                    assert!(in_child(|| each_access_is_told(&mapping)), "{what}, disabled");
+                }
+            }
+        }
+    }
+}
 
 /// The child thinks that the region is enabled, as it was when it was forked.
 #[test]

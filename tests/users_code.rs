@@ -646,9 +646,9 @@ fn changes_of_a_bar_and_of_its_device_do_not_wait_for_each_other() {
     support::start();
     let _watchdog = Watchdog::new("a BAR's change and its device's", PATIENCE);
     let mut answers = Vec::new();
+    let device = PciDevice::builder(1, 2).command(2).bar(0, Bar::memory(4096)).bar(1, Bar::memory(4096));
+    let device = device.build().expect("a device");
     for bar in [0, 1] {
-        let device = PciDevice::builder(1, 2).command(2).bar(0, Bar::memory(4096)).bar(1, Bar::memory(4096));
-        let device = device.build().expect("a device");
         let region = device.region(Space::Bar(bar)).expect("memory");
         let ((inside, is_inside), (tell, told)) = (mpsc::sync_channel(0), mpsc::channel());
         let asks = Arc::new(Asks(device.clone(), bar, inside, Mutex::new(tell)));
@@ -660,6 +660,7 @@ fn changes_of_a_bar_and_of_its_device_do_not_wait_for_each_other() {
         });
         answers.extend(told.recv().expect("an answer"));
         drop(subscription);
+        device.write(Space::Config, 4, &ON[..]).expect("COMMAND");
     }
     let refused = |text: &&String| text.contains("WouldDeadlock") || text.contains("Reentrant");
     assert!(answers.iter().all(|text| refused(&text) || text.starts_with("Ok")), "{answers:?}");
