@@ -87,11 +87,11 @@ impl Protocol {
     ) -> Result<R, Outcome> {
         loop {
             let locked = if broken(Mutation::NowaitReads) { Some(self.read()) } else { self.try_read() };
-            let (seen, busy) = match locked {
+            let (seen, until) = match locked {
                 Some(state) => match State::clone(&state) {
                     now if admits(now) => match unlocked_if_broken(state, &mut ready) {
                         Some(value) => return Ok(value),
-                        None => (Seen::Contended, true),
+                        None => (Seen::Contended, Until::Settled),
                     },
                     now @ (State::Enabled | State::Disabled | State::Gone) => {
                         let situation = Situation {
@@ -101,10 +101,10 @@ impl Protocol {
                             user_mode_only: false,
                             released: now == State::Gone,
                         };
-                        (Seen::Disabled(situation), false)
+                        (Seen::Disabled(situation), Until::Enabled)
                     }
                 },
-                None => (Seen::Contended, true),
+                None => (Seen::Contended, Until::Unlocked),
             };
             let decision: Decision = decide(caller.flags, seen, caller.rules);
             if matches!(decision, Decision::Wait { .. }) && self.waits_for_itself() {
@@ -113,9 +113,12 @@ impl Protocol {
             }
             let answer = decision.carry_out(lock, |sleep| {
                 let cancel = if sleep == Sleep::Uninterruptible { None } else { caller.cancel };
-                let unwanted =
-                    |now| if busy { now == Phase::Busy } else { matches!(now, Phase::Busy | Phase::Disabled) };
-                match self.wait_while_met(unwanted, cancel) {
+                let waited = match until {
+                    Until::Settled => self.wait_while(|now| now == Phase::Busy, cancel, None),
+                    Until::Unlocked => self.wait_while_met(|now| now == Phase::Busy, cancel),
+                    Until::Enabled => self.wait_while_met(|now| matches!(now, Phase::Busy | Phase::Disabled), cancel),
+                };
+                match waited {
                     // Reentrant: looked at again, and refused before the next wait.
                     Waited::Done | Waited::TimedOut | Waited::Reentrant => Woken::Done,
                     Waited::Cancelled => Woken::Killed,
@@ -155,6 +158,16 @@ impl Protocol {
         // `resolve` answers Ok for Mapped only.
         value.ok_or(NotResolved::Sigbus)
     }
+}
+
+/// How long a caller waits that is not answered at once.
+enum Until {
+    /// The gate, which refused it a pin, is closed for a change.
+    Settled,
+    /// A writer has the memory lock.
+    Unlocked,
+    /// The region is disabled.
+    Enabled,
 }
 
 /// Answers under the lock; the model's tests see what happens if not.
