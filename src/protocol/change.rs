@@ -4,7 +4,7 @@ use super::{Mechanism, Protocol, State, gave_up};
 use crate::error::{Holders, RevokeError};
 use crate::gate::Phase;
 use crate::sync::atomic::Ordering;
-use crate::sync::{Mutation, RwLock, RwLockWriteGuard, TryMutexGuard, broken, inside};
+use crate::sync::{Mutation, RwLock, RwLockWriteGuard, TryMutexGuard, broken, fence, inside};
 use crate::wait::Patience;
 use std::time::Instant;
 
@@ -75,6 +75,8 @@ impl<'a> Change<'a> {
         // Before the lock is taken or waited for: a signal handler of this thread that accesses a mapping must not fault into
         // what only this thread can resolve.
         self.protocol.closed.store(true, Ordering::SeqCst);
+        // Release: pairs with the fence of `Protocol::try_read_to_answer`: who does not get the lock sees it closed.
+        fence(Ordering::Release);
         self.mechanism.close();
         let memory: &'a RwLock<State> = &self.protocol.memory;
         let guard = match patience {
