@@ -19,7 +19,8 @@ impl View {
         if mapped == 0 {
             return moved;
         }
-        place.content = Content::Live;
+        // Of a part that was not mapped the earlier content is left, should it not even refuse.
+        place.content = if moved.is_ok() { Content::Live } else { Content::Unsettled };
         moved.and_then(|()| self.serve()).inspect_err(|_| {
             // Some of it is live, or its faults would not be resolved: back to refusing.
             let _ = self.refuse_somehow(place);
