@@ -180,6 +180,8 @@ pub mod inject {
     static PLAN: Mutex<Option<Plan>> = Mutex::new(None);
     /// In place of a call's name: every call, but the monitor's reading, which goes on all the time.
     pub const ANY: &str = "*";
+    /// Those, except that threads can be had.
+    pub const ANY_BUT_CLONE: &str = "* except clone";
 
     static LEFT_OUT: Mutex<Option<&'static str>> = Mutex::new(None);
     /// Whether anything is asked for: otherwise no lock is taken, which a forked child could inherit held.
@@ -223,11 +225,15 @@ pub mod inject {
             return Ok(());
         }
         SEEN.lock().unwrap_or_else(|e| e.into_inner()).push(call);
-        let any = call != "read(userfaultfd)";
+        let meant = |planned: &str| match planned {
+            ANY => call != "read(userfaultfd)",
+            ANY_BUT_CLONE => call != "read(userfaultfd)" && call != "clone",
+            planned => planned == call,
+        };
         let mut plan = PLAN.lock().unwrap_or_else(|e| e.into_inner());
         match plan.as_mut() {
-            Some(p) if (p.call == call || any && p.call == ANY) && p.skip > 0 => p.skip -= 1,
-            Some(p) if (p.call == call || any && p.call == ANY) && p.times > 0 => {
+            Some(p) if meant(p.call) && p.skip > 0 => p.skip -= 1,
+            Some(p) if meant(p.call) && p.times > 0 => {
                 p.times -= 1;
                 return Err(SysError::new(call, p.errno));
             }
