@@ -119,7 +119,11 @@ fn a_guard_or_a_pin_of_the_changers_own_waits_for_nothing_in_on_revoke() {
     });
     assert!(matches!(region.disable_timeout(Duration::from_millis(20)), Err(RevokeError::TimedOut { .. })));
     let seen = seen.lock().expect("no panic");
-    assert_eq!(*seen, [(Err(AccessError::Reentrant { offset: AccessError::WHOLE }), Ok(0))], "accesses go on while pins are waited for");
+    assert_eq!(
+        *seen,
+        [(Err(AccessError::Reentrant { offset: AccessError::WHOLE }), Ok(0))],
+        "accesses go on while pins are waited for"
+    );
 }
 
 #[test]
