@@ -215,8 +215,9 @@ impl View {
             place.hole = None;
         }
         let replaced = call();
-        // Asked of what is mapped, not of the call that would fill a hole: at the limit of mappings that is refused anyway.
-        if replaced.is_err() && !map::has_hole(part) {
+        // Asked of what is mapped, not of the call that would fill a hole: at the limit of mappings that is refused anyway. Where
+        // foreign code has unmapped some of it, the rest is still there.
+        if replaced.is_err() && !map::is_hole(part) {
             return replaced;
         }
         place.content = Content::Unsettled;

@@ -261,6 +261,42 @@ pub(crate) fn has_hole(range: AddrRange) -> bool {
     rc < 0 && nix::errno::Errno::last() == nix::errno::Errno::ENOMEM
 }
 
+/// Is nothing at all mapped in `range`?
+pub(crate) fn is_hole(range: AddrRange) -> bool {
+    has_hole(range) && mapped_from(range, range.addr).is_none()
+}
+
+/// The first mapped page of `range` from `addr` on.
+fn mapped_from(range: AddrRange, addr: usize) -> Option<usize> {
+    let page = super::page_size();
+    (addr..range.end()).step_by(page).find(|addr| !has_hole(AddrRange::new(*addr, page)))
+}
+
+/// [`protect`] of all that is mapped in `range`, whatever holes there are. mprotect(2) itself ends at the first.
+///
+/// # Safety
+/// As for [`protect`].
+pub(crate) unsafe fn protect_around_holes(range: AddrRange, prot: Prot) -> Result<(), SysError> {
+    let page = super::page_size();
+    let mut from = range.addr;
+    loop {
+        let rest = AddrRange::new(from, range.end() - from);
+        // SAFETY: passed on.
+        let Err(e) = (unsafe { protect(rest, prot) }) else { return Ok(()) };
+        let mut pages = (from..range.end()).step_by(page);
+        let hole = pages.find(|addr| has_hole(AddrRange::new(*addr, page))).ok_or(e)?;
+        if hole > from {
+            // It may have ended for another reason.
+            // SAFETY: passed on.
+            unsafe { protect(AddrRange::new(from, hole - from), prot) }?;
+        }
+        match mapped_from(range, hole) {
+            Some(next) => from = next,
+            None => return Ok(()),
+        }
+    }
+}
+
 /// Is there address space, and are there mappings left, for what a new thread makes? Where it can't make its alternate stack, the
 /// standard library ends the process (`std::sys::stack_overflow`). Another thread may take the room meanwhile.
 pub(crate) fn has_room_for_a_thread() -> Result<(), SysError> {

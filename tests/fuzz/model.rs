@@ -488,7 +488,7 @@ impl Model {
             Op::Disable { region, .. } => self.slots[*region].as_ref().is_some_and(trims),
             Op::All { group, .. } => self.groups[*group].iter().flatten().any(trims),
             Op::Region { .. } | Op::DropRegion { .. } | Op::Map { .. } | Op::Wait { .. } => true,
-            Op::Fork | Op::Limit(_) | Op::Lose { .. } => true,
+            Op::Fork | Op::Limit(Limit::Mappings(_)) | Op::Lose { .. } => true,
             _ => false,
         }
     }

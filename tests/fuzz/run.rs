@@ -98,9 +98,15 @@ impl Run<'_> {
 
     fn step(&mut self, op: &Op) -> Result<(), String> {
         let Some(allowed) = self.model.expect(op) else { return Ok(()) };
-        for (slot, pages) in self.model.holes() {
+        let holes = self.model.holes();
+        // Nor can they be filled then.
+        let limited = self.model.limit.is_some() && *op != Op::Unlimit;
+        if limited && !holes.is_empty() && self.model.maps(op) {
+            return Ok(());
+        }
+        for (slot, pages) in holes {
             let page = self.model.mapping(slot).map_or(1, |(_, region)| region.page);
-            if self.model.maps(op) || self.real.is_taken(slot, pages, page) {
+            if !limited && (self.model.maps(op) || self.real.is_taken(slot, pages, page)) {
                 self.real.fence(slot, pages, page);
                 self.model.fence(slot, pages);
             }
