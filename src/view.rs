@@ -234,11 +234,14 @@ impl View {
         match (place.content, place.aside) {
             (Content::Unmapped, _) | (Content::Live, None) => Ok(()),
             // Nothing was put over it after all: without its page tables the kernel fills in new ones.
-            (Content::Live, Some(aside)) => {
-                self.move_back(&mut place, aside).unwrap_or_else(|_| release(aside));
-                place.aside = None;
-                Ok(())
-            }
+            (Content::Live, Some(aside)) => match self.move_back(&mut place, aside) {
+                Err(_) if place.content == Content::Live => {
+                    release(aside);
+                    place.aside = None;
+                    Ok(())
+                }
+                moved => moved,
+            },
             (_, Some(aside)) => self.move_back(&mut place, aside),
             (_, None) => self.map_live(&mut place, file),
         }
