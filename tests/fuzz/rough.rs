@@ -13,6 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 const MADV_COLLAPSE: i32 = 25;
 
@@ -139,6 +140,8 @@ pub(super) struct Limited {
 
 impl Limited {
     pub(super) fn new(limit: Limit) -> Self {
+        // A thread that is still starting dies where it can have nothing.
+        std::thread::sleep(Duration::from_millis(10));
         let (resource, value) = match limit {
             Limit::Descriptors(left) => {
                 let open: Vec<i32> = descriptors().into_iter().map(|(number, _)| number).collect();
@@ -174,8 +177,10 @@ impl Drop for Limited {
 
 /// Has the allocator keep some memory, so that what is limited is not the test's own.
 fn ballast() {
-    let pieces: Vec<Vec<u8>> = (0..64).map(|_| vec![1; 16 << 10]).collect();
-    // In their way on top of the heap: it is not made smaller.
-    std::mem::forget(vec![1u8; 64]);
-    drop(pieces);
+    #[cfg(target_env = "gnu")]
+    for what in [libc::M_TRIM_THRESHOLD, libc::M_MMAP_THRESHOLD] {
+        // SAFETY: a setting of the allocator's: it neither gives memory back nor maps any for what is large.
+        unsafe { libc::mallopt(what, 32 << 20) };
+    }
+    drop((0..64).map(|_| vec![1; 16 << 10]).collect::<Vec<Vec<u8>>>());
 }
