@@ -5,7 +5,6 @@
 
 pub(crate) mod barrier;
 pub(crate) mod eventfd;
-#[cfg(not(revocable_model))]
 pub(crate) mod futex;
 pub(crate) mod identity;
 pub(crate) mod known;

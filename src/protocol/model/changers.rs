@@ -3,7 +3,7 @@
 use super::*;
 
 fn state_of(world: &World) -> State {
-    let state = *world.protocol.read();
+    let state = *world.protocol.read().expect("no change is under way");
     assert_eq!(state.phase(), world.protocol.phase(), "the gate and the state disagree");
     state
 }

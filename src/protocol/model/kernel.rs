@@ -153,7 +153,7 @@ impl Kernel {
 
     /// As `mapping::Served::serve`.
     pub(super) fn serve(&self, protocol: &Protocol) {
-        let state = if broken(Mutation::ServeReads) { Some(protocol.read()) } else { protocol.try_read_to_answer() };
+        let state = if broken(Mutation::ServeReads) { protocol.read().ok() } else { protocol.try_read_to_answer() };
         let Some(state) = state else { return };
         match State::clone(&state) {
             State::Enabled if self.kind == Kind::Zap => {
