@@ -116,6 +116,7 @@ pub(super) fn lose(what: Lost, how: Loss) {
         }
         // SAFETY: a system call on numbers; that one is another's is the point.
         let done = match &other {
+            // SAFETY: two numbers; whose the second is finds out.
             Some(other) => unsafe { libc::dup2(other.as_raw_fd(), number) },
             // SAFETY: as above.
             None => unsafe { libc::close(number) },
