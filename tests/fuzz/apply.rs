@@ -89,7 +89,7 @@ impl Model {
             }
             Op::Store { mapping, via, width, at, value } => {
                 let bytes = value.to_le_bytes();
-                self.store(mapping, at.offset(self.page(mapping)), &bytes[..width], leaves_a_ghost(via));
+                self.store(mapping, at.offset(self.page(mapping)), &bytes[..width], reach(via));
             }
             Op::Modify { mapping, modify, width, at, value } => {
                 let Answer::Bytes(found) = answer else { return };
@@ -103,13 +103,13 @@ impl Model {
                     Modify::And => old & value,
                     Modify::Xor => old ^ value,
                 };
-                self.store(mapping, at.offset(self.page(mapping)), &new.to_le_bytes()[..width], false);
+                self.store(mapping, at.offset(self.page(mapping)), &new.to_le_bytes()[..width], reach(Via::Accessor));
             }
             Op::CopyIn { mapping, at, len, byte } | Op::Fill { mapping, at, len, byte } => {
-                self.store(mapping, at.offset(self.page(mapping)), &vec![byte; len], !cfg!(revocable_portable));
+                self.store(mapping, at.offset(self.page(mapping)), &vec![byte; len], reach(Via::Register));
             }
             Op::Call { mapping, call: Call::Read(byte), at, len } => {
-                self.store(mapping, at.offset(self.page(mapping)), &vec![byte; len], true);
+                self.store(mapping, at.offset(self.page(mapping)), &vec![byte; len], Reach::Whatever);
             }
             Op::OwnerFill { region, at, len, byte } => {
                 let Some((id, model)) = self.region(region) else { return };
@@ -334,7 +334,7 @@ impl Model {
         self.regions[id].bytes[offset..end].fill(byte);
     }
 
-    fn store(&mut self, slot: usize, offset: usize, bytes: &[u8], reaches_the_cover: bool) {
+    fn store(&mut self, slot: usize, offset: usize, bytes: &[u8], by: Reach) {
         let Some((meets, size)) = self.mapping(slot).map(|(mapping, region)| (self.meets(mapping), region.page)) else {
             return;
         };
@@ -343,14 +343,14 @@ impl Model {
         let theirs = |page: &Page| page.there == There::Foreign && page.now == Rights::All;
         let foreign = mapping.pages.get(offset / size).is_some_and(theirs);
         match meets {
-            _ if foreign && (reaches_the_cover || meets == Meets::Memory && !cfg!(revocable_portable)) => {
+            _ if foreign && (by == Reach::Whatever || by == Reach::Enabled && meets == Meets::Memory) => {
                 mapping.foreign.extend(placed)
             }
             Meets::Memory => {
                 let start = mapping.offset + offset;
                 self.regions[mapping.region].bytes[start..start + bytes.len()].copy_from_slice(bytes);
             }
-            Meets::Ones if reaches_the_cover => mapping.ghost.extend(placed),
+            Meets::Ones if by == Reach::Whatever => mapping.ghost.extend(placed),
             Meets::Ones | Meets::Disabled | Meets::Gone | Meets::Waits => {}
         }
     }
@@ -379,6 +379,23 @@ impl Model {
     }
 }
 
-fn leaves_a_ghost(via: Via) -> bool {
-    via == Via::Raw || via == Via::Register && !cfg!(revocable_portable)
+/// What a store reaches that succeeds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// The memory, by the owner's view.
+    Memory,
+    /// What stands in the mapping, if the region is enabled.
+    Enabled,
+    /// What stands in the mapping.
+    Whatever,
+}
+
+fn reach(via: Via) -> Reach {
+    match via {
+        Via::Raw => Reach::Whatever,
+        _ if cfg!(revocable_portable) => Reach::Memory,
+        Via::Try | Via::With(_) => Reach::Memory,
+        Via::Accessor => Reach::Enabled,
+        Via::Register => Reach::Whatever,
+    }
 }

@@ -1,7 +1,7 @@
 //! The crate's side of a sequence: what is alive, and each operation by its public interface.
 
 use super::forked;
-use super::model::{Answer, Model, SECRET, There};
+use super::model::{Answer, Model, RegionModel, SECRET, There};
 use super::op::{Build, Call, Faulter, How, Modify, Op, Pages, Rights, Rough, Verb, Via, View, Waiter};
 use super::rough::{self, Limited};
 use super::run::RESET_FILLS;
@@ -28,6 +28,8 @@ pub(crate) struct Real {
     pub(crate) groups: [Option<ResetGroup>; super::op::GROUPS],
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) limited: Option<Limited>,
+    /// Mappings of regions that end in the background, and those regions' numbers in the model.
+    pub(crate) ending: Vec<(usize, Arc<Mapping>)>,
 }
 
 /// An access of a type that is chosen at run time.
@@ -84,6 +86,7 @@ impl Real {
         match *op {
             Op::Region { region, build: how } => match build(how) {
                 Ok(new) => {
+                    self.watch_end(region, model);
                     self.regions[region] = Some(new);
                     Answer::Done
                 }
@@ -92,6 +95,7 @@ impl Real {
                 Err(_) => Answer::NotMade("system call"),
             },
             Op::DropRegion { region } => {
+                self.watch_end(region, model);
                 self.regions[region] = None;
                 Answer::Done
             }
@@ -243,6 +247,15 @@ impl Real {
             }
             // A guard is a frame of its own.
             Op::Guard { .. } | Op::Unguard => Answer::Done,
+        }
+    }
+
+    /// A region that is about to be dropped while guards or pins of it are held will end in the background.
+    fn watch_end(&mut self, slot: usize, model: &Model) {
+        let held = |(id, region): &(usize, &RegionModel)| region.guards > 0 || model.pins(*id).0 > 0;
+        if let (Some((id, _)), Some(region)) = (model.region(slot).filter(held), &self.regions[slot]) {
+            let watch = region.map(MapOptions::new().accessors_only());
+            self.ending.extend(watch.ok().map(|mapping| (id, Arc::new(mapping))));
         }
     }
 

@@ -146,19 +146,20 @@ impl Run<'_> {
 
     /// A drop waits for nobody: where a guard or a pin was in its way, the region ends in the background.
     fn await_ends(&mut self) -> Result<(), String> {
-        for slot in 0..super::op::MAPPINGS {
-            let Some((_, region)) = self.model.mapping(slot) else { continue };
-            let Some(mapping) = self.real.mappings[slot].as_ref().filter(|_| region.state == State::Gone) else {
-                continue;
-            };
+        let slots = self.real.mappings.iter().zip(&self.model.mappings);
+        let known = slots.filter_map(|(real, model)| Some((model.as_ref()?.region, real.as_ref()?)));
+        let ending = self.real.ending.iter().map(|(id, mapping)| (*id, mapping));
+        let gone = |id: usize| self.model.regions[id].state == State::Gone;
+        for (id, mapping) in known.chain(ending).filter(|(id, _)| gone(*id)) {
             let since = Instant::now();
             while !is_gone(mapping) {
                 if since.elapsed() > Duration::from_secs(30) {
-                    return Err(format!("the region of mapping {slot} was dropped, and is not gone"));
+                    return Err(format!("region number {id} was dropped, and is not gone"));
                 }
                 std::thread::sleep(Duration::from_micros(100));
             }
         }
+        self.real.ending.retain(|(id, _)| self.model.regions[*id].state != State::Gone);
         Ok(())
     }
 
