@@ -13,7 +13,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
 const MADV_COLLAPSE: i32 = 25;
 
@@ -49,7 +48,11 @@ pub(super) fn treat(what: Rough, addr: usize, len: usize, page: usize) {
                 let _ = raw::protect(addr, page, bits(rights));
             }
         }
-        Rough::Hole => raw::unmap(addr, len).expect("a part can be unmapped"),
+        Rough::Hole => {
+            // One that is still starting maps a few pages.
+            await_started_threads();
+            raw::unmap(addr, len).expect("a part can be unmapped");
+        }
         Rough::Fill => {}
     }
 }
@@ -142,7 +145,7 @@ pub(super) struct Limited {
 impl Limited {
     pub(super) fn new(limit: Limit) -> Self {
         // A thread that is still starting dies where it can have nothing.
-        std::thread::sleep(Duration::from_millis(10));
+        await_started_threads();
         let (resource, value) = match limit {
             Limit::Descriptors(left) => {
                 let open: Vec<i32> = descriptors().into_iter().map(|(number, _)| number).collect();
@@ -174,6 +177,20 @@ impl Drop for Limited {
             setrlimit(resource, soft, hard).expect("what was allowed is");
         }
     }
+}
+
+/// Waits until every other thread of this process sleeps.
+fn await_started_threads() {
+    let me = nix::unistd::gettid().to_string();
+    let sleeps = |task: &std::path::Path| {
+        let stat = read_text(task.join("stat"));
+        // It may have ended meanwhile.
+        stat.rsplit(')').next().is_none_or(|rest| rest.is_empty() || rest.trim_start().starts_with('S'))
+    };
+    crate::support::eventually("all threads sleep", || {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("our threads").flatten().map(|entry| entry.path());
+        tasks.filter(|task| !task.ends_with(&me)).all(|task| sleeps(&task))
+    });
 }
 
 /// Has the allocator keep some memory, so that what is limited is not the test's own.
