@@ -75,9 +75,12 @@ impl<'a> Change<'a> {
         // Before the lock is taken or waited for: a signal handler of this thread that accesses a mapping must not fault into
         // what only this thread can resolve.
         self.protocol.closed.store(true, Ordering::SeqCst);
-        // Release: pairs with the fence of `Protocol::try_read_to_answer`: who does not get the lock sees it closed.
-        fence(Ordering::Release);
         self.mechanism.close();
+        // Release: partner of the Acquire in `try_read_to_answer`, through the lock's own word. Who fails to read sees that the
+        // write side is wanted, and waits for the end of that.
+        if !broken(Mutation::TryFence) {
+            fence(Ordering::Release);
+        }
         let memory: &'a RwLock<State> = &self.protocol.memory;
         let guard = match patience {
             Patience::Forever => Some(memory.write()),

@@ -69,7 +69,8 @@ pub(crate) fn alone_for(patience: Duration, test: &str, vars: &[(&str, &str)], b
                 let waits = threads_of(&child.id().to_string());
                 let _ = child.kill();
                 let _ = child.wait();
-                panic!("the child of {test} hung for {patience:?}:\n{waits}");
+                let said = out.join().expect("a reader") + &err.join().expect("a reader");
+                panic!("the child of {test} hung for {patience:?}:\n{waits}\n{said}");
             }
             std::thread::sleep(Duration::from_millis(5));
         };
