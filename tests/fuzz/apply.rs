@@ -395,7 +395,6 @@ fn reach(via: Via) -> Reach {
         Via::Raw => Reach::Whatever,
         _ if cfg!(revocable_portable) => Reach::Memory,
         Via::Try | Via::With(_) => Reach::Memory,
-        Via::Accessor => Reach::Enabled,
-        Via::Register => Reach::Whatever,
+        Via::Accessor | Via::Register => Reach::Enabled,
     }
 }
