@@ -104,6 +104,12 @@ impl AddrRange {
         self.addr < other.end() && other.addr < self.end()
     }
 
+    /// What both have.
+    pub(crate) fn common(self, other: Self) -> Option<Self> {
+        let (start, end) = (self.addr.max(other.addr), self.end().min(other.end()));
+        (start < end).then(|| Self::new(start, end - start))
+    }
+
     /// What is left of it without `hole`, a part of it.
     pub(crate) fn around(self, hole: Self) -> impl Iterator<Item = Self> {
         let parts = [Self::new(self.addr, hole.addr - self.addr), Self::new(hole.end(), self.end() - hole.end())];
@@ -173,6 +179,8 @@ pub mod inject {
     static PLAN: Mutex<Option<Plan>> = Mutex::new(None);
     /// In place of a call's name: every call, but the monitor's reading, which goes on all the time.
     pub const ANY: &str = "*";
+    /// Those, except that threads can be had.
+    pub const ANY_BUT_CLONE: &str = "* except clone";
 
     static LEFT_OUT: Mutex<Option<&'static str>> = Mutex::new(None);
     /// Whether anything is asked for: otherwise no lock is taken, which a forked child could inherit held.
@@ -216,11 +224,15 @@ pub mod inject {
             return Ok(());
         }
         SEEN.lock().unwrap_or_else(|e| e.into_inner()).push(call);
-        let any = call != "read(userfaultfd)";
+        let meant = |planned: &str| match planned {
+            ANY => call != "read(userfaultfd)",
+            ANY_BUT_CLONE => call != "read(userfaultfd)" && call != "clone",
+            planned => planned == call,
+        };
         let mut plan = PLAN.lock().unwrap_or_else(|e| e.into_inner());
         match plan.as_mut() {
-            Some(p) if (p.call == call || any && p.call == ANY) && p.skip > 0 => p.skip -= 1,
-            Some(p) if (p.call == call || any && p.call == ANY) && p.times > 0 => {
+            Some(p) if meant(p.call) && p.skip > 0 => p.skip -= 1,
+            Some(p) if meant(p.call) && p.times > 0 => {
                 p.times -= 1;
                 return Err(SysError::new(call, p.errno));
             }

@@ -24,6 +24,7 @@ mod aside;
 mod cover;
 mod left_over;
 mod live;
+mod ranges;
 mod rights;
 mod server;
 mod stand_in;
@@ -118,7 +119,7 @@ impl View {
     pub(crate) fn reserve(spec: ViewSpec) -> Result<Self, SysError> {
         Identity::prepare()?;
         sweep();
-        let range = map::reserve(spec.len, alignment(spec.len).max(spec.page))?;
+        let range = ranges::take(spec.len, alignment(spec.len).max(spec.page))?;
         let place = Place { content: Content::Unsettled, aside: None, hint: None, hole: None, waiting: Vec::new() };
         let rights = RwLock::new(Rights::whole(range, spec.prot));
         Ok(Self { spec, range, identity: Identity::current(), place: Mutex::new(place), rights })
@@ -210,12 +211,15 @@ impl View {
     ) -> Result<(), SysError> {
         if let Some(hole) = place.hole {
             // SAFETY: a part of the view's own range, in which nothing was mapped; if another has mapped something since, that stays.
-            unsafe { map::plug(hole) }?;
+            let plugged = unsafe { map::plug(hole) };
+            // What the kernel gave the crate there since has stayed there.
+            plugged.or_else(|e| if ranges::was_filled(self.range) { Ok(()) } else { Err(e) })?;
             place.hole = None;
         }
         let replaced = call();
-        // Asked of what is mapped, not of the call that would fill a hole: at the limit of mappings that is refused anyway.
-        if replaced.is_err() && !map::has_hole(part) {
+        // Asked of what is mapped, not of the call that would fill a hole: at the limit of mappings that is refused anyway. Where
+        // foreign code has unmapped some of it, the rest is still there.
+        if replaced.is_err() && !map::is_hole(part) {
             return replaced;
         }
         place.content = Content::Unsettled;
@@ -232,11 +236,14 @@ impl View {
         match (place.content, place.aside) {
             (Content::Unmapped, _) | (Content::Live, None) => Ok(()),
             // Nothing was put over it after all: without its page tables the kernel fills in new ones.
-            (Content::Live, Some(aside)) => {
-                self.move_back(&mut place, aside).unwrap_or_else(|_| release(aside));
-                place.aside = None;
-                Ok(())
-            }
+            (Content::Live, Some(aside)) => match self.move_back(&mut place, aside) {
+                Err(_) if place.content == Content::Live => {
+                    release(aside);
+                    place.aside = None;
+                    Ok(())
+                }
+                moved => moved,
+            },
             (_, Some(aside)) => self.move_back(&mut place, aside),
             (_, None) => self.map_live(&mut place, file),
         }
@@ -247,8 +254,12 @@ impl View {
     pub(crate) fn protect(&self, part: AddrRange, prot: Prot) -> Result<(), SysError> {
         let mut place = self.place()?;
         match place.content {
-            // SAFETY: a part of the view's own range, as the caller has checked; this moves nothing and loses nothing.
-            Content::Live | Content::Cover | Content::StandIn(_) => unsafe { map::protect(part, prot) }?,
+            Content::Live | Content::Cover | Content::StandIn(_) => {
+                // SAFETY: a part of the view's own range, as the caller has checked; this moves nothing and loses nothing.
+                let changed = unsafe { map::protect(part, prot) };
+                // It stops where nothing is mapped: what comes before has other rights by then.
+                changed.inspect_err(|_| self.put_rights_back(part))?;
+            }
             // The rights are all that keeps these from being reached; they are had by what comes next.
             Content::Unsettled => {}
             Content::Unmapped => return Ok(()),
@@ -261,6 +272,14 @@ impl View {
         // The page tables that are aside are one mapping with the rights of before: the range is filled anew.
         place.aside.take().into_iter().for_each(release);
         Ok(())
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: changes access rights in the view's own range")]
+    fn put_rights_back(&self, part: AddrRange) {
+        for (range, prot) in self.parts().iter().filter_map(|had| Some((had.range.common(part)?, had.prot))) {
+            // SAFETY: as in `protect`.
+            let _ = unsafe { map::protect(range, prot) };
+        }
     }
 
     /// True if all of `part`, a part of the range, has these rights, as far as the crate was told. Waits for nothing, as it is
@@ -297,11 +316,7 @@ impl View {
         if std::mem::replace(&mut place.content, Content::Unmapped) == Content::Unmapped {
             return;
         }
-        match place.hole {
-            // What is there by now may be another's.
-            Some(hole) => self.range.around(hole).for_each(release),
-            None => release(self.range),
-        }
+        ranges::give_up(self.range, place.hole);
         place.aside.take().into_iter().for_each(release);
         drop(place);
         // munmap wakes nothing: what waited here faults again and meets what an unmapped address gives.

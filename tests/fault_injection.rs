@@ -8,7 +8,7 @@ mod support;
 
 use nix::errno::Errno;
 use parking_lot::{Mutex, MutexGuard};
-use revocable_mmio::{Mapping, OnDisabled, Region, RevokeError, inject};
+use revocable_mmio::{Mapping, OnDisabled, Prot, ProtectError, Region, RevokeError, Strategy, inject};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::thread;
@@ -139,6 +139,8 @@ fn each_failure(
     verb: impl Fn(&Rig) -> Result<bool, RevokeError>,
     check: impl Fn(&Rig, &Result<bool, RevokeError>, &str),
 ) {
+    let _kept = keep_shared_things();
+    let before = Held::now();
     let rig = Rig::new(case);
     prepare(&rig);
     let calls = calls_of(|| drop(verb(&rig)));
@@ -155,7 +157,6 @@ fn each_failure(
     }
     plans.extend((0..total).map(|skip| (inject::ANY, skip, 1000, Errno::ENOMEM)));
     for (call, skip, times, errno) in plans {
-        let before = Held::now();
         let what = format!("{case} {call} #{skip} x{times} {errno:?}");
         let rig = Rig::new(case);
         prepare(&rig);
@@ -181,12 +182,19 @@ fn each_failure(
     }
 }
 
-/// What is held at the first use and kept: the refuser, the shared monitor and its thread.
+/// What is held at the first use and kept: the refuser, the shared monitor and its thread, where faults wait and the threads of
+/// that.
 fn keep_shared_things() -> impl Sized {
     let region = Region::builder(4096).build().expect("it builds");
     let mapping = region.map(revocable_mmio::MapOptions::new()).expect("it maps");
     if let Ok(zapped) = Region::builder(4096).strategy(revocable_mmio::Strategy::Zap).build() {
         drop(zapped.map(revocable_mmio::MapOptions::new().accessors_only()).expect("it maps"));
+    }
+    if let Ok(waits) = region.map(revocable_mmio::MapOptions::new().on_disabled(OnDisabled::Block)) {
+        region.reset(|_| ()).expect("it resets");
+        region.disable().expect("it revokes");
+        region.enable().expect("it comes back");
+        drop(waits);
     }
     (region, mapping)
 }
@@ -251,15 +259,15 @@ fn a_reset_whose_calls_fail_leaves_a_state_that_is_told_right() {
     });
 }
 
-/// The application has split the mapping: the ways to revoke in place are taken.
+/// Several parts, each covered and mapped by itself.
 #[test]
 fn a_split_mapping_whose_calls_fail_is_revoked_or_told() {
     let _one = one_at_a_time();
     let _kept = keep_shared_things();
     let split = |rig: &Rig| {
+        let page = rig.region.page_size();
         for view in &rig.views {
-            raw::protect(addr(view) + rig.region.page_size(), rig.region.page_size(), nix::libc::PROT_READ)
-                .expect("ours");
+            view.protect(page..2 * page, Prot::Read).expect("fewer rights");
         }
     };
     every_case(|case| {
@@ -273,6 +281,86 @@ fn a_split_mapping_whose_calls_fail_is_revoked_or_told() {
         }
     });
 }
+
+/// Rights that could not be changed are as before, in every state.
+#[test]
+fn a_protect_whose_calls_fail_changes_nothing() {
+    let _one = one_at_a_time();
+    let _kept = keep_shared_things();
+    every_case(|case| {
+        if !small(case) {
+            return;
+        }
+        for enabled in [true, false] {
+            let rig = Rig::new(case);
+            let page = rig.region.page_size();
+            if !enabled {
+                rig.region.disable().expect("it revokes");
+            }
+            let protect = || rig.views[0].protect(0..page, Prot::None);
+            let calls = calls_of(|| protect().expect("fewer rights"));
+            rig.views[0].protect(0..page, Prot::ReadWrite).expect("as many as it had");
+            for (call, count) in calls {
+                for (skip, errno) in (0..count).flat_map(|skip| plausible(call).iter().map(move |e| (skip, *e))) {
+                    let what = format!("{case} enabled: {enabled} {call} #{skip} {errno:?}");
+                    inject::fail(call, skip, 1, errno);
+                    let did = protect();
+                    inject::clear();
+                    // What is put away is not missed.
+                    match did {
+                        Err(ProtectError::Sys(e)) => assert_eq!((e.call, e.errno), (call, errno), "{what}"),
+                        Ok(()) => rig.views[0].protect(0..page, Prot::ReadWrite).expect("as many as it had"),
+                        other => panic!("{what}: {other:?}"),
+                    }
+                }
+            }
+            rig.assert_sound(case);
+        }
+    });
+}
+
+/// The descriptors of userfaultfds and of what covers are made of are lost: other code in the process has closed them.
+fn lose_what_covers_are_made_of() {
+    let entries = std::fs::read_dir("/proc/self/fd").expect("the process's descriptors").flatten();
+    for entry in entries {
+        let name = std::fs::read_link(entry.path()).unwrap_or_default().to_string_lossy().into_owned();
+        if ["[userfaultfd]", "revocable-empty", "revocable-ones"].iter().any(|its| name.contains(its)) {
+            raw::close_behind_its_back(entry.file_name().to_string_lossy().parse().expect("a number"));
+        }
+    }
+}
+
+/// They are made anew by the next revocation, and each call of that may fail.
+#[test]
+fn what_has_to_be_made_anew_may_fail_too() {
+    let _one = one_at_a_time();
+    let ended = support::child::alone("what_has_to_be_made_anew_may_fail_too", || {
+        let seen = std::cell::RefCell::new(std::collections::BTreeSet::new());
+        every_case(|case| {
+            // A monitor whose userfaultfd is lost serves no more: not Zap. What is made is the same for all others.
+            let tried = case.strategy == Strategy::Detach || case.memory == Memory::Device;
+            if !small(case) || !tried {
+                return;
+            }
+            let lose = |_: &Rig| lose_what_covers_are_made_of();
+            let note = |_: &Rig, _: &Result<bool, RevokeError>, what: &str| {
+                seen.borrow_mut().extend(KNOWN.into_iter().filter(|call| what.contains(&format!(" {call} #"))));
+            };
+            each_failure(case, 1, lose, |rig| rig.region.disable(), note);
+            // During a reset everyone waits alike.
+            if case.policy == OnDisabled::Sigbus {
+                each_failure(case, 1, lose, |rig| rig.region.reset(|_| true), note);
+            }
+        });
+        for call in KNOWN {
+            assert!(seen.borrow().contains(&call), "{call} was never made: nothing was tried");
+        }
+    });
+    ended.well();
+}
+
+/// The calls that only making anew makes.
+const KNOWN: [&str; 4] = ["memfd_create", "userfaultfd", "clone", "UFFDIO_API"];
 
 #[test]
 fn a_map_whose_calls_fail_maps_nothing_and_the_next_works() {
@@ -313,8 +401,10 @@ fn a_map_whose_calls_fail_maps_nothing_and_the_next_works() {
                     assert_eq!(region.stats().mappings, 0, "{what}");
                     let mapping = region.map(case.options()).unwrap_or_else(|e| panic!("{what}: the next: {e}"));
                     drop(mapping);
-                    let now = Held::now();
-                    assert!(now.fds <= before.fds && now.mappings <= before.mappings, "{what}: {before:?} {now:?}");
+                    eventually(&format!("{what}: nothing is left of it: {before:?}"), || {
+                        let now = Held::now();
+                        now.fds <= before.fds && now.mappings <= before.mappings
+                    });
                 }
             }
         }
@@ -341,7 +431,7 @@ fn a_build_whose_calls_fail_leaves_nothing() {
                     assert!(e.to_string().contains(&format!("{errno:?}")), "{what}: {e}");
                 }
                 drop(built);
-                assert_eq!(Held::now(), before, "{what}");
+                eventually(&format!("{what}: nothing is left of it: {before:?}"), || Held::now() == before);
                 drop(case.region(2));
             }
         }
@@ -404,7 +494,7 @@ fn faults_whose_calls_fail_are_answered_by_the_next_try() {
     });
 }
 
-/// A dropped region has nobody to tell of a failure, so it goes on trying.
+/// A dropped region has no caller to tell of a failure, so it goes on trying, in the background where threads can be had.
 #[test]
 fn a_drop_whose_calls_fail_for_a_while_revokes_in_the_end() {
     let _one = one_at_a_time();
@@ -413,17 +503,28 @@ fn a_drop_whose_calls_fail_for_a_while_revokes_in_the_end() {
         if !small(case) {
             return;
         }
-        let Rig { region, views } = Rig::new(case);
-        inject::fail(inject::ANY, 0, usize::MAX, Errno::ENOMEM);
-        drop(region);
-        // The first tries of the background, too.
-        thread::sleep(Duration::from_millis(30));
-        inject::clear();
-        for view in &views {
-            assert_eq!(view.read::<u64>(0).ok(), (case.policy == OnDisabled::AllOnes).then_some(u64::MAX), "{case}");
-            for at in [addr(view), addr(view) + case.page()] {
-                let what = format!("{case}: nothing reaches the memory of a dropped region");
-                eventually(&what, || raw::load64(at) != Ok(SECRET));
+        // Without threads it does so before the drop returns.
+        for fails in [inject::ANY_BUT_CLONE, inject::ANY] {
+            let Rig { region, views } = Rig::new(case);
+            thread::scope(|scope| {
+                inject::fail(fails, 0, usize::MAX, Errno::ENOMEM);
+                scope.spawn(|| {
+                    // The first tries of the background, too.
+                    thread::sleep(Duration::from_millis(30));
+                    inject::clear();
+                });
+                drop(region);
+            });
+            for view in &views {
+                assert_eq!(
+                    view.read::<u64>(0).ok(),
+                    (case.policy == OnDisabled::AllOnes).then_some(u64::MAX),
+                    "{case}"
+                );
+                for at in [addr(view), addr(view) + case.page()] {
+                    let what = format!("{case}: nothing reaches the memory of a dropped region");
+                    eventually(&what, || raw::load64(at) != Ok(SECRET));
+                }
             }
         }
     });

@@ -6,8 +6,9 @@ mod fuzz;
 mod support;
 
 use fuzz::op::Memory;
-use fuzz::{CORPUS, random, run, text, touch};
+use fuzz::{CORPUS, forked, random, run, text, touch};
 use proptest::prelude::*;
+use std::time::Duration;
 use support::matrix::{Case, HugePages};
 
 const PAGES_OF_4K: &[Memory] = &[Memory::Memfd, Memory::Memfd, Memory::ShmFile, Memory::Device];
@@ -15,9 +16,26 @@ const PAGES_OF_4K: &[Memory] = &[Memory::Memfd, Memory::Memfd, Memory::ShmFile, 
 #[test]
 fn regions_do_what_their_model_does() {
     support::start();
-    let histories = random::history(PAGES_OF_4K, 100);
+    let histories = random::history(PAGES_OF_4K, 100, true);
     let show = |history: &Vec<_>| text::print(history);
     support::fuzz::check(regressions!("regions"), 160, &histories, show, |history| run::run(&history));
+}
+
+/// The same with what changes the process: each sequence has one of its own.
+#[test]
+fn regions_do_what_their_model_does_whatever_is_done_to_their_process() {
+    support::start();
+    let name = "regions_do_what_their_model_does_whatever_is_done_to_their_process";
+    // What hangs is shrunk, too.
+    let patience = support::fuzz::asked_time().unwrap_or_default() + Duration::from_secs(300);
+    let ended = support::child::alone_for(patience, name, &[], || {
+        // Asked once for all.
+        let _ = run::machine();
+        let histories = random::history(PAGES_OF_4K, 60, false);
+        let show = |history: &Vec<_>| text::print(history);
+        support::fuzz::check(regressions!("rude"), 160, &histories, show, |history| forked::run(&history));
+    });
+    ended.well();
 }
 
 /// A second thread touches the memory meanwhile: nothing gets through, nothing is lost (G1, G2).
@@ -42,7 +60,7 @@ fn regions_of_huge_pages_do_what_their_model_does() {
     let could = support::at_its_best() && std::env::var_os("REVOCABLE_VM").is_none();
     let pages = HugePages::take(16);
     require!(pages.is_some(), "no huge pages of 2 MiB can be had: hugetlb is left out", could: could);
-    let histories = random::history(&[Memory::Huge, Memory::Huge, Memory::Memfd], 60);
+    let histories = random::history(&[Memory::Huge, Memory::Huge, Memory::Memfd], 60, true);
     let show = |history: &Vec<_>| text::print(history);
     support::fuzz::check(regressions!("huge"), 16, &histories, show, |history| run::run(&history));
 }
@@ -52,15 +70,33 @@ fn the_corpus_does_what_its_model_does() {
     support::start();
     let could = support::at_its_best() && std::env::var_os("REVOCABLE_VM").is_none();
     let pages = HugePages::take(16);
-    for (name, text) in CORPUS {
-        let history = text::parse(text).unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert!(!history.is_empty(), "{name} is empty");
+    for (name, history) in corpus().filter(|(_, history)| !run::is_rude(history)) {
         if run::wants_huge_pages(&history) && pages.is_none() {
             support::skip(&format!("no huge pages of 2 MiB can be had: {name} is left out"), could);
             continue;
         }
         run::run(&history).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
+}
+
+#[test]
+fn the_corpus_does_what_its_model_does_whatever_is_done_to_the_process() {
+    support::start();
+    let ended = support::child::alone("the_corpus_does_what_its_model_does_whatever_is_done_to_the_process", || {
+        let _ = run::machine();
+        for (name, history) in corpus().filter(|(_, history)| run::is_rude(history)) {
+            forked::run(&history).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+    });
+    ended.well();
+}
+
+fn corpus() -> impl Iterator<Item = (&'static str, Vec<fuzz::op::Op>)> {
+    CORPUS.iter().map(|(name, text)| {
+        let history = text::parse(text).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(!history.is_empty(), "{name} is empty");
+        (*name, history)
+    })
 }
 
 /// The binary has its own copy, as it also runs where the sources are not.
@@ -77,7 +113,7 @@ fn every_file_of_the_corpus_is_tried() {
 
 #[test]
 fn what_a_failing_run_prints_is_what_the_corpus_reads() {
-    let histories = random::history(&[Memory::Memfd, Memory::Huge, Memory::ShmFile, Memory::Device], 60);
+    let histories = random::history(&[Memory::Memfd, Memory::Huge, Memory::ShmFile, Memory::Device], 60, false);
     let show = |history: &Vec<_>| format!("{history:#?}\n");
     support::fuzz::check(regressions!("round-trip"), 64, &histories, show, |history| {
         let text = text::print(&history);

@@ -261,6 +261,60 @@ pub(crate) fn has_hole(range: AddrRange) -> bool {
     rc < 0 && nix::errno::Errno::last() == nix::errno::Errno::ENOMEM
 }
 
+/// Is nothing at all mapped in `range`?
+pub(crate) fn is_hole(range: AddrRange) -> bool {
+    has_hole(range) && mapped_from(range, range.addr).is_none()
+}
+
+/// The first mapped page of `range` from `addr` on.
+fn mapped_from(range: AddrRange, addr: usize) -> Option<usize> {
+    let page = super::page_size();
+    (addr..range.end()).step_by(page).find(|addr| !has_hole(AddrRange::new(*addr, page)))
+}
+
+/// [`protect`] of all that is mapped in `range`, whatever holes there are. mprotect(2) itself ends at the first.
+///
+/// # Safety
+/// As for [`protect`].
+pub(crate) unsafe fn protect_around_holes(range: AddrRange, prot: Prot) -> Result<(), SysError> {
+    let page = super::page_size();
+    let mut from = range.addr;
+    loop {
+        let rest = AddrRange::new(from, range.end() - from);
+        // SAFETY: passed on.
+        let Err(e) = (unsafe { protect(rest, prot) }) else { return Ok(()) };
+        let mut pages = (from..range.end()).step_by(page);
+        let hole = pages.find(|addr| has_hole(AddrRange::new(*addr, page))).ok_or(e)?;
+        if hole > from {
+            // It may have ended for another reason.
+            // SAFETY: passed on.
+            unsafe { protect(AddrRange::new(from, hole - from), prot) }?;
+        }
+        match mapped_from(range, hole) {
+            Some(next) => from = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Is there address space, and are there mappings left, for what a new thread makes? Where it can't make its alternate stack, the
+/// standard library ends the process (`std::sys::stack_overflow`). Another thread may take the room meanwhile.
+pub(crate) fn has_room_for_a_thread() -> Result<(), SysError> {
+    // A stack of 2 MiB, with its guard, and an alternate one with its own.
+    const LEN: usize = (2 << 20) + (256 << 10);
+    const MAPPINGS: usize = 4;
+    let page = super::page_size();
+    let room = reserve(LEN, page)?;
+    // Every other page with other rights: each is one mapping more, and so is what is behind it.
+    let split = (0..MAPPINGS).try_for_each(|i| {
+        let part = AddrRange::new(room.addr + (2 * i + 1) * page, page);
+        // SAFETY: the reservation just made, which nothing else knows.
+        unsafe { protect(part, Prot::Read) }
+    });
+    // SAFETY: as above.
+    split.and(unsafe { unmap(room) })
+}
+
 /// The size of huge page that a memfd is made of, in bytes; 0 for base pages.
 pub(crate) fn memfd(name: &CStr, len: u64, huge: usize) -> Result<OwnedFd, SysError> {
     may_fail("memfd_create")?;

@@ -22,9 +22,10 @@ pub(crate) fn current_tid() -> i32 {
 /// in a thread that others' faults wait for. SIGBUS and SIGSEGV stay: they are the thread's own accesses'.
 ///
 /// # Errors
-/// No thread can be had (clone(2)).
+/// No thread can be had (clone(2)), or there is no room for one.
 pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, SysError> {
     super::may_fail("clone")?;
+    super::map::has_room_for_a_thread()?;
     let spawned = blocking_signals(|| Builder::new().name(name.to_owned()).spawn(run));
     spawned.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))
 }

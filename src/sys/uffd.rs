@@ -222,7 +222,11 @@ impl Uffd {
     }
 
     /// From now on, missing and minor faults in `range` are this descriptor's.
+    ///
+    /// # Errors
+    /// Also if the number is another userfaultfd's by now, which something else reads.
     pub(crate) fn register(&self, range: AddrRange, minor: bool) -> Result<(), SysError> {
+        self.file.get()?;
         let minor = if minor { raw::UFFDIO_REGISTER_MODE_MINOR } else { 0 };
         let mut arg = raw::uffdio_register {
             range: uffdio_range(range),

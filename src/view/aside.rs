@@ -1,6 +1,6 @@
 //! Taking the pages away from a live range, before something else stands in it.
 
-use super::{Content, Grade, Place, Strategy, View, alignment};
+use super::{Content, Grade, Place, Strategy, View, alignment, ranges};
 use crate::sys::map::{self, Advice};
 use crate::sys::{AddrRange, SysError, page_size};
 use nix::errno::Errno;
@@ -33,8 +33,9 @@ impl View {
         if place.aside.is_some() {
             return Ok(());
         }
-        // Several rights are several mappings, unless foreign code has given them all the same.
-        if self.parts().len() > 1 {
+        // Several rights are several mappings, unless foreign code has given them all the same; what fills a hole is none of the
+        // view's.
+        if self.parts().len() > 1 || ranges::was_filled(self.range) {
             return Err(SysError::new("mremap", Errno::EFAULT));
         }
         let align = alignment(self.range.len);
@@ -47,6 +48,14 @@ impl View {
         // SAFETY: the view's own range. The kernel leaves a mapping in it, whose page tables are empty; whatever a concurrent
         // access faults into that is dropped by what the caller puts over it.
         let aside = unsafe { map::move_aside(self.range, hint) }?;
+        if !ranges::is_outside(aside) {
+            // In a hole of another view's range, which would replace them: back, and they are dropped with the range's pages.
+            // SAFETY: both are the view's own, as in `move_back`.
+            let back = unsafe { map::move_over(aside, self.range) };
+            if back.is_ok() {
+                return Err(SysError::new("mremap", Errno::EEXIST));
+            }
+        }
         place.hint = (aside.addr % align == 0).then_some(aside.addr);
         place.aside = Some(aside);
         Ok(())

@@ -139,7 +139,7 @@ impl View {
         let hole = place.hole.unwrap_or(AddrRange::new(self.range.end(), 0));
         self.range.around(hole).try_for_each(|part| {
             // SAFETY: the view's own range; nothing is moved or lost.
-            unsafe { map::protect(part, Prot::None) }
+            unsafe { map::protect_around_holes(part, Prot::None) }
         })?;
         place.content = Content::Unsettled;
         Ok(())

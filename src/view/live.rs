@@ -1,7 +1,7 @@
 //! Live: the region's file is mapped in the range.
 
 use super::rights::Part;
-use super::{Content, Place, Server, View, alignment, release};
+use super::{Content, Place, Server, View, alignment, ranges, release};
 use crate::sys::known::KnownFile;
 use crate::sys::map::{self, Advice, Prot};
 use crate::sys::{AddrRange, SysError};
@@ -28,7 +28,7 @@ impl View {
     #[expect(unsafe_code, reason = "UNSAFETY: maps, moves and unmaps ranges that only this view knows, or owns")]
     fn map_part(&self, place: &mut Place, part: Part, file: &KnownFile) -> Result<(), SysError> {
         let offset = self.spec.file_offset + (part.range.addr - self.range.addr) as u64;
-        let staging = map::reserve(part.range.len, alignment(part.range.len).max(self.spec.page))?;
+        let staging = ranges::reserve(part.range.len, alignment(part.range.len).max(self.spec.page))?;
         let staged = self.stage(staging, file, offset, part.prot);
         let moved = staged.and_then(|()| {
             self.replace(place, part.range, || {

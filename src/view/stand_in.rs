@@ -5,7 +5,7 @@
 //! is left is empty private memory.
 
 use super::waiting_room::{WaitingRoom, Waits};
-use super::{Content, Place, View, release};
+use super::{Content, Place, View, ranges, release};
 use crate::sys::map::{self, Advice, Prot};
 use crate::sys::{AddrRange, SysError, page_size};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ impl View {
     pub(super) fn stand_in(&self, place: &mut Place, waits: Waits) -> Result<(), SysError> {
         let room = WaitingRoom::get(waits)?;
         if !crate::sys::left_out("stand-in") {
-            let staging = map::reserve(self.range.len, page_size())?;
+            let staging = ranges::reserve(self.range.len, page_size())?;
             let staged = self.stage_stand_in(staging, &room);
             let moved = staged.and_then(|()| self.replace(place, self.range, || room.move_over(staging, self.range)));
             if moved.is_err() {

@@ -40,7 +40,12 @@ pub(crate) struct WaitingRoom {
     started: Mutex<bool>,
     /// The thread has found that the userfaultfd is gone.
     ended: AtomicBool,
+    /// Another room has taken its place: the thread is to end.
+    replaced: AtomicBool,
 }
+
+/// In place of the number of moves: there is no thread any more that would read their events.
+const NO_MORE: usize = usize::MAX;
 
 #[derive(Default)]
 struct Rooms {
@@ -95,8 +100,13 @@ impl WaitingRoom {
             begun: Event::new(),
             started: Mutex::new(false),
             ended: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
         });
-        *room = Some(Arc::clone(&made));
+        if let Some(earlier) = room.replace(Arc::clone(&made)) {
+            // What waits in it keeps it. SeqCst: as for `moves`.
+            earlier.replaced.store(true, Ordering::SeqCst);
+            earlier.begun.notify_all();
+        }
         Ok(made)
     }
 
@@ -125,7 +135,10 @@ impl WaitingRoom {
     pub(super) fn move_over(self: &Arc<Self>, from: AddrRange, to: AddrRange) -> Result<(), SysError> {
         self.start()?;
         // SeqCst, with the load in `read_events`: the thread sees the move, or is woken for it.
-        self.moves.fetch_add(1, Ordering::SeqCst);
+        let begin = |moves: usize| (moves != NO_MORE).then_some(moves + 1);
+        if self.moves.fetch_update(Ordering::SeqCst, Ordering::SeqCst, begin).is_err() {
+            return Err(SysError::new("mremap", Errno::EBADF));
+        }
         self.begun.notify_all();
         // SAFETY: both are the caller's; what stands at `to` is being revoked, and nothing of it is needed.
         let moved = unsafe { map::move_over(from, to) };
@@ -149,7 +162,13 @@ impl WaitingRoom {
         let moving = || self.moves.load(Ordering::SeqCst) > 0;
         let mut faults = Vec::new();
         loop {
-            let _ = self.begun.wait_while(|| !moving(), None, None);
+            let _ = self.begun.wait_while(|| !moving() && !self.replaced.load(Ordering::SeqCst), None, None);
+            // Only between moves, and none begins afterwards: mremap would wait for its event to be read.
+            if self.replaced.load(Ordering::SeqCst)
+                && self.moves.compare_exchange(0, NO_MORE, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            {
+                return;
+            }
             let mut quiet_since = Instant::now();
             while moving() || quiet_since.elapsed() < ANOTHER {
                 faults.clear();

@@ -1,13 +1,20 @@
 //! What operations change in the model.
 
-use super::model::{Answer, MappingModel, Meets, Model, PinModel, RegionModel, State};
-use super::op::{Call, How, Modify, Op, Rights, Verb, Via, Waiter};
+use super::model::{Answer, MappingModel, Meets, Model, Page, PinModel, RegionModel, SECRET, State, There};
+use super::op::{Call, How, Lost, Modify, Op, Pages, Rights, Rough, Verb, Via, Waiter};
+use revocable_mmio::{OnDisabled, Strategy};
 use std::collections::BTreeMap;
 
 impl Model {
     /// Takes note of what an operation answered.
     pub(crate) fn apply(&mut self, op: &Op, answer: &Answer) {
         self.tell_pins(op);
+        if let Answer::Failed { ran, enabled } = *answer {
+            return self.failed(op, ran, enabled);
+        }
+        if let (Op::Protect { mapping, pages, .. }, Answer::NotProtected("system call")) = (op, answer) {
+            return self.put_rights_back(*mapping, *pages);
+        }
         let done = matches!(answer, Answer::Done | Answer::Changed(true) | Answer::Bytes(_));
         if !done {
             return;
@@ -20,34 +27,58 @@ impl Model {
                 self.regions.push(RegionModel {
                     page,
                     strategy: build.strategy,
-                    memory: build.memory,
+                    trim: build.trim,
                     state: if build.disabled { State::Disabled } else { State::Enabled },
                     bytes: vec![0; build.pages * page],
                     guards: 0,
+                    file_lost: false,
+                    degraded: self.limit.is_none().then_some(0),
                 });
             }
             Op::DropRegion { region } => self.drop_region(region),
             Op::Map { mapping, region, how } => {
                 let Some((id, model)) = self.region(region) else { return };
                 let Ok((offset, len)) = self.part(model, how) else { return };
-                let rights = if how.read_only { Rights::Loads } else { Rights::All };
-                let rights = vec![rights; len / model.page];
-                let own = how.accessors_only && model.strategy == revocable_mmio::Strategy::Zap;
-                self.mappings[mapping] = Some(MappingModel {
+                let pages = len / model.page;
+                let own = how.accessors_only && model.strategy == Strategy::Zap;
+                let mut new = MappingModel {
                     region: id,
                     offset,
                     len,
                     read_only: how.read_only,
                     policy: how.policy,
                     own,
+                    accessors_only: how.accessors_only,
                     ghost: BTreeMap::new(),
-                    rights,
-                });
+                    pages: Vec::new(),
+                    foreign: BTreeMap::new(),
+                    mistaken: false,
+                    blurred: self.limit.is_some(),
+                };
+                let most = new.most();
+                new.pages = vec![Page { told: most, now: most, there: There::Own }; pages];
+                self.mappings[mapping] = Some(new);
             }
-            Op::Protect { mapping, page, rights } => {
+            Op::Protect { mapping, pages, rights } => {
                 let Some(mapping) = &mut self.mappings[mapping] else { return };
-                mapping.rights[page] = mapping.rights[page].min(rights);
+                for page in &mut mapping.pages[pages.range()] {
+                    (page.told, page.now) = (rights, rights);
+                }
+                mapping.mistaken = false;
+                self.wants += 1;
             }
+            Op::Rough { mapping, pages, what } => self.rough(mapping, pages, what),
+            Op::Lose { what, .. } => self.lose(what),
+            Op::Fork => {
+                for id in self.slots.into_iter().flatten() {
+                    self.regions[id].bytes[..8].copy_from_slice(&SECRET.to_le_bytes());
+                }
+            }
+            Op::Limit(limit) => {
+                self.limit = Some(limit);
+                self.wants += 1;
+            }
+            Op::Unlimit => self.limit = None,
             Op::Unmap { mapping } => self.mappings[mapping] = None,
             Op::Disable { region, .. } => self.set(region, State::Disabled),
             Op::Enable { region, .. } => self.set(region, State::Enabled),
@@ -58,7 +89,7 @@ impl Model {
             }
             Op::Store { mapping, via, width, at, value } => {
                 let bytes = value.to_le_bytes();
-                self.store(mapping, at.offset(self.page(mapping)), &bytes[..width], leaves_a_ghost(via));
+                self.store(mapping, at.offset(self.page(mapping)), &bytes[..width], reach(via));
             }
             Op::Modify { mapping, modify, width, at, value } => {
                 let Answer::Bytes(found) = answer else { return };
@@ -72,13 +103,13 @@ impl Model {
                     Modify::And => old & value,
                     Modify::Xor => old ^ value,
                 };
-                self.store(mapping, at.offset(self.page(mapping)), &new.to_le_bytes()[..width], false);
+                self.store(mapping, at.offset(self.page(mapping)), &new.to_le_bytes()[..width], reach(Via::Accessor));
             }
             Op::CopyIn { mapping, at, len, byte } | Op::Fill { mapping, at, len, byte } => {
-                self.store(mapping, at.offset(self.page(mapping)), &vec![byte; len], true);
+                self.store(mapping, at.offset(self.page(mapping)), &vec![byte; len], reach(Via::Register));
             }
             Op::Call { mapping, call: Call::Read(byte), at, len } => {
-                self.store(mapping, at.offset(self.page(mapping)), &vec![byte; len], true);
+                self.store(mapping, at.offset(self.page(mapping)), &vec![byte; len], Reach::Whatever);
             }
             Op::OwnerFill { region, at, len, byte } => {
                 let Some((id, model)) = self.region(region) else { return };
@@ -162,39 +193,177 @@ impl Model {
     }
 
     fn become_state(&mut self, id: usize, state: State) {
-        if std::mem::replace(&mut self.regions[id].state, state) == State::Disabled && state == State::Enabled {
+        let was = std::mem::replace(&mut self.regions[id].state, state);
+        if was == State::Disabled && state == State::Enabled {
             // What was there instead of the memory is gone with all that was stored in it.
             for mapping in self.mappings.iter_mut().flatten().filter(|mapping| mapping.region == id) {
                 mapping.ghost.clear();
             }
         }
+        if was != state {
+            self.replace(id, was, state);
+        }
+    }
+
+    /// What stands in the mappings of a region is replaced as a whole, whatever the application has done there.
+    fn replace(&mut self, id: usize, was: State, now: State) {
+        let limited = self.limit.is_some();
+        let region = &mut self.regions[id];
+        for mapping in self.mappings.iter_mut().flatten().filter(|mapping| mapping.region == id) {
+            let waits = mapping.policy == OnDisabled::Block && !mapping.accessors_only;
+            // What refuses goes on refusing.
+            if (was, now) == (State::Disabled, State::Gone) && (!waits || mapping.blurred) {
+                continue;
+            }
+            if was != State::Disabled && mapping.has(There::Hole) {
+                region.degraded = region.degraded.map(|times| times + 1);
+            }
+            if limited || mapping.blurred || self.unserved && region.strategy == Strategy::Zap {
+                region.degraded = None;
+            }
+            mapping.blurred = limited;
+            // What the application has mapped in the place of a whole mapping is one mapping as well (of more pages it is several).
+            let foreign = mapping.has(There::Foreign) && mapping.pages.len() == 1;
+            if was != State::Disabled && foreign && region.strategy == Strategy::Detach {
+                mapping.mistaken = true;
+            }
+            let most = mapping.most();
+            for page in &mut mapping.pages {
+                // What faults wait in has all the rights.
+                page.now = if waits && now == State::Disabled { most } else { page.told };
+                page.there = There::Own;
+            }
+            if mapping.mistaken && now == State::Enabled {
+                // Unless the crate had filled the hole before.
+                (mapping.mistaken, mapping.blurred) = (false, true);
+                mapping.pages[0].there = There::Foreign;
+            } else if !mapping.mistaken {
+                mapping.foreign.clear();
+            }
+        }
+    }
+
+    /// A change that ended in the middle.
+    fn failed(&mut self, op: &Op, ran: bool, enabled: usize) {
+        let members = match *op {
+            Op::All { group, .. } => self.groups[group].clone().unwrap_or_default(),
+            Op::Disable { region, .. } | Op::Enable { region, .. } | Op::Reset { region, .. } => {
+                self.slots[region].into_iter().collect()
+            }
+            _ => return,
+        };
+        for id in members {
+            let bit = self.slots.iter().position(|slot| *slot == Some(id)).map_or(0, |slot| 1 << slot);
+            match *op {
+                Op::Reset { at, byte, .. } if ran => self.reset_bytes(id, at.offset(self.regions[id].page), byte),
+                Op::All { .. } if ran => self.reset_bytes(id, 0, 0xe5),
+                _ => {}
+            }
+            self.regions[id].degraded = None;
+            self.become_state(id, if enabled & bit == 0 { State::Disabled } else { State::Enabled });
+            for mapping in self.mappings.iter_mut().flatten().filter(|mapping| mapping.region == id) {
+                mapping.blurred = true;
+            }
+        }
+    }
+
+    fn rough(&mut self, slot: usize, pages: Pages, what: Rough) {
+        let Some(size) = self.mapping(slot).map(|(_, region)| region.page) else { return };
+        let Some(mapping) = &mut self.mappings[slot] else { return };
+        let most = mapping.most();
+        for at in pages.range() {
+            let page = &mut mapping.pages[at];
+            match what {
+                Rough::Protect(rights) => page.now = rights.min(most),
+                Rough::Hole => page.there = There::Hole,
+                Rough::Fill if page.there == There::Hole => {
+                    (page.there, page.now) = (There::Foreign, Rights::All);
+                    mapping.foreign.retain(|byte, _| byte / size != at);
+                }
+                Rough::Fill | Rough::Lock | Rough::Unlock | Rough::Bind | Rough::Advise(_) => {}
+            }
+        }
+    }
+
+    /// Holes are filled with what cannot be accessed.
+    pub(crate) fn fence(&mut self, slot: usize, pages: Pages) {
+        self.rough(slot, pages, Rough::Fill);
+        self.rough(slot, pages, Rough::Protect(Rights::Nothing));
+    }
+
+    /// Rights that could not be changed are what the crate was told before, as far as there is anything.
+    fn put_rights_back(&mut self, slot: usize, pages: Pages) {
+        let Some(mapping) = &mut self.mappings[slot] else { return };
+        for part in mapping.pages[pages.range()].chunk_by_mut(|one, other| one.told == other.told) {
+            for page in part.iter_mut().take_while(|page| page.there != There::Hole) {
+                page.now = page.told;
+            }
+        }
+    }
+
+    fn lose(&mut self, what: Lost) {
+        match what {
+            // Others take their place.
+            Lost::Empty | Lost::Ones => {}
+            Lost::Files => self.regions.iter_mut().for_each(|region| region.file_lost = true),
+            Lost::Userfaultfds => {
+                self.unserved = true;
+                self.wants += 1;
+                for mapping in self.mappings.iter_mut().flatten() {
+                    let region = &mut self.regions[mapping.region];
+                    // What faults waited in is plain memory now.
+                    mapping.blurred |= mapping.policy == OnDisabled::Block && region.state == State::Disabled;
+                    if region.strategy == Strategy::Zap {
+                        region.degraded = None;
+                    }
+                }
+            }
+        }
+    }
+
+    fn reset(&mut self, id: usize, offset: usize, byte: u8) {
+        self.reset_bytes(id, offset, byte);
+        if self.regions[id].state == State::Enabled {
+            self.replace(id, State::Enabled, State::Enabled);
+        }
     }
 
     /// A reset's callback fills a few bytes of a page by the owner's view.
-    fn reset(&mut self, id: usize, offset: usize, byte: u8) {
+    fn reset_bytes(&mut self, id: usize, offset: usize, byte: u8) {
         let end = self.regions[id].bytes.len().min(offset + super::run::RESET_FILLS);
         self.regions[id].bytes[offset..end].fill(byte);
     }
 
-    fn store(&mut self, slot: usize, offset: usize, bytes: &[u8], reaches_the_cover: bool) {
-        let Some(meets) = self.mapping(slot).map(|(mapping, _)| self.meets(mapping)) else { return };
+    fn store(&mut self, slot: usize, offset: usize, bytes: &[u8], by: Reach) {
+        let Some((meets, size)) = self.mapping(slot).map(|(mapping, region)| (self.meets(mapping), region.page)) else {
+            return;
+        };
         let Some(mapping) = &mut self.mappings[slot] else { return };
+        let placed = (offset..).zip(bytes.iter().copied());
+        let theirs = |page: &Page| page.there == There::Foreign && page.now == Rights::All;
+        let foreign = mapping.pages.get(offset / size).is_some_and(theirs);
         match meets {
+            _ if foreign && (by == Reach::Whatever || by == Reach::Enabled && meets == Meets::Memory) => {
+                mapping.foreign.extend(placed)
+            }
             Meets::Memory => {
                 let start = mapping.offset + offset;
                 self.regions[mapping.region].bytes[start..start + bytes.len()].copy_from_slice(bytes);
             }
-            Meets::Ones if reaches_the_cover => {
-                mapping.ghost.extend((offset..).zip(bytes.iter().copied()));
-            }
+            Meets::Ones if by == Reach::Whatever => mapping.ghost.extend(placed),
             Meets::Ones | Meets::Disabled | Meets::Gone | Meets::Waits => {}
         }
     }
 
     fn drop_region(&mut self, slot: usize) {
         if let Some(id) = self.slots[slot].take() {
-            self.regions[id].state = State::Ending;
-            self.settle(Some(id));
+            // Guards and pins are of enabled regions.
+            if self.regions[id].state == State::Disabled {
+                self.become_state(id, State::Gone);
+            } else {
+                self.regions[id].state = State::Ending;
+                self.settle(Some(id));
+            }
         }
     }
 
@@ -204,12 +373,28 @@ impl Model {
         if self.regions[id].state == State::Ending && self.regions[id].guards == 0 {
             self.drop_polite(id);
             if self.pins(id).0 == 0 {
-                self.regions[id].state = State::Gone;
+                self.become_state(id, State::Gone);
             }
         }
     }
 }
 
-fn leaves_a_ghost(via: Via) -> bool {
-    matches!(via, Via::Raw | Via::Register)
+/// What a store reaches that succeeds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// The memory, by the owner's view.
+    Memory,
+    /// What stands in the mapping, if the region is enabled.
+    Enabled,
+    /// What stands in the mapping.
+    Whatever,
+}
+
+fn reach(via: Via) -> Reach {
+    match via {
+        Via::Raw => Reach::Whatever,
+        _ if cfg!(revocable_portable) => Reach::Memory,
+        Via::Try | Via::With(_) => Reach::Memory,
+        Via::Accessor | Via::Register => Reach::Enabled,
+    }
 }

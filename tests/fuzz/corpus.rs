@@ -6,6 +6,7 @@ macro_rules! corpus {
 
 /// By name, in order, as they are in `corpus/`. Part of the binary, which also runs where the sources are not.
 pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
+    "a-hole-and-no-room.ops"
     "a-whole-huge-page.ops"
     "accessors-only.ops"
     "device-block-refuses-system-calls.ops"
@@ -16,12 +17,19 @@ pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
     "guards-inside-guards.ops"
     "huge-pages.ops"
     "mapped-while-disabled.ops"
+    "mprotect-of-all-of-it.ops"
+    "no-mappings-left.ops"
     "page-tables-aside.ops"
+    "page-tables-beside-a-hole.ops"
     "pins-told-and-not-told.ops"
     "read-only.ops"
+    "rights-around-a-hole.ops"
     "rights-taken-away.ops"
     "stores-to-all-ones-are-lost.ops"
     "the-last-bytes.ops"
+    "threads-at-the-limit.ops"
+    "unmapped-while-disabled.ops"
+    "userfaultfds-whose-numbers-are-used-again.ops"
     "waits-at-every-strategy.ops"
     "waits-outlive-their-region.ops"
 };

@@ -1,7 +1,9 @@
 //! The model's answers to accesses of mappings, to copies, system calls and faults.
 
-use super::model::{Allowed, Answer, Expected, MappingModel, Meets, Model, RegionModel, State, is, legal};
-use super::op::{Call, Faulter, Memory, Modify, Op, Rights, Via, Waiter};
+use super::model::{
+    Allowed, Answer, Expected, FOREIGN, MappingModel, Meets, Model, Page, RegionModel, State, There, is, legal,
+};
+use super::op::{Call, Faulter, Modify, Op, Rights, Via, Waiter};
 use revocable_mmio::fault::{FaultFlags, LockAfter, Outcome};
 use revocable_mmio::{AccessError, CopyError, FaultError, OnDisabled, Strategy};
 
@@ -16,16 +18,51 @@ impl MappingModel {
         if offset % size != 0 { Err(AccessError::Misaligned { offset, align: size }) } else { Ok(()) }
     }
 
-    /// Do the rights that are left to its pages allow it?
-    fn permits(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
-        let needed = if store { Rights::All } else { Rights::Loads };
+    /// The pages that an access touches; none where it has nothing to do.
+    fn touched(&self, region: &RegionModel, offset: usize, len: usize) -> &[Page] {
         let pages = offset / region.page..=(offset + len.max(1) - 1) / region.page;
-        self.rights.get(pages).is_none_or(|rights| rights.iter().all(|rights| *rights >= needed))
+        self.pages.get(pages).unwrap_or_default()
     }
 
-    /// Where accessors use the owner's view, the mapping's rights are none of theirs.
+    /// Is there something that the rights of all its pages allow?
+    fn permits(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
+        let needed = if store { Rights::All } else { Rights::Loads };
+        let allows = |page: &Page| page.now >= needed && page.there != There::Hole;
+        self.touched(region, offset, len).iter().all(allows)
+    }
+
+    /// Does an accessor meet memory of the application's?
+    fn accessor_meets_foreign(&self, region: &RegionModel, offset: usize, len: usize) -> bool {
+        !cfg!(revocable_portable) && self.meets_foreign(region, offset, len)
+    }
+
+    /// Does it meet memory of the application's?
+    fn meets_foreign(&self, region: &RegionModel, offset: usize, len: usize) -> bool {
+        self.touched(region, offset, len).iter().any(|page| page.there == There::Foreign)
+    }
+
+    /// Do the rights allow it that the crate was told?
+    fn tells(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
+        let needed = if store { Rights::All } else { Rights::Loads };
+        self.touched(region, offset, len).iter().all(|page| page.told >= needed)
+    }
+
+    /// Why an access is refused that is not permitted while the region is enabled: the crate knows what it was told.
+    fn not_permitted(&self, region: &RegionModel, offset: usize) -> AccessError {
+        let told = self.touched(region, offset, 1).iter().all(|page| page.told == self.most());
+        if told { AccessError::NoMemory { offset } } else { AccessError::Protected { offset } }
+    }
+
+    fn foreign_bytes(&self, offset: usize, len: usize) -> Vec<u8> {
+        (offset..offset + len).map(|at| self.foreign.get(&at).copied().unwrap_or(FOREIGN)).collect()
+    }
+
+    /// Where accessors use the owner's view, what has become of the mapping is none of their business.
     fn permits_accessor(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
-        cfg!(revocable_portable) || self.permits(region, offset, len, store)
+        match cfg!(revocable_portable) {
+            true => self.tells(region, offset, len, store),
+            false => self.permits(region, offset, len, store),
+        }
     }
 
     pub(crate) fn bytes<'a>(&self, region: &'a RegionModel, offset: usize, len: usize) -> &'a [u8] {
@@ -59,6 +96,11 @@ impl Model {
         if let Err(error) = checked {
             return refused(error);
         }
+        // It finds what stands there.
+        let theirs = via == Via::Register && !mapping.blurred && mapping.accessor_meets_foreign(region, offset, width);
+        if theirs && mapping.permits(region, offset, width, store) {
+            return Some(is(found(op, &mapping.foreign_bytes(offset, width))));
+        }
         if store && mapping.read_only {
             return refused(AccessError::ReadOnly { offset });
         }
@@ -71,49 +113,95 @@ impl Model {
             return refused(AccessError::Flags(illegal));
         }
         let by_itself = matches!(via, Via::Accessor | Via::Register);
-        match self.meets(mapping) {
-            Meets::Memory if by_itself && !mapping.permits_accessor(region, offset, width, store) => {
-                refused(AccessError::NoMemory { offset })
+        let policy = match self.meets(mapping) {
+            Meets::Memory if by_itself => return self.reach(op, mapping, region, offset, width, store),
+            // By the owner's view, which has all rights.
+            Meets::Memory if !mapping.tells(region, offset, width, store) => {
+                Answer::Refused(AccessError::Protected { offset })
             }
-            Meets::Memory => Some(match op {
-                Op::Load { .. } => is(Answer::Bytes(mapping.bytes(region, offset, width).to_vec())),
-                Op::Modify { modify: Modify::Exchange(current), .. } => {
-                    let found = mapping.bytes(region, offset, width);
-                    let same = found == &current.to_le_bytes()[..width];
-                    is(if same { Answer::Bytes(found.to_vec()) } else { Answer::Found(found.to_vec()) })
-                }
-                Op::Modify { .. } => is(Answer::Bytes(mapping.bytes(region, offset, width).to_vec())),
-                _ => is(Answer::Done),
-            }),
-            Meets::Disabled => refused(AccessError::Disabled { offset }),
-            Meets::Gone => refused(AccessError::Gone { offset }),
-            Meets::Ones => Some(match op {
-                // A register is a raw pointer that recovers.
-                Op::Load { via: Via::Register, .. } => vec![mapping.ones(offset, width)],
-                Op::Store { .. } => is(Answer::Done),
-                Op::Modify { modify: Modify::Exchange(_), .. } => is(Answer::Found(vec![0xff; width])),
-                _ => is(Answer::Bytes(vec![0xff; width])),
-            }),
+            Meets::Memory => found(op, mapping.bytes(region, offset, width)),
+            Meets::Disabled => Answer::Refused(AccessError::Disabled { offset }),
+            Meets::Gone => Answer::Refused(AccessError::Gone { offset }),
+            Meets::Ones => match op {
+                Op::Store { .. } => Answer::Done,
+                Op::Modify { modify: Modify::Exchange(_), .. } => Answer::Found(vec![0xff; width]),
+                _ => Answer::Bytes(vec![0xff; width]),
+            },
             Meets::Waits if flags.is_some_and(|flags| flags.contains(FaultFlags::RETRY_NOWAIT)) => {
-                refused(AccessError::WouldBlock { offset })
+                Answer::Refused(AccessError::WouldBlock { offset })
             }
-            Meets::Waits => None,
+            Meets::Waits => return None,
+        };
+        Some(match (op, self.meets(mapping)) {
+            // A register is a raw pointer that recovers.
+            (Op::Load { via: Via::Register, .. }, Meets::Ones) => vec![mapping.ones(offset, width)],
+            _ => is(policy),
+        })
+    }
+
+    /// An access of an enabled region by the mapping itself.
+    fn reach(
+        &self,
+        op: &Op,
+        mapping: &MappingModel,
+        region: &RegionModel,
+        offset: usize,
+        width: usize,
+        store: bool,
+    ) -> Expected {
+        let refused = Allowed::Is(Answer::Refused(mapping.not_permitted(region, offset)));
+        let doubts = self.doubts(mapping);
+        if mapping.blurred && (store || matches!(op, Op::Modify { .. })) && !mapping.is_whole() {
+            return None;
         }
+        let reached = match mapping.accessor_meets_foreign(region, offset, width) {
+            true => found(op, &mapping.foreign_bytes(offset, width)),
+            false => found(op, mapping.bytes(region, offset, width)),
+        };
+        Some(match mapping.permits_accessor(region, offset, width, store) {
+            true if !doubts => is(reached),
+            false if !doubts => vec![refused],
+            _ => {
+                let memory = found(op, mapping.bytes(region, offset, width));
+                // Whether it was let through at the time.
+                let none = Allowed::Is(Answer::Refused(AccessError::NoMemory { offset }));
+                vec![refused, none, Allowed::Is(reached), Allowed::Is(memory)]
+            }
+        })
     }
 
     fn raw(&self, mapping: &MappingModel, region: &RegionModel, offset: usize, width: usize, store: bool) -> Expected {
-        let reached = match self.meets(mapping) {
-            meets if !mapping.permits(region, offset, width, store) => {
-                let plain = meets == Meets::Memory && !mapping.own;
-                return Some(if plain { is(Answer::Signal) } else { vec![Allowed::AnySignal] });
-            }
-            Meets::Waits if !mapping.own => return None,
-            Meets::Disabled | Meets::Gone | Meets::Waits => return Some(is(Answer::Bus)),
+        let (meets, doubts) = (self.meets(mapping), self.doubts(mapping));
+        let permitted = mapping.permits(region, offset, width, store);
+        if mapping.blurred && !mapping.is_whole() && (store || meets == Meets::Waits) {
+            return None;
+        }
+        if !permitted && !mapping.blurred {
+            let plain = meets == Meets::Memory && !mapping.own && !doubts;
+            return Some(if plain { is(Answer::Signal) } else { vec![Allowed::AnySignal] });
+        }
+        if mapping.meets_foreign(region, offset, width) && !mapping.blurred {
+            let bytes = mapping.foreign_bytes(offset, width);
+            return Some(is(if store { Answer::Done } else { Answer::Bytes(bytes) }));
+        }
+        let reached = match meets {
+            Meets::Waits if !mapping.accessors_only => return None,
+            Meets::Disabled | Meets::Gone | Meets::Waits => Allowed::Is(Answer::Bus),
             _ if store => Allowed::Is(Answer::Done),
             Meets::Memory => Allowed::Is(Answer::Bytes(mapping.bytes(region, offset, width).to_vec())),
             Meets::Ones => mapping.ones(offset, width),
         };
-        Some(if mapping.own { vec![reached, Allowed::Is(Answer::Bus)] } else { vec![reached] })
+        let mut allowed = vec![reached];
+        if mapping.own {
+            allowed.push(Allowed::Is(Answer::Bus));
+        }
+        if doubts {
+            allowed.push(Allowed::AnySignal);
+        }
+        if mapping.blurred && !store {
+            allowed.push(Allowed::Is(Answer::Bytes(mapping.foreign_bytes(offset, width))));
+        }
+        Some(allowed)
     }
 
     /// Bulk copies, and system calls.
@@ -132,7 +220,8 @@ impl Model {
         }
         let stopped = |error| Some(is(Answer::Stopped(CopyError { done: 0, error })));
         let permitted = !inside || mapping.permits_accessor(region, offset, len, store);
-        if !permitted && !one_page(region, offset, len) {
+        let foreign = inside && mapping.accessor_meets_foreign(region, offset, len);
+        if inside && (!permitted || foreign || self.doubts(mapping)) && !one_page(region, offset, len) {
             // How far it comes is another question.
             return None;
         }
@@ -142,41 +231,62 @@ impl Model {
         if store && mapping.read_only {
             return stopped(AccessError::ReadOnly { offset });
         }
-        match self.meets(mapping) {
-            _ if len == 0 => Some(is(if store { Answer::Done } else { Answer::Bytes(Vec::new()) })),
-            Meets::Disabled => stopped(AccessError::Disabled { offset }),
-            Meets::Gone => stopped(AccessError::Gone { offset }),
-            Meets::Waits => None,
-            Meets::Memory if !permitted => stopped(AccessError::NoMemory { offset }),
-            _ if store => Some(is(Answer::Done)),
-            Meets::Memory => Some(is(Answer::Bytes(mapping.bytes(region, offset, len).to_vec()))),
-            // Not asked for the state first: what a raw store has left there may be found.
-            Meets::Ones => Some(vec![mapping.ones(offset, len)]),
+        let meets = self.meets(mapping);
+        if len == 0 {
+            return Some(is(if store { Answer::Done } else { Answer::Bytes(Vec::new()) }));
         }
+        if mapping.blurred && !mapping.is_whole() {
+            return None;
+        }
+        // Tried before the state is looked at.
+        if foreign && permitted && meets != Meets::Memory {
+            return Some(is(if store { Answer::Done } else { Answer::Bytes(mapping.foreign_bytes(offset, len)) }));
+        }
+        let early = |error| Allowed::Is(Answer::Stopped(CopyError { done: 0, error }));
+        let refused = || early(mapping.not_permitted(region, offset));
+        let reached = match meets {
+            Meets::Disabled => return stopped(AccessError::Disabled { offset }),
+            Meets::Gone => return stopped(AccessError::Gone { offset }),
+            Meets::Waits => return None,
+            Meets::Memory if !permitted => return Some(vec![refused()]),
+            _ if store => Allowed::Is(Answer::Done),
+            Meets::Memory if foreign => Allowed::Is(Answer::Bytes(mapping.foreign_bytes(offset, len))),
+            Meets::Memory => Allowed::Is(Answer::Bytes(mapping.bytes(region, offset, len).to_vec())),
+            // Not asked for the state first: what a raw store has left there may be found.
+            Meets::Ones => mapping.ones(offset, len),
+        };
+        let doubtful = meets == Meets::Memory && self.doubts(mapping);
+        Some(std::iter::once(reached).chain(doubtful.then(refused)).collect())
     }
 
     fn call(&self, mapping: &MappingModel, region: &RegionModel, offset: usize, len: usize, call: Call) -> Expected {
         let refused = Allowed::Is(Answer::Errno(EFAULT));
+        let doubts = self.doubts(mapping);
+        let foreign = mapping.meets_foreign(region, offset, len);
         // Where each page is reached or not by itself, a call may end in the middle.
-        let piecemeal = mapping.own || region.strategy == Strategy::Zap && !self.machine.kernel_faults;
-        let permitted = mapping.permits(region, offset, len, matches!(call, Call::Read(_)));
-        if (piecemeal || !permitted) && !one_page(region, offset, len) {
+        let piecemeal = mapping.own || doubts || region.strategy == Strategy::Zap && !self.machine.kernel_faults;
+        let stores = matches!(call, Call::Read(_));
+        let permitted = mapping.permits(region, offset, len, stores);
+        // The test makes a file for each of the others.
+        let cannot = call != Call::Vm && self.limit.is_some() || mapping.blurred && !mapping.is_whole();
+        if cannot || (piecemeal || foreign || !permitted) && !one_page(region, offset, len) {
             return None;
         }
         let reached = match self.meets(mapping) {
             _ if !permitted => return Some(vec![refused]),
-            Meets::Disabled | Meets::Gone => return Some(vec![refused]),
-            Meets::Waits => {
-                let at_once = mapping.own || region.memory == Memory::Device || !self.machine.kernel_faults;
-                return at_once.then(|| vec![refused]);
-            }
+            _ if foreign && call == Call::Vm => Allowed::Is(Answer::Bytes(mapping.foreign_bytes(offset, len))),
+            _ if foreign => Allowed::Is(Answer::Done),
+            // Those of the kernel never wait for long.
+            Meets::Waits if mapping.blurred => return None,
+            Meets::Disabled | Meets::Gone | Meets::Waits => return Some(vec![refused]),
             Meets::Memory if call == Call::Vm => {
                 Allowed::Is(Answer::Bytes(mapping.bytes(region, offset, len).to_vec()))
             }
             Meets::Ones if call == Call::Vm => mapping.ones(offset, len),
             Meets::Memory | Meets::Ones => Allowed::Is(Answer::Done),
         };
-        Some(if piecemeal { vec![reached, refused] } else { vec![reached] })
+        // What is the application's is there.
+        Some(if piecemeal && !foreign { vec![reached, refused] } else { vec![reached] })
     }
 
     /// Faults on a caller's behalf, and threads that wait.
@@ -188,25 +298,48 @@ impl Model {
             }
             Op::FaultMapping { mapping, at, who } => {
                 let (mapping, region) = self.mapping(mapping)?;
-                fault(region, at.offset(region.page), mapping.len, Faulter { policy: mapping.policy, ..who })
+                let offset = at.offset(region.page);
+                let mut allowed = fault(region, offset, mapping.len, Faulter { policy: mapping.policy, ..who })?;
+                let served = region.strategy == Strategy::Zap;
+                let there =
+                    mapping.touched(region, offset.min(mapping.len - 1), 1).iter().all(|p| p.there == There::Own);
+                let mapped = matches!(allowed[..], [Allowed::Is(Answer::Fault(Outcome::Mapped))]);
+                if served && mapped && (!there || self.doubts(mapping)) {
+                    allowed.push(Allowed::Is(Answer::Fault(Outcome::Sigbus)));
+                }
+                Some(allowed)
             }
             Op::Wait { mapping, what, at } => {
                 let (mapping, region) = self.mapping(mapping)?;
                 let (offset, stores) = (at.offset(region.page), matches!(what, Waiter::Store(_)));
-                let there = mapping.check(offset, 8).is_ok() && mapping.permits(region, offset, 8, stores);
+                let there = mapping.check(offset, 8).is_ok()
+                    && mapping.permits(region, offset, 8, stores)
+                    && mapping.touched(region, offset, 8).iter().all(|page| page.told == mapping.most())
+                    && !mapping.meets_foreign(region, offset, 8);
                 let waits = match what {
                     Waiter::Load => true,
                     Waiter::Store(_) => !mapping.read_only,
-                    Waiter::Raw => !mapping.own,
-                    Waiter::Call => !mapping.own && region.memory != Memory::Device && self.machine.kernel_faults,
+                    Waiter::Raw => !mapping.accessors_only,
                 };
                 // What stores at the same time as others load has no one answer.
                 let alone = !self.waiting.iter().any(|(id, writes)| *id == mapping.region && (stores || *writes));
-                let can = there && waits && alone && self.waiting.len() < 3 && self.meets(mapping) == Meets::Waits;
-                can.then(|| is(Answer::Done))
+                let wants = self.limit.is_some() || self.doubts(mapping);
+                let can = there && waits && alone && !wants && self.waiting.len() < 3;
+                (can && self.meets(mapping) == Meets::Waits).then(|| is(Answer::Done))
             }
             _ => None,
         }
+    }
+}
+
+/// What an access answers that has found these bytes.
+fn found(op: &Op, bytes: &[u8]) -> Answer {
+    match op {
+        Op::Store { .. } => Answer::Done,
+        Op::Modify { modify: Modify::Exchange(current), .. } if bytes != &current.to_le_bytes()[..bytes.len()] => {
+            Answer::Found(bytes.to_vec())
+        }
+        _ => Answer::Bytes(bytes.to_vec()),
     }
 }
 

@@ -3,7 +3,7 @@
 //! [`Model::expect`] answers what an operation may answer and changes nothing; [`Model::apply`] then takes note of what it
 //! did answer, as there are operations that may go one way or another.
 
-use super::op::{Build, How, Memory, Op, Rights, View};
+use super::op::{Build, How, Limit, Memory, Op, Pages, Rights, Rough, View};
 use revocable_mmio::fault::{IllegalFlags, Outcome};
 use revocable_mmio::{AccessError, CopyError, FaultError, OnDisabled, PinError, Strategy};
 use std::collections::BTreeMap;
@@ -33,6 +33,15 @@ pub(crate) enum Answer {
     NotFaulted(FaultError),
     /// A region or mapping was not made, for this reason.
     NotMade(&'static str),
+    /// Rights are as before, for this reason.
+    NotProtected(&'static str),
+    /// A system call failed in a change of state.
+    Failed {
+        /// A reset's callback was called.
+        ran: bool,
+        /// The slots of the regions that are enabled now.
+        enabled: usize,
+    },
     /// A change of state did not happen: so many guards and pins were in the way.
     Busy {
         guards: u64,
@@ -61,6 +70,12 @@ pub(crate) enum Allowed {
     /// Bytes that may each be one of two values.
     Either(Vec<[u8; 2]>),
     AnySignal,
+    /// Whatever the reason.
+    NotMade,
+    /// These slots' regions are still enabled, at the least.
+    Failed {
+        enabled: usize,
+    },
 }
 
 impl Allowed {
@@ -71,7 +86,9 @@ impl Allowed {
                 bytes.len() == got.len() && bytes.iter().zip(got).all(|(may, byte)| may.contains(byte))
             }
             (Allowed::AnySignal, answer) => matches!(answer, Answer::Bus | Answer::Signal),
-            (Allowed::Either(_), _) => false,
+            (Allowed::NotMade, answer) => matches!(answer, Answer::NotMade(_)),
+            (Allowed::Failed { enabled: should }, Answer::Failed { enabled, .. }) => enabled & should == *should,
+            (Allowed::Either(_) | Allowed::Failed { .. }, _) => false,
         }
     }
 }
@@ -96,11 +113,42 @@ pub(crate) enum State {
 pub(crate) struct RegionModel {
     pub(crate) page: usize,
     pub(crate) strategy: Strategy,
-    pub(crate) memory: Memory,
+    pub(crate) trim: bool,
     pub(crate) state: State,
     pub(crate) bytes: Vec<u8>,
     pub(crate) guards: u64,
+    /// Its descriptor is gone.
+    pub(crate) file_lost: bool,
+    /// How often a range that was to be revoked had a hole, at the most. `None`: there may be other reasons.
+    pub(crate) degraded: Option<u64>,
 }
+
+/// One page of a mapping.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Page {
+    /// What the crate was told.
+    pub(crate) told: Rights,
+    /// Of what is there now.
+    pub(crate) now: Rights,
+    pub(crate) there: There,
+}
+
+/// What stands in a page of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum There {
+    /// What the crate has put there.
+    Own,
+    /// Nothing: the application has unmapped it.
+    Hole,
+    /// Memory of the application's.
+    Foreign,
+}
+
+/// What the application's own memory is full of.
+pub(crate) const FOREIGN: u8 = 0xf0;
+
+/// What regions begin with when a child is forked.
+pub(crate) const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
 
 #[derive(Debug)]
 pub(crate) struct MappingModel {
@@ -112,10 +160,37 @@ pub(crate) struct MappingModel {
     pub(crate) policy: OnDisabled,
     /// Whoever faults resolves it: raw accesses may be refused at any time.
     pub(crate) own: bool,
+    /// Nothing but accessors waits.
+    pub(crate) accessors_only: bool,
     /// What raw stores have left in a mapping that answers all-ones; they may be read back until it is live again.
     pub(crate) ghost: BTreeMap<usize, u8>,
-    /// To each page of it.
-    pub(crate) rights: Vec<Rights>,
+    pub(crate) pages: Vec<Page>,
+    /// What was stored in the application's own memory.
+    pub(crate) foreign: BTreeMap<usize, u8>,
+    /// Memory of the application's, in the place of all of the mapping, may have been put aside instead of the page tables.
+    pub(crate) mistaken: bool,
+    /// What stands there came about in want of something, and may refuse in another way than it should.
+    pub(crate) blurred: bool,
+}
+
+impl MappingModel {
+    /// The rights that it was made with.
+    pub(crate) fn most(&self) -> Rights {
+        if self.read_only { Rights::Loads } else { Rights::All }
+    }
+
+    pub(crate) fn has(&self, there: There) -> bool {
+        self.pages.iter().any(|page| page.there == there)
+    }
+
+    /// Nothing that the application has done to it is left.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.pages.iter().all(|page| page.there == There::Own && page.now == page.told)
+    }
+
+    fn has_pages(&self, pages: Pages) -> bool {
+        pages.count > 0 && pages.first + pages.count <= self.pages.len()
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -146,6 +221,12 @@ pub(crate) struct Model {
     pub(crate) guards: Vec<usize>,
     /// Regions that threads wait for, and whether they store.
     pub(crate) waiting: Vec<(usize, bool)>,
+    /// There is little left of something.
+    pub(crate) limit: Option<Limit>,
+    /// Userfaultfds were lost.
+    pub(crate) unserved: bool,
+    /// How often something was changed that waiting threads depend on.
+    pub(crate) wants: usize,
 }
 
 impl Model {
@@ -159,6 +240,9 @@ impl Model {
             groups: Default::default(),
             guards: Vec::new(),
             waiting: Vec::new(),
+            limit: None,
+            unserved: false,
+            wants: 0,
         }
     }
 
@@ -188,26 +272,68 @@ impl Model {
 
     pub(crate) fn expect(&self, op: &Op) -> Expected {
         match *op {
+            // Without a thread that waits for guards and pins it never ends.
+            Op::DropRegion { region } | Op::Region { region, .. } if self.ends_never(region) => None,
+            // What else regions are made of the tests have to make.
+            Op::Region { build, .. } if self.limit.is_some() && build.memory != Memory::Memfd => None,
+            Op::Region { build, .. } if self.limit.is_some() => {
+                Some(vec![Allowed::Is(self.build(build)), Allowed::NotMade])
+            }
             Op::Region { build, .. } => Some(is(self.build(build))),
             Op::DropRegion { region } => self.region(region).map(|_| is(Answer::Done)),
-            Op::Map { region, how, .. } => self.region(region).map(|(_, region)| is(self.map(region, how))),
-            Op::Unmap { mapping } | Op::Shed { mapping } => self.mapping(mapping).map(|_| is(Answer::Done)),
-            Op::Protect { mapping, page, .. } => {
-                let (mapping, region) = self.mapping(mapping)?;
-                // A device's file in parts does not wait; what stands in for the memory has no rights that last.
-                let may = region.state == State::Enabled && region.memory != Memory::Device;
-                (may && page < mapping.rights.len()).then(|| is(Answer::Done))
+            Op::Map { region, how, .. } => {
+                let (_, region) = self.region(region)?;
+                let fails =
+                    self.unserved && region.strategy == Strategy::Zap || region.file_lost || self.limit.is_some();
+                let mut allowed = is(self.map(region, how));
+                allowed.extend(fails.then_some(Allowed::NotMade));
+                Some(allowed)
             }
+            Op::Unmap { mapping } | Op::Shed { mapping } => self.mapping(mapping).map(|_| is(Answer::Done)),
+            Op::Protect { mapping, pages, rights } => {
+                let (mapping, _) = self.mapping(mapping)?;
+                let hole = || mapping.pages[pages.range()].iter().any(|page| page.there == There::Hole);
+                match () {
+                    () if self.limit.is_some() => None,
+                    () if !mapping.has_pages(pages) => Some(is(Answer::NotProtected("out of range"))),
+                    () if rights > mapping.most() => Some(is(Answer::NotProtected("read-only"))),
+                    () if mapping.blurred => {
+                        Some(vec![Allowed::Is(Answer::Done), Allowed::Is(Answer::NotProtected("system call"))])
+                    }
+                    () if hole() => Some(is(Answer::NotProtected("system call"))),
+                    () => Some(is(Answer::Done)),
+                }
+            }
+            Op::Rough { mapping, pages, what } => {
+                let (mapping, _) = self.mapping(mapping)?;
+                let changes = matches!(what, Rough::Hole | Rough::Fill | Rough::Protect(_));
+                let may = mapping.has_pages(pages) && !(changes && (self.limit.is_some() || mapping.blurred));
+                may.then(|| is(Answer::Done))
+            }
+            Op::Lose { .. } => self.limit.is_none().then(|| is(Answer::Done)),
+            Op::Fork => self.limit.is_none().then(|| is(Answer::Done)),
+            Op::Limit(_) => self.limit.is_none().then(|| is(Answer::Done)),
+            Op::Unlimit => self.limit.map(|_| is(Answer::Done)),
             Op::Disable { region, how } => {
                 let (id, region) = self.region(region)?;
                 match region.state {
-                    State::Enabled => self.change(id, how, Answer::Changed(true)),
+                    // On an error it is as before.
+                    State::Enabled => {
+                        let fails = self.limit.map(|_| Allowed::Failed { enabled: self.slot_of(id) });
+                        let mut allowed = self.change(id, how, Answer::Changed(true))?;
+                        allowed.extend(fails);
+                        Some(allowed)
+                    }
                     _ => Some(is(Answer::Changed(false))),
                 }
             }
             Op::Enable { region, .. } => {
-                let (_, region) = self.region(region)?;
-                Some(is(Answer::Changed(region.state == State::Disabled)))
+                let (id, region) = self.region(region)?;
+                let mut allowed = is(Answer::Changed(region.state == State::Disabled));
+                if region.state == State::Disabled {
+                    allowed.extend(self.may_stay_away(id));
+                }
+                Some(allowed)
             }
             Op::Reset { region, how, at, .. } => {
                 let (id, region) = self.region(region)?;
@@ -216,7 +342,9 @@ impl Model {
                 }
                 // There is none that gives up.
                 let how = if how == How::Timeout { How::Wait } else { how };
-                self.change(id, how, Answer::Done)
+                let mut allowed = self.change(id, how, Answer::Done)?;
+                allowed.extend(self.may_stay_away(id));
+                Some(allowed)
             }
             Op::OwnerRead { region, at, len } => {
                 let (_, region) = self.region(region)?;
@@ -323,7 +451,57 @@ impl Model {
                 },
             }
         }
-        Some(if obstacles.is_empty() { is(Answer::Done) } else { obstacles })
+        if obstacles.is_empty() {
+            obstacles = is(Answer::Done);
+        }
+        obstacles.extend(members.iter().filter_map(|id| self.may_stay_away(*id)));
+        Some(obstacles)
+    }
+
+    fn ends_never(&self, slot: usize) -> bool {
+        let held = |(id, region): (usize, &RegionModel)| region.guards > 0 || self.pins(id).0 > 0;
+        self.limit.is_some() && self.region(slot).is_some_and(held)
+    }
+
+    /// Can it be that a region's memory does not come back?
+    fn may_stay_away(&self, id: usize) -> Option<Allowed> {
+        let region = &self.regions[id];
+        let unserved = self.unserved && region.strategy == Strategy::Zap;
+        (self.limit.is_some() || unserved || region.file_lost).then_some(Allowed::Failed { enabled: 0 })
+    }
+
+    /// The bit of the slot that a region is in.
+    fn slot_of(&self, id: usize) -> usize {
+        self.slots.iter().position(|slot| *slot == Some(id)).map_or(0, |slot| 1 << slot)
+    }
+
+    /// May a mapping refuse otherwise than it should, or also where it should not?
+    pub(crate) fn doubts(&self, mapping: &MappingModel) -> bool {
+        mapping.blurred || self.unserved && self.regions[mapping.region].strategy == Strategy::Zap
+    }
+
+    /// Does an operation map for good what is no mapping of the crate's, at an address of the kernel's choice: a thread's stack,
+    /// an owner's view? Holes are filled before, as nothing else may be mapped there.
+    pub(crate) fn maps(&self, op: &Op) -> bool {
+        let trims = |id: &usize| self.regions[*id].trim;
+        match op {
+            Op::Disable { region, .. } => self.slots[*region].as_ref().is_some_and(trims),
+            Op::All { group, .. } => self.groups[*group].iter().flatten().any(trims),
+            Op::Region { .. } | Op::DropRegion { .. } | Op::Map { .. } | Op::Wait { .. } => true,
+            Op::Fork | Op::Limit(Limit::Mappings(_)) | Op::Lose { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Pages of mappings in which there is nothing.
+    pub(crate) fn holes(&self) -> Vec<(usize, Pages)> {
+        let mut holes = Vec::new();
+        for (slot, mapping) in self.mappings.iter().enumerate() {
+            let pages = mapping.iter().flat_map(|mapping| mapping.pages.iter().enumerate());
+            let empty = pages.filter(|(_, page)| page.there == There::Hole);
+            holes.extend(empty.map(|(first, _)| (slot, Pages { first, count: 1 })));
+        }
+        holes
     }
 }
 

@@ -10,6 +10,8 @@ pub(crate) const REGIONS: usize = 3;
 pub(crate) const MAPPINGS: usize = 5;
 pub(crate) const PINS: usize = 3;
 pub(crate) const GROUPS: usize = 2;
+/// The largest region: enough for a huge page that is aligned, wherever it begins.
+pub(crate) const MOST_PAGES: usize = 1024;
 
 /// A place in a region or mapping: near the start of one of its pages, or anywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,12 +190,29 @@ pub(crate) enum Op {
     Shed {
         mapping: usize,
     },
-    /// The application takes rights away from a page of it (mprotect), while it is enabled.
+    /// The crate is told of other rights for a part: `Mapping::protect`.
     Protect {
         mapping: usize,
-        page: usize,
+        pages: Pages,
         rights: Rights,
     },
+    /// The application does something to a part by itself, of which it tells nobody.
+    Rough {
+        mapping: usize,
+        pages: Pages,
+        what: Rough,
+    },
+    /// Descriptors of the crate's are closed, or other files take their numbers.
+    Lose {
+        what: Lost,
+        how: Loss,
+    },
+    /// A forked child uses what it has inherited, drops it, and makes regions of its own.
+    Fork,
+    /// From now on there is little left of something.
+    Limit(Limit),
+    /// There is enough of everything again.
+    Unlimit,
     OwnerRead {
         region: usize,
         at: Place,
@@ -249,7 +268,92 @@ pub(crate) enum Op {
     },
 }
 
-/// What is left of the rights to a page of a mapping.
+/// Pages of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pages {
+    pub(crate) first: usize,
+    pub(crate) count: usize,
+}
+
+impl Op {
+    /// Does it change the process, so that it needs one of its own?
+    pub(crate) fn is_rude(&self) -> bool {
+        match self {
+            Op::Rough { what, .. } => matches!(what, Rough::Hole | Rough::Fill),
+            Op::Lose { .. } | Op::Fork | Op::Limit(_) | Op::Unlimit => true,
+            _ => false,
+        }
+    }
+}
+
+impl Pages {
+    pub(crate) fn range(self) -> std::ops::Range<usize> {
+        self.first..self.first + self.count
+    }
+}
+
+/// What an application does to a part of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rough {
+    Lock,
+    Unlock,
+    /// mbind(2).
+    Bind,
+    Advise(Advice),
+    /// mprotect(2).
+    Protect(Rights),
+    /// munmap(2).
+    Hole,
+    /// Memory of its own, where it has made holes.
+    Fill,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Advice {
+    DontNeed,
+    WillNeed,
+    DontDump,
+    Random,
+    Cold,
+    PageOut,
+    /// MADV_HUGEPAGE, then MADV_COLLAPSE.
+    Collapse,
+    Populate,
+}
+
+/// Descriptors of the crate's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    Userfaultfds,
+    /// The empty file that refusing ranges are made of.
+    Empty,
+    Ones,
+    /// The regions' files.
+    Files,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loss {
+    Close,
+    /// dup2(2) of /dev/null over it.
+    Null,
+    /// Of a directory.
+    Directory,
+    /// Of memory with something in it.
+    Memory,
+}
+
+/// What there is only so much left of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    Descriptors(u8),
+    /// Pages of address space.
+    Space(u16),
+    /// Mappings.
+    Mappings(u8),
+}
+
+/// Rights to a page of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rights {
     Nothing,
@@ -263,5 +367,4 @@ pub(crate) enum Waiter {
     Load,
     Store(u64),
     Raw,
-    Call,
 }

@@ -1,8 +1,8 @@
 //! Random sequences: mostly sensible ones, with a share of nonsense of every kind.
 
 use super::op::{
-    Build, Call, Faulter, GROUPS, How, MAPPINGS, Memory, Modify, Op, PINS, Place, REGIONS, Rights, Verb, Via, View,
-    Waiter,
+    Advice, Build, Call, Faulter, GROUPS, How, Limit, Loss, Lost, MAPPINGS, MOST_PAGES, Memory, Modify, Op, PINS,
+    Pages, Place, REGIONS, Rights, Rough, Verb, Via, View, Waiter,
 };
 use super::touch::{Change, Hand};
 use proptest::prelude::*;
@@ -72,7 +72,7 @@ fn how() -> impl Strategy<Value = How> {
 fn build(memories: &'static [Memory]) -> impl Strategy<Value = Build> {
     let around = prop_oneof![3 => Just(None), 1 => (0usize..4).prop_map(Some)];
     let ways = one_of(&[Way::Zap, Way::Detach, Way::Replace]);
-    let pages = prop_oneof![40 => 1usize..5, 1 => Just(0)];
+    let pages = prop_oneof![80 => 1usize..5, 2 => Just(0), 1 => Just(MOST_PAGES)];
     let rarely = || prop::bool::weighted(0.2);
     let way = (ways, prop::bool::weighted(0.9));
     (way, one_of(memories), pages, rarely(), rarely(), around, rarely()).prop_map(
@@ -135,8 +135,64 @@ fn access() -> impl Strategy<Value = Op> {
         3 => (mapping(), call, place(), len)
             .prop_map(|(mapping, call, at, len)| Op::Call { mapping, call, at, len }),
         1 => mapping().prop_map(|mapping| Op::Shed { mapping }),
-        1 => (mapping(), slot(4), one_of(&[Rights::Loads, Rights::Loads, Rights::Nothing]))
-            .prop_map(|(mapping, page, rights)| Op::Protect { mapping, page, rights }),
+    ]
+}
+
+fn rights() -> impl Strategy<Value = Rights> {
+    one_of(&[Rights::Loads, Rights::Nothing, Rights::All])
+}
+
+fn pages() -> impl Strategy<Value = Pages> {
+    prop_oneof![
+        20 => (slot(5), (1usize..5).prop_map(|count| count.max(2) - 1)),
+        1 => (slot(5), 0usize..8),
+        1 => Just((0, MOST_PAGES)),
+    ]
+    .prop_map(|(first, count)| Pages { first, count })
+}
+
+/// What an application does to its mappings.
+fn rough(gently: bool) -> impl Strategy<Value = Op> {
+    let mapping = || slot(MAPPINGS);
+    let advice = one_of(&[
+        Advice::DontNeed,
+        Advice::WillNeed,
+        Advice::DontDump,
+        Advice::Random,
+        Advice::Cold,
+        Advice::PageOut,
+        Advice::Collapse,
+        Advice::Populate,
+    ]);
+    let rudely = u32::from(!gently) * 3;
+    let what = prop_oneof![
+        3 => one_of(&[Rough::Lock, Rough::Lock, Rough::Unlock]),
+        1 => Just(Rough::Bind),
+        4 => advice.prop_map(Rough::Advise),
+        3 => rights().prop_map(Rough::Protect),
+        rudely => one_of(&[Rough::Hole, Rough::Fill]),
+    ];
+    prop_oneof![
+        1 => (mapping(), pages(), rights())
+            .prop_map(|(mapping, pages, rights)| Op::Protect { mapping, pages, rights }),
+        3 => (mapping(), pages(), what).prop_map(|(mapping, pages, what)| Op::Rough { mapping, pages, what }),
+    ]
+}
+
+/// What changes the process.
+fn rude() -> impl Strategy<Value = Op> {
+    let lost = one_of(&[Lost::Userfaultfds, Lost::Empty, Lost::Ones, Lost::Files]);
+    let loss = one_of(&[Loss::Close, Loss::Null, Loss::Directory, Loss::Memory]);
+    let limit = prop_oneof![
+        6 => (0u8..8).prop_map(Limit::Descriptors),
+        6 => prop_oneof![0u16..20, 500u16..560].prop_map(Limit::Space),
+        1 => (0u8..8).prop_map(Limit::Mappings),
+    ];
+    prop_oneof![
+        2 => (lost, loss).prop_map(|(what, how)| Op::Lose { what, how }),
+        1 => Just(Op::Fork),
+        1 => limit.prop_map(Op::Limit),
+        2 => Just(Op::Unlimit),
     ]
 }
 
@@ -161,7 +217,7 @@ fn other(memories: &'static [Memory]) -> impl Strategy<Value = Op> {
             cancelled,
         })
     };
-    let waiter = prop_oneof![one_of(&[Waiter::Load, Waiter::Raw, Waiter::Call]), any::<u64>().prop_map(Waiter::Store),];
+    let waiter = prop_oneof![one_of(&[Waiter::Load, Waiter::Raw]), any::<u64>().prop_map(Waiter::Store),];
     prop_oneof![
         1 => (0..REGIONS, build(memories)).prop_map(|(region, build)| Op::Region { region, build }),
         1 => region().prop_map(|region| Op::DropRegion { region }),
@@ -182,12 +238,14 @@ fn other(memories: &'static [Memory]) -> impl Strategy<Value = Op> {
     ]
 }
 
-pub(crate) fn op(memories: &'static [Memory]) -> impl Strategy<Value = Op> {
-    prop_oneof![6 => access(), 3 => change(), 4 => other(memories)]
+/// Operations; `gently`: only such as leave the process as it is.
+pub(crate) fn op(memories: &'static [Memory], gently: bool) -> impl Strategy<Value = Op> {
+    let rudely = u32::from(!gently);
+    prop_oneof![12 => access(), 7 => change(), 8 => other(memories), 3 => rough(gently), rudely => rude()]
 }
 
 /// Whole sequences: something to begin with, then anything.
-pub(crate) fn history(memories: &'static [Memory], most: usize) -> impl Strategy<Value = Vec<Op>> {
+pub(crate) fn history(memories: &'static [Memory], most: usize, gently: bool) -> impl Strategy<Value = Vec<Op>> {
     let begin = (build(memories), build(memories), prop::collection::vec(view(), MAPPINGS - 1)).prop_map(
         |(first, second, views)| {
             let mut history: Vec<Op> =
@@ -197,7 +255,7 @@ pub(crate) fn history(memories: &'static [Memory], most: usize) -> impl Strategy
             history
         },
     );
-    (begin, prop::collection::vec(op(memories), 1..most)).prop_map(|(mut history, more)| {
+    (begin, prop::collection::vec(op(memories, gently), 1..most)).prop_map(|(mut history, more)| {
         history.extend(more);
         history
     })

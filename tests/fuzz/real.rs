@@ -1,14 +1,16 @@
 //! The crate's side of a sequence: what is alive, and each operation by its public interface.
 
-use super::model::{Answer, Model};
-use super::op::{Build, Call, Faulter, How, Modify, Op, Rights, Verb, Via, View, Waiter};
+use super::forked;
+use super::model::{Answer, Model, RegionModel, SECRET, There};
+use super::op::{Build, Call, Faulter, How, Modify, Op, Pages, Rights, Rough, Verb, Via, View, Waiter};
+use super::rough::{self, Limited};
 use super::run::RESET_FILLS;
 use crate::support::matrix::Case;
 use crate::support::raw;
 use revocable_mmio::fault::{CallerLock, NoLock, Outcome};
 use revocable_mmio::{
     AccessError, AtomicPrimitive, BuildError, Caller, CancelToken, CopyError, FaultAround, Holders, MapError,
-    MapOptions, Mapping, Monitor, OnDisabled, Pin, Region, ResetGroup, RevokeError,
+    MapOptions, Mapping, Monitor, OnDisabled, Pin, Prot, ProtectError, Region, ResetGroup, RevokeError,
 };
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -25,6 +27,9 @@ pub(crate) struct Real {
     pub(crate) mappings: [Option<Arc<Mapping>>; super::op::MAPPINGS],
     pub(crate) groups: [Option<ResetGroup>; super::op::GROUPS],
     pub(crate) waiting: Vec<Waiting>,
+    pub(crate) limited: Option<Limited>,
+    /// Mappings of regions that end in the background, and those regions' numbers in the model.
+    pub(crate) ending: Vec<(usize, Arc<Mapping>)>,
 }
 
 /// An access of a type that is chosen at run time.
@@ -81,14 +86,16 @@ impl Real {
         match *op {
             Op::Region { region, build: how } => match build(how) {
                 Ok(new) => {
+                    self.watch_end(region, model);
                     self.regions[region] = Some(new);
                     Answer::Done
                 }
                 Err(BuildError::Empty { .. }) => Answer::NotMade("empty"),
                 Err(BuildError::Strategy { .. }) => Answer::NotMade("strategy"),
-                Err(e) => panic!("{e}"),
+                Err(_) => Answer::NotMade("system call"),
             },
             Op::DropRegion { region } => {
+                self.watch_end(region, model);
                 self.regions[region] = None;
                 Answer::Done
             }
@@ -101,31 +108,34 @@ impl Real {
                 Err(MapError::Unaligned { .. }) => Answer::NotMade("unaligned"),
                 Err(MapError::OutOfRange { .. }) => Answer::NotMade("out of range"),
                 Err(MapError::Wait { .. }) => Answer::NotMade("policy"),
-                Err(e) => panic!("{e}"),
+                Err(_) => Answer::NotMade("system call"),
             },
             Op::Unmap { mapping } => {
                 self.mappings[mapping] = None;
                 Answer::Done
             }
-            Op::Disable { region: of, how } => changed(match how {
+            Op::Disable { region: of, how } => self.changed(match how {
                 How::Wait => region(of).disable(),
                 How::Try => region(of).try_disable(),
                 How::Timeout => region(of).disable_timeout(patience),
             }),
-            Op::Enable { region: of, how } => changed(match how {
+            Op::Enable { region: of, how } => self.changed(match how {
                 How::Try => region(of).try_enable(),
                 How::Wait | How::Timeout => region(of).enable(),
             }),
             Op::Reset { region: of, how, at, byte } => {
                 let at = at.offset(page(of));
+                let mut ran = false;
                 let fill = |owner: &revocable_mmio::OwnerView| {
+                    ran = true;
                     owner.fill(at, byte, RESET_FILLS.min(owner.len() - at)).expect("inside");
                 };
-                match how {
-                    How::Try => done(region(of).try_reset(fill)),
+                let done = match how {
+                    How::Try => region(of).try_reset(fill),
                     // There is none that gives up.
-                    How::Wait | How::Timeout => done(region(of).reset(fill)),
-                }
+                    How::Wait | How::Timeout => region(of).reset(fill),
+                };
+                self.done(done, ran)
             }
             Op::Load { mapping: of, via, width, at } => {
                 by_width!(width, load(&mapping(of), via, at.offset(page_of(of))))
@@ -155,16 +165,38 @@ impl Real {
                 let _ = raw::advise(mapping.as_ptr().addr(), mapping.len(), nix::libc::MADV_DONTNEED);
                 Answer::Done
             }
-            Op::Protect { mapping: of, page, rights } => {
-                let (mapping, size) = (mapping(of), page_of(of));
-                let left = if mapping.is_writable() { rights } else { rights.min(Rights::Loads) };
-                let prot = if left == Rights::Nothing { nix::libc::PROT_NONE } else { nix::libc::PROT_READ };
-                // Never more than there were.
-                let before = model.mapping(of).map_or(Rights::All, |(mapping, _)| mapping.rights[page]);
-                if left < before {
-                    let addr = mapping.as_ptr().addr() + page * size;
-                    raw::protect(addr, size, prot).expect("rights can be taken away");
+            Op::Protect { mapping: of, pages, rights } => {
+                let (range, rights) = (pages.range(), prot(rights));
+                let size = page_of(of);
+                match mapping(of).protect(range.start * size..range.end * size, rights) {
+                    Ok(()) => Answer::Done,
+                    Err(ProtectError::OutOfRange { .. }) => Answer::NotProtected("out of range"),
+                    Err(ProtectError::ReadOnly) => Answer::NotProtected("read-only"),
+                    Err(ProtectError::Sys(_)) => Answer::NotProtected("system call"),
+                    Err(e) => panic!("{e}"),
                 }
+            }
+            Op::Rough { mapping: of, pages, what } => {
+                self.rough(of, pages, what, model);
+                Answer::Done
+            }
+            Op::Lose { what, how } => {
+                rough::lose(what, how);
+                Answer::Done
+            }
+            Op::Fork => {
+                for region in self.regions.iter().flatten() {
+                    region.owner().write(0, SECRET).expect("the owner's view is always there");
+                }
+                let done = forked::child(self.regions.iter().flatten(), self.mappings.iter().flatten());
+                done.map_or_else(|why| panic!("{why}"), |()| Answer::Done)
+            }
+            Op::Limit(limit) => {
+                self.limited = Some(Limited::new(limit));
+                Answer::Done
+            }
+            Op::Unlimit => {
+                self.limited = None;
                 Answer::Done
             }
             Op::OwnerRead { region: of, at, len } => {
@@ -195,7 +227,7 @@ impl Real {
                 self.groups[group] = Some(ResetGroup::new(members));
                 Answer::Done
             }
-            Op::All { group, verb } => all(self.groups[group].as_ref().expect("the model has it too"), verb),
+            Op::All { group, verb } => self.all(self.groups[group].as_ref().expect("the model has it too"), verb),
             Op::FaultRegion { region: of, at, who } => {
                 let at = at.offset(page(of));
                 fault(who, |caller, lock| region(of).fault(at, caller, lock))
@@ -206,7 +238,7 @@ impl Real {
             }
             Op::Wait { mapping: of, what, at } => {
                 let id = model.mapping(of).expect("there is one").0.region;
-                let waiting = Waiting::start(mapping(of), id, what, at.offset(page_of(of)));
+                let waiting = Waiting::start(mapping(of), id, what, at.offset(page_of(of)), model.wants);
                 // Long enough to get there mostly; who is late is no failure.
                 thread::sleep(Duration::from_micros(500));
                 let still = !waiting.thread.is_finished();
@@ -216,6 +248,99 @@ impl Real {
             // A guard is a frame of its own.
             Op::Guard { .. } | Op::Unguard => Answer::Done,
         }
+    }
+
+    /// A region that is about to be dropped while guards or pins of it are held will end in the background.
+    fn watch_end(&mut self, slot: usize, model: &Model) {
+        let held = |(id, region): &(usize, &RegionModel)| region.guards > 0 || model.pins(*id).0 > 0;
+        if let (Some((id, _)), Some(region)) = (model.region(slot).filter(held), &self.regions[slot]) {
+            let watch = region.map(MapOptions::new().accessors_only());
+            self.ending.extend(watch.ok().map(|mapping| (id, Arc::new(mapping))));
+        }
+    }
+
+    fn rough(&self, slot: usize, pages: Pages, what: Rough, model: &Model) {
+        let (Some(mapping), Some((known, region))) = (&self.mappings[slot], model.mapping(slot)) else { return };
+        let size = region.page;
+        let addr = |page: usize| mapping.as_ptr().expose_provenance() + page * size;
+        match what {
+            Rough::Fill => {
+                let holes = pages.range().filter(|page| known.pages[*page].there == There::Hole);
+                holes.for_each(|page| rough::fill(addr(page), size, Rights::All));
+            }
+            Rough::Protect(rights) => {
+                rough::treat(Rough::Protect(rights.min(known.most())), addr(pages.first), pages.count * size, size);
+            }
+            what => rough::treat(what, addr(pages.first), pages.count * size, size),
+        }
+    }
+
+    /// Is there something in a hole?
+    pub(crate) fn is_taken(&self, slot: usize, pages: Pages, page_size: usize) -> bool {
+        let mapping = self.mappings[slot].as_ref();
+        mapping.is_some_and(|m| rough::is_taken(m.as_ptr().expose_provenance() + pages.first * page_size, page_size))
+    }
+
+    /// Fills a hole with what cannot be accessed, unless something is there already.
+    pub(crate) fn fence(&self, slot: usize, pages: Pages, page_size: usize) {
+        let Some(mapping) = &self.mappings[slot] else { return };
+        let addr = mapping.as_ptr().expose_provenance() + pages.first * page_size;
+        if self.is_taken(slot, pages, page_size) {
+            raw::unmap(addr, page_size).expect("the application's");
+        }
+        rough::fill(addr, page_size, Rights::Nothing);
+    }
+
+    fn changed(&self, result: Result<bool, RevokeError>) -> Answer {
+        result.map_or_else(|e| self.not_changed(e, false), Answer::Changed)
+    }
+
+    fn done(&self, result: Result<(), RevokeError>, ran: bool) -> Answer {
+        result.map_or_else(|e| self.not_changed(e, ran), |()| Answer::Done)
+    }
+
+    fn not_changed(&self, e: RevokeError, ran: bool) -> Answer {
+        let slots = || self.regions.iter().enumerate().filter_map(|(slot, region)| Some((slot, region.as_ref()?)));
+        match e {
+            RevokeError::Busy(who) => {
+                let (guards, pins) = holders(&who);
+                Answer::Busy { guards, pins }
+            }
+            RevokeError::TimedOut { holders: who, .. } => {
+                let (guards, pins) = holders(&who);
+                Answer::TimedOut { guards, pins }
+            }
+            RevokeError::WouldDeadlock { guards } => Answer::WouldDeadlock { guards },
+            RevokeError::Gone => Answer::Gone,
+            RevokeError::Sys { .. } => {
+                let enabled = slots().map(|(slot, region)| usize::from(region.is_enabled()) << slot).sum();
+                Answer::Failed { ran, enabled }
+            }
+            e => panic!("{e}"),
+        }
+    }
+
+    fn all(&self, group: &ResetGroup, verb: Verb) -> Answer {
+        let mut ran = false;
+        let done = match verb {
+            Verb::Disable => group.try_disable(),
+            Verb::Enable => group.try_enable(),
+            Verb::Reset => group.try_reset(|views| {
+                ran = true;
+                for view in views {
+                    view.fill(0, 0xe5, RESET_FILLS.min(view.len())).expect("inside");
+                }
+            }),
+        };
+        self.done(done.map_err(|e| e.source), ran)
+    }
+}
+
+fn prot(rights: Rights) -> Prot {
+    match rights {
+        Rights::Nothing => Prot::None,
+        Rights::Loads => Prot::Read,
+        Rights::All => Prot::ReadWrite,
     }
 }
 
@@ -267,43 +392,6 @@ fn hold(pin: Pin, polite: bool) -> Held {
 
 fn holders(holders: &Holders) -> (u64, usize) {
     (holders.guards.iter().map(|held| held.count).sum(), holders.pins)
-}
-
-fn not_changed(e: RevokeError) -> Answer {
-    match e {
-        RevokeError::Busy(who) => {
-            let (guards, pins) = holders(&who);
-            Answer::Busy { guards, pins }
-        }
-        RevokeError::TimedOut { holders: who, .. } => {
-            let (guards, pins) = holders(&who);
-            Answer::TimedOut { guards, pins }
-        }
-        RevokeError::WouldDeadlock { guards } => Answer::WouldDeadlock { guards },
-        RevokeError::Gone => Answer::Gone,
-        e => panic!("{e}"),
-    }
-}
-
-fn changed(result: Result<bool, RevokeError>) -> Answer {
-    result.map_or_else(not_changed, Answer::Changed)
-}
-
-fn done(result: Result<(), RevokeError>) -> Answer {
-    result.map_or_else(not_changed, |()| Answer::Done)
-}
-
-fn all(group: &ResetGroup, verb: Verb) -> Answer {
-    let done = match verb {
-        Verb::Disable => group.try_disable(),
-        Verb::Enable => group.try_enable(),
-        Verb::Reset => group.try_reset(|views| {
-            for view in views {
-                view.fill(0, 0xe5, RESET_FILLS.min(view.len())).expect("inside");
-            }
-        }),
-    };
-    done.map_or_else(|e| not_changed(e.source), |()| Answer::Done)
 }
 
 fn stopped(result: Result<(), CopyError>) -> Answer {
@@ -401,40 +489,46 @@ pub(crate) struct Waiting {
     what: Waiter,
     /// Where in the region.
     at: usize,
+    /// How often something had been wanting when it began.
+    wants: usize,
     thread: JoinHandle<Answer>,
 }
 
 impl Waiting {
-    fn start(mapping: Arc<Mapping>, region: usize, what: Waiter, offset: usize) -> Self {
+    fn start(mapping: Arc<Mapping>, region: usize, what: Waiter, offset: usize, wants: usize) -> Self {
         let at = mapping.offset() + offset;
         let access = move || match what {
             Waiter::Load => load::<u64>(&mapping, Via::Accessor, offset),
             Waiter::Store(value) => store::<u64>(&mapping, Via::Accessor, offset, value),
             Waiter::Raw => load::<u64>(&mapping, Via::Raw, offset),
-            Waiter::Call => call(Call::Vm, mapping.as_ptr().expose_provenance() + offset, 8),
         };
-        Self { region, what, at, thread: thread::spawn(access) }
+        Self { region, what, at, wants, thread: thread::spawn(access) }
     }
 
     /// Its answer, which it has by now or soon.
     pub(crate) fn join(self, gone: bool, model: &mut Model) -> Result<(), String> {
-        let offset_in_mapping = |answer: &Answer| match answer {
-            Answer::Refused(AccessError::Gone { offset }) => *offset,
-            _ => 0,
-        };
         let answer = self.thread.join().map_err(|_| "a waiting thread panicked".to_owned())?;
-        let expected = match (gone, self.what) {
-            (true, Waiter::Load | Waiter::Store(_)) => {
-                Answer::Refused(AccessError::Gone { offset: offset_in_mapping(&answer) })
-            }
-            (true, Waiter::Raw) => Answer::Bus,
-            (true, Waiter::Call) => Answer::Errno(nix::libc::EFAULT),
-            (false, Waiter::Store(value)) => {
-                model.stored(self.region, self.at, value);
-                Answer::Done
-            }
-            (false, _) => Answer::Bytes(model.regions[self.region].bytes[self.at..self.at + 8].to_vec()),
+        let wanting = self.wants != model.wants;
+        let content = || Answer::Bytes(model.regions[self.region].bytes[self.at..self.at + 8].to_vec());
+        // Whatever has become of what it waited in: what is not there is not the memory.
+        let otherwise = match (&answer, self.what) {
+            (Answer::Refused(AccessError::NoMemory { .. } | AccessError::Protected { .. }), _) => wanting,
+            (Answer::Bytes(bytes), Waiter::Raw) => wanting && bytes.iter().all(|byte| *byte == 0),
+            (Answer::Bus | Answer::Signal, Waiter::Raw) => wanting,
+            _ => false,
         };
-        if answer == expected { Ok(()) } else { Err(format!("who waited got {answer:x?}, not {expected:x?}")) }
+        let as_it_should = match (gone, self.what) {
+            (true, Waiter::Load | Waiter::Store(_)) => matches!(answer, Answer::Refused(AccessError::Gone { .. })),
+            (true, Waiter::Raw) => answer == Answer::Bus,
+            (false, Waiter::Store(_)) => answer == Answer::Done,
+            (false, _) => answer == content(),
+        };
+        if !as_it_should && !otherwise {
+            return Err(format!("a waiting thread ({:?}) got {answer:x?}, not {:x?}", self.what, content()));
+        }
+        if let (Waiter::Store(value), Answer::Done) = (self.what, &answer) {
+            model.stored(self.region, self.at, value);
+        }
+        Ok(())
     }
 }

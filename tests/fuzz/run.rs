@@ -26,9 +26,18 @@ fn is_legal(strategy: Strategy, memory: Memory) -> bool {
 /// # Errors
 /// What came out otherwise than the model says, and where.
 pub(crate) fn run(history: &[Op]) -> Result<(), String> {
+    run_telling(history, || ())
+}
+
+/// Runs a sequence, and says when an operation of it begins.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_telling(history: &[Op], mut begins: impl FnMut()) -> Result<(), String> {
     let watched = Watched::new(history);
-    let mut run = Run { model: Model::new(machine()), real: Real::default(), watched, at: 0 };
+    let mut run = Run { model: Model::new(machine()), real: Real::default(), watched, begins: &mut begins, at: 0 };
     run.frame(history)?;
+    run.step(&Op::Unlimit)?;
     // Whatever is left goes in this order: guards went with the frames.
     for pin in 0..super::op::PINS {
         run.step(&Op::Unpin { pin })?;
@@ -46,20 +55,22 @@ pub(crate) fn run(history: &[Op]) -> Result<(), String> {
     Ok(())
 }
 
-struct Run {
+struct Run<'a> {
     model: Model,
     real: Real,
     watched: Watched,
+    begins: &'a mut dyn FnMut(),
     /// How far it has come.
     at: usize,
 }
 
-impl Run {
+impl Run<'_> {
     /// Up to the end of the guard that began this frame, or of the sequence.
     fn frame(&mut self, history: &[Op]) -> Result<(), String> {
         while let Some(op) = history.get(self.at) {
             self.at += 1;
             self.watched.step(self.at);
+            (self.begins)();
             match *op {
                 Op::Guard { mapping } => self.guarded(op, mapping, history)?,
                 Op::Unguard if !self.model.guards.is_empty() => return Ok(()),
@@ -87,6 +98,19 @@ impl Run {
 
     fn step(&mut self, op: &Op) -> Result<(), String> {
         let Some(allowed) = self.model.expect(op) else { return Ok(()) };
+        let holes = self.model.holes();
+        // Nor can they be filled then.
+        let limited = self.model.limit.is_some() && *op != Op::Unlimit;
+        if limited && !holes.is_empty() && self.model.maps(op) {
+            return Ok(());
+        }
+        for (slot, pages) in holes {
+            let page = self.model.mapping(slot).map_or(1, |(_, region)| region.page);
+            if !limited && (self.model.maps(op) || self.real.is_taken(slot, pages, page)) {
+                self.real.fence(slot, pages, page);
+                self.model.fence(slot, pages);
+            }
+        }
         let waits_in_vain = allowed.iter().any(|a| matches!(a, Allowed::Is(Answer::TimedOut { .. })));
         let patience = if waits_in_vain { Duration::from_millis(1) } else { Duration::from_secs(30) };
         let since = Instant::now();
@@ -96,7 +120,8 @@ impl Run {
             // ends in the background.
             let ends = allowed.iter().any(|allowed| matches!(allowed, Allowed::Is(Answer::Gone)));
             let passing = matches!(answer, Answer::Busy { guards: 0, pins } if pins == 0 || ends);
-            if !passing || since.elapsed() > Duration::from_secs(30) {
+            let admitted = allowed.iter().any(|allowed| allowed.admits(&answer));
+            if admitted || !passing || since.elapsed() > Duration::from_secs(30) {
                 break answer;
             }
             std::thread::yield_now();
@@ -121,19 +146,20 @@ impl Run {
 
     /// A drop waits for nobody: where a guard or a pin was in its way, the region ends in the background.
     fn await_ends(&mut self) -> Result<(), String> {
-        for slot in 0..super::op::MAPPINGS {
-            let Some((_, region)) = self.model.mapping(slot) else { continue };
-            let Some(mapping) = self.real.mappings[slot].as_ref().filter(|_| region.state == State::Gone) else {
-                continue;
-            };
+        let slots = self.real.mappings.iter().zip(&self.model.mappings);
+        let known = slots.filter_map(|(real, model)| Some((model.as_ref()?.region, real.as_ref()?)));
+        let ending = self.real.ending.iter().map(|(id, mapping)| (*id, mapping));
+        let gone = |id: usize| self.model.regions[id].state == State::Gone;
+        for (id, mapping) in known.chain(ending).filter(|(id, _)| gone(*id)) {
             let since = Instant::now();
             while !is_gone(mapping) {
                 if since.elapsed() > Duration::from_secs(30) {
-                    return Err(format!("the region of mapping {slot} was dropped, and is not gone"));
+                    return Err(format!("region number {id} was dropped, and is not gone"));
                 }
                 std::thread::sleep(Duration::from_micros(100));
             }
         }
+        self.real.ending.retain(|(id, _)| self.model.regions[*id].state != State::Gone);
         Ok(())
     }
 
@@ -159,9 +185,11 @@ impl Run {
             };
             let stats = region.stats();
             // Without a userfaultfd nothing waits, and a reset has accesses refused.
-            let degraded = if self.model.machine.userfaultfd { stats.degraded } else { 0 };
-            let is = (region.is_enabled(), stats.guards, stats.pins, degraded);
-            let should = (model.state == State::Enabled, model.guards, self.model.pins(id).0, 0);
+            let told = if self.model.machine.userfaultfd { model.degraded } else { None };
+            // A hole may have been filled by what the kernel gave to the crate.
+            let degraded = told.map_or(stats.degraded, |most| stats.degraded.min(most));
+            let is = (region.is_enabled(), stats.guards, stats.pins, stats.degraded);
+            let should = (model.state == State::Enabled, model.guards, self.model.pins(id).0, degraded);
             if is != should {
                 return Err(format!("{}: region {slot} (enabled, guards, pins, degraded) {is:?}: {should:?}", after()));
             }
@@ -209,6 +237,11 @@ impl Run {
 
 fn is_gone(mapping: &Arc<Mapping>) -> bool {
     matches!(mapping.try_access(), Err(AccessError::Gone { .. }))
+}
+
+/// Does it need a process of its own?
+pub(crate) fn is_rude(history: &[Op]) -> bool {
+    history.iter().any(Op::is_rude)
 }
 
 /// Is there what a region is to be made of?

@@ -1,7 +1,10 @@
 //! Sequences as text: one operation a line, words and numbers between blanks, `#` begins a comment. What a failing run
 //! prints can be put into `corpus/` as it is.
 
-use super::op::{Build, Call, Faulter, How, Memory, Modify, Op, Place, Rights, Verb, Via, View, Waiter};
+use super::op::{
+    Advice, Build, Call, Faulter, How, Limit, Loss, Lost, MOST_PAGES, Memory, Modify, Op, Pages, Place, Rights, Rough,
+    Verb, Via, View, Waiter,
+};
 use revocable_mmio::fault::FaultFlags;
 use revocable_mmio::{OnDisabled, Strategy};
 
@@ -16,7 +19,29 @@ const POLICIES: [(&str, OnDisabled); 3] =
     [("sigbus", OnDisabled::Sigbus), ("ones", OnDisabled::AllOnes), ("block", OnDisabled::Block)];
 const HOWS: [(&str, How); 3] = [("wait", How::Wait), ("try", How::Try), ("timeout", How::Timeout)];
 const VERBS: [(&str, Verb); 3] = [("disable", Verb::Disable), ("enable", Verb::Enable), ("reset", Verb::Reset)];
-const RIGHTS: [(&str, Rights); 2] = [("nothing", Rights::Nothing), ("loads", Rights::Loads)];
+const RIGHTS: [(&str, Rights); 3] = [("nothing", Rights::Nothing), ("loads", Rights::Loads), ("all", Rights::All)];
+const ROUGHS: [(&str, Rough); 16] = [
+    ("mlock", Rough::Lock),
+    ("munlock", Rough::Unlock),
+    ("mbind", Rough::Bind),
+    ("dont-need", Rough::Advise(Advice::DontNeed)),
+    ("will-need", Rough::Advise(Advice::WillNeed)),
+    ("dont-dump", Rough::Advise(Advice::DontDump)),
+    ("random", Rough::Advise(Advice::Random)),
+    ("cold", Rough::Advise(Advice::Cold)),
+    ("page-out", Rough::Advise(Advice::PageOut)),
+    ("collapse", Rough::Advise(Advice::Collapse)),
+    ("populate", Rough::Advise(Advice::Populate)),
+    ("mprotect:nothing", Rough::Protect(Rights::Nothing)),
+    ("mprotect:loads", Rough::Protect(Rights::Loads)),
+    ("mprotect:all", Rough::Protect(Rights::All)),
+    ("hole", Rough::Hole),
+    ("fill-holes", Rough::Fill),
+];
+const LOST: [(&str, Lost); 4] =
+    [("userfaultfds", Lost::Userfaultfds), ("empty", Lost::Empty), ("ones", Lost::Ones), ("files", Lost::Files)];
+const LOSSES: [(&str, Loss); 4] =
+    [("close", Loss::Close), ("null", Loss::Null), ("directory", Loss::Directory), ("memory", Loss::Memory)];
 const VIAS: [(&str, Via); 4] =
     [("accessor", Via::Accessor), ("try", Via::Try), ("register", Via::Register), ("raw", Via::Raw)];
 
@@ -54,6 +79,11 @@ fn place(place: Place) -> String {
         Place::Near { page, byte } => format!("{page}:{byte}"),
         Place::Far(offset) => format!("{offset:#x}"),
     }
+}
+
+/// The first page, and how many if it is not one.
+fn pages(pages: Pages) -> String {
+    if pages.count == 1 { pages.first.to_string() } else { format!("{}x{}", pages.first, pages.count) }
 }
 
 fn via(via: Via) -> String {
@@ -122,7 +152,16 @@ pub(crate) fn line(op: &Op) -> String {
             format!("call {mapping} {call} {} {len}", place(*at))
         }
         Op::Shed { mapping } => format!("shed {mapping}"),
-        Op::Protect { mapping, page, rights } => format!("protect {mapping} {page} {}", name(&RIGHTS, rights)),
+        Op::Protect { mapping, pages: of, rights } => {
+            format!("protect {mapping} {} {}", pages(*of), name(&RIGHTS, rights))
+        }
+        Op::Rough { mapping, pages: of, what } => format!("rough {mapping} {} {}", pages(*of), name(&ROUGHS, what)),
+        Op::Lose { what, how } => format!("lose {} {}", name(&LOST, what), name(&LOSSES, how)),
+        Op::Fork => "fork".to_owned(),
+        Op::Limit(Limit::Descriptors(left)) => format!("limit descriptors {left}"),
+        Op::Limit(Limit::Space(left)) => format!("limit space {left}"),
+        Op::Limit(Limit::Mappings(left)) => format!("limit mappings {left}"),
+        Op::Unlimit => "unlimit".to_owned(),
         Op::OwnerRead { region, at, len } => format!("owner-read {region} {} {len}", place(*at)),
         Op::OwnerFill { region, at, len, byte } => format!("owner-fill {region} {} {len} {byte:#x}", place(*at)),
         Op::Pin { pin, region, from, to, flags, polite } => {
@@ -141,7 +180,6 @@ pub(crate) fn line(op: &Op) -> String {
                 Waiter::Load => "load".to_owned(),
                 Waiter::Store(value) => format!("store:{value:#x}"),
                 Waiter::Raw => "raw".to_owned(),
-                Waiter::Call => "call".to_owned(),
             };
             format!("wait {mapping} {what} {}", place(*at))
         }
@@ -200,6 +238,16 @@ impl<'a> Words<'a> {
         if matches!(width, 1 | 2 | 4 | 8) { Ok(width) } else { Err(format!("no access has {width} bytes")) }
     }
 
+    fn pages(&mut self) -> Result<Pages, String> {
+        let word = self.word()?;
+        let (first, count) = word.split_once('x').unwrap_or((word, "1"));
+        let small = |word| number(word).ok().and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= 2 * MOST_PAGES);
+        match (small(first), small(count)) {
+            (Some(first), Some(count)) => Ok(Pages { first, count }),
+            _ => Err(format!("{word:?} are no pages")),
+        }
+    }
+
     fn via(&mut self) -> Result<Via, String> {
         match self.word()? {
             word if word.starts_with("with:") => Ok(Via::With(flags(number(&word[5..])?)?)),
@@ -224,7 +272,7 @@ impl<'a> Words<'a> {
             "region" => {
                 let region = self.region()?;
                 let (strategy, memory) = (self.one_of(&STRATEGIES)?, self.one_of(&MEMORIES)?);
-                let pages = self.small(9)?;
+                let pages = self.small(MOST_PAGES + 1)?;
                 let (mut disabled, mut own_monitor, mut trim, mut around) = (false, false, false, None);
                 while let Some(word) = self.0.pop() {
                     match (word, word.strip_prefix("around:")) {
@@ -291,7 +339,17 @@ impl<'a> Words<'a> {
                 Op::Call { mapping, call, at: self.place()?, len: self.small(MOST)? }
             }
             "shed" => Op::Shed { mapping: self.mapping()? },
-            "protect" => Op::Protect { mapping: self.mapping()?, page: self.small(8)?, rights: self.one_of(&RIGHTS)? },
+            "protect" => Op::Protect { mapping: self.mapping()?, pages: self.pages()?, rights: self.one_of(&RIGHTS)? },
+            "rough" => Op::Rough { mapping: self.mapping()?, pages: self.pages()?, what: self.one_of(&ROUGHS)? },
+            "lose" => Op::Lose { what: self.one_of(&LOST)?, how: self.one_of(&LOSSES)? },
+            "fork" => Op::Fork,
+            "limit" => Op::Limit(match self.word()? {
+                "descriptors" => Limit::Descriptors(self.byte()?),
+                "space" => Limit::Space(u16::try_from(self.small(MOST)?).unwrap_or(u16::MAX)),
+                "mappings" => Limit::Mappings(self.byte()?),
+                word => return Err(format!("there is no limit of {word:?}")),
+            }),
+            "unlimit" => Op::Unlimit,
             "owner-read" => Op::OwnerRead { region: self.region()?, at: self.place()?, len: self.small(MOST)? },
             "owner-fill" => {
                 Op::OwnerFill { region: self.region()?, at: self.place()?, len: self.small(MOST)?, byte: self.byte()? }
@@ -318,7 +376,6 @@ impl<'a> Words<'a> {
                 let what = match self.word()? {
                     "load" => Waiter::Load,
                     "raw" => Waiter::Raw,
-                    "call" => Waiter::Call,
                     word if word.starts_with("store:") => Waiter::Store(number(&word[6..])?),
                     word => return Err(format!("nobody waits to {word:?}")),
                 };

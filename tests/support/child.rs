@@ -30,11 +30,16 @@ impl Ended {
 /// Runs `body` in a process of its own: this test, alone, in a new copy of the test binary. `test` is the calling
 /// test's name. In that process it does not return.
 pub(crate) fn alone(test: &str, body: impl FnOnce()) -> Ended {
-    alone_with(test, &[], body)
+    alone_for(PATIENCE, test, &[], body)
 }
 
 /// The same, with variables in the child's environment.
 pub(crate) fn alone_with(test: &str, vars: &[(&str, &str)], body: impl FnOnce()) -> Ended {
+    alone_for(PATIENCE, test, vars, body)
+}
+
+/// The same, for what may take longer. What it says of fuzzing is said.
+pub(crate) fn alone_for(patience: Duration, test: &str, vars: &[(&str, &str)], body: impl FnOnce()) -> Ended {
     if std::env::var(WHICH).is_ok_and(|which| which == test) {
         let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err();
         // Nothing else of the process is torn down: that is not what is tested.
@@ -60,17 +65,18 @@ pub(crate) fn alone_with(test: &str, vars: &[(&str, &str)], body: impl FnOnce())
             if let Some(status) = child.try_wait().expect("a child of ours") {
                 break status;
             }
-            if since.elapsed() > PATIENCE {
+            if since.elapsed() > patience {
                 let waits = threads_of(&child.id().to_string());
                 let _ = child.kill();
                 let _ = child.wait();
-                panic!("the child of {test} hung for {PATIENCE:?}:\n{waits}");
+                let said = out.join().expect("a reader") + &err.join().expect("a reader");
+                panic!("the child of {test} hung for {patience:?}:\n{waits}\n{said}");
             }
             std::thread::sleep(Duration::from_millis(5));
         };
         let output = out.join().expect("a reader") + &err.join().expect("a reader");
         assert!(!output.contains("running 0 tests"), "no test is called {test}: nothing was tried");
-        for line in output.lines().filter(|line| line.contains("SKIP:")) {
+        for line in output.lines().filter(|line| line.contains("SKIP:") || line.starts_with("fuzz:")) {
             eprintln!("{line}");
         }
         Ended { status, output }

@@ -247,6 +247,14 @@ pub(crate) fn fill_the_table_of_mappings() -> Filler {
     }
 }
 
+impl Filler {
+    /// Has room for so many mappings again.
+    pub(crate) fn leave(&mut self, count: usize) {
+        let kept = self.0.len().saturating_sub(count);
+        drop(Filler(self.0.split_off(kept)));
+    }
+}
+
 impl Drop for Filler {
     fn drop(&mut self) {
         for page in &self.0 {

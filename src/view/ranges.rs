@@ -1,0 +1,78 @@
+//! The ranges of this process's views: nothing else of the crate's is ever in one of them.
+//!
+//! A range is its view's as a whole, also where foreign code has made a hole in it (munmap). To the kernel the hole is free, so
+//! it may be where the next mapping is made: page tables that are put aside, say. Then the view would replace them, or they
+//! would be moved onto themselves. So what the kernel gives for a mapping of the crate's is compared with the ranges, and what
+//! is in one of them stays there and fills the hole.
+
+use super::left_over::release;
+use crate::sys::identity::PerProcess;
+use crate::sys::{AddrRange, SysError, map};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+
+/// By first address. The lock is held while address space is taken and given back, so that what the kernel gives is compared
+/// with what there is.
+static RANGES: PerProcess<Mutex<Ranges>> = PerProcess::new(|| Mutex::new(BTreeMap::new()));
+
+type Ranges = BTreeMap<usize, Known>;
+
+struct Known {
+    range: AddrRange,
+    /// A hole in it was filled, maybe all of it.
+    filled: bool,
+}
+
+/// Address space for a new view's range.
+pub(super) fn take(len: usize, align: usize) -> Result<AddrRange, SysError> {
+    let mut ranges = RANGES.get().lock();
+    let range = reserve_outside(&mut ranges, len, align)?;
+    ranges.insert(range.addr, Known { range, filled: false });
+    Ok(range)
+}
+
+/// Gives a view's range up, except a part of it in which there is nothing of the view's.
+pub(super) fn give_up(range: AddrRange, hole: Option<AddrRange>) {
+    let mut ranges = RANGES.get().lock();
+    match hole {
+        // What is there by now may be another's.
+        Some(hole) => range.around(hole).for_each(release),
+        None => release(range),
+    }
+    ranges.remove(&range.addr);
+}
+
+/// Address space in which something is made, and moved away again.
+pub(super) fn reserve(len: usize, align: usize) -> Result<AddrRange, SysError> {
+    reserve_outside(&mut RANGES.get().lock(), len, align)
+}
+
+/// Is it in none of the ranges? If it is, it was given by the kernel as a hole in one.
+pub(super) fn is_outside(range: AddrRange) -> bool {
+    in_the_way(&mut RANGES.get().lock(), range).is_none()
+}
+
+/// True if a hole in it was filled since this was asked last: what is there is not the view's mapping, or not all of it.
+pub(super) fn was_filled(range: AddrRange) -> bool {
+    let mut ranges = RANGES.get().lock();
+    ranges.get_mut(&range.addr).is_some_and(|known| std::mem::take(&mut known.filled))
+}
+
+fn reserve_outside(ranges: &mut Ranges, len: usize, align: usize) -> Result<AddrRange, SysError> {
+    loop {
+        let got = map::reserve(len, align)?;
+        let theirs = in_the_way(ranges, got).and_then(|known| {
+            known.filled = true;
+            known.range.common(got)
+        });
+        let Some(theirs) = theirs else { return Ok(got) };
+        // At least a page of a hole is filled each time, so this comes to an end.
+        got.around(theirs).for_each(release);
+    }
+}
+
+/// A range that has a part of it.
+fn in_the_way(ranges: &mut Ranges, got: AddrRange) -> Option<&mut Known> {
+    let (_, last) = ranges.range_mut(..got.end()).next_back()?;
+    last.range.overlaps(got).then_some(last)
+}
