@@ -106,7 +106,7 @@ impl Model {
                 self.store(mapping, at.offset(self.page(mapping)), &new.to_le_bytes()[..width], reach(Via::Accessor));
             }
             Op::CopyIn { mapping, at, len, byte } | Op::Fill { mapping, at, len, byte } => {
-                self.store(mapping, at.offset(self.page(mapping)), &vec![byte; len], reach(Via::Register));
+                self.store(mapping, at.offset(self.page(mapping)), &vec![byte; len], reach(Via::Accessor));
             }
             Op::Call { mapping, call: Call::Read(byte), at, len } => {
                 self.store(mapping, at.offset(self.page(mapping)), &vec![byte; len], Reach::Whatever);

@@ -96,11 +96,6 @@ impl Model {
         if let Err(error) = checked {
             return refused(error);
         }
-        // It finds what stands there.
-        let theirs = via == Via::Register && !mapping.blurred && mapping.accessor_meets_foreign(region, offset, width);
-        if theirs && mapping.permits(region, offset, width, store) {
-            return Some(is(found(op, &mapping.foreign_bytes(offset, width))));
-        }
         if store && mapping.read_only {
             return refused(AccessError::ReadOnly { offset });
         }
@@ -132,11 +127,7 @@ impl Model {
             }
             Meets::Waits => return None,
         };
-        Some(match (op, self.meets(mapping)) {
-            // A register is a raw pointer that recovers.
-            (Op::Load { via: Via::Register, .. }, Meets::Ones) => vec![mapping.ones(offset, width)],
-            _ => is(policy),
-        })
+        Some(is(policy))
     }
 
     /// An access of an enabled region by the mapping itself.
@@ -238,10 +229,6 @@ impl Model {
         if mapping.blurred && !mapping.is_whole() {
             return None;
         }
-        // Tried before the state is looked at.
-        if foreign && permitted && meets != Meets::Memory {
-            return Some(is(if store { Answer::Done } else { Answer::Bytes(mapping.foreign_bytes(offset, len)) }));
-        }
         let early = |error| Allowed::Is(Answer::Stopped(CopyError { done: 0, error }));
         let refused = || early(mapping.not_permitted(region, offset));
         let reached = match meets {
@@ -252,8 +239,7 @@ impl Model {
             _ if store => Allowed::Is(Answer::Done),
             Meets::Memory if foreign => Allowed::Is(Answer::Bytes(mapping.foreign_bytes(offset, len))),
             Meets::Memory => Allowed::Is(Answer::Bytes(mapping.bytes(region, offset, len).to_vec())),
-            // Not asked for the state first: what a raw store has left there may be found.
-            Meets::Ones => mapping.ones(offset, len),
+            Meets::Ones => Allowed::Is(Answer::Bytes(vec![0xff; len])),
         };
         let doubtful = meets == Meets::Memory && self.doubts(mapping);
         Some(std::iter::once(reached).chain(doubtful.then(refused)).collect())
