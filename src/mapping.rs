@@ -103,8 +103,8 @@ impl Mapping {
             // In its own reset callback.
             _ => Establish::Reentrant,
         })?;
-        let file = region.file.lock();
-        let mut mappings = region.mappings.lock();
+        let file = region.file.lock_quietly();
+        let mut mappings = region.mappings.lock_quietly();
         match *state {
             State::Enabled => {
                 served.view.restore(file.as_ref()).map_err(Establish::Sys)?;
@@ -168,7 +168,7 @@ impl Drop for Listed {
         }
         // The list's lock: no change of state is working on the range, and none that comes later misses it while it is
         // still there. `disown`: no monitor is working on it.
-        let mut mappings = region.mappings.lock();
+        let mut mappings = region.mappings.lock_quietly();
         if let Server::Monitor(monitor) = &self.served.view.spec.server {
             monitor.disown(range);
         }

@@ -177,7 +177,7 @@ impl Region {
     /// # Signal safety
     /// Not for signal handlers.
     pub fn supply(&self, device: OwnedFd) -> Result<(), OwnedFd> {
-        let mut file = self.shared.file.lock();
+        let mut file = self.shared.file.lock_quietly();
         match *file {
             Some(_) => Err(device),
             None => {
@@ -220,7 +220,7 @@ impl Region {
     pub fn stats(&self) -> RegionStats {
         use std::sync::atomic::Ordering::Relaxed;
         let c = &self.shared.counters;
-        let mappings = self.shared.mappings.lock();
+        let mappings = self.shared.mappings.lock_quietly();
         RegionStats {
             disables: c.disables.load(Relaxed),
             enables: c.enables.load(Relaxed),
@@ -279,7 +279,7 @@ impl fmt::Debug for Region {
             .field("strategy", &shared.strategy)
             .field("memory", &shared.kind)
             .field("page", &shared.page)
-            .field("mappings", &shared.mappings.lock().values().map(|m| &m.view).collect::<Vec<_>>())
+            .field("mappings", &shared.mappings.lock_quietly().values().map(|m| &m.view).collect::<Vec<_>>())
             .field("pins", &shared.protocol.pins())
             .finish_non_exhaustive()
     }

@@ -46,6 +46,7 @@ use left_over::{release, sweep};
 use nix::errno::Errno;
 use rights::{Part, Rights};
 use std::fmt;
+use std::ops::DerefMut;
 use std::sync::Arc;
 
 /// What a view is made from, and what does not change about it.
@@ -125,6 +126,11 @@ impl View {
         Ok(Self { spec, range, identity: Identity::current(), place: Mutex::new(place), rights })
     }
 
+    /// The same for threads that change no state: see [`Mutex::lock_quietly`].
+    fn look(&self) -> Option<impl DerefMut<Target = Place>> {
+        self.identity.is_current().then(|| self.place.lock_quietly())
+    }
+
     /// What the range is, for its owner; a forked child has no such range.
     fn place(&self) -> Result<MutexGuard<'_, Place>, SysError> {
         // Asked first: in a child the lock may be held for ever by a thread of the parent.
@@ -139,7 +145,7 @@ impl View {
         self.spec.strategy == Strategy::Zap
     }
 
-    /// True if the region's memory stands in the range.
+    /// For the changer of the state. True if the region's memory stands in the range.
     pub(crate) fn is_live(&self) -> bool {
         self.place().is_ok_and(|place| place.content == Content::Live)
     }
@@ -252,7 +258,7 @@ impl View {
     /// From now on a part of the range has these rights, whatever stands in it.
     #[expect(unsafe_code, reason = "UNSAFETY: changes access rights in the view's own range")]
     pub(crate) fn protect(&self, part: AddrRange, prot: Prot) -> Result<(), SysError> {
-        let mut place = self.place()?;
+        let mut place = self.look().ok_or(SysError::new("fork", Errno::ESRCH))?;
         match place.content {
             Content::Live | Content::Cover | Content::StandIn(_) => {
                 // SAFETY: a part of the view's own range, as the caller has checked; this moves nothing and loses nothing.
@@ -332,7 +338,7 @@ impl Drop for View {
 
 impl fmt::Debug for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Ok(place) = self.place() else { return write!(f, "{:?} of another process", self.range) };
+        let Some(place) = self.look() else { return write!(f, "{:?} of another process", self.range) };
         write!(
             f,
             "{:?} {:?}{}",

@@ -80,6 +80,8 @@ const MONITOR: &[Allowed] = &[
 /// A thread that calls `disable`, `enable`, `reset`.
 const OWNER: &[Allowed] = &[
     allow!(SYS_gettid),
+    // No handler interrupts it where it holds what the faults of others may wait for.
+    allow!(SYS_rt_sigprocmask),
     // Looks, and changes nothing.
     allow!(SYS_rt_sigaction, 1, &[0]),
     allow!(SYS_sched_yield),

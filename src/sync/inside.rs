@@ -83,6 +83,13 @@ impl<T> Mutex<T> {
         held(|| self.0.lock())
     }
 
+    /// For a lock that the changer of a region's state takes while the write side is held: a handler that interrupted another
+    /// holder could fault, and that fault would wait for the changer.
+    pub(crate) fn lock_quietly(&self) -> Held<parking_lot::MutexGuard<'_, T>, WithoutSignals> {
+        let quiet = WithoutSignals::new();
+        Held(self.0.lock(), quiet)
+    }
+
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         let inside = enter();
         Some(Held(self.0.try_lock()?, inside))

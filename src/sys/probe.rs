@@ -9,8 +9,8 @@ use super::identity::PerProcess;
 use super::map::{self, Advice, Prot};
 use super::uffd::{Uffd, UffdFeatures, UffdSource};
 use super::{SysError, page_size};
+use crate::sync::inside::Mutex;
 use nix::errno::Errno;
-use parking_lot::Mutex;
 use std::fmt;
 use std::os::fd::AsFd;
 

@@ -99,7 +99,7 @@ impl View {
 
     /// Bytes of address space that the page tables take which are aside.
     pub(crate) fn aside_bytes(&self) -> usize {
-        self.place().ok().and_then(|place| place.aside).map_or(0, |aside| aside.len)
+        self.look().and_then(|place| place.aside).map_or(0, |aside| aside.len)
     }
 }
 

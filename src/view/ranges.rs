@@ -6,9 +6,9 @@
 //! is in one of them stays there and fills the hole.
 
 use super::left_over::release;
+use crate::sync::inside::Mutex;
 use crate::sys::identity::PerProcess;
 use crate::sys::{AddrRange, SysError, map};
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 
 /// By first address. The lock is held while address space is taken and given back, so that what the kernel gives is compared
@@ -25,7 +25,7 @@ struct Known {
 
 /// Address space for a new view's range.
 pub(super) fn take(len: usize, align: usize) -> Result<AddrRange, SysError> {
-    let mut ranges = RANGES.get().lock();
+    let mut ranges = RANGES.get().lock_quietly();
     let range = reserve_outside(&mut ranges, len, align)?;
     ranges.insert(range.addr, Known { range, filled: false });
     Ok(range)
@@ -33,7 +33,7 @@ pub(super) fn take(len: usize, align: usize) -> Result<AddrRange, SysError> {
 
 /// Gives a view's range up, except a part of it in which there is nothing of the view's.
 pub(super) fn give_up(range: AddrRange, hole: Option<AddrRange>) {
-    let mut ranges = RANGES.get().lock();
+    let mut ranges = RANGES.get().lock_quietly();
     match hole {
         // What is there by now may be another's.
         Some(hole) => range.around(hole).for_each(release),
@@ -44,17 +44,17 @@ pub(super) fn give_up(range: AddrRange, hole: Option<AddrRange>) {
 
 /// Address space in which something is made, and moved away again.
 pub(super) fn reserve(len: usize, align: usize) -> Result<AddrRange, SysError> {
-    reserve_outside(&mut RANGES.get().lock(), len, align)
+    reserve_outside(&mut RANGES.get().lock_quietly(), len, align)
 }
 
 /// Is it in none of the ranges? If it is, it was given by the kernel as a hole in one.
 pub(super) fn is_outside(range: AddrRange) -> bool {
-    in_the_way(&mut RANGES.get().lock(), range).is_none()
+    in_the_way(&mut RANGES.get().lock_quietly(), range).is_none()
 }
 
 /// True if a hole in it was filled since this was asked last: what is there is not the view's mapping, or not all of it.
 pub(super) fn was_filled(range: AddrRange) -> bool {
-    let mut ranges = RANGES.get().lock();
+    let mut ranges = RANGES.get().lock_quietly();
     ranges.get_mut(&range.addr).is_some_and(|known| std::mem::take(&mut known.filled))
 }
 
