@@ -9,7 +9,8 @@ mod support;
 
 use revocable_mmio::fault::{FaultFlags, NoLock, NotResolved, Outcome};
 use revocable_mmio::{
-    AccessError, Caller, FaultError, MapError, MapOptions, Mapping, OnDisabled, PinError, Region, RevokeError, Strategy,
+    AccessError, Caller, FaultError, MapError, MapOptions, Mapping, OnDisabled, PinError, Region, ResetGroup,
+    RevokeError, Strategy,
 };
 use std::time::Duration;
 use support::matrix::{POLICIES, STRATEGIES};
@@ -82,6 +83,25 @@ fn whatever_a_reset_callback_asks_of_its_own_region_is_answered_at_once() {
                 assert_eq!(mapping.read(8), Ok(7_u64), "nothing that was refused was done");
             }
         }
+    }
+}
+
+/// The group's change waits for the end of this callback, as it would for a guard of another member: what the thread is in the
+/// middle of comes first.
+#[test]
+fn a_groups_callback_is_answered_so_for_each_member() {
+    support::start();
+    for strategy in STRATEGIES {
+        let build = || Region::builder(64 << 10).strategy(strategy).build();
+        let (Ok(one), Ok(other)) = (build(), build()) else { continue };
+        let _watchdog = Watchdog::new(&format!("a group's reset, {strategy}"), Duration::from_secs(20));
+        let mappings = [&one, &other].map(|region| region.map(MapOptions::new()).expect("it maps"));
+        let group = ResetGroup::new([&one, &other]);
+        let reset = group.try_reset(|_| {
+            mappings.iter().for_each(every_access_is_refused);
+            [&one, &other].into_iter().for_each(every_verb_is_refused);
+        });
+        reset.expect("nothing is in the way");
     }
 }
 

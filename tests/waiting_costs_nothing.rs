@@ -5,7 +5,9 @@
 mod support;
 
 use revocable_mmio::fault::FaultFlags;
-use revocable_mmio::{Caller, MapOptions, Mapping, Monitor, OnDisabled, Region, Strategy, Support};
+use revocable_mmio::{
+    AccessError, Caller, MapOptions, Mapping, Monitor, OnDisabled, PinError, Region, Strategy, Support,
+};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -158,10 +160,25 @@ fn a_revocation_that_waits_for_a_guard_or_a_pin_sleeps_and_so_does_who_waits_for
     support::start();
     let region = Region::builder(1 << 20).build().expect("a region");
     let mapping = region.map(MapOptions::new()).expect("it maps");
+    let busy = || eventually("it is busy", || matches!(mapping.try_access(), Err(AccessError::WouldBlock { .. })));
     let waiters = || {
         vec![
             Waiter { what: "disable()", wait: Box::new(|| assert!(region.disable().is_ok())) },
             Waiter { what: "a second disable()", wait: Box::new(|| assert!(region.disable().is_ok())) },
+            Waiter {
+                what: "a guard",
+                wait: Box::new(|| {
+                    busy();
+                    assert_eq!(mapping.with_access(|_| ()), Err(AccessError::Disabled { offset: AccessError::WHOLE }));
+                }),
+            },
+            Waiter {
+                what: "a pin",
+                wait: Box::new(|| {
+                    busy();
+                    assert_eq!(region.pin(0..8, FaultFlags::WAIT).err(), Some(PinError::Disabled));
+                }),
+            },
         ]
     };
     while_it_lasts(
