@@ -310,7 +310,7 @@ fn a_hot_reset_that_meets_a_busy_function_is_undone_in_reverse() {
     bus.hot_reset(|_| true, |_| Ok(())).expect("nobody is busy");
     let order = std::mem::take(&mut *log.0.lock().expect("the log"));
     let told_as = |told: &str| names.iter().position(|names| names[0] == told).expect("one of these");
-    let (first, last) = (told_as(&order[0]), told_as(&order[names.len() - 1]));
+    let (first, last) = (told_as(order[0]), told_as(order[names.len() - 1]));
     let last = bus.functions()[last].clone();
     let pin = Arc::new(Mutex::new(None));
     let pinned = Arc::clone(&pin);
