@@ -188,7 +188,7 @@ fn guards_that_a_thread_leaked_are_never_taken_for_another_threads() {
             // Threads that come after the one that ended, each with the lowest number that is free.
             for _ in 0..4 {
                 thread::scope(|scope| {
-                    scope.spawn(|| {
+                    let checks = scope.spawn(|| {
                         assert_eq!(gate.held_by_caller(), 0);
                         let Err(NotDrained::Held(held)) = gate.close(Patience::Never) else { panic!("leaked") };
                         assert_eq!(held.iter().map(|held| (held.tid, held.count)).fold((0, 0), sum), (0, leaked));
@@ -205,6 +205,8 @@ fn guards_that_a_thread_leaked_are_never_taken_for_another_threads() {
                         drop(gate.enter().expect("within a guard of its own"));
                         gate.set_phase(Phase::Open);
                     });
+                    // A scope does not wait for its threads' very end, and until that they have their numbers.
+                    checks.join().unwrap();
                 });
             }
         }
