@@ -210,6 +210,35 @@ fn a_userfaultfd_closed_behind_its_back_fails_closed() {
 }
 
 #[test]
+fn an_enable_that_finds_no_userfaultfd_shows_nothing_even_for_a_moment() {
+    support::start();
+    require!(zap_possible(), "Zap is not possible");
+    child::alone("an_enable_that_finds_no_userfaultfd_shows_nothing_even_for_a_moment", || {
+        // What is the whole process's is made by now.
+        let _other = Region::builder(4 << 10).build().expect("it builds");
+        let before = userfaultfds();
+        let monitor = Monitor::with_threads(1).expect("a userfaultfd");
+        let region = Region::builder(64 << 10).strategy(Strategy::Zap).monitor(monitor).build().expect("it builds");
+        let mapping = region.map(MapOptions::new()).expect("it maps");
+        mapping.write(0, 7u64).expect("enabled");
+        region.disable().expect("it revokes");
+        userfaultfds().iter().filter(|fd| !before.contains(fd)).for_each(|fd| raw::close_behind_its_back(*fd));
+        let at = addr(&mapping);
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let reached =
+                scope.spawn(|| (0..).take_while(|_| !done.load(Ordering::SeqCst)).any(|_| raw::load64(at) == Ok(7)));
+            let enabled = (0..300).any(|_| region.enable().is_ok());
+            done.store(true, Ordering::SeqCst);
+            assert!(!enabled && !region.is_enabled());
+            assert!(!reached.join().expect("no panic"), "disabled, and reached");
+        });
+        std::mem::forget((mapping, region));
+    })
+    .well();
+}
+
+#[test]
 fn a_manual_monitor_is_driven_by_the_callers_loop() {
     support::start();
     require!(zap_possible(), "Zap is not possible");

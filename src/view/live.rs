@@ -4,6 +4,7 @@ use super::rights::Part;
 use super::{Content, Place, Server, View, alignment, ranges, release};
 use crate::sys::known::KnownFile;
 use crate::sys::map::{self, Advice, Prot};
+use crate::sys::uffd::Uffd;
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
 
@@ -12,10 +13,13 @@ impl View {
     /// nor another mmap ever sees it half-made.
     pub(super) fn map_live(&self, place: &mut Place, file: Option<&KnownFile>) -> Result<(), SysError> {
         let file = file.ok_or(SysError::new("mmap", Errno::EBADF))?;
+        // Asked before anything is mapped: what can't be served must not be live even for a moment.
+        let uffd = self.serving()?;
         let mut mapped = 0;
         let moved =
             self.parts().into_iter().try_for_each(|part| self.map_part(place, part, file).inspect(|()| mapped += 1));
-        let served = moved.and_then(|()| self.serve());
+        // Until it is registered the kernel fills in pages by itself, which it may: the memory is being given back.
+        let served = moved.and_then(|()| uffd.map_or(Ok(()), |uffd| uffd.register(self.range, true)));
         match served {
             Ok(()) => place.content = Content::Live,
             // Some of it is live, or its faults would not be resolved: back to refusing.
@@ -62,16 +66,16 @@ impl View {
         unsafe { map::protect(staging, prot) }
     }
 
-    /// Registers the live range with its server. Until then the kernel fills in pages by itself, which it may: the memory is
-    /// being given back.
-    fn serve(&self) -> Result<(), SysError> {
+    /// The userfaultfd by which faults of the live range are to be resolved, if not by the kernel.
+    fn serving(&self) -> Result<Option<&Uffd>, SysError> {
         match &self.spec.server {
-            _ if !self.is_served() => Ok(()),
-            Server::Monitor(monitor) if monitor.is_dead() => Err(SysError::new("UFFDIO_REGISTER", Errno::EBADF)),
-            Server::Monitor(monitor) => monitor.uffd().register(self.range, true),
+            _ if !self.is_served() => Ok(None),
+            Server::Monitor(monitor) if monitor.is_dead() || !monitor.uffd().is_open() => {
+                Err(SysError::new("UFFDIO_REGISTER", Errno::EBADF))
+            }
+            Server::Monitor(monitor) => Ok(Some(monitor.uffd())),
             // Without it the kernel resolves the faults of these accesses.
-            Server::Own(uffd) if !uffd.is_open() => Ok(()),
-            Server::Own(uffd) => uffd.register(self.range, true),
+            Server::Own(uffd) => Ok(Some(&**uffd).filter(|uffd| uffd.is_open())),
             Server::Kernel => Err(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS)),
         }
     }
