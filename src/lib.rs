@@ -68,66 +68,61 @@ compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap a
 #[macro_use]
 mod trace;
 
+// By floor, the lowest first; a file imports from lower floors only (tests/floors.rs).
+mod sys;
+
+mod stats;
+mod sync;
+
+mod users;
+
+mod monitor;
+mod raw;
+
+mod protocol;
+
+mod view;
+
+mod region;
+
 mod access;
-mod async_fault;
-mod backing;
-mod caller;
-mod error;
-pub mod fault;
-mod gate;
-mod group;
-mod guard;
+
 #[cfg(feature = "kvm")]
 #[cfg_attr(docsrs, doc(cfg(feature = "kvm")))]
 pub mod kvm;
-mod mapping;
-mod monitor;
-mod notify;
-mod owner;
 pub mod pci;
-mod pin;
-mod placed;
-mod policy;
-mod protocol;
-mod region;
-mod register;
-mod resolve;
 #[cfg(feature = "safe-mmio")]
 mod safe_mmio;
-pub mod signal;
-mod stats;
-mod sync;
-mod sys;
-mod users;
-mod view;
 #[cfg(feature = "vm-memory")]
 #[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 pub mod vm_memory;
-mod wait;
 
-pub use access::{AtomicPrimitive, Primitive};
-pub use async_fault::{Completion, FaultQueue, FaultToken, Submitted};
-pub use backing::{Backing, OnRevoke};
-pub use caller::Caller;
-pub use error::{
-    AccessError, BuildError, CopyError, FaultError, Holders, MapError, MonitorError, PinError, ProtectError,
-    RevokeError, SubmitError,
-};
-pub use gate::HeldGuard;
-pub use group::{GroupError, ResetGroup};
-pub use guard::Access;
-pub use mapping::{MapOptions, Mapping};
+pub use access::guard::Access;
+pub use access::register::Register;
 pub use monitor::Monitor;
-pub use notify::{InvalidateNotifier, NotifyError, Subscription};
-pub use owner::OwnerView;
-pub use pin::Pin;
-pub use policy::OnDisabled;
+pub use monitor::error::MonitorError;
+pub use protocol::async_fault::{Completion, FaultQueue, FaultToken, Submitted};
+pub use protocol::caller::Caller;
+pub use protocol::error::{Holders, RevokeError, SubmitError};
+pub use protocol::fault;
+pub use protocol::gate::HeldGuard;
+pub use protocol::policy::OnDisabled;
+pub use raw::signal;
+pub use raw::{AtomicPrimitive, Primitive};
+pub use region::access_error::{AccessError, CopyError};
+pub use region::backing::{Backing, OnRevoke};
+pub use region::error::{BuildError, FaultError, MapError, PinError, ProtectError};
+pub use region::group::{GroupError, ResetGroup};
+pub use region::mapping::{MapOptions, Mapping};
+pub use region::notify::{InvalidateNotifier, NotifyError, Subscription};
+pub use region::owner::OwnerView;
+pub use region::pin::Pin;
 pub use region::{FaultAround, Region, RegionBuilder};
-pub use register::Register;
 #[cfg(feature = "safe-mmio")]
 #[cfg_attr(docsrs, doc(cfg(feature = "safe-mmio")))]
 pub use safe_mmio::RevocableOps;
 pub use stats::{BUCKETS, Latency, MonitorStats, RegionStats};
+pub use sync::wait::CancelToken;
 pub use sys::SysError;
 #[cfg(revocable_inject)]
 pub use sys::inject;
@@ -135,7 +130,6 @@ pub use sys::map::Prot;
 pub use sys::probe::{Feature, Support};
 pub use sys::uffd::UffdSource;
 pub use view::Strategy;
-pub use wait::CancelToken;
 
 /// The README's example, compiled and run.
 #[cfg(doctest)]

@@ -3,13 +3,13 @@
 //! A monitor is a NOWAIT caller. A fault of a region whose memory lock is write-held is left waiting; whoever
 //! releases that lock makes its waiters fault again, so one region's long reset never holds up another's faults.
 
-use crate::error::MonitorError;
+pub(crate) use self::error::MonitorError;
+use self::waiting_room::WaitingRoom;
 use crate::stats::MonitorStats;
 use crate::sync::inside::{Mutex, RwLock};
 use crate::sys::identity::{Identity, PerProcess};
 use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError};
-use crate::view::WaitingRoom;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +20,8 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 
 mod core;
+pub(crate) mod error;
+pub(crate) mod waiting_room;
 
 pub(crate) use self::core::wake_page;
 use self::core::{Core, Counters};

@@ -34,21 +34,27 @@
 //! (in the kernel) mmap_lock. Neither side of the memory lock is held while anything is touched that can fault into a
 //! userfaultfd.
 
-use crate::error::{Holders, RevokeError};
-use crate::gate::{Gate, NotDrained, Phase};
+use crate::protocol::error::{Holders, RevokeError};
+use crate::protocol::gate::{Gate, NotDrained, Phase};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::memory_lock::RwLock as FutexLock;
 use crate::sync::{Mutation, RwLock, RwLockReadGuard, TryMutex, TryMutexGuard, broken, fence, inside};
 use crate::sys::identity::Identity;
 use crate::trace;
 use crate::users::Inside;
-use crate::wait::{CancelToken, Event, Patience, Waited};
+use crate::sync::wait::{CancelToken, Event, Patience, Waited};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+pub(crate) mod async_fault;
+pub(crate) mod caller;
 mod change;
+pub(crate) mod error;
+pub mod fault;
+pub(crate) mod gate;
 #[cfg(all(test, revocable_model))]
 mod model;
+pub(crate) mod policy;
 
 pub(crate) use change::Change;
 
@@ -173,7 +179,7 @@ impl Protocol {
     /// change waits for ([`inside`](Self::inside))?
     pub(crate) fn is_changed_by_caller(&self) -> bool {
         // Relaxed: only ever compared with the reading thread's own key.
-        self.changer.load(Ordering::Relaxed) == crate::sys::thread::current_tid() || Inside::is_in(self)
+        self.changer.load(Ordering::Relaxed) == crate::sync::current_tid() || Inside::is_in(self)
     }
 
     /// While it lives, the calling thread is in users' code that a change of the state may have to wait for (an IOMMU's, a
@@ -426,8 +432,8 @@ impl Protocol {
         // A revoked access is to be an error, and so must reach the crate's handler. What ends for good does not fail for that,
         // and several regions' goals are known later (`Change::become_state`).
         match goal {
-            Some(State::Disabled) => crate::signal::install()?,
-            Some(State::Gone) => _ = crate::signal::install(),
+            Some(State::Disabled) => crate::raw::signal::install()?,
+            Some(State::Gone) => _ = crate::raw::signal::install(),
             Some(State::Enabled) | None => {}
         }
         self.change_together(together);
@@ -472,7 +478,7 @@ impl Protocol {
             Phase::Gone | Phase::Busy => return Err(RevokeError::Gone),
         };
         // Relaxed: only ever compared with the reading thread's own key.
-        self.changer.store(crate::sys::thread::current_tid(), Ordering::Relaxed);
+        self.changer.store(crate::sync::current_tid(), Ordering::Relaxed);
         Ok(Change::new(self, mechanism, control, was, since))
     }
 

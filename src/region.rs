@@ -1,19 +1,31 @@
 //! Regions: device memory, its state, its mappings.
 
+pub(crate) mod access_error;
+pub(crate) mod backing;
 mod builder;
+pub(crate) mod error;
+mod fault;
+mod fault_async;
+pub(crate) mod group;
+pub(crate) mod mapping;
+pub(crate) mod notify;
+pub(crate) mod owner;
+pub(crate) mod pin;
+pub(crate) mod placed;
 mod shared;
 
 pub use builder::{FaultAround, RegionBuilder};
 pub(crate) use shared::RegionShared;
 
-use crate::error::{MapError, RevokeError};
-use crate::mapping::{MapOptions, Mapping};
-use crate::owner::OwnerView;
+use crate::protocol::error::RevokeError;
+use crate::region::error::MapError;
+use crate::region::mapping::{MapOptions, Mapping};
+use crate::region::owner::OwnerView;
 use crate::protocol::State;
 use crate::stats::{RegionStats, count};
 use crate::sys::known::KnownFile;
 use crate::view::Strategy;
-use crate::wait::Patience;
+use crate::sync::wait::Patience;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -254,7 +266,7 @@ impl Drop for Region {
         let shared = &self.shared;
         // A drop waits for nobody: what guards and pins still promise is kept, and ended in the background.
         // Nor is a monitor in the middle of an answer a reason to leave it reachable when this returns.
-        let readers = until(crate::group::READERS);
+        let readers = until(crate::region::group::READERS);
         match shared.change_among(State::Gone, Patience::Never, readers) {
             Ok(_) | Err(RevokeError::Gone | RevokeError::Forked) => {}
             Err(e) => {

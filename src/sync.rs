@@ -4,8 +4,10 @@
 //! condition variables from here, so that `--cfg revocable_model` checks the code that ships, with the orderings
 //! that ship. The real side is parking_lot, std, and a futex; the model side is loom, in the same shape.
 
+pub(crate) mod barrier;
 pub(crate) mod inside;
 pub(crate) mod memory_lock;
+pub(crate) mod wait;
 #[cfg(not(revocable_model))]
 mod real;
 #[cfg(not(revocable_model))]

@@ -3,7 +3,6 @@
 //! The functions here add types, decode errno into [`SysError`] and know no policy. Addresses are plain numbers
 //! ([`AddrRange`]): the callers own the ranges and say so in their safety proofs.
 
-pub(crate) mod barrier;
 pub(crate) mod eventfd;
 pub(crate) mod futex;
 pub(crate) mod identity;
@@ -11,6 +10,7 @@ pub(crate) mod known;
 #[cfg(not(revocable_model))]
 pub(crate) mod life;
 pub(crate) mod map;
+pub(crate) mod membarrier;
 pub(crate) mod probe;
 pub(crate) mod thread;
 pub(crate) mod uffd;

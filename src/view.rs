@@ -29,14 +29,13 @@ mod rights;
 mod server;
 mod stand_in;
 mod strategy;
-mod waiting_room;
 
 pub(crate) use cover::Ones;
 pub(crate) use server::{Server, refuser};
 pub use strategy::Strategy;
-pub(crate) use waiting_room::{WaitingRoom, Waits};
 
-use crate::OnDisabled;
+use crate::protocol::policy::OnDisabled;
+use crate::monitor::waiting_room::{WaitingRoom, Waits};
 use crate::sync::inside::{Mutex, MutexGuard, RwLock};
 use crate::sys::identity::Identity;
 use crate::sys::known::KnownFile;

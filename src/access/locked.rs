@@ -8,12 +8,12 @@
 #![expect(unsafe_code, reason = "raw accesses to regions")]
 // UNSAFETY: accesses to places that `under_lock` keeps mapped.
 
-use super::raw::{self, Faulted};
+use crate::raw::{self, Faulted};
 use super::typed::Kind;
-use crate::caller::Caller;
-use crate::error::{AccessError, CopyError};
-use crate::fault::FaultFlags;
-use crate::mapping::Mapping;
+use crate::protocol::caller::Caller;
+use crate::region::access_error::{AccessError, CopyError};
+use crate::protocol::fault::FaultFlags;
+use crate::region::mapping::Mapping;
 use crate::sys::map::Prot;
 
 /// The longest part of a copy, in bytes. It crosses no page's edge, so its memory is there or it is not.

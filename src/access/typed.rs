@@ -4,12 +4,11 @@
 //! the mapping's revocation write or take the memory at any time; the accesses are made for it.
 #![expect(unsafe_code, reason = "accesses memory by address")]
 
-use super::primitive::{AtomicPrimitive, Primitive};
-use super::raw::{self, Faulted};
 use super::slow::{Next, Patience};
-use crate::error::{AccessError, CopyError};
-use crate::mapping::Mapping;
-use crate::policy::OnDisabled;
+use crate::raw::{self, AtomicPrimitive, Faulted, Primitive};
+use crate::region::access_error::{AccessError, CopyError, check};
+use crate::region::mapping::Mapping;
+use crate::protocol::policy::OnDisabled;
 use std::sync::atomic::Ordering;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -348,16 +347,4 @@ impl Mapping {
         }
         Ok(())
     }
-}
-
-/// Bounds and natural alignment of one access.
-pub(crate) fn check<T: Primitive>(offset: usize, len: usize) -> Result<(), AccessError> {
-    let size = size_of::<T>();
-    if offset.checked_add(size).is_none_or(|end| end > len) {
-        return Err(AccessError::OutOfBounds { offset, size, len });
-    }
-    if offset % size != 0 {
-        return Err(AccessError::Misaligned { offset, align: size });
-    }
-    Ok(())
 }

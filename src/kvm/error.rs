@@ -1,6 +1,6 @@
 //! Errors of the `kvm` feature.
 
-use crate::error::RevokeError;
+use crate::protocol::error::RevokeError;
 use crate::sys::SysError;
 
 /// A mapping could not be made guest memory; nothing was changed.

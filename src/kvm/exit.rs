@@ -2,14 +2,14 @@
 
 use super::error::ExitError;
 use super::slot::{Core, Memslots};
-use crate::OnDisabled;
-use crate::caller::Caller;
-use crate::error::AccessError;
-use crate::fault::{FaultFlags, NotResolved};
-use crate::gate::Phase;
-use crate::owner::OwnerView;
+use crate::protocol::policy::OnDisabled;
+use crate::protocol::caller::Caller;
+use crate::region::access_error::AccessError;
+use crate::protocol::fault::{FaultFlags, NotResolved};
+use crate::protocol::gate::Phase;
+use crate::region::owner::OwnerView;
 use crate::stats::count;
-use crate::wait::{CancelToken, Waited};
+use crate::sync::wait::{CancelToken, Waited};
 use kvm_bindings::KVM_EXIT_MMIO;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use nix::libc;

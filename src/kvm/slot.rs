@@ -2,11 +2,11 @@
 
 use super::error::MemslotError;
 use super::ioctl::{CALL, SetMemslot, change};
-use crate::OnDisabled;
-use crate::gate::Phase;
-use crate::mapping::Mapping;
-use crate::notify::{InvalidateNotifier, NotifyError, Subscription};
-use crate::placed::{Place, Placed, Refused};
+use crate::protocol::policy::OnDisabled;
+use crate::protocol::gate::Phase;
+use crate::region::mapping::Mapping;
+use crate::region::notify::{InvalidateNotifier, NotifyError, Subscription};
+use crate::region::placed::{Place, Placed, Refused};
 use crate::stats::count;
 use crate::sys::SysError;
 use crate::sys::thread;

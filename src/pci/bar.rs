@@ -6,11 +6,11 @@
 use super::buffer::{BufferFault, Sink, Source};
 use super::device::{Device, Memory, Slot, Space};
 use super::error::PciError;
-use crate::access::Primitive;
-use crate::caller::Caller;
-use crate::error::AccessError;
-use crate::fault::{FaultFlags, NotResolved};
-use crate::owner::OwnerView;
+use crate::raw::Primitive;
+use crate::protocol::caller::Caller;
+use crate::region::access_error::AccessError;
+use crate::protocol::fault::{FaultFlags, NotResolved};
+use crate::region::owner::OwnerView;
 use crate::protocol::State;
 use std::ops::Range;
 use std::sync::atomic::Ordering;

@@ -3,8 +3,8 @@
 //! A buffer may itself be revocable memory, of the same device even: a copy to or from it may wait for the memory lock,
 //! or fail. So no lock is held while one is touched (vfio-pci's own deadlock, commit bc93b9ae0151).
 
-use crate::error::CopyError;
-use crate::mapping::Mapping;
+use crate::region::access_error::CopyError;
+use crate::region::mapping::Mapping;
 use std::error::Error;
 use std::ops::Range;
 

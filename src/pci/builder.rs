@@ -7,7 +7,7 @@ use super::ioeventfd::IoEventFds;
 use super::kicks::IoEventLoop;
 use super::regs::*;
 use super::reset::{ResetFn, ResetKind};
-use crate::backing::Backing;
+use crate::region::backing::Backing;
 use crate::monitor::Monitor;
 use crate::region::Region;
 use crate::sync::inside::Mutex;
@@ -284,7 +284,7 @@ impl PciBuilder {
         };
         let memories = slots.iter().flatten().filter_map(Slot::memory).chain(&rom);
         let mut members: Vec<_> = memories.map(|memory| Arc::clone(&memory.region.shared)).collect();
-        crate::group::in_order(&mut members);
+        crate::region::group::in_order(&mut members);
         Ok(PciDevice {
             device: Arc::new(Device {
                 name,

@@ -6,9 +6,9 @@ use super::config::{ConfigSpace, piece};
 use super::device::{Device, PciDevice, TurnGuard};
 use super::error::PciError;
 use super::regs::*;
-use crate::group::Changes;
+use crate::region::group::Changes;
 use crate::protocol::State;
-use crate::wait::Patience;
+use crate::sync::wait::Patience;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 

@@ -7,13 +7,13 @@ use super::config::ConfigSpace;
 use super::error::PciError;
 use super::ioeventfd::IoEventFds;
 use super::reset::ResetFn;
-use crate::caller::Caller;
-use crate::error::MapError;
-use crate::mapping::{MapOptions, Mapping};
-use crate::owner::OwnerView;
+use crate::protocol::caller::Caller;
+use crate::region::error::MapError;
+use crate::region::mapping::{MapOptions, Mapping};
+use crate::region::owner::OwnerView;
 use crate::region::{Region, RegionShared};
 use crate::sync::inside::Mutex;
-use crate::sys::thread::current_tid;
+use crate::sync::current_tid;
 use crate::users::Theirs;
 use std::fmt;
 use std::ops::Range;
@@ -288,7 +288,7 @@ impl PciDevice {
     /// Called from inside a notifier or a reset callback.
     pub fn privileged<R>(&self, work: impl FnOnce(&Self) -> R) -> Result<R, PciError> {
         let _turn = self.device.take_turn()?;
-        let _locked = crate::group::Changes::begin_privileged(&self.device.members)?;
+        let _locked = crate::region::group::Changes::begin_privileged(&self.device.members)?;
         Ok(work(self))
     }
 }

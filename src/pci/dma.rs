@@ -5,13 +5,13 @@
 //! revocation and puts them back after: it is one of the region's notifiers. It can be unmapped in any state.
 
 use super::error::PciError;
-use crate::access::raw;
-use crate::caller::Caller;
-use crate::error::PinError;
-use crate::fault::FaultFlags;
-use crate::mapping::{Listed, Mapping};
-use crate::notify::{InvalidateNotifier, NotifyError, Subscription};
-use crate::placed::{Placed, Refused};
+use crate::raw;
+use crate::protocol::caller::Caller;
+use crate::region::error::PinError;
+use crate::protocol::fault::FaultFlags;
+use crate::region::mapping::{Listed, Mapping};
+use crate::region::notify::{InvalidateNotifier, NotifyError, Subscription};
+use crate::region::placed::{Placed, Refused};
 use crate::protocol::Protocol;
 use crate::region::RegionShared;
 use crate::sync::inside::Mutex;
@@ -354,7 +354,7 @@ impl Part {
         self.mapping.served.view.range.as_ptr().wrapping_add(self.range.start)
     }
 
-    fn change(&self, wish: impl FnOnce(&mut crate::placed::Place)) -> Result<bool, Refused<NotMapped>> {
+    fn change(&self, wish: impl FnOnce(&mut crate::region::placed::Place)) -> Result<bool, Refused<NotMapped>> {
         let _inside = self.protocol().inside();
         self.placed.change(wish, |there| {
             if !there {

@@ -1,8 +1,10 @@
 //! What the device model answers, each with the errno that vfio-pci gives for it.
 
-use crate::error::{BuildError, MapError, MonitorError, RevokeError};
-use crate::fault::IllegalFlags;
-use crate::group::GroupError;
+use crate::monitor::error::MonitorError;
+use crate::protocol::error::RevokeError;
+use crate::region::error::{BuildError, MapError};
+use crate::protocol::fault::IllegalFlags;
+use crate::region::group::GroupError;
 use crate::pci::Space;
 use crate::sys::SysError;
 use nix::errno::Errno;

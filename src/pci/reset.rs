@@ -6,9 +6,9 @@ use super::command::Reach;
 use super::device::{Device, PciDevice, TurnGuard};
 use super::error::PciError;
 use super::power::D0;
-use crate::group::Changes;
+use crate::region::group::Changes;
 use crate::region::RegionShared;
-use crate::wait::Patience;
+use crate::sync::wait::Patience;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -121,7 +121,7 @@ impl Bus {
             turns.0.push((device, turn));
         }
         let mut members: Vec<_> = self.functions.iter().flat_map(|f| f.device.members.iter().cloned()).collect();
-        crate::group::in_order(&mut members);
+        crate::region::group::in_order(&mut members);
         let held: Vec<_> = turns.0.iter().map(|(device, turn)| (*device, turn)).collect();
         reset_all(&held, &members, Patience::Never, || reset(&self.functions))
     }

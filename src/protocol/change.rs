@@ -1,11 +1,11 @@
 //! A change of state under way: what the changer does between the locking and the waking.
 
 use super::{Mechanism, Protocol, State, gave_up};
-use crate::error::{Holders, RevokeError};
-use crate::gate::Phase;
+use crate::protocol::error::{Holders, RevokeError};
+use crate::protocol::gate::Phase;
 use crate::sync::atomic::Ordering;
 use crate::sync::{Mutation, RwLock, RwLockWriteGuard, TryMutexGuard, broken, fence, inside};
-use crate::wait::Patience;
+use crate::sync::wait::Patience;
 use std::time::Instant;
 
 /// A change of state under way: the gate is closed and the write side of the memory lock is held. Dropping it
@@ -132,7 +132,7 @@ impl<'a> Change<'a> {
             (_, State::Enabled) => self.enable(),
             (_, State::Disabled) => {
                 // As in `Protocol::claim`, which has not seen the goal.
-                crate::signal::install()?;
+                crate::raw::signal::install()?;
                 self.disable(goal)
             }
             (_, State::Gone) => self.disable(goal),

@@ -16,10 +16,10 @@
 mod kernel;
 
 use super::*;
-use crate::caller::Caller;
-use crate::fault::{FaultFlags, LockAfter, NoLock, NotResolved, Outcome};
-use crate::gate::adopt;
-use crate::policy::OnDisabled;
+use crate::protocol::caller::Caller;
+use crate::protocol::fault::{FaultFlags, LockAfter, NoLock, NotResolved, Outcome};
+use crate::protocol::gate::adopt;
+use crate::protocol::policy::OnDisabled;
 use crate::sync::Arc;
 use crate::sync::explore::{explore, fails_without};
 use kernel::{Kernel, Kind, Met};

@@ -1,12 +1,12 @@
 //! What a region is made of, and which strategy fits it.
 
 use super::{Region, RegionShared};
-use crate::backing::{Backing, File, Kind, OnRevoke};
-use crate::error::BuildError;
+use crate::region::backing::{Backing, File, Kind, OnRevoke};
+use crate::region::error::BuildError;
 use crate::monitor::Monitor;
-use crate::notify::Notifiers;
-use crate::owner::OwnerView;
-use crate::pin::PinTable;
+use crate::region::notify::Notifiers;
+use crate::region::owner::OwnerView;
+use crate::region::pin::PinTable;
 use crate::protocol::{Protocol, State};
 use crate::stats::RegionCounters;
 use crate::sync::inside::Mutex;
@@ -118,7 +118,7 @@ impl RegionBuilder {
             None if strategy == Strategy::Zap => Some(Monitor::shared()?),
             monitor => monitor,
         };
-        crate::signal::install()?;
+        crate::raw::signal::install()?;
         let owner = OwnerView::new(&file, self.len)?;
         crate::view::prepare()?;
         let initial = if self.enabled { State::Enabled } else { State::Disabled };

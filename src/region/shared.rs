@@ -1,21 +1,21 @@
 //! What a region, its mappings and its monitor share: the mechanism that the protocol drives.
 
 use super::FaultAround;
-use crate::async_fault::PendingFaults;
-use crate::backing::{Kind, OnRevoke};
-use crate::error::RevokeError;
-use crate::mapping::Served;
+use crate::protocol::async_fault::PendingFaults;
+use crate::region::backing::{Kind, OnRevoke};
+use crate::protocol::error::RevokeError;
+use crate::region::mapping::Served;
 use crate::monitor::Monitor;
-use crate::notify::Notifiers;
-use crate::owner::OwnerView;
-use crate::pin::PinTable;
+use crate::region::notify::Notifiers;
+use crate::region::owner::OwnerView;
+use crate::region::pin::PinTable;
 use crate::protocol::{Mechanism, Protocol, State};
 use crate::stats::{RegionCounters, count};
 use crate::sync::inside::Mutex;
 use crate::sys::SysError;
 use crate::sys::known::KnownFile;
 use crate::view::{Grade, Strategy};
-use crate::wait::Patience;
+use crate::sync::wait::Patience;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};

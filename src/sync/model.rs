@@ -31,6 +31,20 @@ pub(crate) fn broken(step: Mutation) -> bool {
     MUTATION.get() == Some(step as u8)
 }
 
+loom::thread_local! {
+    static NUMBER: Cell<i32> = Cell::new(0);
+}
+
+/// The calling thread's number, from 1: loom runs all threads of a model in one.
+pub(crate) fn current_tid() -> i32 {
+    NUMBER.with(|number| number.get())
+}
+
+/// Gives the calling thread a number, from 0.
+pub(crate) fn adopt(number: usize) {
+    NUMBER.with(|mine| mine.set(i32::try_from(number + 1).unwrap_or(i32::MAX)));
+}
+
 /// Leave the step of this number out of every model that this test runs from here on.
 #[cfg(test)]
 pub(super) fn sabotage(step: Option<u8>) {

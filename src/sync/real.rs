@@ -4,6 +4,7 @@
 
 use std::time::Instant;
 
+pub(crate) use crate::sys::thread::current_tid;
 pub(crate) use super::inside::{Mutex, MutexGuard};
 pub(crate) use super::memory_lock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub(crate) use std::sync::{Arc, atomic, atomic::fence};

@@ -4,15 +4,15 @@
 //! memory, mappings) passes and rights can be given, so these are tried again whenever a feature is asked for, and the answer
 //! is the errno met then.
 
-use super::barrier::Barriers;
 use super::identity::PerProcess;
 use super::map::{self, Advice, Prot};
+use super::membarrier;
 use super::uffd::{Uffd, UffdFeatures, UffdSource};
 use super::{SysError, page_size};
-use crate::sync::inside::Mutex;
 use nix::errno::Errno;
 use std::fmt;
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 
 bitflags::bitflags! {
     /// One thing a kernel or a process's rights may lack.
@@ -67,10 +67,10 @@ pub struct Support {
     features: Feature,
 }
 
-/// What cannot change any more. Per process: a forked child has none of its parent's locks or registrations.
-static KNOWN: PerProcess<Mutex<Vec<Found>>> = PerProcess::new(Mutex::default);
+/// What cannot change any more, by the feature's bit. Per process: a forked child has none of its parent's registrations.
+static KNOWN: PerProcess<[OnceLock<Result<(), SysError>>; FEATURES]> = PerProcess::new(Default::default);
 
-type Found = (Feature, Result<(), SysError>);
+const FEATURES: usize = Feature::all().bits().count_ones() as usize;
 
 impl Support {
     /// What the process can do now. What is there is remembered, and so is what the kernel does not know; what was refused for
@@ -93,14 +93,14 @@ impl Support {
     /// # Errors
     /// What its trial met: now, or once and for all.
     pub(crate) fn check(feature: Feature) -> Result<(), SysError> {
-        let known = KNOWN.get();
-        if let Some((_, found)) = known.lock().iter().find(|(known, _)| *known == feature) {
+        let known = &KNOWN.get()[feature.bits().trailing_zeros() as usize];
+        if let Some(found) = known.get() {
             return *found;
         }
-        // Not under the lock: what two threads find out at a time is the same.
+        // What two threads find out at a time is the same.
         let found = attempt(feature);
         if found.map_or_else(|e| e.is_lasting(), |()| true) {
-            known.lock().push((feature, found));
+            let _ = known.set(found);
         }
         found
     }
@@ -181,7 +181,7 @@ fn attempt(feature: Feature) -> Result<(), SysError> {
         f if f == Feature::UFFD_SIGBUS => offers(UffdFeatures::SIGBUS),
         f if f == Feature::UFFD_EVENT_REMAP => offers(UffdFeatures::EVENT_REMAP),
         f if f == Feature::DONTUNMAP => try_dontunmap(),
-        f if f == Feature::MEMBARRIER => Barriers::try_membarrier(),
+        f if f == Feature::MEMBARRIER => membarrier::register().and_then(|()| membarrier::barrier()),
         _ => try_hugetlb(2 << 20),
     }
 }

@@ -7,15 +7,8 @@ use std::marker::PhantomData;
 use std::thread::{Builder, JoinHandle};
 
 /// The caller's thread id, the one in `/proc/PID/task`.
-#[cfg(not(revocable_model))]
 pub(crate) fn current_tid() -> i32 {
     nix::unistd::gettid().as_raw()
-}
-
-/// loom runs all threads of a model in one: they have numbers of their own.
-#[cfg(revocable_model)]
-pub(crate) fn current_tid() -> i32 {
-    crate::gate::model_thread()
 }
 
 /// Starts a thread of the crate's own, which takes none of the process's signals: a handler of the application must not run

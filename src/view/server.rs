@@ -10,7 +10,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub(crate) enum Server {
     /// A monitor reads them.
-    Monitor(crate::Monitor),
+    Monitor(crate::monitor::Monitor),
     /// A userfaultfd in SIGBUS mode: the faulting thread resolves its own.
     Own(Arc<Uffd>),
     /// The kernel.

@@ -4,7 +4,7 @@
 //! step, so that no access ever meets it unregistered. Nothing of the region is in it: should its userfaultfd be closed, what
 //! is left is empty private memory.
 
-use super::waiting_room::{WaitingRoom, Waits};
+use crate::monitor::waiting_room::{WaitingRoom, Waits};
 use super::{Content, Place, View, ranges, release};
 use crate::sys::map::{self, Advice, Prot};
 use crate::sys::{AddrRange, SysError, page_size};

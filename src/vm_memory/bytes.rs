@@ -1,7 +1,7 @@
 //! `Bytes` by the crate's own accesses.
 
 use super::region::RevocableRegion;
-use crate::access::Primitive;
+use crate::raw::Primitive;
 use ::vm_memory::bitmap::Bitmap;
 use ::vm_memory::guest_memory::Result;
 use ::vm_memory::{

@@ -1,7 +1,7 @@
 //! A mapping at an address of the guest.
 
-use crate::OnDisabled;
-use crate::mapping::Mapping;
+use crate::protocol::policy::OnDisabled;
+use crate::region::mapping::Mapping;
 use ::vm_memory::bitmap::{BS, Bitmap};
 use ::vm_memory::guest_memory::Result;
 use ::vm_memory::{
@@ -109,6 +109,6 @@ impl<B: Bitmap> GuestMemoryRegion for RevocableRegion<B> {
     }
 
     fn is_hugetlbfs(&self) -> Option<bool> {
-        Some(self.mapping.served.region.kind == crate::backing::Kind::Hugetlb)
+        Some(self.mapping.served.region.kind == crate::region::backing::Kind::Hugetlb)
     }
 }

@@ -5,8 +5,8 @@
 //! owner's own is reported, beside the one that comes while it is revoked.
 
 use super::super::{Mechanism, Protocol, State};
-use crate::error::RevokeError;
-use crate::policy::OnDisabled;
+use crate::protocol::error::RevokeError;
+use crate::protocol::policy::OnDisabled;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Condvar, Mutation, Mutex, broken};
 use loom::cell::UnsafeCell;

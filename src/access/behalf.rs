@@ -1,0 +1,135 @@
+//! Faults, and single accesses on a caller's behalf, as its flags allow.
+//!
+//! UNSAFETY: accesses region memory by address, in the owner's view, which the region keeps, or in a mapping that `&self`
+//! keeps. Whoever else writes there meanwhile, the accesses are single, and recoverable where accesses are.
+#![expect(unsafe_code, reason = "accesses memory by address")]
+
+use crate::raw::{self, Faulted, Primitive};
+use crate::region::access_error::check;
+use crate::protocol::caller::Caller;
+use crate::region::access_error::AccessError;
+use crate::protocol::fault::{CallerLock, FaultFlags, NotResolved};
+use crate::protocol::gate::Phase;
+use crate::region::mapping::Mapping;
+use crate::protocol::policy::OnDisabled;
+use crate::sync::inside;
+use crate::sys::AddrRange;
+use crate::sys::map::Prot;
+
+impl Mapping {
+    /// One load as the caller's flags allow, made on its behalf: under the read side of the memory lock and through the
+    /// owner's view, so that it never waits in a page fault. [`Caller::on_disabled`] is the mapping's own policy.
+    ///
+    /// # Blocking
+    /// As the flags say; with [`FaultFlags::NOWAIT`] not at all.
+    ///
+    /// # Errors
+    /// See [`AccessError`]; [`AccessError::WouldBlock`] for NOWAIT, [`AccessError::Cancelled`] if called off.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken), as [`read`](Self::read) is.
+    pub fn read_with<'a, T: Primitive>(&self, offset: usize, caller: impl Into<Caller<'a>>) -> Result<T, AccessError> {
+        check::<T>(offset, self.len())?;
+        let loaded = self.under_lock(offset, size_of::<T>(), Prot::Read, &caller.into(), |at| {
+            // SAFETY: `under_lock`'s place, checked just now.
+            unsafe { raw::load(at.cast::<T>()) }
+        })?;
+        Ok(loaded.unwrap_or(T::ALL_ONES))
+    }
+
+    /// One store as the caller's flags allow; see [`read_with`](Self::read_with).
+    ///
+    /// # Blocking
+    /// As the flags say.
+    ///
+    /// # Errors
+    /// See [`AccessError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken), as [`write`](Self::write) is.
+    pub fn write_with<'a, T: Primitive>(
+        &self,
+        offset: usize,
+        value: T,
+        caller: impl Into<Caller<'a>>,
+    ) -> Result<(), AccessError> {
+        check::<T>(offset, self.len())?;
+        if !self.is_writable() {
+            return Err(AccessError::ReadOnly { offset });
+        }
+        let stored = self.under_lock(offset, size_of::<T>(), Prot::ReadWrite, &caller.into(), |at| {
+            // SAFETY: as in `read_with`.
+            unsafe { raw::store(at.cast::<T>(), value) }
+        });
+        stored.map(drop)
+    }
+
+    /// [`read`](Self::read) that never waits.
+    ///
+    /// # Errors
+    /// [`AccessError::WouldBlock`] where `read` would wait.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe, and never waits.
+    pub fn try_read<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
+        self.read_with(offset, FaultFlags::NOWAIT)
+    }
+
+    /// [`write`](Self::write) that never waits.
+    ///
+    /// # Errors
+    /// [`AccessError::WouldBlock`] where `write` would wait.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe, and never waits.
+    pub fn try_write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
+        self.write_with(offset, value, FaultFlags::NOWAIT.union(FaultFlags::WRITE))
+    }
+
+    /// Runs `access` on `len` bytes at `offset`, which are in the mapping, as the caller's flags allow. The place that it is
+    /// given stays mapped meanwhile: under the read side of the memory lock of an enabled region, in the owner's view.
+    /// `None`: an Unsupported Request.
+    pub(crate) fn under_lock<R>(
+        &self,
+        offset: usize,
+        len: usize,
+        needed: Prot,
+        caller: &Caller<'_>,
+        mut access: impl FnMut(*mut u8) -> Result<R, Faulted>,
+    ) -> Result<Option<R>, AccessError> {
+        let caller = caller.on_disabled(self.on_disabled());
+        let (served, region) = (&*self.served, &*self.served.region);
+        if region.protocol.is_inherited() {
+            return Err(AccessError::Forked { offset });
+        }
+        // Asked before the read side is taken, which counts too.
+        let inside = inside::is_inside();
+        let mut access = || match region.owner.is_empty() {
+            // A device that is dropped on revocation has no owner's view; its faults are the kernel's to resolve, so the
+            // mapping itself will do.
+            true => match served.is_live(inside)? {
+                true => Some(access(self.as_ptr().wrapping_add(offset))),
+                false => Some(Err(Faulted)),
+            },
+            false => {
+                let at = served.offset + offset;
+                Some(if region.owner.given(at, len) == len { access(region.owner.at(at)) } else { Err(Faulted) })
+            }
+        };
+        // The owner's view has all rights, the mapping maybe not.
+        let allowed = || served.view.allows(AddrRange::new(served.view.range.addr + offset, len), needed);
+        let access = || if allowed() { access().map(Some) } else { Some(None) };
+        match region.protocol.on_behalf(&caller, access) {
+            Ok(None) => Err(AccessError::Protected { offset }),
+            Ok(Some(done)) => done.map(Some).map_err(|Faulted| AccessError::NoMemory { offset }),
+            Err(NotResolved::Sigbus) if self.on_disabled() == OnDisabled::AllOnes => Ok(None),
+            Err(NotResolved::Sigbus) if region.protocol.phase() == Phase::Gone => Err(AccessError::Gone { offset }),
+            Err(NotResolved::Sigbus) => Err(AccessError::Disabled { offset }),
+            Err(NotResolved::WouldBlock) => Err(AccessError::WouldBlock { offset }),
+            Err(NotResolved::Killed) => Err(AccessError::Cancelled { offset }),
+            Err(NotResolved::Reentrant) => Err(AccessError::Reentrant { offset }),
+            Err(NotResolved::WouldDeadlock) => Err(AccessError::WouldDeadlock),
+            Err(NotResolved::Illegal(flags)) => Err(AccessError::Flags(flags)),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Guards: while one lives, the region stays as it is, and disabling waits.
+
+use crate::region::access_error::AccessError;
+use crate::protocol::gate::{self, Phase};
+use crate::region::mapping::Mapping;
+use crate::sync::wait::Waited;
+use std::fmt;
+use std::ops::Deref;
+
+/// A stretch of accesses that no revocation comes between; see [`Mapping::try_access`].
+///
+/// While it lives, `disable()` of its region waits, `try_disable()` answers `Busy`, and `disable_timeout()` gives up and
+/// names this thread. It is no lock against other accesses. Leaked, it keeps its region from being revoked for good; once its
+/// thread has ended, as a guard of thread 0.
+///
+/// # Signal safety
+/// A handler may access through a guard that it has interrupted, as without one. Taking and dropping guards is not for handlers:
+/// one that interrupts its own thread there makes the gate miscount.
+#[must_use = "a guard that is dropped at once guards nothing"]
+pub struct Access<'a> {
+    mapping: &'a Mapping,
+    _guard: gate::Guard<'a>,
+}
+
+impl Access<'_> {
+    /// The first byte: reachable as long as the guard lives, so plain volatile accesses need no check and no recovery.
+    /// (A mapping for [accessors only](crate::MapOptions::accessors_only) and a file that others truncate are exceptions: use
+    /// the mapping's own accesses there, which a guard derefs to.)
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.mapping.as_ptr()
+    }
+}
+
+impl Deref for Access<'_> {
+    type Target = Mapping;
+
+    fn deref(&self) -> &Mapping {
+        self.mapping
+    }
+}
+
+impl fmt::Debug for Access<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access").field("mapping", self.mapping).finish()
+    }
+}
+
+impl Mapping {
+    /// A guard, if the region is enabled. Costs about a nanosecond, and never waits.
+    ///
+    /// # Errors
+    /// [`AccessError::Disabled`], [`AccessError::Gone`], or [`AccessError::WouldBlock`] while the region is busy.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
+    #[inline]
+    pub fn try_access(&self) -> Result<Access<'_>, AccessError> {
+        match self.served.region.protocol.gate.enter() {
+            Ok(guard) => Ok(Access { mapping: self, _guard: guard }),
+            Err(phase) => Err(refused(phase)),
+        }
+    }
+
+    /// Runs `with` under a guard, and answers what it answers. A guard that a closure holds cannot leak.
+    ///
+    /// # Blocking
+    /// Waits while the region is busy. Inside of another guard of the same region it never does: the revocation would
+    /// wait for that one.
+    ///
+    /// # Errors
+    /// As [`try_access`](Self::try_access), except `WouldBlock`. [`AccessError::Reentrant`] where it would wait for the calling
+    /// thread itself, which is in a callback of a change of the region. [`AccessError::WouldDeadlock`] inside of a guard of
+    /// *another* region that is being revoked together with this one (another BAR of the device, another member of the group):
+    /// the change of both waits for that guard.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
+    pub fn with_access<R>(&self, with: impl FnOnce(&Access<'_>) -> R) -> Result<R, AccessError> {
+        loop {
+            match self.try_access() {
+                Ok(access) => return Ok(with(&access)),
+                Err(AccessError::WouldBlock { .. }) => {
+                    let protocol = &self.served.region.protocol;
+                    if protocol.is_inherited() {
+                        return Err(AccessError::Forked { offset: AccessError::WHOLE });
+                    }
+                    match protocol.wait_while(|now| now == Phase::Busy, None, None) {
+                        Waited::Reentrant => return Err(AccessError::Reentrant { offset: AccessError::WHOLE }),
+                        Waited::WouldDeadlock => return Err(AccessError::WouldDeadlock),
+                        Waited::Done | Waited::Cancelled | Waited::TimedOut => {}
+                    }
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+#[cold]
+fn refused(phase: Phase) -> AccessError {
+    let offset = AccessError::WHOLE;
+    match phase {
+        Phase::Open | Phase::Busy => AccessError::WouldBlock { offset },
+        Phase::Disabled => AccessError::Disabled { offset },
+        Phase::Gone => AccessError::Gone { offset },
+    }
+}

@@ -1,0 +1,359 @@
+//! Asynchronous faults, as KVM's async page faults: not there now, told when it is.
+//!
+//! A queue is one consumer's, a vCPU's for instance. A fault that cannot be resolved now is put on the region's list; the
+//! thread that ends the change of state it waits for completes it. No thread, no runtime: a completion is an entry in
+//! the queue and a count in its eventfd, and wakes the token's task if it is awaited.
+
+use crate::protocol::error::SubmitError;
+use crate::protocol::fault::NotResolved;
+use crate::protocol::gate::Phase;
+use crate::protocol::policy::OnDisabled;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutation, Mutex, broken};
+use crate::sys::identity::Identity;
+use crate::users::{discard, guarded};
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
+
+#[cfg(all(test, revocable_model))]
+mod model;
+mod ready;
+
+use ready::Ready;
+
+/// Where the completions of one consumer's faults arrive.
+///
+/// [`AsFd`] is an eventfd, readable while completions wait, for epoll. Cheap to clone: clones are the same queue. In a forked
+/// child it is empty and stays so.
+#[derive(Clone)]
+pub struct FaultQueue {
+    shared: Arc<QueueShared>,
+}
+
+struct QueueShared {
+    limit: usize,
+    /// Submitted and not yet taken from the queue.
+    outstanding: AtomicUsize,
+    completed: Mutex<VecDeque<Completion>>,
+    /// Counts what is in `completed`, and changes under its lock: a count that came after its completion was taken would
+    /// leave the eventfd readable with nothing to read.
+    ready: Ready,
+}
+
+/// A fault of a queue's that is decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Completion {
+    /// Which: [`FaultToken::id`].
+    pub id: u64,
+    /// The page it was for, an offset in the region, in bytes.
+    pub offset: usize,
+    /// The region is enabled: repeat the access. Or why it never will be, for this fault.
+    pub result: Result<(), NotResolved>,
+}
+
+/// What became of a submitted fault.
+#[derive(Debug)]
+pub enum Submitted {
+    /// The region is enabled and not busy: repeat the access at once. Nothing was queued.
+    Ready,
+    /// Told later.
+    Queued(FaultToken),
+    /// This page's fault is in this queue already; its token tells.
+    Pending {
+        /// The earlier token's id.
+        id: u64,
+    },
+}
+
+impl FaultQueue {
+    /// A queue for at most `limit` faults that are not taken yet (KVM has 64 for a vCPU). At the limit a submission is refused
+    /// ([`SubmitError::Full`]) and the caller waits for its fault itself ([`Region::fault_in`]), as KVM does.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn new(limit: usize) -> Result<Self, SubmitError> {
+        let completed = Mutex::new(VecDeque::new());
+        let shared = QueueShared { limit, outstanding: AtomicUsize::new(0), completed, ready: Ready::new()? };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The oldest completion, if there is one. Never blocks.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
+    pub fn next(&self) -> Option<Completion> {
+        if self.shared.ready.is_inherited() {
+            return None;
+        }
+        let mut completed = self.shared.completed.lock();
+        let completion = completed.pop_front()?;
+        self.shared.ready.take_one();
+        drop(completed);
+        self.shared.outstanding.fetch_sub(1, Ordering::Relaxed);
+        Some(completion)
+    }
+
+    /// How many faults are submitted and not taken.
+    pub fn outstanding(&self) -> usize {
+        self.shared.outstanding.load(Ordering::Relaxed)
+    }
+}
+
+impl FaultQueue {
+    /// Is it of the process that this one was forked from?
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.shared.ready.is_inherited()
+    }
+}
+
+impl AsFd for FaultQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.ready.as_fd()
+    }
+}
+
+impl fmt::Debug for FaultQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultQueue")
+            .field("outstanding", &self.outstanding())
+            .field("limit", &self.shared.limit)
+            .finish()
+    }
+}
+
+/// A fault that is not decided.
+struct Pending {
+    id: u64,
+    offset: usize,
+    policy: OnDisabled,
+    queue: Arc<QueueShared>,
+    state: Mutex<TokenState>,
+}
+
+#[derive(Default)]
+struct TokenState {
+    result: Option<Result<(), NotResolved>>,
+    waker: Option<Waker>,
+}
+
+impl Pending {
+    /// Is it of the process that this one was forked from? Then locks may be held for ever, and the eventfd is the parent's.
+    fn is_inherited(&self) -> bool {
+        self.queue.ready.is_inherited()
+    }
+
+    /// Completes it, once.
+    fn complete(&self, result: Result<(), NotResolved>) {
+        if self.is_inherited() {
+            return;
+        }
+        let mut state = self.state.lock();
+        if state.result.is_some() && !broken(Mutation::CompleteTwice) {
+            return;
+        }
+        state.result = Some(result);
+        let waker = state.waker.take();
+        drop(state);
+        let mut completed = self.queue.completed.lock();
+        completed.push_back(Completion { id: self.id, offset: self.offset, result });
+        if broken(Mutation::CountUnlocked) {
+            drop(completed);
+            self.queue.ready.add_one();
+        } else {
+            self.queue.ready.add_one();
+            drop(completed);
+        }
+        if let Some(waker) = waker {
+            // A task's panic is its own: the change of state that brings this goes on to its end.
+            let _ = guarded(|| waker.wake());
+        }
+    }
+
+    /// What a region in this phase means for it; `None`: it goes on waiting.
+    fn verdict(&self, phase: Phase) -> Option<Result<(), NotResolved>> {
+        match (phase, self.policy) {
+            (Phase::Open, _) => Some(Ok(())),
+            (Phase::Gone, _) | (Phase::Disabled, OnDisabled::Sigbus | OnDisabled::AllOnes) => {
+                Some(Err(NotResolved::Sigbus))
+            }
+            (Phase::Busy, _) | (Phase::Disabled, OnDisabled::Block) => None,
+        }
+    }
+}
+
+/// A submitted fault: a `Future` of its result, which also arrives in its queue. Dropping it gives the fault up:
+/// it completes with `Killed`. In a forked child it is given up at once, and its parent's stays as it is.
+pub struct FaultToken {
+    pending: Arc<Pending>,
+    /// The region's list, as long as the region is there.
+    list: Weak<PendingFaults>,
+}
+
+impl FaultToken {
+    /// Tells completions apart; unique in its region.
+    pub fn id(&self) -> u64 {
+        self.pending.id
+    }
+
+    /// Gives the fault up: it completes with [`NotResolved::Killed`], if it is not decided yet.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
+    pub fn cancel(&self) {
+        if self.pending.is_inherited() {
+            return;
+        }
+        if broken(Mutation::CancelLate) {
+            self.pending.complete(Err(NotResolved::Killed));
+        }
+        // First off the list: a repeated fault on the page must not be told that one which is decided tells.
+        if let Some(list) = self.list.upgrade() {
+            list.remove(self.pending.id);
+        }
+        self.pending.complete(Err(NotResolved::Killed));
+    }
+}
+
+impl Drop for FaultToken {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+impl Future for FaultToken {
+    type Output = Result<(), NotResolved>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.pending.is_inherited() {
+            return Poll::Ready(Err(NotResolved::Killed));
+        }
+        // A waker's clone and its destructor are the task's code: no lock is held.
+        let waker = context.waker().clone();
+        let mut state = self.pending.state.lock();
+        if let Some(result) = state.result {
+            drop(state);
+            discard(waker);
+            return Poll::Ready(result);
+        }
+        let earlier = state.waker.replace(waker);
+        drop(state);
+        discard(earlier);
+        Poll::Pending
+    }
+}
+
+impl fmt::Debug for FaultToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultToken")
+            .field("id", &self.pending.id)
+            .field("offset", &self.pending.offset)
+            .field("result", &(!self.pending.is_inherited()).then(|| self.pending.state.lock().result).flatten())
+            .finish()
+    }
+}
+
+/// The faults that wait for a region.
+pub(crate) struct PendingFaults {
+    list: Mutex<PendingList>,
+    /// Whose they are.
+    process: Identity,
+}
+
+#[derive(Default)]
+struct PendingList {
+    next: u64,
+    faults: Vec<Arc<Pending>>,
+}
+
+impl PendingFaults {
+    /// Puts a fault on the list, if the phase does not decide it at once. See [`Region::fault_async`].
+    pub(crate) fn submit(
+        self: &Arc<Self>,
+        offset: usize,
+        policy: OnDisabled,
+        queue: &FaultQueue,
+        phase: impl Fn() -> Phase,
+    ) -> Result<Submitted, SubmitError> {
+        if phase() == Phase::Open {
+            return Ok(Submitted::Ready);
+        }
+        let mut list = self.list.lock();
+        let ours = |fault: &&Arc<Pending>| fault.offset == offset && Arc::ptr_eq(&fault.queue, &queue.shared);
+        if let Some(earlier) = list.faults.iter().find(ours) {
+            return Ok(Submitted::Pending { id: earlier.id });
+        }
+        let limit = queue.shared.limit;
+        let room = |n: usize| (n < limit).then_some(n + 1);
+        if queue.shared.outstanding.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
+            return Err(SubmitError::Full { limit });
+        }
+        list.next += 1;
+        let pending = Arc::new(Pending {
+            id: list.next,
+            offset,
+            policy,
+            queue: Arc::clone(&queue.shared),
+            state: Mutex::new(TokenState::default()),
+        });
+        list.faults.push(Arc::clone(&pending));
+        drop(list);
+        // On the list first, then a look at the phase; a changer sets the phase first, then looks at the list. Either it
+        // sees the fault, or this sees the phase: the list's lock orders the two.
+        if !broken(Mutation::SubmitRecheck) {
+            self.settle(phase);
+        }
+        Ok(Submitted::Queued(FaultToken { pending, list: Arc::downgrade(self) }))
+    }
+
+    /// Completes what the phase decides. Called after every change of state, once the phase is set.
+    ///
+    /// The phase is read under the list's lock: so it is the phase at a time when every fault on the list was there
+    /// already, and none is answered by what was before it.
+    pub(crate) fn settle(&self, phase: impl Fn() -> Phase) {
+        let before = broken(Mutation::SettleStale).then(&phase);
+        let mut list = self.list.lock();
+        if list.faults.is_empty() {
+            return;
+        }
+        let phase = before.unwrap_or_else(phase);
+        let (decided, waiting) = list.faults.drain(..).partition(|fault| fault.verdict(phase).is_some());
+        list.faults = waiting;
+        drop(list);
+        let decided: Vec<Arc<Pending>> = decided;
+        for fault in decided {
+            if let Some(result) = fault.verdict(phase) {
+                fault.complete(result);
+            }
+        }
+    }
+
+    fn remove(&self, id: u64) {
+        self.list.lock().faults.retain(|fault| fault.id != id);
+    }
+}
+
+impl Default for PendingFaults {
+    fn default() -> Self {
+        Self { list: Mutex::new(PendingList::default()), process: Identity::current() }
+    }
+}
+
+impl Drop for PendingFaults {
+    fn drop(&mut self) {
+        if !self.process.is_current() {
+            // A child's copy of the lock may be held for ever.
+            return;
+        }
+        // Wakers run under no lock.
+        let faults = std::mem::take(&mut self.list.lock().faults);
+        for fault in faults {
+            fault.complete(Err(NotResolved::Sigbus));
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Errors of changes of state, and of asynchronous faults.
+
+use super::gate::HeldGuard;
+use crate::sys::SysError;
+use std::time::Duration;
+
+/// Guards that kept a revocation waiting.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holders {
+    /// The guards, by thread.
+    pub guards: Vec<HeldGuard>,
+    /// How many pins.
+    pub pins: usize,
+}
+
+impl std::fmt::Display for Holders {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let guards: u64 = self.guards.iter().map(|held| held.count).sum();
+        write!(f, "{guards} guard(s) and {} pin(s) held", self.pins)?;
+        for HeldGuard { tid, count, held_for_at_least } in &self.guards {
+            write!(f, "; thread {tid}: {count} for at least {held_for_at_least:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Disabling, enabling or resetting a region failed; its state is as before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RevokeError {
+    /// `try_` met somebody else's change of state, a guard, a pin or a reader, and never waits.
+    #[error("the region is busy: {0}; try again, or let it wait")]
+    Busy(Holders),
+    /// `_timeout` gave up.
+    #[error("gave up after {waited:?}: {holders}; try again once they are dropped")]
+    TimedOut {
+        /// How long it waited.
+        waited: Duration,
+        /// For whom.
+        holders: Holders,
+    },
+    /// The calling thread holds a guard of this region: waiting for it would wait for ever.
+    #[error("this thread holds {guards} guard(s) of the region itself: drop them first")]
+    WouldDeadlock {
+        /// How many.
+        guards: u64,
+    },
+    /// Called from inside a notifier or a reset callback of the same region, or from a signal handler that interrupted a thread
+    /// inside of this crate.
+    #[error("called from inside a notifier or reset callback of the same region: change its state from elsewhere")]
+    Reentrant,
+    /// SIGBUS or SIGSEGV no longer reaches the crate's handler, and it could not be put back: a revoked access would end the
+    /// process.
+    #[error(transparent)]
+    Signal(#[from] crate::raw::signal::SignalError),
+    /// Called in a forked child: mappings are not inherited.
+    #[error("the region is the parent's: a forked child has none of its mappings and cannot change it")]
+    Forked,
+    /// The kernel refused membarrier(2), which it had granted before (a seccomp filter?): nobody can tell whether guards
+    /// are held.
+    #[error("membarrier was refused: {0}; let membarrier(2) through the seccomp filter")]
+    Barrier(std::io::Error),
+    /// The region's file was dropped on revocation; give one with `supply`.
+    #[error("the region has no file: it was dropped on revocation, give it one with Region::supply")]
+    NoFile,
+    /// The region was dropped.
+    #[error("the region was dropped: build another")]
+    Gone,
+    /// A system call failed on one mapping, and everything was put back.
+    #[error("mapping at {addr:#x}: {source}")]
+    Sys {
+        /// The mapping's address.
+        addr: usize,
+        /// What failed.
+        source: SysError,
+    },
+}
+
+/// An asynchronous fault was not submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// Not inside the region.
+    #[error("offset {offset:#x} is beyond the region's {len:#x} bytes")]
+    OutOfBounds {
+        /// In bytes.
+        offset: usize,
+        /// The region's length, in bytes.
+        len: usize,
+    },
+    /// The queue holds as many faults as it may.
+    #[error("the queue has its {limit} faults: take completions first, or wait for this fault with Region::fault_in")]
+    Full {
+        /// The queue's limit.
+        limit: usize,
+    },
+    /// The flags contradict themselves.
+    #[error(transparent)]
+    Flags(#[from] crate::protocol::fault::IllegalFlags),
+    /// Called in a forked child, with its parent's region or queue.
+    #[error("the region or the queue is the parent's: a forked child makes its own")]
+    Forked,
+    /// No eventfd.
+    #[error("no queue: {0}")]
+    Sys(#[from] SysError),
+}

@@ -1,0 +1,119 @@
+//! A small number for every thread that lives: where its counters are, in every gate.
+//!
+//! Numbers are handed out densely, and handed on when a thread has ended, so that a scan over all of them is as long as
+//! the process had threads at once, not ever. The kernel says when that is: no destructor of a thread-local can, as
+//! others run after it, and may enter a gate or end a guard.
+//!
+//! A number may come with guards that an earlier owner leaked. They count for the drains, but are not the new owner's:
+//! so every thread has a generation too, and a gate's slot remembers whose it is ([`Slot::prepare`]).
+//!
+//! [`Slot::prepare`]: super::slots::Slot::prepare
+
+use super::slots::Place;
+
+/// Who a thread is to a gate.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Me {
+    /// Where its counters are, in all gates alike.
+    pub(super) place: Place,
+    /// No two threads have the same, ever; 0 is no thread.
+    pub(super) generation: u64,
+}
+
+impl Me {
+    /// A thread that never entered a gate. Its place is one that every gate has, its generation one that no slot has.
+    pub(super) const UNKNOWN: Self = Self { place: Place::FIRST, generation: u64::MAX };
+}
+
+/// The calling thread, or [`Me::UNKNOWN`]. One load, at any time of a thread's life.
+#[inline(always)]
+pub(super) fn current() -> Me {
+    CURRENT.with(|current| current.get())
+}
+
+#[cfg(not(revocable_model))]
+mod real {
+    use super::super::slots::Buckets;
+    use super::{Me, Place};
+    use crate::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+    use crate::sys::life::LifeLock;
+    use crate::sys::thread::current_tid;
+    use std::cell::Cell;
+
+    thread_local! {
+        // Without a destructor, so that it is there at any time of a thread's life.
+        pub(in crate::protocol::gate) static CURRENT: Cell<Me> = const { Cell::new(Me::UNKNOWN) };
+    }
+
+    /// Which thread has a number.
+    #[derive(Debug, Default)]
+    struct Owner {
+        /// Claimed by it until the kernel ends it. The next owner goes on counting where the last left off.
+        alive: LifeLock,
+        tid: AtomicI32,
+    }
+
+    /// No lock: a thread that must not sleep may come here too.
+    static OWNERS: Buckets<Owner> = Buckets::new();
+
+    static LAST_GENERATION: AtomicU64 = AtomicU64::new(0);
+
+    /// Gives the calling thread a number, if it has none yet.
+    #[cold]
+    pub(in crate::protocol::gate) fn first_use() -> Me {
+        let known = super::current();
+        if known.generation != Me::UNKNOWN.generation {
+            return known;
+        }
+        let place =
+            (0..).map(Place::of).find(|place| OWNERS.get(*place).alive.claim()).expect("Place::of panics first");
+        // Relaxed, both: a number that no other thread gets, and one for reports.
+        let generation = LAST_GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
+        OWNERS.get(place).tid.store(current_tid(), Ordering::Relaxed);
+        let me = Me { place, generation };
+        CURRENT.set(me);
+        me
+    }
+
+    /// The living thread that has this number; 0 if none has.
+    pub(in crate::protocol::gate) fn tid_of(place: Place) -> i32 {
+        let owner = OWNERS.get(place);
+        // Relaxed: for reports.
+        if owner.alive.is_free() { 0 } else { owner.tid.load(Ordering::Relaxed) }
+    }
+}
+
+#[cfg(not(revocable_model))]
+use real::CURRENT;
+#[cfg(not(revocable_model))]
+pub(super) use real::{first_use, tid_of};
+
+/// In the model each thread says which number it has: handing them out is not what is checked.
+#[cfg(revocable_model)]
+mod model {
+    use super::{Me, Place};
+    use std::cell::Cell;
+
+    loom::thread_local! {
+        pub(in crate::protocol::gate) static CURRENT: Cell<Me> = Cell::new(Me::UNKNOWN);
+    }
+
+    pub(in crate::protocol::gate) fn adopt(number: usize) {
+        let me = Me { place: Place::of(number), generation: number as u64 + 1 };
+        CURRENT.with(|current| current.set(me));
+        crate::sync::adopt(number);
+    }
+
+    pub(in crate::protocol::gate) fn first_use() -> Me {
+        let me = super::current();
+        assert!(me.generation != Me::UNKNOWN.generation, "this model thread has not adopted a number");
+        me
+    }
+
+    pub(in crate::protocol::gate) fn tid_of(place: Place) -> i32 {
+        i32::try_from(place.number()).unwrap_or(0)
+    }
+}
+
+#[cfg(revocable_model)]
+pub(super) use model::*;

@@ -1,0 +1,135 @@
+//! Single recoverable accesses: their contract, and what is the same on all architectures.
+//!
+//! Each architecture offers the same few functions: one instruction each, listed in the recovery table
+//! (`table.rs`). A fault in one of them comes back as [`Faulted`] instead of a signal. Where no architecture
+//! file fits, `portable` does plain accesses, [`RECOVERABLE`] is false, and mappings make them under the read side of the
+//! memory lock (`locked.rs`).
+//!
+//! # Safety of every access here
+//!
+//! The pointer is aligned for its type and lies in a range that this crate mapped and that nothing else is mapped
+//! over: it may be revoked, in any way, at any time. Other threads, the device side, a guest and other processes may
+//! write the memory at any time: no reference to it exists, and each access is a single one. The *caller's* buffers
+//! of the bulk functions are ordinary memory, outside of every region.
+//!
+//! An access orders nothing but itself, like a volatile one: a driver that reads memory after a register needs a fence.
+#![expect(unsafe_code, reason = "raw accesses through pointers; see the module's documentation for the contract")]
+// UNSAFETY: forwards the contract in the module's documentation to the architecture's instructions.
+
+mod bulk;
+mod primitive;
+pub mod signal;
+
+pub(crate) use arch::{RECOVERABLE, compare_exchange, fetch_add, keep_loaded, load, recover, store, swap};
+use arch::{rounds_in, rounds_out};
+pub(crate) use bulk::{copy_in, copy_out};
+pub use primitive::{AtomicPrimitive, Primitive};
+
+// Here, and nowhere else, an architecture is picked; its file is `arch` to the others.
+
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
+mod x86_64;
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
+use x86_64 as arch;
+
+#[cfg(all(target_arch = "aarch64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
+mod aarch64;
+#[cfg(all(target_arch = "aarch64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
+use aarch64 as arch;
+
+#[cfg(not(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    target_pointer_width = "64",
+    not(any(revocable_portable, miri))
+)))]
+mod portable;
+#[cfg(not(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    target_pointer_width = "64",
+    not(any(revocable_portable, miri))
+)))]
+use portable as arch;
+
+// For the architectures that recover.
+#[cfg(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    target_pointer_width = "64",
+    not(any(revocable_portable, miri))
+))]
+mod table;
+
+/// The access met memory that is revoked or missing. It had no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Faulted;
+
+/// Sets the bits of `value`; the value before.
+///
+/// # Safety
+///
+/// The module's contract.
+#[inline]
+pub(crate) unsafe fn fetch_or<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
+    // SAFETY: handed on.
+    unsafe { fetch_update(p, |old| old | value.to_bits()) }
+}
+
+/// Keeps only the bits of `value`; the value before.
+///
+/// # Safety
+///
+/// The module's contract.
+#[inline]
+pub(crate) unsafe fn fetch_and<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
+    // SAFETY: handed on.
+    unsafe { fetch_update(p, |old| old & value.to_bits()) }
+}
+
+/// Flips the bits of `value`; the value before.
+///
+/// # Safety
+///
+/// The module's contract.
+#[inline]
+pub(crate) unsafe fn fetch_xor<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
+    // SAFETY: handed on.
+    unsafe { fetch_update(p, |old| old ^ value.to_bits()) }
+}
+
+/// A compare-exchange loop: x86 has no instruction that does these and returns the old value.
+///
+/// # Safety
+///
+/// The module's contract.
+#[inline]
+unsafe fn fetch_update<T: AtomicPrimitive>(p: *mut T, new: impl Fn(u64) -> u64) -> Result<T, Faulted> {
+    // SAFETY: the module's contract, from the caller.
+    let mut old = unsafe { load(p.cast_const()) }?;
+    loop {
+        // SAFETY: the module's contract, from the caller.
+        match unsafe { compare_exchange(p, old, T::from_bits(new(old.to_bits()))) }? {
+            Ok(old) => return Ok(old),
+            Err(current) => old = current,
+        }
+    }
+}
+
+/// Stores `byte` `len` times, ascending; how many were stored before the first that faulted.
+///
+/// # Safety
+///
+/// The module's contract, for all `len` bytes.
+pub(crate) unsafe fn fill(region_dst: *mut u8, byte: u8, len: usize) -> usize {
+    // Big enough that the loop costs nothing, small enough to stay in the first-level cache and on a small stack.
+    let pattern = [byte; 1024];
+    let mut done = 0;
+    while done < len {
+        let part = pattern.len().min(len - done);
+        // SAFETY: the module's contract, from the caller; `pattern` has `part` bytes.
+        let stored = unsafe { copy_in(region_dst.wrapping_add(done), pattern.as_ptr(), part) };
+        done += stored;
+        if stored < part {
+            break;
+        }
+    }
+    done
+}

@@ -1,0 +1,167 @@
+//! Bulk copies that know how far they came.
+//!
+//! Wide moves in ascending order, in rounds that the architecture unrolls. When a wide move faults, the bytes up to
+//! the page's edge are done one by one, and the first of those that faults ends the copy: that makes the count exact.
+//! A fault in the caller's buffer is in no table: it's foreign.
+#![expect(unsafe_code, reason = "raw accesses to regions and to the caller's buffers")]
+// UNSAFETY: accesses within `raw`'s contract, and plain accesses to the caller's buffer.
+
+use super::{RECOVERABLE, load, rounds_in, rounds_out, store};
+
+/// What one round of an architecture's unrolled loop moves.
+pub(super) const ROUND: usize = 128;
+/// From here it pays to align the stores first: a cache line is then never written in two halves.
+const ALIGN_FROM: usize = 1024;
+/// What stores are aligned to.
+const ALIGNMENT: usize = 32;
+
+/// Copies out of a region; how many bytes were done. None beyond them was written to `dst`.
+///
+/// # Safety
+///
+/// `raw`'s contract for `src`; `dst` is valid for writes of `len` bytes.
+#[inline]
+pub(crate) unsafe fn copy_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    // SAFETY: handed on.
+    unsafe { copy::<Out>(dst, src, len) }
+}
+
+/// Copies into a region; how many bytes were done. None beyond them was written.
+///
+/// # Safety
+///
+/// `raw`'s contract for `dst`; `src` is valid for reads of `len` bytes.
+#[inline]
+pub(crate) unsafe fn copy_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    // SAFETY: handed on.
+    unsafe { copy::<In>(dst, src, len) }
+}
+
+/// Which side is the region's.
+trait Direction {
+    /// Moves whole rounds, at least one; how many bytes were done.
+    unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize;
+    /// Whether a word may move here: unaligned ones only where the instruction is the crate's own.
+    fn word_fits(dst: *mut u8, src: *const u8) -> bool;
+    /// Moves 8 bytes; whether it did.
+    unsafe fn word(dst: *mut u8, src: *const u8) -> bool;
+    /// Moves a byte; whether it did.
+    unsafe fn byte(dst: *mut u8, src: *const u8) -> bool;
+}
+
+struct Out;
+struct In;
+
+unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    let mut done = 0;
+    if len >= ROUND {
+        if len >= ALIGN_FROM {
+            let head = dst.addr().wrapping_neg() % ALIGNMENT;
+            // SAFETY: the caller's contract; `head` is less than `len`.
+            done = unsafe { small::<D>(dst, src, head) };
+            if done < head {
+                return done;
+            }
+        }
+        let whole = (len - done) / ROUND * ROUND;
+        // At least one round: `head` is less than `ALIGN_FROM - ROUND`.
+        // SAFETY: the caller's contract; `done + whole <= len`.
+        let moved = unsafe { D::rounds(dst.wrapping_add(done), src.wrapping_add(done), whole) };
+        done += moved;
+        if moved < whole {
+            // SAFETY: as the rounds. It faults again, at the exact byte, or goes on if the memory is back.
+            return done + unsafe { small::<D>(dst.wrapping_add(done), src.wrapping_add(done), len - done) };
+        }
+    }
+    // SAFETY: the caller's contract, for the rest.
+    done + unsafe { small::<D>(dst.wrapping_add(done), src.wrapping_add(done), len - done) }
+}
+
+/// By words and bytes, ascending.
+#[inline]
+unsafe fn small<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    let mut done = 0;
+    while len - done >= 8 && D::word_fits(dst.wrapping_add(done), src.wrapping_add(done)) {
+        // SAFETY: the caller's contract; 8 bytes are left on both sides.
+        if !unsafe { D::word(dst.wrapping_add(done), src.wrapping_add(done)) } {
+            break;
+        }
+        done += 8;
+    }
+    while done < len {
+        // SAFETY: the caller's contract; a byte is left on both sides.
+        if !unsafe { D::byte(dst.wrapping_add(done), src.wrapping_add(done)) } {
+            break;
+        }
+        done += 1;
+        if !RECOVERABLE && D::word_fits(dst.wrapping_add(done), src.wrapping_add(done)) && len - done >= 8 {
+            // SAFETY: the caller's contract, for the rest, by words again: they are aligned from here on.
+            return done + unsafe { small::<D>(dst.wrapping_add(done), src.wrapping_add(done), len - done) };
+        }
+    }
+    done
+}
+
+impl Direction for Out {
+    #[inline(always)]
+    fn word_fits(_dst: *mut u8, src: *const u8) -> bool {
+        RECOVERABLE || src.cast::<u64>().is_aligned()
+    }
+
+    #[inline]
+    unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize {
+        // SAFETY: handed on.
+        unsafe { rounds_out(dst, src, len) }
+    }
+
+    #[inline(always)]
+    unsafe fn word(dst: *mut u8, src: *const u8) -> bool {
+        // SAFETY: `raw`'s contract; `word_fits` has seen to the alignment.
+        let Ok(word) = (unsafe { load(src.cast::<u64>()) }) else {
+            return false;
+        };
+        // SAFETY: the caller's buffer has room for 8 bytes, and nobody else uses it.
+        unsafe { dst.cast::<u64>().write_unaligned(word) };
+        true
+    }
+
+    #[inline(always)]
+    unsafe fn byte(dst: *mut u8, src: *const u8) -> bool {
+        // SAFETY: `raw`'s contract.
+        let Ok(byte) = (unsafe { load(src) }) else {
+            return false;
+        };
+        // SAFETY: the caller's buffer has room for it, and nobody else uses it.
+        unsafe { dst.write(byte) };
+        true
+    }
+}
+
+impl Direction for In {
+    #[inline(always)]
+    fn word_fits(dst: *mut u8, _src: *const u8) -> bool {
+        RECOVERABLE || dst.cast::<u64>().is_aligned()
+    }
+
+    #[inline]
+    unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize {
+        // SAFETY: handed on.
+        unsafe { rounds_in(dst, src, len) }
+    }
+
+    #[inline(always)]
+    unsafe fn word(dst: *mut u8, src: *const u8) -> bool {
+        // SAFETY: the caller's buffer has 8 bytes, and nobody else writes it.
+        let word = unsafe { src.cast::<u64>().read_unaligned() };
+        // SAFETY: `raw`'s contract; `word_fits` has seen to the alignment.
+        unsafe { store(dst.cast::<u64>(), word) }.is_ok()
+    }
+
+    #[inline(always)]
+    unsafe fn byte(dst: *mut u8, src: *const u8) -> bool {
+        // SAFETY: the caller's buffer has it, and nobody else writes it.
+        let byte = unsafe { src.read() };
+        // SAFETY: `raw`'s contract.
+        unsafe { store(dst, byte) }.is_ok()
+    }
+}

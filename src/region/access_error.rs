@@ -1,0 +1,135 @@
+//! Errors of accesses, and what of an access is looked at first.
+
+use crate::raw::Primitive;
+
+/// One access was refused; memory is unchanged by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AccessError {
+    /// Not inside the mapping.
+    #[error("{size} bytes at offset {offset:#x} are not inside the mapping's {len:#x} bytes")]
+    OutOfBounds {
+        /// In bytes.
+        offset: usize,
+        /// In bytes.
+        size: usize,
+        /// The mapping's length, in bytes.
+        len: usize,
+    },
+    /// Single accesses are naturally aligned.
+    #[error("offset {offset:#x} is not a multiple of {align}")]
+    Misaligned {
+        /// In bytes.
+        offset: usize,
+        /// In bytes.
+        align: usize,
+    },
+    /// A store through a read-only mapping.
+    #[error("a store at offset {offset:#x} of a read-only mapping: map it without MapOptions::read_only")]
+    ReadOnly {
+        /// In bytes.
+        offset: usize,
+    },
+    /// The rights of that part of the mapping do not allow it: see [`Mapping::protect`](crate::Mapping::protect).
+    #[error("the rights at offset {offset:#x} do not allow it (Mapping::protect)")]
+    Protected {
+        /// In bytes.
+        offset: usize,
+    },
+    /// The region is disabled.
+    #[error("the region is disabled, and refuses {}: try again after enable()", At(*.offset))]
+    Disabled {
+        /// In bytes.
+        offset: usize,
+    },
+    /// The region is busy, or its page is not there yet, and the access may not wait.
+    #[error("the region is busy, and {} would have to wait: try again, or let it wait", At(*.offset))]
+    WouldBlock {
+        /// In bytes.
+        offset: usize,
+    },
+    /// The wait was cancelled.
+    #[error("the wait for offset {offset:#x} was cancelled")]
+    Cancelled {
+        /// In bytes.
+        offset: usize,
+    },
+    /// The access would have waited for its own thread: it was made by a callback of a change of the region's state, or by a
+    /// signal handler that interrupted a thread inside of this crate.
+    #[error(
+        "{} would wait for its own thread, which changes the region's state or was interrupted inside of this crate: \
+         make it later or in another thread, or use the try_ form",
+        At(*.offset)
+    )]
+    Reentrant {
+        /// In bytes.
+        offset: usize,
+    },
+    /// Made in a forked child, which has none of its parent's mappings.
+    #[error("the region is the parent's, and {} was made in a forked child: build a region there", At(*.offset))]
+    Forked {
+        /// In bytes.
+        offset: usize,
+    },
+    /// The region was dropped.
+    #[error("the region was dropped, and refuses {} for good", At(*.offset))]
+    Gone {
+        /// In bytes.
+        offset: usize,
+    },
+    /// The change of state that it would have to wait for waits for the calling thread: for a guard that it holds of another region
+    /// that changes together with this one, or for a change that it is making of that one.
+    #[error(
+        "the change under way waits for this thread, for a guard that it holds of a region that changes together with this one: drop it"
+    )]
+    WouldDeadlock,
+    /// The caller's flags contradict themselves.
+    #[error(transparent)]
+    Flags(crate::protocol::fault::IllegalFlags),
+    /// The region is enabled, but the memory gives no page there: its file was truncated, or memory ran out.
+    #[error("no memory at offset {offset:#x}: the region's file was truncated, or the system is out of memory")]
+    NoMemory {
+        /// In bytes.
+        offset: usize,
+    },
+}
+
+impl AccessError {
+    /// The offset that the error of a guard has: it is about the whole mapping.
+    pub const WHOLE: usize = usize::MAX;
+}
+
+/// Where an access was, for the messages.
+struct At(usize);
+
+impl std::fmt::Display for At {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 == AccessError::WHOLE {
+            f.write_str("a guard")
+        } else {
+            write!(f, "an access at offset {:#x}", self.0)
+        }
+    }
+}
+
+/// A bulk copy ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{done} bytes were copied, then: {error}")]
+pub struct CopyError {
+    /// How many bytes were done; none beyond them were.
+    pub done: usize,
+    /// Why it ended.
+    pub error: AccessError,
+}
+
+/// Bounds and natural alignment of one access.
+pub(crate) fn check<T: Primitive>(offset: usize, len: usize) -> Result<(), AccessError> {
+    let size = size_of::<T>();
+    if offset.checked_add(size).is_none_or(|end| end > len) {
+        return Err(AccessError::OutOfBounds { offset, size, len });
+    }
+    if offset % size != 0 {
+        return Err(AccessError::Misaligned { offset, align: size });
+    }
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! What a region's memory is: a file.
+
+use crate::region::error::BuildError;
+use crate::sys::{SysError, map, page_size};
+use nix::errno::Errno;
+use nix::sys::statfs::{FsType, fstatfs};
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// What a region's memory is made of.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub enum Backing {
+    /// A memfd of the region's own, sealed against shrinking, growing and execution. The default.
+    #[default]
+    Memfd,
+    /// A memfd of huge pages of 2 MiB, from the system's pool (`vm.nr_hugepages`).
+    Huge2M,
+    /// A memfd of huge pages of 1 GiB, from the system's pool.
+    Huge1G,
+    /// A file of the caller's, from `offset` (in bytes) on: a memfd, a file on tmpfs or hugetlbfs, a BAR of a vfio
+    /// device, any file that can be mapped shared. Whoever else holds it reaches the memory by it at any time, and
+    /// can truncate it unless it is sealed against shrinking.
+    File {
+        /// Open for reading and writing.
+        fd: OwnedFd,
+        /// Where the region starts in it, in bytes.
+        offset: u64,
+        /// Is this a device file? Then its size is not checked, it is mapped by the strategy Replace, and this says what
+        /// becomes of `fd` on revocation.
+        device: Option<OnRevoke>,
+    },
+}
+
+/// What becomes of a device's descriptor on revocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnRevoke {
+    /// Kept, so that `enable()` can map it again. The device stays pinned by it.
+    Keep,
+    /// Closed: nothing of the region's pins the device any more, its owner's view included. `enable()` needs
+    /// [`Region::supply`](crate::Region::supply) first.
+    Drop,
+}
+
+/// What kind of file it turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Shared memory: userfaultfd can register it, pages are in the page cache.
+    Shmem,
+    Hugetlb,
+    /// Anything else: a device, an ordinary file.
+    Other,
+}
+
+#[derive(Debug)]
+pub(crate) struct File {
+    pub(crate) fd: OwnedFd,
+    pub(crate) offset: u64,
+    /// Page size, in bytes.
+    pub(crate) page: usize,
+    pub(crate) kind: Kind,
+    pub(crate) on_revoke: OnRevoke,
+}
+
+// statfs(2). Its type is another on every libc, of 32 or 64 bits, signed or not; the bits are the same.
+const TMPFS_MAGIC: FsType = FsType(0x0102_1994_u32 as _);
+const HUGETLBFS_MAGIC: FsType = FsType(0x9584_58f6_u32 as _);
+
+impl Backing {
+    pub(crate) fn open(self, name: &str, len: usize) -> Result<File, BuildError> {
+        let own = |huge: usize| -> Result<File, BuildError> {
+            let page = if huge > 0 { huge } else { page_size() };
+            check(len, 0, page)?;
+            let title = CString::new(name).map_err(|_| BuildError::Name(name.to_owned()))?;
+            let fd = map::memfd(&title, len as u64, huge)?;
+            map::seal(fd.as_fd(), false)?;
+            let kind = if huge > 0 { Kind::Hugetlb } else { Kind::Shmem };
+            Ok(File { fd, offset: 0, page, kind, on_revoke: OnRevoke::Keep })
+        };
+        match self {
+            Backing::Memfd => own(0),
+            Backing::Huge2M => own(2 << 20),
+            Backing::Huge1G => own(1 << 30),
+            Backing::File { fd, offset, device } => {
+                if name.contains('\0') {
+                    return Err(BuildError::Name(name.to_owned()));
+                }
+                let (kind, page) = kind_of(fd.as_fd())?;
+                let kind = if device.is_some() { Kind::Other } else { kind };
+                check(len, offset, page)?;
+                if device.is_none() {
+                    let file = size_of(fd.as_fd())?;
+                    let needed = offset + len as u64;
+                    if file < needed {
+                        return Err(BuildError::FileTooShort { file, needed });
+                    }
+                }
+                Ok(File { fd, offset, page, kind, on_revoke: device.unwrap_or(OnRevoke::Keep) })
+            }
+        }
+    }
+
+    /// A file of the caller's by a borrowed descriptor, which is duplicated.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn file(fd: BorrowedFd<'_>, offset: u64) -> Result<Self, BuildError> {
+        Ok(Backing::File { fd: map::dup(fd)?, offset, device: None })
+    }
+}
+
+fn check(len: usize, offset: u64, page: usize) -> Result<(), BuildError> {
+    if len == 0 {
+        return Err(BuildError::Empty { page });
+    }
+    for (what, value) in [("length", len as u64), ("offset", offset)] {
+        if value % page as u64 != 0 {
+            return Err(BuildError::Unaligned { what, value, page });
+        }
+    }
+    // Twice: some strategies need as much again.
+    let fits = isize::try_from(len).is_ok_and(|len| len.checked_mul(2).is_some())
+        && offset.checked_add(len as u64).is_some_and(|end| i64::try_from(end).is_ok());
+    if fits { Ok(()) } else { Err(BuildError::TooLarge { offset, len }) }
+}
+
+fn kind_of(fd: BorrowedFd<'_>) -> Result<(Kind, usize), SysError> {
+    let fs = fstatfs(fd).map_err(|e| SysError::new("fstatfs", e))?;
+    Ok(match fs.filesystem_type() {
+        TMPFS_MAGIC => (Kind::Shmem, page_size()),
+        HUGETLBFS_MAGIC => (Kind::Hugetlb, usize::try_from(fs.block_size()).unwrap_or(page_size())),
+        _ => (Kind::Other, page_size()),
+    })
+}
+
+fn size_of(fd: BorrowedFd<'_>) -> Result<u64, SysError> {
+    let stat = nix::sys::stat::fstat(fd).map_err(|e| SysError::new("fstat", e))?;
+    u64::try_from(stat.st_size).map_err(|_| SysError::new("fstat", Errno::EOVERFLOW))
+}

@@ -1,0 +1,107 @@
+//! Faults as a caller's flags allow: of a region, and of a mapping.
+
+use super::error::FaultError;
+use super::mapping::Mapping;
+use super::{Region, RegionShared};
+use crate::protocol::caller::Caller;
+use crate::protocol::fault::{CallerLock, Outcome, Resolved, resolve};
+
+fn checked(caller: Caller<'_>, offset: usize, len: usize) -> Result<Caller<'_>, FaultError> {
+    caller.flags.validate()?;
+    if offset < len { Ok(caller) } else { Err(FaultError::OutOfBounds { offset, len }) }
+}
+
+impl RegionShared {
+    fn fault_once(&self, offset: usize, caller: &Caller<'_>, lock: &mut impl CallerLock) -> Outcome {
+        self.protocol.fault_once(caller, lock, || Some(self.populated(offset))).unwrap_or_else(|outcome| outcome)
+    }
+
+    /// Has the file give the page at `offset`.
+    fn populated(&self, offset: usize) -> Outcome {
+        let first = offset / self.page * self.page;
+        let there = self.owner.is_empty() || self.owner.populate(first, self.page).is_ok();
+        if there { Outcome::Mapped } else { Outcome::Sigbus }
+    }
+}
+
+impl Region {
+    /// One try at a fault on the byte at `offset`: makes the page present in the region's file if the region is enabled,
+    /// and does what the caller's flags allow if it is busy or disabled.
+    ///
+    /// The caller's own lock, a VMM's address-space lock for instance, stands where mmap_lock stands in the kernel:
+    /// [`Outcome::Retry`] tells whether it was released on the way.
+    ///
+    /// # Blocking
+    /// As the flags say. With `RETRY_NOWAIT` it never sleeps on a lock, not for a moment.
+    ///
+    /// # Errors
+    /// Out of bounds, or flags that contradict themselves; the lock is untouched then.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
+    pub fn fault<'a>(
+        &self,
+        offset: usize,
+        caller: impl Into<Caller<'a>>,
+        lock: &mut impl CallerLock,
+    ) -> Result<Outcome, FaultError> {
+        let caller = checked(caller.into(), offset, self.len())?;
+        Ok(self.shared.fault_once(offset, &caller, lock))
+    }
+
+    /// The loop around [`fault`](Self::fault), as `fixup_user_fault` does it: first try, then TRIED, cancellation looked
+    /// at in between, until it is decided. The caller's lock is held again when it returns; the answer says whether it
+    /// was released in between.
+    ///
+    /// # Blocking
+    /// As the flags say.
+    ///
+    /// # Errors
+    /// See [`FaultError`].
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
+    pub fn fault_in<'a>(
+        &self,
+        offset: usize,
+        caller: impl Into<Caller<'a>>,
+        lock: &mut impl CallerLock,
+    ) -> Result<Resolved, FaultError> {
+        let caller = checked(caller.into(), offset, self.len())?;
+        let fault = |flags, lock: &mut _| self.shared.fault_once(offset, &caller.with_flags(flags), lock);
+        Ok(resolve(caller.flags, lock, || caller.is_cancelled(), fault)?)
+    }
+}
+
+impl Mapping {
+    /// One try at a fault on the byte at `offset`, as [`Region::fault`], that also maps the page in this mapping where
+    /// that is not the kernel's business (Zap). [`Caller::on_disabled`] is the mapping's own policy.
+    ///
+    /// # Blocking
+    /// As the flags say.
+    ///
+    /// # Errors
+    /// Out of bounds, or flags that contradict themselves.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
+    pub fn fault<'a>(
+        &self,
+        offset: usize,
+        caller: impl Into<Caller<'a>>,
+        lock: &mut impl CallerLock,
+    ) -> Result<Outcome, FaultError> {
+        let caller = checked(caller.into(), offset, self.len())?.on_disabled(self.on_disabled());
+        let served = &*self.served;
+        let mapped = || {
+            Some(match served.view.spec.server.uffd() {
+                Some(uffd) => match served.map_pages(uffd, offset) {
+                    Ok(()) => Outcome::Mapped,
+                    Err(_) => Outcome::Sigbus,
+                },
+                _ => served.region.populated(served.offset + offset),
+            })
+        };
+        Ok(served.region.protocol.fault_once(&caller, lock, mapped).unwrap_or_else(|outcome| outcome))
+    }
+}

@@ -1,0 +1,205 @@
+//! Mappings: one view of a region, or of a part of it, in this process's address space.
+
+mod around;
+mod options;
+mod protect;
+mod served;
+
+pub use options::MapOptions;
+pub(crate) use served::Served;
+
+use crate::region::backing::Kind;
+use crate::region::error::MapError;
+use crate::monitor;
+use crate::protocol::policy::OnDisabled;
+use crate::protocol::State;
+use crate::region::RegionShared;
+use crate::sys::SysError;
+use crate::sys::map::Prot;
+use crate::monitor::waiting_room::{WaitingRoom, Waits};
+use crate::view::{Ones, Server, Strategy, View, ViewSpec};
+use crate::sync::wait::Waited;
+use around::Around;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+/// One view of a region.
+///
+/// A mapping may outlive its region: it then refuses for good. Dropping it unmaps it; a thread that still uses its raw
+/// pointer, or waits in a fault of it, then meets what any unmapped address gives (SIGSEGV, EFAULT). What a
+/// [`DmaSpace`](crate::pci::DmaSpace) has mapped stays, and is revoked with its region, until it is unmapped there too.
+pub struct Mapping {
+    pub(crate) served: Arc<Served>,
+    /// Dropped after `served`, which is thus never the last.
+    pub(crate) listed: Arc<Listed>,
+}
+
+/// A mapping's place in its region's list and in its monitor's table. Whoever relies on the range keeps this, not just
+/// what is [`Served`]: a range that is in neither is revoked by nobody.
+pub(crate) struct Listed {
+    pub(crate) served: Arc<Served>,
+}
+
+impl Mapping {
+    pub(crate) fn new(region: &Arc<RegionShared>, options: MapOptions) -> Result<Self, MapError> {
+        if region.protocol.is_inherited() {
+            return Err(MapError::Forked);
+        }
+        let (offset, len) = options.part(region)?;
+        let sys = |source| MapError::Sys { len, source };
+        let policy = options.on_disabled;
+        let server = server(region, options.accessors_only)?;
+        let ones = match policy {
+            OnDisabled::AllOnes => Some(Ones::for_range(len).map_err(sys)?),
+            OnDisabled::Sigbus | OnDisabled::Block => None,
+        };
+        if policy == OnDisabled::Block && !options.accessors_only {
+            WaitingRoom::prepare(Waits::UserMode).map_err(|source| MapError::Wait { source })?;
+        }
+        let view = View::reserve(ViewSpec {
+            len,
+            file_offset: region.file_offset + offset as u64,
+            prot: if options.read_only { Prot::Read } else { Prot::ReadWrite },
+            policy,
+            strategy: region.strategy,
+            server,
+            ones,
+            page: region.page,
+            is_device: region.kind == Kind::Other,
+            accessors_only: options.accessors_only,
+        })
+        .map_err(sys)?;
+        let served = Arc::new(Served {
+            region: Arc::clone(region),
+            offset,
+            view,
+            load_limit: AtomicUsize::new(0),
+            store_limit: AtomicUsize::new(0),
+            around: Around::new(region.fault_around, region.page),
+        });
+        // From here on dropping it undoes whatever was done.
+        let listed = Arc::new(Listed { served: Arc::clone(&served) });
+        let mapping = Self { served, listed };
+        mapping.establish().map_err(|e| match e {
+            Establish::Sys(source) => sys(source),
+            Establish::Monitor(e) => e.into(),
+            Establish::Reentrant => MapError::Reentrant,
+            Establish::WouldDeadlock => MapError::WouldDeadlock,
+        })?;
+        Ok(mapping)
+    }
+
+    /// Puts in place what the region's state asks for, under the read side of the memory lock.
+    fn establish(&self) -> Result<(), Establish> {
+        let served = &self.served;
+        let region = &served.region;
+        if let Server::Monitor(monitor) = &served.view.spec.server {
+            let target: Arc<dyn monitor::Served> = Arc::clone(served) as _;
+            let adopted = monitor.adopt(served.view.range, target);
+            adopted.and_then(|()| monitor.start()).map_err(Establish::Monitor)?;
+        }
+        let state = region.protocol.read().map_err(|futile| match futile {
+            Waited::WouldDeadlock => Establish::WouldDeadlock,
+            // In its own reset callback.
+            _ => Establish::Reentrant,
+        })?;
+        let file = region.file.lock_quietly();
+        let mut mappings = region.mappings.lock_quietly();
+        match *state {
+            State::Enabled => {
+                served.view.restore(file.as_ref()).map_err(Establish::Sys)?;
+                served.open();
+            }
+            State::Disabled | State::Gone => {
+                served.view.refuse(*state == State::Gone).map_err(Establish::Sys)?;
+            }
+        }
+        mappings.insert(served.view.range.addr, Arc::clone(served));
+        Ok(())
+    }
+
+    /// The first byte. Accesses through it meet [`OnDisabled`] while the region is disabled. Valid until the mapping is
+    /// dropped.
+    ///
+    /// The whole range is the mapping's until then: revoking, restoring and dropping work on all of it, whatever else in the
+    /// process has done there meanwhile. Other rights for a part of it are had by [`protect`](Self::protect); what mprotect
+    /// has changed is as before after the next `enable()`. Nothing else may be mapped there. A part that mremap has moved away
+    /// is not revoked, but counted ([`RegionStats::degraded`](crate::RegionStats)).
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.served.view.range.as_ptr()
+    }
+
+    /// The length, in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "a mapping has at least one page")]
+    pub fn len(&self) -> usize {
+        self.served.view.range.len
+    }
+
+    /// Where in the region it starts, in bytes.
+    pub fn offset(&self) -> usize {
+        self.served.offset
+    }
+
+    /// Can it be stored to?
+    pub fn is_writable(&self) -> bool {
+        self.served.view.spec.prot == Prot::ReadWrite
+    }
+
+    /// What accesses meet while the region is disabled.
+    pub fn on_disabled(&self) -> OnDisabled {
+        self.served.view.spec.policy
+    }
+}
+
+enum Establish {
+    Sys(SysError),
+    Monitor(crate::monitor::error::MonitorError),
+    Reentrant,
+    WouldDeadlock,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let range = self.served.view.range;
+        let region = &self.served.region;
+        if region.protocol.is_inherited() {
+            // There is no mapping, and there may be something else by now. The list keeps the rest as it is.
+            return;
+        }
+        // The list's lock: no change of state is working on the range, and none that comes later misses it while it is
+        // still there. `disown`: no monitor is working on it.
+        let mut mappings = region.mappings.lock_quietly();
+        if let Server::Monitor(monitor) = &self.served.view.spec.server {
+            monitor.disown(range);
+        }
+        self.served.view.unmap();
+        if mappings.get(&range.addr).is_some_and(|m| Arc::ptr_eq(m, &self.served)) {
+            mappings.remove(&range.addr);
+        }
+    }
+}
+
+/// What resolves the faults of a region's mapping while it is live.
+fn server(region: &RegionShared, accessors_only: bool) -> Result<Server, MapError> {
+    match (region.strategy, &region.monitor) {
+        (Strategy::Detach | Strategy::Replace, _) => Ok(Server::Kernel),
+        (Strategy::Zap, _) if accessors_only => {
+            let uffd = crate::view::refuser().map_err(|source| MapError::Sys { len: 0, source })?;
+            Ok(Server::Own(uffd))
+        }
+        (Strategy::Zap, monitor) => Ok(monitor.clone().map_or(Server::Kernel, Server::Monitor)),
+    }
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping")
+            .field("region", &self.served.region.name)
+            .field("offset", &self.served.offset)
+            .field("writable", &self.is_writable())
+            .field("on_disabled", &self.on_disabled())
+            .field("view", &self.served.view)
+            .finish()
+    }
+}

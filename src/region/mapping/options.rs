@@ -1,0 +1,71 @@
+//! How a region is mapped.
+
+use crate::region::error::MapError;
+use crate::protocol::policy::OnDisabled;
+use crate::region::RegionShared;
+
+/// How to map a region; see [`Region::map`](crate::Region::map).
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct MapOptions {
+    offset: usize,
+    len: Option<usize>,
+    pub(super) read_only: bool,
+    pub(super) on_disabled: OnDisabled,
+    pub(super) accessors_only: bool,
+}
+
+impl MapOptions {
+    /// The whole region, read-write, policy [`OnDisabled::Sigbus`].
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Where in the region the mapping starts, in bytes, a multiple of the region's page size.
+    pub fn offset(mut self, offset: usize) -> Self {
+        self.offset = offset;
+        self
+    }
+
+    /// How long the mapping is, in bytes, a multiple of the region's page size. Default: up to the region's end.
+    pub fn len(mut self, len: usize) -> Self {
+        self.len = Some(len);
+        self
+    }
+
+    /// Loads only.
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
+        self
+    }
+
+    /// What accesses meet while the region is disabled.
+    pub fn on_disabled(mut self, policy: OnDisabled) -> Self {
+        self.on_disabled = policy;
+        self
+    }
+
+    /// For this crate's accessors only (Zap): the faulting thread resolves its own fault, with no monitor and no
+    /// hand-over. A raw pointer or a system call that meets a page which is not mapped gets SIGBUS or EFAULT, also while
+    /// the region is enabled. Under Detach and Replace the kernel resolves faults and this changes nothing.
+    pub fn accessors_only(mut self) -> Self {
+        self.accessors_only = true;
+        self
+    }
+
+    /// Offset and length in the region, checked.
+    pub(super) fn part(&self, region: &RegionShared) -> Result<(usize, usize), MapError> {
+        let out = |len| MapError::OutOfRange { offset: self.offset, len, region: region.len };
+        let rest = region.len.checked_sub(self.offset).ok_or(out(self.len.unwrap_or(0)))?;
+        let len = self.len.unwrap_or(rest);
+        if len == 0 {
+            return Err(MapError::Empty);
+        }
+        for (what, value) in [("offset", self.offset), ("length", len)] {
+            if value % region.page != 0 {
+                return Err(MapError::Unaligned { what, value, page: region.page });
+            }
+        }
+        if len > rest { Err(out(len)) } else { Ok((self.offset, len)) }
+    }
+}

@@ -1,0 +1,42 @@
+//! Access rights of a part of a mapping.
+
+use super::Mapping;
+use crate::region::error::ProtectError;
+use crate::sys::AddrRange;
+use crate::sys::map::Prot;
+use std::ops::Range;
+
+impl Mapping {
+    /// Gives a part of the mapping (offsets in bytes, multiples of the region's page size) other rights, at most those that the
+    /// mapping was made with. They stay through revocations. For a part that a guest or a device must not reach, say: the MSI-X
+    /// table in a BAR.
+    ///
+    /// Under [`Strategy::Detach`](crate::Strategy) a mapping with several rights is revoked and restored as under Replace: its
+    /// page tables are not kept.
+    ///
+    /// # Blocking
+    /// For a change of state that works on this very mapping.
+    ///
+    /// # Errors
+    /// The rights are as before: see [`ProtectError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers: it takes a lock.
+    pub fn protect(&self, range: Range<usize>, rights: Prot) -> Result<(), ProtectError> {
+        let (len, page) = (self.len(), self.served.region.page);
+        if range.start >= range.end || range.end > len {
+            return Err(ProtectError::OutOfRange { start: range.start, end: range.end, len });
+        }
+        if let Some(value) = [range.start, range.end].into_iter().find(|at| at % page != 0) {
+            return Err(ProtectError::Unaligned { value, page });
+        }
+        if rights > self.served.view.spec.prot {
+            return Err(ProtectError::ReadOnly);
+        }
+        if self.served.region.protocol.is_inherited() {
+            return Err(ProtectError::Forked);
+        }
+        let part = AddrRange::new(self.served.view.range.addr + range.start, range.len());
+        self.served.view.protect(part, rights).map_err(ProtectError::Sys)
+    }
+}

@@ -1,0 +1,210 @@
+//! The owner's view: the device side's own mapping of a region, which no revocation touches.
+//!
+//! UNSAFETY: addresses inside the view; a device, other processes and every mapping of the region write there at any time,
+//! which is why there are no references to it, only volatile and recoverable accesses.
+#![expect(unsafe_code, reason = "accesses memory by address")]
+
+use crate::raw;
+use crate::raw::Primitive;
+use crate::region::access_error::check;
+use crate::region::backing::{File, Kind, OnRevoke};
+use crate::region::access_error::{AccessError, CopyError};
+use crate::sys::identity::Identity;
+use crate::sys::{AddrRange, SysError, map};
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use nix::errno::Errno;
+use std::fmt;
+use std::os::fd::AsFd;
+
+/// The device side's view of a region: always there, whatever state the region is in.
+///
+/// For emulating the device. Its accesses take no lock and never wait; they fail only where the file gives no memory
+/// (truncated by somebody else, or out of memory).
+///
+/// Of a device that is dropped on revocation ([`OnRevoke::Drop`](crate::OnRevoke)) the view is empty: it would pin the
+/// device.
+pub struct OwnerView {
+    map: Option<MmapRaw>,
+    /// The process that it is mapped in: a forked child has something else there, or nothing.
+    mapped_in: Identity,
+    of_device: bool,
+    /// Accesses ask first whether there is memory: they would not recover, and the file can lose some.
+    asks: bool,
+    /// The file's page size, in bytes.
+    page: usize,
+}
+
+impl OwnerView {
+    pub(crate) fn new(file: &File, len: usize) -> Result<Self, SysError> {
+        let of_device = file.kind == Kind::Other;
+        if file.on_revoke == OnRevoke::Drop {
+            return Ok(Self { map: None, mapped_in: Identity::current(), of_device, asks: false, page: file.page });
+        }
+        let call = if file.kind == Kind::Hugetlb { "mmap(hugetlb)" } else { "mmap" };
+        let errno = |e: std::io::Error| SysError::new(call, Errno::from_raw(e.raw_os_error().unwrap_or(0)));
+        crate::sys::may_fail("mmap")?;
+        let map = MmapOptions::new().offset(file.offset).len(len).map_raw(&file.fd).map_err(errno)?;
+        for advice in [Advice::DontFork, Advice::DontDump] {
+            map.advise(advice).map_err(|e| SysError::new("madvise", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+        }
+        // A device's memory (VM_PFNMAP) can't be asked for.
+        let asks = !raw::RECOVERABLE && !of_device && map::may_shrink(file.fd.as_fd());
+        Ok(Self { map: Some(map), mapped_in: Identity::current(), of_device, asks, page: file.page })
+    }
+
+    /// The first byte; null for an empty view.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.map.as_ref().map_or(std::ptr::null_mut(), MmapRaw::as_mut_ptr)
+    }
+
+    pub(crate) fn at(&self, offset: usize) -> *mut u8 {
+        self.as_ptr().wrapping_add(offset)
+    }
+
+    /// The region's length, in bytes.
+    pub fn len(&self) -> usize {
+        self.map.as_ref().map_or(0, MmapRaw::len)
+    }
+
+    /// Is there nothing in it? See [`OwnerView`].
+    pub fn is_empty(&self) -> bool {
+        self.map.is_none()
+    }
+
+    /// Has the file give pages in `range`, without changing their content.
+    pub(crate) fn populate(&self, offset: usize, len: usize) -> Result<(), SysError> {
+        // An empty view has no addresses: 0 plus the offset is somebody else's.
+        let view = self.map.as_ref().ok_or(SysError::new("madvise", Errno::EBADF))?;
+        let range = AddrRange::new(view.as_mut_ptr().addr() + offset, len);
+        // SAFETY: inside the view (the callers' windows are inside the region); it drops nothing.
+        match unsafe { map::advise(range, map::Advice::PopulateWrite) } {
+            // A device's memory (VM_PFNMAP) is always there.
+            Err(e) if e.errno == Errno::EINVAL && self.of_device => Ok(()),
+            other => other,
+        }
+    }
+
+    /// One load. `offset` in bytes, a multiple of the size of `T`.
+    ///
+    /// # Errors
+    /// Out of bounds, misaligned, or no memory there.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
+    pub fn read<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
+        self.check::<T>(offset)?;
+        // SAFETY: inside the view and aligned, as just checked; the view lives as long as `self`. Whoever writes there
+        // at the same time makes the value theirs or ours, never torn.
+        unsafe { raw::load(self.at(offset).cast::<T>()) }.map_err(|_| AccessError::NoMemory { offset })
+    }
+
+    /// One store. `offset` in bytes, a multiple of the size of `T`.
+    ///
+    /// # Errors
+    /// Out of bounds, misaligned, or no memory there.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
+    pub fn write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
+        self.check::<T>(offset)?;
+        // SAFETY: as in `read`.
+        unsafe { raw::store(self.at(offset).cast::<T>(), value) }.map_err(|_| AccessError::NoMemory { offset })
+    }
+
+    /// Copies out of the region.
+    ///
+    /// # Errors
+    /// Out of bounds (nothing done), or no memory at some place.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
+    pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
+        let given = self.check_slice(offset, into.len())?;
+        // SAFETY: inside the view as just checked; `into` is the caller's exclusive buffer.
+        let done = unsafe { raw::copy_out(into.as_mut_ptr(), self.at(offset), given) };
+        finished(done, into.len(), offset)
+    }
+
+    /// Copies into the region.
+    ///
+    /// # Errors
+    /// Out of bounds (nothing done), or no memory at some place.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
+    pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
+        let given = self.check_slice(offset, from.len())?;
+        // SAFETY: inside the view as just checked; `from` is not written meanwhile.
+        let done = unsafe { raw::copy_in(self.at(offset), from.as_ptr(), given) };
+        finished(done, from.len(), offset)
+    }
+
+    /// Sets `len` bytes to `byte`.
+    ///
+    /// # Errors
+    /// Out of bounds (nothing done), or no memory at some place.
+    ///
+    /// # Signal safety
+    /// Async-signal-safe.
+    pub fn fill(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
+        let given = self.check_slice(offset, len)?;
+        // SAFETY: inside the view as just checked.
+        let done = unsafe { raw::fill(self.at(offset), byte, given) };
+        finished(done, len, offset)
+    }
+
+    /// How many of the `len` bytes at `offset`, which are in the view, may be accessed. All of them, but where an access that
+    /// meets no memory would be a signal.
+    pub(crate) fn given(&self, offset: usize, len: usize) -> usize {
+        if !self.asks || self.gives(offset, len) {
+            return len;
+        }
+        let mut given = 0;
+        while given < len {
+            let next = (self.page - (offset + given) % self.page).min(len - given);
+            if !self.gives(offset + given, next) {
+                break;
+            }
+            given += next;
+        }
+        given
+    }
+
+    fn gives(&self, offset: usize, len: usize) -> bool {
+        let first = offset / self.page * self.page;
+        // Before Linux 5.14 there is no asking (EINVAL).
+        self.populate(first, offset + len - first).map_or_else(|e| e.errno == Errno::EINVAL, |()| true)
+    }
+
+    /// One access: bounds, alignment, memory.
+    fn check<T: Primitive>(&self, offset: usize) -> Result<(), AccessError> {
+        check::<T>(offset, self.len())?;
+        if self.given(offset, T::SIZE) == T::SIZE { Ok(()) } else { Err(AccessError::NoMemory { offset }) }
+    }
+
+    /// A copy's bounds; how many bytes of it may be accessed.
+    fn check_slice(&self, offset: usize, size: usize) -> Result<usize, CopyError> {
+        let fits = offset.checked_add(size).is_some_and(|end| end <= self.len());
+        let error = AccessError::OutOfBounds { offset, size, len: self.len() };
+        if fits { Ok(self.given(offset, size)) } else { Err(CopyError { done: 0, error }) }
+    }
+}
+
+fn finished(done: usize, len: usize, offset: usize) -> Result<(), CopyError> {
+    if done == len { Ok(()) } else { Err(CopyError { done, error: AccessError::NoMemory { offset: offset + done } }) }
+}
+
+impl Drop for OwnerView {
+    fn drop(&mut self) {
+        if !self.mapped_in.is_current() {
+            // munmap would take away whatever the child has there by now.
+            std::mem::forget(self.map.take());
+        }
+    }
+}
+
+impl fmt::Debug for OwnerView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnerView").field("at", &self.as_ptr()).field("len", &self.len()).finish()
+    }
+}

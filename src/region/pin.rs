@@ -1,0 +1,169 @@
+//! Pins: a promise that pages stay reachable by address, for DMA. Told, then waited for, at revocation.
+//!
+//! The order is that of a revoked dma-buf (`vfio_pci_dma_buf_move`): no new pins, every holder is told, then the last
+//! one to let go is waited for; and it can be done again.
+
+use crate::protocol::caller::Caller;
+use crate::region::error::PinError;
+use crate::protocol::fault::NotResolved;
+use crate::region::{Region, RegionShared};
+use crate::sync::inside::Mutex;
+use crate::users::{Theirs, guarded};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+type Told = Theirs<dyn Fn() + Send + Sync>;
+
+/// The holders of pins that want to be told.
+#[derive(Default)]
+pub(crate) struct PinTable {
+    holders: Mutex<Holders>,
+}
+
+#[derive(Default)]
+struct Holders {
+    next: u64,
+    told: Vec<(u64, Told)>,
+}
+
+impl PinTable {
+    /// Tells every holder. None of the table's locks is held meanwhile: a holder may drop its pin at once.
+    pub(crate) fn tell(&self) {
+        let told: Vec<Told> = self.holders.lock().told.iter().map(|(_, told)| told.clone()).collect();
+        for holder in told {
+            // A holder's panic is its own; the revocation goes on, and waits for the pin all the same.
+            let _ = guarded(&*holder);
+        }
+    }
+
+    fn add(&self, told: Told) -> u64 {
+        let mut holders = self.holders.lock();
+        holders.next += 1;
+        let id = holders.next;
+        holders.told.push((id, told));
+        id
+    }
+
+    /// What the holder handed in, to be dropped when no lock is held and the pin has ended: it may drop other pins, and
+    /// change the region's state.
+    #[must_use]
+    fn remove(&self, id: u64) -> Option<Told> {
+        let mut holders = self.holders.lock();
+        let at = holders.told.iter().position(|(known, _)| *known == id)?;
+        Some(holders.told.remove(at).1)
+    }
+}
+
+/// Pages that stay reachable by address until it is dropped; see [`Region::pin`].
+///
+/// While it lives, `disable()` waits, `try_disable()` answers `Busy`, and `disable_timeout()` gives up.
+///
+/// # Signal safety
+/// Pinning and dropping a pin are not for signal handlers.
+#[must_use = "a pin that is dropped at once pins nothing"]
+pub struct Pin {
+    region: Arc<RegionShared>,
+    range: Range<usize>,
+    holder: Option<u64>,
+}
+
+impl Pin {
+    /// The pages' address, in the owner's view: valid, and backed by the same pages, as long as the pin lives.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.region.owner.as_ptr().wrapping_add(self.range.start)
+    }
+
+    /// The pinned bytes, as offsets in the region.
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
+    /// Has a revocation begun that waits for this pin?
+    pub fn is_wanted_back(&self) -> bool {
+        self.region.protocol.phase() == crate::protocol::gate::Phase::Busy
+    }
+
+    /// `told` is called, in the revoking thread, each time a revocation begins to wait for pins. It is to stop the
+    /// DMA and have the pin dropped, at once or soon, from any thread; it must not change the region's state.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
+    pub fn on_revoke(mut self, told: impl Fn() + Send + Sync + 'static) -> Self {
+        let id = self.region.pinned.add(Theirs::new(Arc::new(told)));
+        let earlier = self.holder.replace(id).and_then(|earlier| self.region.pinned.remove(earlier));
+        drop(earlier);
+        self
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        if self.region.protocol.is_inherited() {
+            // A forked child's: nothing waits for it, and the table's lock may be held for ever.
+            return;
+        }
+        let told = self.holder.and_then(|id| self.region.pinned.remove(id));
+        self.region.protocol.unpin();
+        drop(told);
+    }
+}
+
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pin").field("region", &self.region.name).field("range", &self.range).finish_non_exhaustive()
+    }
+}
+
+impl Region {
+    /// Pins the pages of `range` (offsets in bytes, rounded out to pages), as get_user_pages does: faults them in, and
+    /// keeps the region from being revoked while the pin lives.
+    ///
+    /// # Blocking
+    /// As the flags say, while the region is busy (and while it is disabled, with [`OnDisabled::Block`](crate::OnDisabled)).
+    /// With `RETRY_NOWAIT` it answers [`PinError::WouldBlock`] at once, and queues nothing. Under a guard of the region it
+    /// does not wait either. But whoever holds a pin already and waits here for another one waits, while a revocation waits
+    /// for the first: give it up when told ([`Pin::on_revoke`]), or ask with `RETRY_NOWAIT`. Under a guard of another region that
+    /// is being revoked together with this one (another BAR of the device) it is an error: that revocation waits for the guard.
+    ///
+    /// # Errors
+    /// Nothing is pinned: see [`PinError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
+    pub fn pin<'a>(&self, range: Range<usize>, caller: impl Into<Caller<'a>>) -> Result<Pin, PinError> {
+        self.shared.pin(range, &caller.into())
+    }
+}
+
+impl RegionShared {
+    /// See [`Region::pin`].
+    pub(crate) fn pin(self: &Arc<Self>, range: Range<usize>, caller: &Caller<'_>) -> Result<Pin, PinError> {
+        if self.protocol.is_inherited() {
+            return Err(PinError::Forked);
+        }
+        let (len, page) = (self.len, self.page);
+        if range.start >= range.end || range.end > len {
+            return Err(PinError::OutOfRange { start: range.start, end: range.end, len });
+        }
+        let start = range.start / page * page;
+        let pages = start..range.end.next_multiple_of(page);
+        let pinned = self.protocol.on_behalf(caller, || {
+            // Counted in first: from here on the pages stay. While a revocation drains, no pin is counted in.
+            self.protocol.pin().then(|| {
+                let pin = Pin { region: Arc::clone(self), range: pages.clone(), holder: None };
+                self.owner.populate(pages.start, pages.len()).map(|()| pin)
+            })
+        });
+        match pinned {
+            Ok(Ok(pin)) => Ok(pin),
+            Ok(Err(e)) => Err(PinError::NoMemory(e)),
+            Err(NotResolved::WouldBlock) => Err(PinError::WouldBlock),
+            Err(NotResolved::WouldDeadlock) => Err(PinError::WouldDeadlock),
+            Err(NotResolved::Sigbus) => Err(PinError::Disabled),
+            Err(NotResolved::Killed) => Err(PinError::Cancelled),
+            Err(NotResolved::Reentrant) => Err(PinError::Reentrant),
+            Err(NotResolved::Illegal(flags)) => Err(PinError::Flags(flags)),
+        }
+    }
+}
