@@ -34,21 +34,22 @@
 //! (in the kernel) mmap_lock. Neither side of the memory lock is held while anything is touched that can fault into a
 //! userfaultfd.
 
-use crate::protocol::error::{Holders, RevokeError};
-use crate::protocol::gate::{Gate, NotDrained, Phase};
+use crate::protocol::error::RevokeError;
+use crate::protocol::gate::{Gate, Phase};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::memory_lock::RwLock as FutexLock;
-use crate::sync::{Mutation, RwLock, RwLockReadGuard, TryMutex, TryMutexGuard, broken, fence, inside};
-use crate::sys::identity::Identity;
-use crate::trace;
-use crate::users::Inside;
 use crate::sync::wait::{CancelToken, Event, Patience, Waited};
+use crate::sync::{Mutation, RwLock, RwLockReadGuard, TryMutex, broken, fence, inside};
+use crate::sys::identity::Identity;
+use crate::users::Inside;
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub(crate) mod async_fault;
 pub(crate) mod caller;
 mod change;
+mod changes;
+mod claim;
 pub(crate) mod error;
 pub mod fault;
 pub(crate) mod gate;
@@ -57,6 +58,7 @@ mod model;
 pub(crate) mod policy;
 
 pub(crate) use change::Change;
+pub(crate) use changes::{Changes, Failed, Member, WaitFor};
 
 /// What the protocol drives. The real one makes system calls; the model's is a fake kernel.
 pub(crate) trait Mechanism {
@@ -89,9 +91,6 @@ pub(crate) trait Mechanism {
 
 /// Answers whether the calling thread is one that the others of a change of several regions wait for.
 pub(crate) type Together = std::sync::Arc<dyn Fn() -> bool + Send + Sync>;
-
-/// How long a thread waits for the right to change the state before it looks whether it is waited for itself.
-const LOOK: Duration = Duration::from_millis(250);
 
 /// A region's state, as the memory lock protects it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -359,227 +358,5 @@ impl Protocol {
         if !broken(Mutation::UnpinNotify) {
             self.waiters.notify_all();
         }
-    }
-
-    /// The first half of every change of state: afterwards nobody uses the memory under a guard or a pin, nobody
-    /// resolves a fault, and this thread alone may change the state. `None`: it is `goal` already.
-    pub(crate) fn begin<'a>(
-        &'a self,
-        mechanism: &'a dyn Mechanism,
-        goal: Option<State>,
-        patience: Patience,
-    ) -> Result<Option<Change<'a>>, RevokeError> {
-        self.begin_among(mechanism, goal, patience, patience)
-    }
-
-    /// [`begin`](Self::begin) with a patience of its own for `readers` of the memory lock: those hold it for a single
-    /// access and wait for nobody, so a member of a group can wait a moment for them without a risk of deadlock.
-    pub(crate) fn begin_among<'a>(
-        &'a self,
-        mechanism: &'a dyn Mechanism,
-        goal: Option<State>,
-        patience: Patience,
-        readers: Patience,
-    ) -> Result<Option<Change<'a>>, RevokeError> {
-        let mut change = self.prepare(mechanism, goal, patience)?;
-        change.as_mut().map_or(Ok(()), |change| change.lock(readers))?;
-        Ok(change)
-    }
-
-    /// The part of [`begin`](Self::begin) that waits for others' guards and pins. Faults are still resolved, so a group
-    /// prepares all of its members before it locks the first: who holds a guard or a pin of one may access another.
-    pub(crate) fn prepare<'a>(
-        &'a self,
-        mechanism: &'a dyn Mechanism,
-        goal: Option<State>,
-        patience: Patience,
-    ) -> Result<Option<Change<'a>>, RevokeError> {
-        let mut change = self.claim(mechanism, goal, patience, None)?;
-        change.as_mut().map_or(Ok(()), |change| change.announce(patience))?;
-        Ok(change)
-    }
-
-    /// The right to change the state, if it looks as if that will come to something: nothing is told, and nothing closed, by a
-    /// change that has to be refused. A look only: a guard that is taken this very moment refuses it later, which is then taken
-    /// back. `None`: it is `goal` already.
-    pub(crate) fn claim<'a>(
-        &'a self,
-        mechanism: &'a dyn Mechanism,
-        goal: Option<State>,
-        patience: Patience,
-        together: Option<&Together>,
-    ) -> Result<Option<Change<'a>>, RevokeError> {
-        // While a guard lives the region is enabled: for its holder, enabling it is done.
-        if goal == Some(State::Enabled) && self.gate.held_by_caller() > 0 {
-            return Ok(None);
-        }
-        let change = self.take_control(mechanism, patience, Instant::now())?;
-        if goal == Some(change.was) {
-            return Ok(None);
-        }
-        if change.was == State::Enabled {
-            let guards = self.gate.held_by_caller();
-            if guards > 0 {
-                return Err(RevokeError::WouldDeadlock { guards });
-            }
-            if patience == Patience::Never {
-                let holders = Holders { guards: self.gate.held_guards(), pins: self.pins() };
-                if holders != Holders::default() {
-                    return Err(RevokeError::Busy(holders));
-                }
-            }
-        }
-        // A revoked access is to be an error, and so must reach the crate's handler. What ends for good does not fail for that,
-        // and several regions' goals are known later (`Change::become_state`).
-        match goal {
-            Some(State::Disabled) => crate::raw::signal::install()?,
-            Some(State::Gone) => _ = crate::raw::signal::install(),
-            Some(State::Enabled) | None => {}
-        }
-        self.change_together(together);
-        Ok(Some(change))
-    }
-
-    /// The write side of the memory lock for an access of the owner's that nobody else may come in between; the state
-    /// stays, nothing is zapped, guards and pins are not waited for and nobody is told. Who meets the lock meets a
-    /// busy region, as in any change.
-    pub(crate) fn begin_privileged<'a>(
-        &'a self,
-        mechanism: &'a dyn Mechanism,
-        together: Option<&Together>,
-    ) -> Result<Change<'a>, RevokeError> {
-        let mut change = self.take_control(mechanism, Patience::Forever, Instant::now())?;
-        self.change_together(together);
-        self.gate.shut().map_err(RevokeError::Barrier)?;
-        change.write_lock(Patience::Forever)?;
-        Ok(change)
-    }
-
-    /// One change at a time, and none from inside another of the same thread.
-    fn take_control<'a>(
-        &'a self,
-        mechanism: &'a dyn Mechanism,
-        patience: Patience,
-        since: Instant,
-    ) -> Result<Change<'a>, RevokeError> {
-        if self.is_inherited() {
-            return Err(RevokeError::Forked);
-        }
-        if self.waits_for_itself() {
-            return Err(RevokeError::Reentrant);
-        }
-        // Until `changer` says it.
-        let _inside = inside::enter();
-        let control = self.lock_control(patience, since)?;
-        let was = match self.phase() {
-            Phase::Open => State::Enabled,
-            Phase::Disabled => State::Disabled,
-            // Busy ends before `control` is released.
-            Phase::Gone | Phase::Busy => return Err(RevokeError::Gone),
-        };
-        // Relaxed: only ever compared with the reading thread's own key.
-        self.changer.store(crate::sync::current_tid(), Ordering::Relaxed);
-        Ok(Change::new(self, mechanism, control, was, since))
-    }
-
-    /// The right to change the state. The holder of a guard does not wait for it: whoever has it may be waiting for that
-    /// guard. Nor does a thread that the change of this and other regions waits for.
-    fn lock_control(&self, patience: Patience, since: Instant) -> Result<TryMutexGuard<'_>, RevokeError> {
-        if let Some(control) = self.control.try_lock() {
-            return Ok(control);
-        }
-        if patience == Patience::Never {
-            return Err(gave_up(patience, since, Holders::default()));
-        }
-        let guards = if broken(Mutation::OwnGuards) { 0 } else { self.gate.held_by_caller() };
-        loop {
-            if guards > 0 || self.waits_for_caller() {
-                return Err(RevokeError::WouldDeadlock { guards });
-            }
-            let look = Instant::now() + LOOK;
-            let until = if let Patience::Until(deadline) = patience { deadline.min(look) } else { look };
-            if let Some(control) = self.control.try_lock_until(until) {
-                return Ok(control);
-            }
-            if patience == Patience::Until(until) {
-                return Err(gave_up(patience, since, Holders::default()));
-            }
-        }
-    }
-
-    /// Waits for the guards.
-    fn drain_guards(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
-        let mut slow = trace::ENABLED.then(|| since + trace::SLOW);
-        loop {
-            let (slice, last) = slice(mechanism, patience);
-            match self.gate.drain(slice) {
-                Ok(()) => return Ok(()),
-                Err(NotDrained::Held(_guards)) if !last => {
-                    if is_over(&mut slow) {
-                        event!(WARN, guards = ?_guards, "slow guard");
-                    }
-                }
-                Err(NotDrained::Held(guards)) => {
-                    return Err(gave_up(patience, since, Holders { guards, pins: self.pins() }));
-                }
-                Err(NotDrained::HeldByCaller(own)) => return Err(RevokeError::WouldDeadlock { guards: own.count }),
-            }
-        }
-    }
-
-    /// Waits for the guards and the pins.
-    fn drain(&self, mechanism: &dyn Mechanism, patience: Patience, since: Instant) -> Result<(), RevokeError> {
-        self.drain_guards(mechanism, patience, since)?;
-        let mut slow = trace::ENABLED.then(|| since + trace::SLOW);
-        // Only now: a guard that the drain waited for may have counted a pin in. See `pin`.
-        if self.pins() > 0 && patience != Patience::Never {
-            mechanism.want_pins_back();
-        }
-        // Acquire pairs with the Release in `unpin`.
-        let pinned = || self.pins.load(Ordering::Acquire) > 0 && !broken(Mutation::PinsIgnored);
-        loop {
-            let (slice, last) = slice(mechanism, patience);
-            let unpinned = match slice {
-                Patience::Forever => self.waiters.wait_while(pinned, None, None) == Waited::Done,
-                Patience::Never => !pinned(),
-                Patience::Until(deadline) => self.waiters.wait_while(pinned, None, Some(deadline)) == Waited::Done,
-            };
-            if unpinned {
-                return Ok(());
-            }
-            if last {
-                return Err(gave_up(patience, since, Holders { guards: Vec::new(), pins: self.pins() }));
-            }
-            if is_over(&mut slow) {
-                event!(WARN, pins = self.pins(), "slow guard");
-            }
-        }
-    }
-}
-
-/// Has a moment passed? Says so once.
-fn is_over(moment: &mut Option<Instant>) -> bool {
-    moment.take_if(|moment| Instant::now() >= *moment).is_some()
-}
-
-/// How long to wait at a stretch, and whether patience ends with it. A thread whose help the holder of a guard or a pin
-/// may need (to have a fault resolved, say) does not sleep for long, nor does one that is to tell who is slow.
-fn slice(mechanism: &dyn Mechanism, patience: Patience) -> (Patience, bool) {
-    let nap = match mechanism.help() {
-        true => Some(Duration::from_millis(1)),
-        false => trace::ENABLED.then_some(trace::SLOW),
-    };
-    let nap = nap.map(|nap| Instant::now() + nap);
-    match (patience, nap) {
-        (Patience::Forever, Some(nap)) => (Patience::Until(nap), false),
-        (Patience::Until(deadline), Some(nap)) if nap < deadline => (Patience::Until(nap), false),
-        _ => (patience, true),
-    }
-}
-
-fn gave_up(patience: Patience, since: Instant, holders: Holders) -> RevokeError {
-    match patience {
-        Patience::Never => RevokeError::Busy(holders),
-        Patience::Forever | Patience::Until(_) => RevokeError::TimedOut { waited: since.elapsed(), holders },
     }
 }

@@ -18,18 +18,19 @@ pub use builder::{FaultAround, RegionBuilder};
 pub(crate) use shared::RegionShared;
 
 use crate::protocol::error::RevokeError;
+use crate::protocol::{Changes, State, WaitFor};
 use crate::region::error::MapError;
 use crate::region::mapping::{MapOptions, Mapping};
 use crate::region::owner::OwnerView;
-use crate::protocol::State;
-use crate::stats::{RegionStats, count};
+use crate::stats::RegionStats;
+use crate::sync::wait::Patience;
 use crate::sys::known::KnownFile;
 use crate::view::Strategy;
-use crate::sync::wait::Patience;
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::slice;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Device memory that can be taken away from everyone who has it mapped, and given back.
 ///
@@ -77,7 +78,7 @@ impl Region {
     /// # Signal safety
     /// Not for signal handlers.
     pub fn disable(&self) -> Result<bool, RevokeError> {
-        self.disable_with(Patience::Forever)
+        self.change(State::Disabled, Patience::Forever)
     }
 
     /// [`disable`](Self::disable) that never waits.
@@ -88,7 +89,7 @@ impl Region {
     /// # Signal safety
     /// Not for signal handlers.
     pub fn try_disable(&self) -> Result<bool, RevokeError> {
-        self.disable_with(Patience::Never)
+        self.change(State::Disabled, Patience::Never)
     }
 
     /// [`disable`](Self::disable) that gives up after `patience`.
@@ -99,15 +100,7 @@ impl Region {
     /// # Signal safety
     /// Not for signal handlers.
     pub fn disable_timeout(&self, patience: Duration) -> Result<bool, RevokeError> {
-        self.disable_with(until(patience))
-    }
-
-    fn disable_with(&self, patience: Patience) -> Result<bool, RevokeError> {
-        let changed = self.shared.change(State::Disabled, patience)?;
-        if changed && self.shared.trim_detached {
-            self.shared.trim();
-        }
-        Ok(changed)
+        self.change(State::Disabled, Patience::within(patience))
     }
 
     /// Gives every mapping its memory back, with the content it had. Says whether this call changed the state.
@@ -121,7 +114,7 @@ impl Region {
     /// # Signal safety
     /// Not for signal handlers.
     pub fn enable(&self) -> Result<bool, RevokeError> {
-        self.shared.change(State::Enabled, Patience::Forever)
+        self.change(State::Enabled, Patience::Forever)
     }
 
     /// [`enable`](Self::enable) that never waits.
@@ -132,7 +125,18 @@ impl Region {
     /// # Signal safety
     /// Not for signal handlers.
     pub fn try_enable(&self) -> Result<bool, RevokeError> {
-        self.shared.change(State::Enabled, Patience::Never)
+        self.change(State::Enabled, Patience::Never)
+    }
+
+    /// [`enable`](Self::enable) that gives up after `patience`.
+    ///
+    /// # Errors
+    /// [`RevokeError::TimedOut`] if another thread's change took longer.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
+    pub fn enable_timeout(&self, patience: Duration) -> Result<bool, RevokeError> {
+        self.change(State::Enabled, Patience::within(patience))
     }
 
     /// Runs `reset` while nothing reaches the memory through any mapping. Accesses to an enabled region wait for its
@@ -164,20 +168,28 @@ impl Region {
         self.reset_with(Patience::Never, reset)
     }
 
+    /// [`reset`](Self::reset) that gives up after `patience`.
+    ///
+    /// # Errors
+    /// [`RevokeError::TimedOut`] says for whom it waited.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
+    pub fn reset_timeout<R>(&self, patience: Duration, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
+        self.reset_with(Patience::within(patience), reset)
+    }
+
+    /// A region is a group of one.
+    fn change(&self, to: State, wait: impl Into<WaitFor>) -> Result<bool, RevokeError> {
+        span!(DEBUG, "change", region = %self.shared.name, to = ?to);
+        Changes::make(slice::from_ref(&self.shared), to, wait).map_err(|failed| failed.source)
+    }
+
     fn reset_with<R>(&self, patience: Patience, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
-        let shared = &*self.shared;
-        span!(DEBUG, "reset", region = %shared.name);
-        let Some(mut change) = shared.protocol.begin(shared, None, patience)? else { return Err(RevokeError::Gone) };
-        change.hold()?;
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| reset(&shared.owner)));
-        let released = change.release();
-        drop(change);
-        count(&shared.counters.resets);
-        event!(DEBUG, region = %shared.name, "reset");
-        match done {
-            Ok(value) => released.map(|()| value),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+        span!(DEBUG, "reset", region = %self.shared.name);
+        let done = Changes::reset(slice::from_ref(&self.shared), patience, || reset(&self.shared.owner), |_| None);
+        let (value, released) = done.map_err(|failed| failed.source)?;
+        released.map(|()| value).map_err(|failed| failed.source)
     }
 
     /// Hands in a file for a device that was dropped on revocation ([`OnRevoke::Drop`](crate::OnRevoke)), before `enable()`. An `enable()` that
@@ -256,18 +268,12 @@ impl Region {
     }
 }
 
-pub(crate) fn until(patience: Duration) -> Patience {
-    // More than the clock can tell is for ever.
-    Instant::now().checked_add(patience).map_or(Patience::Forever, Patience::Until)
-}
-
 impl Drop for Region {
     fn drop(&mut self) {
         let shared = &self.shared;
-        // A drop waits for nobody: what guards and pins still promise is kept, and ended in the background.
-        // Nor is a monitor in the middle of an answer a reason to leave it reachable when this returns.
-        let readers = until(crate::region::group::READERS);
-        match shared.change_among(State::Gone, Patience::Never, readers) {
+        // What guards and pins still promise is kept, and ended in the background; a monitor in the middle of an answer is
+        // no reason to leave it reachable when this returns.
+        match self.change(State::Gone, WaitFor::readers_only()) {
             Ok(_) | Err(RevokeError::Gone | RevokeError::Forked) => {}
             Err(e) => {
                 let later = Arc::clone(shared);

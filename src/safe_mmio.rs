@@ -15,8 +15,8 @@
 #![expect(unsafe_code, reason = "raw accesses by the trait's own contract")]
 // UNSAFETY: forwards safe-mmio's contract (valid, aligned, one access of the width) to the recoverable instructions.
 
-use crate::raw::Primitive;
 use crate::raw;
+use crate::raw::Primitive;
 use safe_mmio::MmioOps;
 
 /// Recoverable accesses for [`safe_mmio::set_mmio_ops!`].

@@ -7,9 +7,9 @@
 pub(crate) mod barrier;
 pub(crate) mod inside;
 pub(crate) mod memory_lock;
-pub(crate) mod wait;
 #[cfg(not(revocable_model))]
 mod real;
+pub(crate) mod wait;
 #[cfg(not(revocable_model))]
 pub(crate) use real::*;
 

@@ -34,8 +34,8 @@ pub(crate) use cover::Ones;
 pub(crate) use server::{Server, refuser};
 pub use strategy::Strategy;
 
-use crate::protocol::policy::OnDisabled;
 use crate::monitor::waiting_room::{WaitingRoom, Waits};
+use crate::protocol::policy::OnDisabled;
 use crate::sync::inside::{Mutex, MutexGuard, RwLock};
 use crate::sys::identity::Identity;
 use crate::sys::known::KnownFile;

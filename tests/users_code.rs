@@ -188,9 +188,12 @@ const WHAT: &[(&str, Does)] = &[
         let subscription = world.region().subscribe(0..LEN, Arc::new(Code_(Arc::default())));
         world.dropped.lock().expect("a list").push(Box::new(subscription));
     }),
-    ("group disable", |world| fine(world.group.try_disable())),
-    ("group enable", |world| fine(world.group.try_enable())),
-    ("group reset", |world| fine(world.group.try_reset(|_| ()))),
+    ("group try_disable", |world| fine(world.group.try_disable())),
+    ("group try_enable", |world| fine(world.group.try_enable())),
+    ("group try_reset", |world| fine(world.group.try_reset(|_| ()))),
+    ("group disable", |world| fine(world.group.disable())),
+    ("group enable", |world| fine(world.group.enable())),
+    ("group reset", |world| fine(world.group.reset(|_| ()))),
     ("device off", |world| fine(world.device.write(Space::Config, 4, &OFF[..]))),
     ("device on", |world| fine(world.device.write(Space::Config, 4, &ON[..]))),
     ("device reset", |world| fine(world.device.reset())),

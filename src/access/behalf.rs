@@ -4,14 +4,14 @@
 //! keeps. Whoever else writes there meanwhile, the accesses are single, and recoverable where accesses are.
 #![expect(unsafe_code, reason = "accesses memory by address")]
 
-use crate::raw::{self, Faulted, Primitive};
-use crate::region::access_error::check;
 use crate::protocol::caller::Caller;
-use crate::region::access_error::AccessError;
-use crate::protocol::fault::{CallerLock, FaultFlags, NotResolved};
+use crate::protocol::fault::{FaultFlags, NotResolved};
 use crate::protocol::gate::Phase;
-use crate::region::mapping::Mapping;
 use crate::protocol::policy::OnDisabled;
+use crate::raw::{self, Faulted, Primitive};
+use crate::region::access_error::AccessError;
+use crate::region::access_error::check;
+use crate::region::mapping::Mapping;
 use crate::sync::inside;
 use crate::sys::AddrRange;
 use crate::sys::map::Prot;

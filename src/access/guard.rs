@@ -1,7 +1,7 @@
 //! Guards: while one lives, the region stays as it is, and disabling waits.
 
-use crate::region::access_error::AccessError;
 use crate::protocol::gate::{self, Phase};
+use crate::region::access_error::AccessError;
 use crate::region::mapping::Mapping;
 use crate::sync::wait::Waited;
 use std::fmt;

@@ -8,11 +8,11 @@
 #![expect(unsafe_code, reason = "raw accesses to regions")]
 // UNSAFETY: accesses to places that `under_lock` keeps mapped.
 
-use crate::raw::{self, Faulted};
 use super::typed::Kind;
 use crate::protocol::caller::Caller;
-use crate::region::access_error::{AccessError, CopyError};
 use crate::protocol::fault::FaultFlags;
+use crate::raw::{self, Faulted};
+use crate::region::access_error::{AccessError, CopyError};
 use crate::region::mapping::Mapping;
 use crate::sys::map::Prot;
 

@@ -1,10 +1,10 @@
 //! Registers: an offset that was checked once.
 
-use crate::raw::{self, Faulted};
 use super::Kind;
 use crate::raw::Primitive;
-use crate::region::access_error::check;
+use crate::raw::{self, Faulted};
 use crate::region::access_error::AccessError;
+use crate::region::access_error::check;
 use crate::region::mapping::Mapping;
 use std::fmt;
 

@@ -1,14 +1,14 @@
 //! What an access does that did not succeed at once: look at the state, wait, resolve its own fault, or give up.
 
+use crate::protocol::State;
+use crate::protocol::gate::Phase;
 use crate::protocol::policy::OnDisabled;
 use crate::region::access_error::AccessError;
-use crate::protocol::gate::Phase;
 use crate::region::mapping::Served;
-use crate::protocol::State;
 use crate::sync::inside;
+use crate::sync::wait::Waited;
 use crate::sys::AddrRange;
 use crate::view::Server;
-use crate::sync::wait::Waited;
 use std::sync::atomic::Ordering;
 
 /// What an access that did not succeed at once is to do.

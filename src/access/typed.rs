@@ -5,10 +5,10 @@
 #![expect(unsafe_code, reason = "accesses memory by address")]
 
 use super::slow::{Next, Patience};
+use crate::protocol::policy::OnDisabled;
 use crate::raw::{self, AtomicPrimitive, Faulted, Primitive};
 use crate::region::access_error::{AccessError, CopyError, check};
 use crate::region::mapping::Mapping;
-use crate::protocol::policy::OnDisabled;
 use std::sync::atomic::Ordering;
 
 #[derive(Clone, Copy, PartialEq, Eq)]

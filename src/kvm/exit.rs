@@ -2,11 +2,11 @@
 
 use super::error::ExitError;
 use super::slot::{Core, Memslots};
-use crate::protocol::policy::OnDisabled;
 use crate::protocol::caller::Caller;
-use crate::region::access_error::AccessError;
 use crate::protocol::fault::{FaultFlags, NotResolved};
 use crate::protocol::gate::Phase;
+use crate::protocol::policy::OnDisabled;
+use crate::region::access_error::AccessError;
 use crate::region::owner::OwnerView;
 use crate::stats::count;
 use crate::sync::wait::{CancelToken, Waited};

@@ -2,8 +2,8 @@
 
 use super::error::MemslotError;
 use super::ioctl::{CALL, SetMemslot, change};
-use crate::protocol::policy::OnDisabled;
 use crate::protocol::gate::Phase;
+use crate::protocol::policy::OnDisabled;
 use crate::region::mapping::Mapping;
 use crate::region::notify::{InvalidateNotifier, NotifyError, Subscription};
 use crate::region::placed::{Place, Placed, Refused};

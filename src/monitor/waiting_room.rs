@@ -8,12 +8,12 @@
 //! Faults are not read, or read and left: they end by a wake.
 
 use crate::sync::inside::Mutex;
+use crate::sync::wait::Event;
 use crate::sys::identity::PerProcess;
 use crate::sys::map;
 use crate::sys::thread;
 use crate::sys::uffd::{Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError};
-use crate::sync::wait::Event;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, BorrowedFd};

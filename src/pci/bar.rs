@@ -6,12 +6,12 @@
 use super::buffer::{BufferFault, Sink, Source};
 use super::device::{Device, Memory, Slot, Space};
 use super::error::PciError;
-use crate::raw::Primitive;
-use crate::protocol::caller::Caller;
-use crate::region::access_error::AccessError;
-use crate::protocol::fault::{FaultFlags, NotResolved};
-use crate::region::owner::OwnerView;
 use crate::protocol::State;
+use crate::protocol::caller::Caller;
+use crate::protocol::fault::{FaultFlags, NotResolved};
+use crate::raw::Primitive;
+use crate::region::access_error::AccessError;
+use crate::region::owner::OwnerView;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 

@@ -6,8 +6,7 @@ use super::config::{ConfigSpace, piece};
 use super::device::{Device, PciDevice, TurnGuard};
 use super::error::PciError;
 use super::regs::*;
-use crate::region::group::Changes;
-use crate::protocol::State;
+use crate::protocol::{Changes, State};
 use crate::sync::wait::Patience;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -136,17 +135,22 @@ impl Device {
             write(&mut self.config.lock());
             return Ok(());
         }
-        let mut changes = Changes::begin(&self.members, Patience::Forever)?;
+        let Some(mut changes) = Changes::begin(&self.members, |_| None, Patience::Forever)? else {
+            // No memory.
+            write(&mut self.config.lock());
+            self.set_reach(to);
+            return Ok(());
+        };
         if to.mapped() {
             let mut config = self.config.lock();
             let before = config.clone();
             write(&mut config);
             let after = config.clone();
             drop(config);
-            changes.settle(|_| State::Enabled).inspect_err(|_| self.config.lock().undo(&before, &after))?;
+            changes.settle(|_| Some(State::Enabled)).inspect_err(|_| self.config.lock().undo(&before, &after))?;
             self.set_reach(to);
         } else {
-            changes.settle(|_| State::Disabled)?;
+            changes.settle(|_| Some(State::Disabled))?;
             self.set_reach(to);
             write(&mut self.config.lock());
         }
@@ -161,10 +165,8 @@ impl Device {
 
     /// Drops every page-table entry of every mapping; they come back with the next access.
     fn zap(&self, _turn: &TurnGuard<'_>) -> Result<(), PciError> {
-        let mut changes = Changes::begin(&self.members, Patience::Forever)?;
-        changes.hold()?;
-        self.members.iter().for_each(|member| crate::stats::count(&member.counters.resets));
-        Ok(changes.release()?)
+        let ((), released) = Changes::reset(&self.members, Patience::Forever, || (), |_| None)?;
+        Ok(released?)
     }
 }
 

@@ -7,13 +7,14 @@ use super::config::ConfigSpace;
 use super::error::PciError;
 use super::ioeventfd::IoEventFds;
 use super::reset::ResetFn;
+use crate::protocol::Changes;
 use crate::protocol::caller::Caller;
 use crate::region::error::MapError;
 use crate::region::mapping::{MapOptions, Mapping};
 use crate::region::owner::OwnerView;
 use crate::region::{Region, RegionShared};
-use crate::sync::inside::Mutex;
 use crate::sync::current_tid;
+use crate::sync::inside::Mutex;
 use crate::users::Theirs;
 use std::fmt;
 use std::ops::Range;
@@ -288,7 +289,7 @@ impl PciDevice {
     /// Called from inside a notifier or a reset callback.
     pub fn privileged<R>(&self, work: impl FnOnce(&Self) -> R) -> Result<R, PciError> {
         let _turn = self.device.take_turn()?;
-        let _locked = crate::region::group::Changes::begin_privileged(&self.device.members)?;
+        let _locked = Changes::lock_out(&self.device.members)?;
         Ok(work(self))
     }
 }

@@ -5,15 +5,15 @@
 //! revocation and puts them back after: it is one of the region's notifiers. It can be unmapped in any state.
 
 use super::error::PciError;
-use crate::raw;
+use crate::protocol::Protocol;
 use crate::protocol::caller::Caller;
-use crate::region::error::PinError;
 use crate::protocol::fault::FaultFlags;
+use crate::raw;
+use crate::region::RegionShared;
+use crate::region::error::PinError;
 use crate::region::mapping::{Listed, Mapping};
 use crate::region::notify::{InvalidateNotifier, NotifyError, Subscription};
 use crate::region::placed::{Placed, Refused};
-use crate::protocol::Protocol;
-use crate::region::RegionShared;
 use crate::sync::inside::Mutex;
 use crate::sys::identity::Identity;
 use crate::sys::map::{self, Advice, Prot};

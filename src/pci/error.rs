@@ -1,13 +1,16 @@
 //! What the device model answers, each with the errno that vfio-pci gives for it.
 
 use crate::monitor::error::MonitorError;
-use crate::protocol::error::RevokeError;
-use crate::region::error::{BuildError, MapError};
-use crate::protocol::fault::IllegalFlags;
-use crate::region::group::GroupError;
 use crate::pci::Space;
+use crate::protocol::Failed;
+use crate::protocol::error::RevokeError;
+use crate::protocol::fault::IllegalFlags;
+use crate::region::RegionShared;
+use crate::region::error::{BuildError, MapError};
+use crate::region::group::GroupError;
 use crate::sys::SysError;
 use nix::errno::Errno;
+use std::sync::Arc;
 
 /// Why the device did not do it; [`errno`](Self::errno) is what the same step gets from vfio-pci.
 #[derive(Debug, thiserror::Error)]
@@ -232,5 +235,11 @@ impl PciError {
             | Self::Map(_) => Errno::EINVAL,
         };
         errno as i32
+    }
+}
+
+impl From<Failed<Arc<RegionShared>>> for PciError {
+    fn from(failed: Failed<Arc<RegionShared>>) -> Self {
+        Self::Revoke(failed.into())
     }
 }

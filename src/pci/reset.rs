@@ -6,11 +6,10 @@ use super::command::Reach;
 use super::device::{Device, PciDevice, TurnGuard};
 use super::error::PciError;
 use super::power::D0;
-use crate::region::group::Changes;
+use crate::protocol::{Changes, WaitFor};
 use crate::region::RegionShared;
 use crate::sync::wait::Patience;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 pub(super) type ResetFn = dyn Fn(&PciDevice, ResetKind) -> io::Result<()> + Send + Sync;
@@ -123,7 +122,7 @@ impl Bus {
         let mut members: Vec<_> = self.functions.iter().flat_map(|f| f.device.members.iter().cloned()).collect();
         crate::region::group::in_order(&mut members);
         let held: Vec<_> = turns.0.iter().map(|(device, turn)| (*device, turn)).collect();
-        reset_all(&held, &members, Patience::Never, || reset(&self.functions))
+        reset_all(&held, &members, WaitFor::readers_only(), || reset(&self.functions))
     }
 }
 
@@ -140,34 +139,25 @@ impl Drop for Turns<'_> {
 fn reset_all(
     devices: &[(&Arc<Device>, &TurnGuard<'_>)],
     members: &[Arc<RegionShared>],
-    patience: Patience,
+    wait: impl Into<WaitFor>,
     reset: impl FnOnce() -> io::Result<()>,
 ) -> Result<(), PciError> {
-    let mut changes = Changes::begin(members, patience)?;
-    changes.hold()?;
-    // The power state first, as the driver does: a device in D3hot comes out of the reset in D0.
-    for (device, _) in devices {
-        device.config.lock().set_power_state(D0);
-        let decoding = device.decodes(device.memory_bit(), D0);
-        device.set_reach(Reach { decoding, ..device.reach() });
-    }
-    let done = catch_unwind(AssertUnwindSafe(reset));
-    let released = changes.release();
+    let run = || {
+        // The power state first, as the driver does: a device in D3hot comes out of the reset in D0.
+        for (device, _) in devices {
+            device.config.lock().set_power_state(D0);
+            let decoding = device.decodes(device.memory_bit(), D0);
+            device.set_reach(Reach { decoding, ..device.reach() });
+        }
+        reset()
+    };
     // Whoever was in D3hot with the memory bit set has memory again. What could not be given back stays revoked.
-    let settled = released.and_then(|()| {
-        changes.settle(|member| {
-            let of = |(device, _): &&(&Arc<Device>, &TurnGuard<'_>)| device.has(member);
-            devices.iter().find(of).map_or(crate::protocol::State::Disabled, |(device, _)| device.reach().state())
-        })
-    });
-    for member in members {
-        crate::stats::count(&member.counters.resets);
-    }
-    drop(changes);
-    match done {
-        Err(panic) => resume_unwind(panic),
-        Ok(done) => done.map_err(PciError::Reset).and(settled.map_err(PciError::from)),
-    }
+    let goal = |member: &Arc<RegionShared>| {
+        let device = devices.iter().find(|(device, _)| device.has(member));
+        device.map(|(device, _)| device.reach().state())
+    };
+    let (done, settled) = Changes::reset(members, wait, run, goal)?;
+    done.map_err(PciError::Reset).and(settled.map_err(PciError::from))
 }
 
 impl Device {

@@ -10,8 +10,8 @@ use crate::protocol::fault::{
 use crate::protocol::gate::Phase;
 use crate::protocol::policy::OnDisabled;
 use crate::protocol::{Protocol, State};
-use crate::sync::{Mutation, RwLockReadGuard, broken};
 use crate::sync::wait::{CancelToken, Waited};
+use crate::sync::{Mutation, RwLockReadGuard, broken};
 
 /// Who faults, and what it allows.
 #[derive(Clone, Copy, Debug)]

@@ -1,11 +1,12 @@
 //! A change of state under way: what the changer does between the locking and the waking.
 
-use super::{Mechanism, Protocol, State, gave_up};
+use super::claim::gave_up;
+use super::{Mechanism, Protocol, State};
 use crate::protocol::error::{Holders, RevokeError};
 use crate::protocol::gate::Phase;
 use crate::sync::atomic::Ordering;
-use crate::sync::{Mutation, RwLock, RwLockWriteGuard, TryMutexGuard, broken, fence, inside};
 use crate::sync::wait::Patience;
+use crate::sync::{Mutation, RwLock, RwLockWriteGuard, TryMutexGuard, broken, fence, inside};
 use std::time::Instant;
 
 /// A change of state under way: the gate is closed and the write side of the memory lock is held. Dropping it
@@ -18,10 +19,10 @@ pub(crate) struct Change<'a> {
     /// When its changer began to wait.
     since: Instant,
     memory: Option<RwLockWriteGuard<'a, State>>,
-    pub(super) was: State,
+    was: State,
     now: State,
     /// Those to be told before a revocation have been.
-    pub(super) told: bool,
+    told: bool,
     published: bool,
 }
 
@@ -46,32 +47,38 @@ impl<'a> Change<'a> {
         }
     }
 
-    pub(crate) fn state(&self) -> State {
+    pub(super) fn state(&self) -> State {
         self.now
     }
 
+    /// What the state was before the change.
+    pub(super) fn was(&self) -> State {
+        self.was
+    }
+
     /// Tells those who keep the memory reachable by other ways that it goes away, then lets no guard and no pin come, and waits
-    /// for those that are there.
-    pub(crate) fn announce(&mut self, patience: Patience) -> Result<(), RevokeError> {
+    /// for those that are there. Faults are still resolved, so several regions' changes are all announced before the first is
+    /// [locked](Self::lock): who holds a guard or a pin of one may access another.
+    pub(super) fn announce(&mut self, patience: Patience) -> Result<(), RevokeError> {
         if self.was == State::Enabled {
             self.told = true;
             self.mechanism.before_revoke();
         }
         self.protocol.gate.shut().map_err(RevokeError::Barrier)?;
         if broken(Mutation::DrainUnderLock) {
-            self.write_lock(patience)?;
+            self.lock(patience)?;
         }
         // While disabled there is neither a guard nor a pin. An entry that is being refused is not waited for: its thread may be in
         // a signal handler that waits for the end of that state.
         if self.was == State::Enabled { self.protocol.drain(self.mechanism, patience, self.since) } else { Ok(()) }
     }
 
-    /// The second part of [`Protocol::begin`]: from here on no fault is resolved.
-    pub(crate) fn lock(&mut self, readers: Patience) -> Result<(), RevokeError> {
-        if self.memory.is_none() { self.write_lock(readers) } else { Ok(()) }
-    }
-
-    pub(super) fn write_lock(&mut self, patience: Patience) -> Result<(), RevokeError> {
+    /// Takes the write side of the memory lock: from here on no fault is resolved. Its readers hold it for a single access each and
+    /// wait for nobody.
+    pub(super) fn lock(&mut self, patience: Patience) -> Result<(), RevokeError> {
+        if self.memory.is_some() {
+            return Ok(());
+        }
         // Before the lock is taken or waited for: a signal handler of this thread that accesses a mapping must not fault into
         // what only this thread can resolve.
         self.protocol.closed.store(true, Ordering::SeqCst);
@@ -100,7 +107,7 @@ impl<'a> Change<'a> {
 
     /// Revokes. On an error everything is as before, unless it was to be for good: then it is, and what has failed to refuse
     /// is left to whoever ends the region (`RegionShared::end`).
-    pub(crate) fn disable(&mut self, to: State) -> Result<(), RevokeError> {
+    fn disable(&mut self, to: State) -> Result<(), RevokeError> {
         let was = self.now;
         // First the state, then the refusal: a region that refuses is disabled.
         self.set(to);
@@ -115,7 +122,7 @@ impl<'a> Change<'a> {
     }
 
     /// Gives back. On an error everything is as before.
-    pub(crate) fn enable(&mut self) -> Result<(), RevokeError> {
+    fn enable(&mut self) -> Result<(), RevokeError> {
         let restored = self.mechanism.restore();
         // What was given back before the failure is taken away again. If that fails too, the region is not revoked as a
         // whole, and so not called disabled.
@@ -126,12 +133,12 @@ impl<'a> Change<'a> {
     }
 
     /// Revokes or gives back, whichever `goal` asks for, if anything. On an error everything is as before.
-    pub(crate) fn become_state(&mut self, goal: State) -> Result<(), RevokeError> {
+    pub(super) fn become_state(&mut self, goal: State) -> Result<(), RevokeError> {
         match (self.now, goal) {
             (now, goal) if now == goal => Ok(()),
             (_, State::Enabled) => self.enable(),
             (_, State::Disabled) => {
-                // As in `Protocol::claim`, which has not seen the goal.
+                // As in `Protocol::claim`, which may not have seen the goal.
                 crate::raw::signal::install()?;
                 self.disable(goal)
             }
@@ -141,7 +148,7 @@ impl<'a> Change<'a> {
 
     /// Makes the memory unreachable while the state stays enabled: accesses wait for the end of the change. On an
     /// error everything is as before.
-    pub(crate) fn hold(&mut self) -> Result<(), RevokeError> {
+    pub(super) fn hold(&mut self) -> Result<(), RevokeError> {
         if self.now != State::Enabled {
             return Ok(());
         }
@@ -153,7 +160,7 @@ impl<'a> Change<'a> {
     }
 
     /// Ends a [`hold`](Self::hold).
-    pub(crate) fn release(&mut self) -> Result<(), RevokeError> {
+    pub(super) fn release(&mut self) -> Result<(), RevokeError> {
         match self.now {
             State::Enabled => self.mechanism.restore().inspect_err(|_| {
                 // What cannot be given back is revoked: it refuses already, and now it says so.
@@ -161,6 +168,11 @@ impl<'a> Change<'a> {
             }),
             State::Disabled | State::Gone => Ok(()),
         }
+    }
+
+    /// Was anything done, or is this only the right to do it?
+    fn is_begun(&self) -> bool {
+        self.told || self.published || self.memory.is_some() || self.protocol.phase() == Phase::Busy
     }
 
     /// Lets another thread change the state.
@@ -174,8 +186,8 @@ impl<'a> Change<'a> {
 
     /// Ends the change for everyone who waits. What is left, completing asynchronous faults and telling that the memory is back,
     /// is users' code, and may wait for them: a group publishes all of its members before that.
-    pub(crate) fn publish(&mut self) {
-        if std::mem::replace(&mut self.published, true) {
+    pub(super) fn publish(&mut self) {
+        if !self.is_begun() || std::mem::replace(&mut self.published, true) {
             return;
         }
         // Each step lets somebody look again, so each comes after what they are to see.
@@ -204,15 +216,12 @@ impl<'a> Change<'a> {
 
 impl Drop for Change<'_> {
     fn drop(&mut self) {
-        if self.memory.is_none() && self.protocol.phase() != Phase::Busy && !self.told && !self.published {
-            // Nothing was begun: it had been what it was to become.
-            self.end();
-            return;
-        }
-        self.publish();
-        self.mechanism.complete();
-        if self.now == State::Enabled && (self.told || self.was == State::Disabled) {
-            self.mechanism.after_restore();
+        if self.is_begun() {
+            self.publish();
+            self.mechanism.complete();
+            if self.now == State::Enabled && (self.told || self.was == State::Disabled) {
+                self.mechanism.after_restore();
+            }
         }
         self.end();
     }

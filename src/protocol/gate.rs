@@ -25,9 +25,9 @@
 //! other order a refused entry inside of a guard would make up for the guard's missing exit.
 
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::sync::{Mutation, Mutex, broken};
 use crate::sync::barrier::Barriers;
 use crate::sync::wait::{Event, Patience, Waited};
+use crate::sync::{Mutation, Mutex, broken};
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};

@@ -24,25 +24,56 @@ use crate::sync::Arc;
 use crate::sync::explore::{explore, fails_without};
 use kernel::{Kernel, Kind, Met};
 use loom::thread::{self, JoinHandle};
+use std::fmt;
+use std::ops::Deref;
+use std::slice;
+use std::time::Duration;
 
-struct World {
+/// A region of the model; a clone is the same one.
+#[derive(Clone)]
+struct World(Arc<Parts>);
+
+struct Parts {
     protocol: Protocol,
     kernel: Kernel,
 }
 
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("World")
+    }
+}
+
+impl Deref for World {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl Member for World {
+    fn protocol(&self) -> &Protocol {
+        &self.protocol
+    }
+
+    fn mechanism(&self) -> &dyn Mechanism {
+        &self.kernel
+    }
+
+    fn changed(&self, _was: State, _now: State, _took: Duration) {}
+
+    fn was_reset(&self) {}
+}
+
 impl World {
-    fn new(kind: Kind, policy: OnDisabled, state: State) -> Arc<Self> {
+    fn new(kind: Kind, policy: OnDisabled, state: State) -> Self {
         adopt(0);
-        Arc::new(Self { protocol: Protocol::new(state), kernel: Kernel::new(kind, policy, state) })
+        Self(Arc::new(Parts { protocol: Protocol::new(state), kernel: Kernel::new(kind, policy, state) }))
     }
 
     fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
-        let Some(mut change) = self.protocol.begin(&self.kernel, Some(to), patience)? else { return Ok(false) };
-        match to {
-            State::Enabled => change.enable()?,
-            State::Disabled | State::Gone => change.disable(to)?,
-        }
-        Ok(true)
+        Changes::make(slice::from_ref(self), to, patience).map_err(|failed| failed.source)
     }
 
     /// Disables, and has the memory for itself.
@@ -60,15 +91,17 @@ impl World {
 
     /// Nothing reaches the memory during `inside`.
     fn reset(&self, inside: impl FnOnce()) {
-        let mut change = self.protocol.begin(&self.kernel, None, Patience::Forever).unwrap().unwrap();
-        change.hold().unwrap();
-        let enabled = change.state() == State::Enabled;
-        self.kernel.revoked(true);
-        self.kernel.take();
-        inside();
-        self.kernel.take();
-        self.kernel.revoked(!enabled);
-        change.release().unwrap();
+        let enabled = Cell::new(false);
+        let run = || {
+            enabled.set(!self.kernel.is_revoked());
+            self.kernel.revoked(true);
+            self.kernel.take();
+            inside();
+            self.kernel.take();
+            self.kernel.revoked(!enabled.get());
+        };
+        let ((), released) = Changes::reset(slice::from_ref(self), Patience::Forever, run, |_| None).unwrap();
+        released.unwrap();
     }
 
     /// One access on behalf of a caller.
@@ -77,7 +110,7 @@ impl World {
     }
 }
 
-fn spawn<T: 'static>(world: &Arc<World>, number: usize, run: impl FnOnce(&World) -> T + 'static) -> JoinHandle<T> {
+fn spawn<T: 'static>(world: &World, number: usize, run: impl FnOnce(&World) -> T + 'static) -> JoinHandle<T> {
     let world = world.clone();
     thread::spawn(move || {
         adopt(number);

@@ -8,8 +8,8 @@
 #![expect(unsafe_code, reason = "inline assembly")]
 // UNSAFETY: the instructions that `raw`'s contract is about.
 
-use super::{AtomicPrimitive, Faulted, Primitive};
 use super::table::{recovery, register};
+use super::{AtomicPrimitive, Faulted, Primitive};
 use core::arch::asm;
 
 mod bulk;

@@ -1,13 +1,13 @@
 //! What a region is made of, and which strategy fits it.
 
 use super::{Region, RegionShared};
+use crate::monitor::Monitor;
+use crate::protocol::{Protocol, State};
 use crate::region::backing::{Backing, File, Kind, OnRevoke};
 use crate::region::error::BuildError;
-use crate::monitor::Monitor;
 use crate::region::notify::Notifiers;
 use crate::region::owner::OwnerView;
 use crate::region::pin::PinTable;
-use crate::protocol::{Protocol, State};
 use crate::stats::RegionCounters;
 use crate::sync::inside::Mutex;
 use crate::sys::SysError;

@@ -7,8 +7,8 @@
 use crate::raw;
 use crate::raw::Primitive;
 use crate::region::access_error::check;
-use crate::region::backing::{File, Kind, OnRevoke};
 use crate::region::access_error::{AccessError, CopyError};
+use crate::region::backing::{File, Kind, OnRevoke};
 use crate::sys::identity::Identity;
 use crate::sys::{AddrRange, SysError, map};
 use memmap2::{Advice, MmapOptions, MmapRaw};

@@ -4,8 +4,8 @@
 //! one to let go is waited for; and it can be done again.
 
 use crate::protocol::caller::Caller;
-use crate::region::error::PinError;
 use crate::protocol::fault::NotResolved;
+use crate::region::error::PinError;
 use crate::region::{Region, RegionShared};
 use crate::sync::inside::Mutex;
 use crate::users::{Theirs, guarded};

@@ -1,24 +1,25 @@
 //! What a region, its mappings and its monitor share: the mechanism that the protocol drives.
 
 use super::FaultAround;
-use crate::protocol::async_fault::PendingFaults;
-use crate::region::backing::{Kind, OnRevoke};
-use crate::protocol::error::RevokeError;
-use crate::region::mapping::Served;
 use crate::monitor::Monitor;
+use crate::protocol::async_fault::PendingFaults;
+use crate::protocol::error::RevokeError;
+use crate::protocol::{Changes, Mechanism, Member, Protocol, State};
+use crate::region::backing::{Kind, OnRevoke};
+use crate::region::mapping::Served;
 use crate::region::notify::Notifiers;
 use crate::region::owner::OwnerView;
 use crate::region::pin::PinTable;
-use crate::protocol::{Mechanism, Protocol, State};
 use crate::stats::{RegionCounters, count};
 use crate::sync::inside::Mutex;
+use crate::sync::wait::Patience;
 use crate::sys::SysError;
 use crate::sys::known::KnownFile;
 use crate::view::{Grade, Strategy};
-use crate::sync::wait::Patience;
 use std::collections::BTreeMap;
+use std::slice;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub(crate) struct RegionShared {
     pub(crate) name: String,
@@ -45,8 +46,8 @@ pub(crate) struct RegionShared {
 
 impl RegionShared {
     /// Ends it for good, whatever it takes; without anybody to tell of a failure, there is only the next try.
-    pub(super) fn end(&self) {
-        let end = || match self.change(State::Gone, Patience::Forever) {
+    pub(super) fn end(self: &Arc<Self>) {
+        let end = || match Changes::make(slice::from_ref(self), State::Gone, Patience::Forever).map_err(|e| e.source) {
             // Gone is for good, also where a mapping did not refuse: nobody changes the state or resolves a fault any more,
             // so there is no lock to take. What is left to do is to refuse, and to wake who waits in what now does.
             Err(RevokeError::Gone) => self.refuse(true).map(|()| self.wake()),
@@ -72,41 +73,8 @@ impl RegionShared {
         }
     }
 
-    /// Disables, enables or ends for good, measured.
-    pub(super) fn change(&self, to: State, patience: Patience) -> Result<bool, RevokeError> {
-        self.change_among(to, patience, patience)
-    }
-
-    /// With a patience of its own for those who are in the middle of a single access: see `Protocol::begin_among`.
-    pub(super) fn change_among(&self, to: State, patience: Patience, readers: Patience) -> Result<bool, RevokeError> {
-        span!(DEBUG, "change", region = %self.name, to = ?to);
-        let since = Instant::now();
-        let Some(mut change) = self.protocol.begin_among(self, Some(to), patience, readers)? else {
-            return Ok(false);
-        };
-        let (counter, took) = match to {
-            State::Enabled => {
-                change.enable()?;
-                (&self.counters.enables, &self.counters.enable)
-            }
-            State::Disabled | State::Gone => {
-                change.disable(to)?;
-                (&self.counters.disables, &self.counters.disable)
-            }
-        };
-        drop(change);
-        count(counter);
-        let elapsed = since.elapsed();
-        took.record(elapsed);
-        match to {
-            State::Enabled => event!(DEBUG, region = %self.name, took = ?elapsed, "restored"),
-            State::Disabled | State::Gone => event!(DEBUG, region = %self.name, took = ?elapsed, "revoked"),
-        }
-        Ok(true)
-    }
-
     /// Frees the page tables that Detach has put aside, in the background.
-    pub(super) fn trim(self: &Arc<Self>) {
+    fn trim(self: &Arc<Self>) {
         let region: Weak<Self> = Arc::downgrade(self);
         let starts: Vec<usize> = self.mappings.lock().keys().copied().collect();
         let trimming = move || {
@@ -192,5 +160,37 @@ impl Mechanism for RegionShared {
 
     fn help(&self) -> bool {
         self.monitor.as_ref().is_some_and(Monitor::help)
+    }
+}
+
+impl Member for Arc<RegionShared> {
+    fn protocol(&self) -> &Protocol {
+        &self.protocol
+    }
+
+    fn mechanism(&self) -> &dyn Mechanism {
+        &**self
+    }
+
+    fn changed(&self, _was: State, now: State, took: Duration) {
+        let counters = &self.counters;
+        let (counter, latency) = match now {
+            State::Enabled => (&counters.enables, &counters.enable),
+            State::Disabled | State::Gone => (&counters.disables, &counters.disable),
+        };
+        count(counter);
+        latency.record(took);
+        match now {
+            State::Enabled => event!(DEBUG, region = %self.name, took = ?took, "restored"),
+            State::Disabled | State::Gone => event!(DEBUG, region = %self.name, took = ?took, "revoked"),
+        }
+        if now == State::Disabled && self.trim_detached {
+            self.trim();
+        }
+    }
+
+    fn was_reset(&self) {
+        count(&self.counters.resets);
+        event!(DEBUG, region = %self.name, "reset");
     }
 }

@@ -9,7 +9,7 @@
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Generation, Mutation, Mutex, broken};
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[cfg(all(test, revocable_model))]
 mod model;
@@ -25,6 +25,13 @@ pub(crate) enum Patience {
     Never,
     /// Until then.
     Until(Instant),
+}
+
+impl Patience {
+    /// More than the clock can tell is for ever.
+    pub(crate) fn within(patience: Duration) -> Self {
+        Instant::now().checked_add(patience).map_or(Patience::Forever, Patience::Until)
+    }
 }
 
 /// Why a wait ended.

@@ -4,8 +4,8 @@
 //! step, so that no access ever meets it unregistered. Nothing of the region is in it: should its userfaultfd be closed, what
 //! is left is empty private memory.
 
-use crate::monitor::waiting_room::{WaitingRoom, Waits};
 use super::{Content, Place, View, ranges, release};
+use crate::monitor::waiting_room::{WaitingRoom, Waits};
 use crate::sys::map::{self, Advice, Prot};
 use crate::sys::{AddrRange, SysError, page_size};
 use std::sync::Arc;

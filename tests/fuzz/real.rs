@@ -323,8 +323,8 @@ impl Real {
     fn all(&self, group: &ResetGroup, verb: Verb) -> Answer {
         let mut ran = false;
         let done = match verb {
-            Verb::Disable => group.try_disable(),
-            Verb::Enable => group.try_enable(),
+            Verb::Disable => group.try_disable().map(drop),
+            Verb::Enable => group.try_enable().map(drop),
             Verb::Reset => group.try_reset(|views| {
                 ran = true;
                 for view in views {

@@ -123,8 +123,8 @@ fn apply(case: &Case, region: &Region, shared: &Shared, change: Change) -> Resul
             }
             let was = region.is_enabled();
             let done = match verb {
-                Verb::Disable => group.try_disable(),
-                Verb::Enable => group.try_enable(),
+                Verb::Disable => group.try_disable().map(drop),
+                Verb::Enable => group.try_enable().map(drop),
                 Verb::Reset => group.try_reset(|_| ()),
             };
             match done {

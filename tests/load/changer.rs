@@ -124,7 +124,7 @@ impl<'a> Changer<'a> {
         let done = self.rig.group.try_disable();
         let enabled = [a, b].map(|device| device.region.is_enabled());
         match done {
-            Ok(()) if enabled == [false; 2] => {
+            Ok(_) if enabled == [false; 2] => {
                 turn(Window::Disabled);
                 self.changes.together += 1;
                 self.keep_disabled(&[a, b])?;

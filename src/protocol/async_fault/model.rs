@@ -153,7 +153,7 @@ macro_rules! left_out {
     ($($test:ident: $step:ident, $model:ident, $says:literal;)*) => {$(
         #[test]
         fn $test() {
-            fails_without(Mutation::$step, concat!("async_fault::model::", stringify!($model)), &[$says]);
+            fails_without(Mutation::$step, concat!("protocol::async_fault::model::", stringify!($model)), &[$says]);
         }
     )*};
 }

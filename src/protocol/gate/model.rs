@@ -138,7 +138,7 @@ macro_rules! left_out {
     ($($test:ident: $step:ident, $model:ident, $says:expr;)*) => {$(
         #[test]
         fn $test() {
-            fails_without(Mutation::$step, concat!("gate::model::", stringify!($model)), $says);
+            fails_without(Mutation::$step, concat!("protocol::gate::model::", stringify!($model)), $says);
         }
     )*};
 }

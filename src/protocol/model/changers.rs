@@ -1,6 +1,7 @@
 //! Changes of state beside each other, and beside guards and pins.
 
 use super::*;
+use crate::protocol::error::Holders;
 
 fn state_of(world: &World) -> State {
     let state = *world.protocol.read().expect("no change is under way");
@@ -42,7 +43,7 @@ fn a_privileged_access_waits_for_no_guard_and_their_holders_go_on_after_it() {
             assert_eq!(world.kernel.access(), Met::Memory, "the region stays enabled");
             assert_eq!(world.behalf(&Caller::new(FaultFlags::WAIT)), Ok(()));
         });
-        drop(world.protocol.begin_privileged(&world.kernel, None).unwrap());
+        drop(Changes::lock_out(slice::from_ref(&world)).unwrap());
         user.join().unwrap();
         world.kernel.stop();
         monitor.join().unwrap();
@@ -131,10 +132,8 @@ fn enabling_beside_a_reset_leaves_the_region_enabled() {
         let world = World::new(Kind::Detach, OnDisabled::Sigbus, State::Disabled);
         world.kernel.revoked(false);
         let enabler = spawn(&world, 1, |world| assert!(world.change(State::Enabled, Patience::Forever).unwrap()));
-        let mut change = world.protocol.begin(&world.kernel, None, Patience::Forever).unwrap().unwrap();
-        change.hold().unwrap();
-        change.release().unwrap();
-        drop(change);
+        let reset = Changes::reset(slice::from_ref(&world), Patience::Forever, || (), |_| None);
+        assert!(matches!(reset, Ok(((), Ok(())))));
         enabler.join().unwrap();
         assert_eq!(state_of(&world), State::Enabled);
         assert_eq!(world.kernel.access(), Met::Memory);

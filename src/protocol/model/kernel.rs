@@ -92,6 +92,10 @@ impl Kernel {
         self.revoked.swap(now, Ordering::Relaxed);
     }
 
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revoked.fetch_or(false, Ordering::Relaxed)
+    }
+
     /// The owner changes the memory of a revoked region, and nobody has it mapped before and after.
     pub(super) fn take(&self) {
         self.memory.with_mut(|_| ());
@@ -100,7 +104,7 @@ impl Kernel {
 
     /// A use of the memory by whoever believes that the region is enabled.
     pub(super) fn reach(&self) {
-        assert!(!self.revoked.fetch_or(false, Ordering::Relaxed), "reached the memory of a revoked region");
+        assert!(!self.is_revoked(), "reached the memory of a revoked region");
         self.memory.with(|_| ());
     }
 

@@ -9,8 +9,8 @@
     reason = "test scaffolding on memory of its own"
 )]
 
-use crate::raw::{self, Faulted};
 use crate::raw::signal;
+use crate::raw::{self, Faulted};
 use nix::libc::{self, c_int, c_void, siginfo_t};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
@@ -679,7 +679,7 @@ fn child() {
 
 fn run(name: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "signal::tests::child", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "raw::signal::tests::child", "--nocapture", "--test-threads=1"])
         .env(SCENARIO, name)
         .output()
         .unwrap()

@@ -1,8 +1,8 @@
 //! How a region is mapped.
 
-use crate::region::error::MapError;
 use crate::protocol::policy::OnDisabled;
 use crate::region::RegionShared;
+use crate::region::error::MapError;
 
 /// How to map a region; see [`Region::map`](crate::Region::map).
 #[derive(Clone, Debug, Default)]

@@ -65,20 +65,20 @@ fn one_cancellation_reaches_all_events() {
 
 #[test]
 fn missing_no_notification_needs_the_generation_first() {
-    fails_without(Mutation::GenerationAfterCheck, "wait::model::no_notification_is_missed", &["deadlock"]);
+    fails_without(Mutation::GenerationAfterCheck, "sync::wait::model::no_notification_is_missed", &["deadlock"]);
 }
 
 #[test]
 fn missing_no_notification_needs_the_generation_to_advance() {
-    fails_without(Mutation::GenerationBump, "wait::model::no_notification_is_missed", &["deadlock"]);
+    fails_without(Mutation::GenerationBump, "sync::wait::model::no_notification_is_missed", &["deadlock"]);
 }
 
 #[test]
 fn losing_no_cancellation_needs_registering_first() {
-    fails_without(Mutation::CheckBeforeRegister, "wait::model::no_cancellation_is_lost", &["deadlock"]);
+    fails_without(Mutation::CheckBeforeRegister, "sync::wait::model::no_cancellation_is_lost", &["deadlock"]);
 }
 
 #[test]
 fn losing_no_cancellation_needs_telling_the_waiters() {
-    fails_without(Mutation::CancelNotify, "wait::model::no_cancellation_is_lost", &["deadlock"]);
+    fails_without(Mutation::CancelNotify, "sync::wait::model::no_cancellation_is_lost", &["deadlock"]);
 }

@@ -1,0 +1,217 @@
+//! The right to change a region's state, and waiting for those who rely on the memory.
+
+use super::{Change, Mechanism, Protocol, State, Together};
+use crate::protocol::error::{Holders, RevokeError};
+use crate::protocol::gate::{NotDrained, Phase};
+use crate::sync::atomic::Ordering;
+use crate::sync::wait::{Patience, Waited};
+use crate::sync::{Mutation, TryMutexGuard, broken, current_tid, inside};
+use crate::trace;
+use std::time::{Duration, Instant};
+
+/// How long a thread waits for the right to change the state before it looks whether it is waited for itself.
+const LOOK: Duration = Duration::from_millis(250);
+
+impl Protocol {
+    /// The right to change the state, if it looks as if that will come to something: nothing is told, and nothing closed, by a
+    /// change that has to be refused. A look only: a guard that is taken this very moment refuses it later, which is then taken
+    /// back. `goal`: what the state is to become, `None` if it is to stay or not known yet. `None` is the answer to the holder of
+    /// a guard who wants the region enabled: it is, as long as the guard lives.
+    pub(super) fn claim<'a>(
+        &'a self,
+        mechanism: &'a dyn Mechanism,
+        goal: Option<State>,
+        patience: Patience,
+        together: Option<&Together>,
+    ) -> Result<Option<Change<'a>>, RevokeError> {
+        if goal == Some(State::Enabled) && self.gate.held_by_caller() > 0 {
+            return Ok(None);
+        }
+        let change = self.take_control(mechanism, patience, Instant::now())?;
+        if goal == Some(change.state()) {
+            return Ok(Some(change));
+        }
+        if change.state() == State::Enabled {
+            let guards = self.gate.held_by_caller();
+            if guards > 0 {
+                return Err(RevokeError::WouldDeadlock { guards });
+            }
+            let holders = Holders { guards: self.gate.held_guards(), pins: self.pins() };
+            if patience == Patience::Never && holders != Holders::default() {
+                return Err(RevokeError::Busy(holders));
+            }
+        }
+        // A revoked access is to be an error, and so must reach the crate's handler. What ends for good does not fail for that,
+        // and a goal that is not known yet is looked at later (`Change::become_state`).
+        match goal {
+            Some(State::Disabled) => crate::raw::signal::install()?,
+            Some(State::Gone) => _ = crate::raw::signal::install(),
+            Some(State::Enabled) | None => {}
+        }
+        self.change_together(together);
+        Ok(Some(change))
+    }
+
+    /// The write side of the memory lock for an access of the owner's that nobody else may come in between; the state
+    /// stays, nothing is zapped, guards and pins are not waited for and nobody is told. Who meets the lock meets a
+    /// busy region, as in any change.
+    pub(super) fn lock_out<'a>(
+        &'a self,
+        mechanism: &'a dyn Mechanism,
+        together: Option<&Together>,
+    ) -> Result<Change<'a>, RevokeError> {
+        let mut change = self.take_control(mechanism, Patience::Forever, Instant::now())?;
+        self.change_together(together);
+        self.gate.shut().map_err(RevokeError::Barrier)?;
+        change.lock(Patience::Forever)?;
+        Ok(change)
+    }
+
+    /// One change at a time, and none from inside another of the same thread.
+    fn take_control<'a>(
+        &'a self,
+        mechanism: &'a dyn Mechanism,
+        patience: Patience,
+        since: Instant,
+    ) -> Result<Change<'a>, RevokeError> {
+        if self.is_inherited() {
+            return Err(RevokeError::Forked);
+        }
+        if self.waits_for_itself() {
+            return Err(RevokeError::Reentrant);
+        }
+        // Until `changer` says it.
+        let _inside = inside::enter();
+        let control = self.lock_control(patience, since)?;
+        let was = match self.phase() {
+            Phase::Open => State::Enabled,
+            Phase::Disabled => State::Disabled,
+            // Busy ends before `control` is released.
+            Phase::Gone | Phase::Busy => return Err(RevokeError::Gone),
+        };
+        // Relaxed: only ever compared with the reading thread's own key.
+        self.changer.store(current_tid(), Ordering::Relaxed);
+        Ok(Change::new(self, mechanism, control, was, since))
+    }
+
+    /// One change at a time. The holder of a guard does not wait for it: whoever has it may be waiting for that guard. Nor does
+    /// a thread that the change of this and other regions waits for.
+    pub(super) fn lock_control(&self, patience: Patience, since: Instant) -> Result<TryMutexGuard<'_>, RevokeError> {
+        if let Some(control) = self.control.try_lock() {
+            return Ok(control);
+        }
+        let guards = if broken(Mutation::OwnGuards) { 0 } else { self.gate.held_by_caller() };
+        let futile = || match patience != Patience::Never && (guards > 0 || self.waits_for_caller()) {
+            true => Err(RevokeError::WouldDeadlock { guards }),
+            false => Ok(()),
+        };
+        let tried = in_stretches(
+            patience,
+            || Some(LOOK),
+            futile,
+            |stretch| match stretch {
+                Patience::Until(until) => self.control.try_lock_until(until),
+                Patience::Never | Patience::Forever => None,
+            },
+        );
+        tried?.ok_or_else(|| gave_up(patience, since, Holders::default()))
+    }
+
+    /// Waits for the guards and the pins.
+    pub(super) fn drain(
+        &self,
+        mechanism: &dyn Mechanism,
+        patience: Patience,
+        since: Instant,
+    ) -> Result<(), RevokeError> {
+        let nap = || nap(mechanism);
+        let mut held = Vec::new();
+        let mut slow = trace::ENABLED.then(|| since + trace::SLOW);
+        let drained = in_stretches(
+            patience,
+            nap,
+            || Ok(()),
+            |stretch| match self.gate.drain(stretch) {
+                Err(NotDrained::Held(guards)) => {
+                    held = guards;
+                    if is_over(&mut slow) {
+                        event!(WARN, guards = ?held, "slow guard");
+                    }
+                    None
+                }
+                Err(NotDrained::HeldByCaller(own)) => Some(Err(RevokeError::WouldDeadlock { guards: own.count })),
+                Ok(()) => Some(Ok(())),
+            },
+        );
+        drained?.ok_or_else(|| gave_up(patience, since, Holders { guards: held, pins: self.pins() }))??;
+
+        // Only now: a guard that the drain waited for may have counted a pin in. See `pin`.
+        if self.pins() > 0 && patience != Patience::Never {
+            mechanism.want_pins_back();
+        }
+        // Acquire pairs with the Release in `unpin`.
+        let pinned = || self.pins.load(Ordering::Acquire) > 0 && !broken(Mutation::PinsIgnored);
+        let mut slow = trace::ENABLED.then(|| since + trace::SLOW);
+        let unpinned = in_stretches(
+            patience,
+            nap,
+            || Ok(()),
+            |stretch| {
+                let unpinned = match stretch {
+                    Patience::Forever => self.waiters.wait_while(pinned, None, None) == Waited::Done,
+                    Patience::Never => !pinned(),
+                    Patience::Until(deadline) => self.waiters.wait_while(pinned, None, Some(deadline)) == Waited::Done,
+                };
+                if !unpinned && is_over(&mut slow) {
+                    event!(WARN, pins = self.pins(), "slow guard");
+                }
+                unpinned.then_some(())
+            },
+        );
+        unpinned?.ok_or_else(|| gave_up(patience, since, Holders { guards: Vec::new(), pins: self.pins() }))
+    }
+}
+
+/// Tries again and again, each time for as long as `nap` says (`None`: for good), until patience ends: then `None`. `look` comes before
+/// each try.
+fn in_stretches<T>(
+    patience: Patience,
+    nap: impl Fn() -> Option<Duration>,
+    look: impl Fn() -> Result<(), RevokeError>,
+    mut attempt: impl FnMut(Patience) -> Option<T>,
+) -> Result<Option<T>, RevokeError> {
+    loop {
+        look()?;
+        let until = nap().map(|nap| Instant::now() + nap);
+        let (stretch, last) = match (patience, until) {
+            (Patience::Forever, Some(until)) => (Patience::Until(until), false),
+            (Patience::Until(deadline), Some(until)) if until < deadline => (Patience::Until(until), false),
+            _ => (patience, true),
+        };
+        let done = attempt(stretch);
+        if done.is_some() || last {
+            return Ok(done);
+        }
+    }
+}
+
+/// How long to sleep at a stretch: not for long if the holder of a guard or a pin may need this thread's help (to have a fault resolved,
+/// say), nor if it is to tell who is slow.
+fn nap(mechanism: &dyn Mechanism) -> Option<Duration> {
+    match mechanism.help() {
+        true => Some(Duration::from_millis(1)),
+        false => trace::ENABLED.then_some(trace::SLOW),
+    }
+}
+
+/// Has a moment passed? Says so once.
+fn is_over(moment: &mut Option<Instant>) -> bool {
+    moment.take_if(|moment| Instant::now() >= *moment).is_some()
+}
+
+pub(super) fn gave_up(patience: Patience, since: Instant, holders: Holders) -> RevokeError {
+    match patience {
+        Patience::Never => RevokeError::Busy(holders),
+        Patience::Forever | Patience::Until(_) => RevokeError::TimedOut { waited: since.elapsed(), holders },
+    }
+}
