@@ -3,7 +3,7 @@
 //! [`Model::expect`] answers what an operation may answer and changes nothing; [`Model::apply`] then takes note of what it
 //! did answer, as there are operations that may go one way or another.
 
-use super::op::{Build, How, Limit, Memory, Op, Pages, Rights, Rough, View};
+use super::op::{Build, How, Limit, Memory, Op, Pages, Rights, Rough, Verb, View};
 use revocable_mmio::fault::{IllegalFlags, Outcome};
 use revocable_mmio::{AccessError, CopyError, FaultError, OnDisabled, PinError, Strategy};
 use std::collections::BTreeMap;
@@ -386,7 +386,7 @@ impl Model {
             }
             Op::Unguard => self.guards.last().map(|_| is(Answer::Done)),
             Op::Group { .. } => Some(is(Answer::Done)),
-            Op::All { group, .. } => self.all(self.groups[group].as_ref()?),
+            Op::All { group, verb } => self.all(self.groups[group].as_ref()?, verb),
             Op::Load { .. } | Op::Store { .. } | Op::Modify { .. } => self.access(op),
             Op::CopyOut { .. } | Op::CopyIn { .. } | Op::Fill { .. } | Op::Call { .. } => self.copy(op),
             Op::FaultRegion { .. } | Op::FaultMapping { .. } | Op::Wait { .. } => self.fault(op),
@@ -438,13 +438,15 @@ impl Model {
         }
     }
 
-    fn all(&self, members: &[usize]) -> Expected {
+    fn all(&self, members: &[usize], verb: Verb) -> Expected {
         let mut obstacles = Vec::new();
         for &id in members {
             match self.regions[id].state {
                 // Whether it is busy or gone is a question of time.
                 State::Ending => return None,
                 State::Gone => obstacles.push(Allowed::Is(Answer::Gone)),
+                // It is left alone.
+                State::Enabled if verb == Verb::Enable => {}
                 State::Enabled | State::Disabled => match self.change(id, How::Try, Answer::Done)?.pop()? {
                     Allowed::Is(Answer::Done) => {}
                     obstacle => obstacles.push(obstacle),
