@@ -124,10 +124,11 @@ pub use safe_mmio::RevocableOps;
 pub use stats::{BUCKETS, Latency, MonitorStats, RegionStats};
 pub use sync::wait::CancelToken;
 pub use sys::SysError;
+pub use sys::feature::Feature;
 #[cfg(revocable_inject)]
 pub use sys::inject;
 pub use sys::map::Prot;
-pub use sys::probe::{Feature, Support};
+pub use sys::probe::Support;
 pub use sys::uffd::UffdSource;
 pub use view::Strategy;
 

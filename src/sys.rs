@@ -4,6 +4,7 @@
 //! ([`AddrRange`]): the callers own the ranges and say so in their safety proofs.
 
 pub(crate) mod eventfd;
+pub(crate) mod feature;
 pub(crate) mod futex;
 pub(crate) mod identity;
 pub(crate) mod known;

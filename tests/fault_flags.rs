@@ -209,7 +209,8 @@ fn the_rules_that_the_review_compared_come_to_what_the_table_says() {
         table.push(format!("//! | {names}{called_off} | {} |", cells.join(" | ")));
     }
     let table = table.join("\n");
-    let told: Vec<&str> = include_str!("../src/protocol/fault.rs").lines().filter(|line| line.starts_with("//! |")).collect();
+    let told: Vec<&str> =
+        include_str!("../src/protocol/fault.rs").lines().filter(|line| line.starts_with("//! |")).collect();
     assert_eq!(told.join("\n"), table, "what comes out:\n{table}");
 }
 

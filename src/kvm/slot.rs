@@ -2,6 +2,7 @@
 
 use super::error::MemslotError;
 use super::ioctl::{CALL, SetMemslot, change};
+use crate::monitor::Monitor;
 use crate::protocol::gate::Phase;
 use crate::protocol::policy::OnDisabled;
 use crate::region::mapping::Mapping;
@@ -282,7 +283,7 @@ impl Core {
         let region = &self.mapping.served.region;
         // KVM waits for every vCPU that is inside a page fault. If those are answered by an event loop, that may be this
         // very thread: it goes on answering while another one waits for KVM.
-        if !region.monitor.as_ref().is_some_and(crate::Monitor::help) {
+        if !region.monitor.as_ref().is_some_and(Monitor::help) {
             return change(&*self.vm, &slot);
         }
         std::thread::scope(|scope| {
@@ -295,7 +296,7 @@ impl Core {
             let started = thread::blocking_signals(|| helper.spawn_scoped(scope, run));
             let ioctl = started.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
             while !ioctl.is_finished() {
-                region.monitor.as_ref().map(crate::Monitor::help);
+                region.monitor.as_ref().map(Monitor::help);
                 std::thread::park_timeout(Duration::from_micros(200));
             }
             ioctl.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

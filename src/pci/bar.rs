@@ -4,8 +4,9 @@
 //! goes through the owner's view, which nothing revokes. The caller's buffer is touched between accesses only.
 
 use super::buffer::{BufferFault, Sink, Source};
-use super::device::{Device, Memory, Slot, Space};
 use super::error::PciError;
+use super::space::Space;
+use super::state::{Device, Memory, Ports, Slot};
 use crate::protocol::State;
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::{FaultFlags, NotResolved};
@@ -187,7 +188,7 @@ impl Device {
         }
     }
 
-    fn ports(&self, space: Space) -> Result<&super::device::Ports, PciError> {
+    fn ports(&self, space: Space) -> Result<&Ports, PciError> {
         match space {
             Space::Bar(index) => match self.slots.get(index).and_then(Option::as_ref) {
                 Some(Slot::Io(ports)) => Ok(ports),

@@ -1,12 +1,11 @@
 //! Describing a device.
 
 use super::config::ConfigSpace;
-use super::device::{Device, Memory, PciDevice, Ports, Slot};
 use super::error::PciError;
-use super::ioeventfd::IoEventFds;
+use super::ioeventfd_table::IoEventFds;
 use super::kicks::IoEventLoop;
 use super::regs::*;
-use super::reset::{ResetFn, ResetKind};
+use super::state::{Device, Memory, PciDevice, PortIo, Ports, ResetFn, ResetKind, Slot};
 use crate::monitor::Monitor;
 use crate::region::Region;
 use crate::region::backing::Backing;
@@ -19,17 +18,6 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-
-/// I/O ports of a device: emulated by whoever implements this. Not gated by PCI_COMMAND.MEM.
-///
-/// Called by the thread that reads or writes by call, and by the ioeventfds' loop, where a panic ends with the one write. No lock
-/// of the crate is held.
-pub trait PortIo: Send + Sync {
-    /// A read of 1, 2 or 4 bytes (8 for a caller that asks for so many at an aligned offset).
-    fn read(&self, offset: u64, into: &mut [u8]);
-    /// A write of as many.
-    fn write(&self, offset: u64, bytes: &[u8]);
-}
 
 /// A BAR of a device to be made.
 #[derive(Debug)]
@@ -126,6 +114,13 @@ struct Handler(Theirs<ResetFn>);
 impl fmt::Debug for Handler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("..")
+    }
+}
+
+impl PciDevice {
+    /// Starts describing a device.
+    pub fn builder(vendor: u16, device: u16) -> PciBuilder {
+        PciBuilder::new(vendor, device)
     }
 }
 

@@ -1,172 +1,21 @@
-//! The device: its parts, and the spaces that a caller reads, writes and maps.
+//! The device as its user sees it: the spaces that a caller reads, writes and maps.
 
 use super::bar::Wait;
 use super::buffer::{Sink, Source};
-use super::builder::{PciBuilder, PortIo};
-use super::config::ConfigSpace;
 use super::error::PciError;
-use super::ioeventfd::IoEventFds;
-use super::reset::ResetFn;
+use super::space::{Space, SpaceInfo};
+use super::state::{Device, PciDevice, Slot};
 use crate::protocol::Changes;
 use crate::protocol::caller::Caller;
+use crate::region::Region;
 use crate::region::error::MapError;
 use crate::region::mapping::{MapOptions, Mapping};
 use crate::region::owner::OwnerView;
-use crate::region::{Region, RegionShared};
-use crate::sync::current_tid;
-use crate::sync::inside::Mutex;
-use crate::users::Theirs;
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-
-/// What of a device is read, written or mapped; vfio's region indices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Space {
-    /// A base address register's memory or ports, 0 to 5.
-    Bar(usize),
-    /// The expansion ROM.
-    Rom,
-    /// Configuration space.
-    Config,
-}
-
-impl Space {
-    /// From vfio's region index (`VFIO_PCI_BAR0_REGION_INDEX` and so on).
-    ///
-    /// # Errors
-    /// An index that PCI devices do not have here; 8 (VGA) among them.
-    pub fn from_vfio_index(index: u32) -> Result<Self, PciError> {
-        match index {
-            0..=5 => Ok(Space::Bar(index as usize)),
-            6 => Ok(Space::Rom),
-            7 => Ok(Space::Config),
-            _ => {
-                let space = Space::Bar(usize::try_from(index).unwrap_or(usize::MAX));
-                Err(PciError::NoSuchSpace { space, why: "no such region index" })
-            }
-        }
-    }
-}
-
-/// What a space is good for (`VFIO_DEVICE_GET_REGION_INFO`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SpaceInfo {
-    /// In bytes; 0 for one that the device does not have.
-    pub size: u64,
-    /// Can it be read?
-    pub read: bool,
-    /// Can it be written?
-    pub write: bool,
-    /// Can it be mapped?
-    pub map: bool,
-}
-
-/// A PCI device whose memory is revoked and given back as vfio-pci does it; see the [module](crate::pci).
-///
-/// A clone is the same device. With the last one its memory goes for good: mappings refuse.
-#[derive(Clone)]
-pub struct PciDevice {
-    pub(super) device: Arc<Device>,
-}
-
-pub(super) struct Device {
-    pub(super) name: String,
-    /// Held for single looks and changes only; nothing is waited for under it.
-    pub(super) config: Mutex<ConfigSpace>,
-    pub(super) turn: Turn,
-    pub(super) slots: [Option<Slot>; 6],
-    pub(super) rom: Option<Memory>,
-    /// The regions of all of them, in the order in which they are locked.
-    pub(super) members: Vec<Arc<RegionShared>>,
-    /// Does the device answer memory accesses? (`__vfio_pci_memory_enabled`.) Changed under the write side of every
-    /// member's memory lock, asked under the read side of any.
-    pub(super) decoding: AtomicBool,
-    /// In runtime low power (`pm_runtime_engaged`). Changed like `decoding`.
-    pub(super) low_power: AtomicBool,
-    pub(super) virtual_function: bool,
-    pub(super) reset: Option<Theirs<ResetFn>>,
-    pub(super) ioeventfds: IoEventFds,
-}
-
-pub(super) enum Slot {
-    Memory(Memory),
-    Io(Ports),
-}
-
-impl Slot {
-    pub(super) fn memory(&self) -> Option<&Memory> {
-        match self {
-            Slot::Memory(memory) => Some(memory),
-            Slot::Io(_) => None,
-        }
-    }
-
-    pub(super) fn size(&self) -> u64 {
-        match self {
-            Slot::Memory(memory) => memory.size,
-            Slot::Io(ports) => ports.size,
-        }
-    }
-}
-
-pub(super) struct Memory {
-    pub(super) region: Region,
-    /// The BAR's own size: the region may be longer, up to a page's end.
-    pub(super) size: u64,
-    /// In order, and apart from each other.
-    pub(super) excluded: Box<[Range<u64>]>,
-}
-
-pub(super) struct Ports {
-    pub(super) ports: Theirs<dyn PortIo>,
-    pub(super) size: u64,
-}
-
-/// One change of the device's registers at a time, and none from inside another.
-#[derive(Default)]
-pub(super) struct Turn {
-    /// Its holder runs callbacks.
-    taken: parking_lot::Mutex<()>,
-    by: AtomicI32,
-}
-
-pub(super) struct TurnGuard<'a> {
-    turn: &'a Turn,
-    _taken: parking_lot::MutexGuard<'a, ()>,
-}
-
-impl Turn {
-    pub(super) fn try_take(&self) -> Option<TurnGuard<'_>> {
-        self.taken.try_lock().map(|taken| self.guard(taken))
-    }
-
-    /// Is it the calling thread's turn?
-    pub(super) fn is_caller(&self) -> bool {
-        // Relaxed, here and below: only ever compared with the reading thread's own id.
-        self.by.load(Ordering::Relaxed) == current_tid()
-    }
-
-    fn guard<'a>(&'a self, taken: parking_lot::MutexGuard<'a, ()>) -> TurnGuard<'a> {
-        self.by.store(current_tid(), Ordering::Relaxed);
-        TurnGuard { turn: self, _taken: taken }
-    }
-}
-
-impl Drop for TurnGuard<'_> {
-    fn drop(&mut self) {
-        self.turn.by.store(0, Ordering::Relaxed);
-    }
-}
+use std::sync::atomic::Ordering;
 
 impl PciDevice {
-    /// Starts describing a device.
-    pub fn builder(vendor: u16, device: u16) -> PciBuilder {
-        PciBuilder::new(vendor, device)
-    }
-
     /// Reads on a caller's behalf (`pread` of a vfio device): accesses of 1, 2, 4 or 8 bytes, as the offset's alignment
     /// allows, each by itself under the read side of the memory lock. Answers how many bytes were read, fewer than
     /// asked for at the end of a BAR.
@@ -295,34 +144,6 @@ impl PciDevice {
 }
 
 impl Device {
-    /// Waits for the turn, unless its owner may be waiting for the caller.
-    pub(super) fn take_turn(&self) -> Result<TurnGuard<'_>, PciError> {
-        if self.is_changed_by_caller() {
-            return Err(PciError::Reentrant);
-        }
-        if let Some(turn) = self.turn.try_take() {
-            return Ok(turn);
-        }
-        if self.members.iter().any(|member| member.protocol.gate.held_by_caller() > 0) {
-            return Err(PciError::WouldDeadlock);
-        }
-        Ok(self.turn.guard(self.turn.taken.lock()))
-    }
-
-    /// Is the calling thread inside a change of the device, or of one of its regions?
-    pub(super) fn is_changed_by_caller(&self) -> bool {
-        self.turn.is_caller() || self.members.iter().any(|member| member.protocol.is_changed_by_caller())
-    }
-
-    #[inline]
-    pub(super) fn memory(&self, space: Space) -> Option<&Memory> {
-        match space {
-            Space::Bar(index) => self.slots.get(index)?.as_ref()?.memory(),
-            Space::Rom => self.rom.as_ref(),
-            Space::Config => None,
-        }
-    }
-
     #[inline]
     fn read<B: Sink + ?Sized>(&self, space: Space, at: u64, into: &mut B, wait: Wait<'_>) -> Result<usize, PciError> {
         match (into.is_empty(), space) {
@@ -362,5 +183,23 @@ impl fmt::Debug for PciDevice {
             };
         }
         shown.finish_non_exhaustive()
+    }
+}
+
+impl Space {
+    /// From vfio's region index (`VFIO_PCI_BAR0_REGION_INDEX` and so on).
+    ///
+    /// # Errors
+    /// An index that PCI devices do not have here; 8 (VGA) among them.
+    pub fn from_vfio_index(index: u32) -> Result<Self, PciError> {
+        match index {
+            0..=5 => Ok(Space::Bar(index as usize)),
+            6 => Ok(Space::Rom),
+            7 => Ok(Space::Config),
+            _ => {
+                let space = Space::Bar(usize::try_from(index).unwrap_or(usize::MAX));
+                Err(PciError::NoSuchSpace { space, why: "no such region index" })
+            }
+        }
     }
 }

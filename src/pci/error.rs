@@ -1,7 +1,7 @@
 //! What the device model answers, each with the errno that vfio-pci gives for it.
 
+use super::space::Space;
 use crate::monitor::error::MonitorError;
-use crate::pci::Space;
 use crate::protocol::Failed;
 use crate::protocol::error::RevokeError;
 use crate::protocol::fault::IllegalFlags;
@@ -63,7 +63,7 @@ pub enum PciError {
         /// Where in the buffer.
         at: usize,
         /// Why.
-        source: super::BufferFault,
+        source: super::buffer::BufferFault,
     },
     /// The access may not wait, and would have to (EAGAIN).
     #[error("{space:?} at {offset:#x} is busy and the access may not wait: try again")]

@@ -4,56 +4,19 @@
 //! disabled the write is dropped, as on a bus nobody decodes. In all cases the eventfd is consumed.
 
 use super::bar::Wait;
-use super::device::{Device, Memory, PciDevice, Slot, Space};
 use super::error::PciError;
-use super::kicks::{IoEventLoop, Registration};
+use super::ioeventfd_table::{MOST_IOEVENTFDS, Width, Write};
+use super::kicks::{IoEventLoop, Kick};
+use super::space::Space;
+use super::state::{Device, Memory, PciDevice, Slot};
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::FaultFlags;
-use crate::sys::identity::Identity;
 use crate::sys::map::dup;
 use crate::sys::thread;
 use crate::users::guarded;
-use parking_lot::Mutex;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-
-/// How many ioeventfds a device can have (`VFIO_PCI_IOEVENTFD_MAX`).
-pub const MOST_IOEVENTFDS: usize = 1000;
-
-/// The width of one access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Width {
-    /// 1 byte.
-    One,
-    /// 2 bytes.
-    Two,
-    /// 4 bytes.
-    Four,
-    /// 8 bytes.
-    Eight,
-}
-
-impl Width {
-    /// In bytes.
-    pub fn bytes(self) -> usize {
-        match self {
-            Width::One => 1,
-            Width::Two => 2,
-            Width::Four => 4,
-            Width::Eight => 8,
-        }
-    }
-}
-
-/// What an ioeventfd writes, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Write {
-    bar: usize,
-    offset: u64,
-    width: Width,
-    value: u64,
-}
 
 /// One of a device's ioeventfds.
 pub(super) struct IoEventFd {
@@ -61,21 +24,6 @@ pub(super) struct IoEventFd {
     write: Write,
     /// Signals that a thread waits to make a write for; one write will do for all of them.
     deferred: AtomicU64,
-}
-
-/// A device's ioeventfds.
-pub(super) struct IoEventFds {
-    /// Who waits for them; the process's own from the first one on.
-    kicks: Mutex<Option<IoEventLoop>>,
-    list: Mutex<Vec<(Write, Registration)>>,
-    /// Whose they are: a forked child has none.
-    process: Identity,
-}
-
-impl IoEventFds {
-    pub(super) fn new(kicks: Option<IoEventLoop>) -> Self {
-        Self { kicks: Mutex::new(kicks), list: Mutex::new(Vec::new()), process: Identity::current() }
-    }
 }
 
 impl PciDevice {
@@ -189,9 +137,8 @@ impl Device {
     }
 }
 
-impl IoEventFd {
-    /// The eventfd was signalled, and consumed. Never waits.
-    pub(super) fn signalled(self: &Arc<Self>) {
+impl Kick for IoEventFd {
+    fn signalled(self: Arc<Self>) {
         let Some(device) = self.device.upgrade() else { return };
         let nowait = Wait::As(Caller::new(FaultFlags::NOWAIT));
         // Disabled: dropped. Out of memory in the file: nobody to tell.
@@ -200,13 +147,15 @@ impl IoEventFd {
         if self.deferred.fetch_add(1, Ordering::AcqRel) > 0 {
             return;
         }
-        let kick = Arc::clone(self);
+        let kick = Arc::clone(&self);
         if thread::spawn("mmio-ioeventfd", move || kick.make_deferred(&device)).is_err() {
             // No thread to be had: as if the signal had been merged with a later one.
             self.deferred.store(0, Ordering::Release);
         }
     }
+}
 
+impl IoEventFd {
     /// Waits and writes; again if there were more signals meanwhile, so that a write follows on every signal.
     fn make_deferred(&self, device: &Device) {
         loop {
@@ -217,10 +166,4 @@ impl IoEventFd {
             }
         }
     }
-}
-
-/// Is it an eventfd? The kernel says so in /proc only; where there is none, any descriptor is taken for one.
-pub(super) fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
-    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    link.map_or(true, |target| target.as_os_str() == "anon_inode:[eventfd]")
 }

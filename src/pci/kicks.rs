@@ -1,7 +1,6 @@
 //! Who waits for ioeventfds: one epoll descriptor, read by a thread of its own or by the caller's event loop.
 
 use super::error::PciError;
-use super::ioeventfd::{IoEventFd, is_eventfd};
 use crate::sys::SysError;
 use crate::sys::identity::{Identity, PerProcess};
 use crate::sys::{eventfd, thread};
@@ -13,7 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -41,11 +40,17 @@ struct Core {
     process: Identity,
 }
 
+/// What a signalled eventfd stands for.
+pub(super) trait Kick: Send + Sync {
+    /// The eventfd was signalled, and consumed. Never waits.
+    fn signalled(self: Arc<Self>);
+}
+
 /// An ioeventfd and its descriptor. The descriptor lives as long as it may be read.
 #[derive(Clone)]
 struct Target {
     fd: Arc<OwnedFd>,
-    kick: Arc<IoEventFd>,
+    kick: Arc<dyn Kick>,
 }
 
 /// An ioeventfd's place in the loop, given up when dropped.
@@ -111,7 +116,7 @@ impl IoEventLoop {
         Ok(self.core.pump()?)
     }
 
-    pub(super) fn register(&self, fd: OwnedFd, kick: Arc<IoEventFd>) -> Result<Registration, PciError> {
+    pub(super) fn register(&self, fd: OwnedFd, kick: Arc<dyn Kick>) -> Result<Registration, PciError> {
         let core = &self.core;
         if core.is_inherited() {
             return Err(PciError::Forked);
@@ -223,4 +228,10 @@ impl Drop for Thread {
             let _ = running.join();
         }
     }
+}
+
+/// Is it an eventfd? The kernel says so in /proc only; where there is none, any descriptor is taken for one.
+fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    link.map_or(true, |target| target.as_os_str() == "anon_inode:[eventfd]")
 }

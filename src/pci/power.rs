@@ -1,12 +1,8 @@
 //! Power states: D0 and D3hot through the power-management capability, and runtime low power.
 
-use super::command::Reach;
-use super::device::{Device, PciDevice, TurnGuard};
 use super::error::PciError;
 use super::regs::*;
-
-pub(super) const D0: u8 = 0;
-pub(super) const D3HOT: u8 = 3;
+use super::state::{Device, PciDevice, Reach, TurnGuard};
 
 impl Device {
     /// A write to PMCSR. A state that the device does not have, or does not go to from where it is, is ignored

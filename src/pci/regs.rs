@@ -66,3 +66,7 @@ pub(super) const EXP_DEVCTL_WRITABLE: u16 = !(EXP_DEVCTL_FLR | 1 << 9);
 pub(super) fn covers(at: usize, len: usize, register: usize) -> bool {
     Range { start: at, end: at + len }.contains(&register)
 }
+
+/// Power states, as PMCSR has them.
+pub(super) const D0: u8 = 0;
+pub(super) const D3HOT: u8 = 3;

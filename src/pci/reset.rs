@@ -2,29 +2,14 @@
 //!
 //! While a reset runs, nothing reaches memory and accesses to an enabled device wait for its end; none is refused.
 
-use super::command::Reach;
-use super::device::{Device, PciDevice, TurnGuard};
 use super::error::PciError;
-use super::power::D0;
+use super::regs::D0;
+use super::state::{Device, PciDevice, Reach, ResetKind, TurnGuard};
 use crate::protocol::{Changes, WaitFor};
 use crate::region::RegionShared;
 use crate::sync::wait::Patience;
 use std::io;
 use std::sync::Arc;
-
-pub(super) type ResetFn = dyn Fn(&PciDevice, ResetKind) -> io::Result<()> + Send + Sync;
-
-/// What asked for a reset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ResetKind {
-    /// [`PciDevice::reset`] (`VFIO_DEVICE_RESET`).
-    Call,
-    /// Initiate Function Level Reset, through the PCI Express capability.
-    FunctionLevel,
-    /// The bus's reset, [`Bus::hot_reset`].
-    Bus,
-}
 
 impl Device {
     /// FLR through configuration space. The bit always reads as 0, and a reset that fails has no way to say so.
@@ -158,10 +143,4 @@ fn reset_all(
     };
     let (done, settled) = Changes::reset(members, wait, run, goal)?;
     done.map_err(PciError::Reset).and(settled.map_err(PciError::from))
-}
-
-impl Device {
-    fn has(&self, member: &RegionShared) -> bool {
-        self.members.iter().any(|own| std::ptr::eq(&**own, member))
-    }
 }

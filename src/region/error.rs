@@ -3,6 +3,7 @@
 
 use crate::monitor::MonitorError;
 use crate::sys::SysError;
+use crate::view::Strategy;
 
 /// Building a region failed; nothing was made.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +46,7 @@ pub enum BuildError {
     #[error("strategy {strategy} is not possible: {why}{}; leave the choice to the builder, or see Support", because(.source))]
     Strategy {
         /// What was asked for, or is the best.
-        strategy: crate::Strategy,
+        strategy: Strategy,
         /// What is missing.
         why: &'static str,
         /// What the kernel said when it was tried.

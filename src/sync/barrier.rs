@@ -20,10 +20,7 @@
 use super::{Mutation, atomic::Ordering, broken, fence};
 use crate::sys::SysError;
 #[cfg(not(revocable_model))]
-use crate::sys::{
-    membarrier,
-    probe::{Feature, Support},
-};
+use crate::sys::{feature::Feature, membarrier, probe::Support};
 
 /// Which pair of barriers is in use: both sides must take theirs from the same value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,9 +8,9 @@ pub(crate) mod message;
 
 pub(crate) use message::FaultMessage;
 
+use super::feature::Feature;
 use super::identity::Identity;
 use super::known::KnownFile;
-use super::probe::Feature;
 use super::{AddrRange, SysError, left_out, may_fail};
 use linux_raw_sys::general as raw;
 use linux_raw_sys::ioctl as nr;
@@ -113,7 +113,7 @@ impl Uffd {
     }
 
     fn create(source: UffdSource) -> Result<Self, SysError> {
-        if source.feature().is_some_and(super::probe::pretends_missing) {
+        if source.feature().is_some_and(super::feature::pretends_missing) {
             return Err(SysError::new("userfaultfd", Errno::ENOSYS));
         }
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
@@ -334,7 +334,7 @@ mod tests {
             );
             return;
         };
-        let page = super::super::page_size();
+        let page = super::page_size();
         let file = std::fs::File::from(map::memfd(c"faults", 2 * page as u64, 0).expect("a memfd"));
         std::os::unix::fs::FileExt::write_all_at(&file, &vec![0x5a; 2 * page], 0).expect("it takes them");
         let range = map::reserve(2 * page, page).expect("address space");

@@ -1,0 +1,57 @@
+//! Which ioeventfds a device has.
+
+use super::kicks::{IoEventLoop, Registration};
+use crate::sys::identity::Identity;
+use parking_lot::Mutex;
+
+/// How many ioeventfds a device can have (`VFIO_PCI_IOEVENTFD_MAX`).
+pub const MOST_IOEVENTFDS: usize = 1000;
+
+/// The width of one access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Width {
+    /// 1 byte.
+    One,
+    /// 2 bytes.
+    Two,
+    /// 4 bytes.
+    Four,
+    /// 8 bytes.
+    Eight,
+}
+
+impl Width {
+    /// In bytes.
+    pub fn bytes(self) -> usize {
+        match self {
+            Width::One => 1,
+            Width::Two => 2,
+            Width::Four => 4,
+            Width::Eight => 8,
+        }
+    }
+}
+
+/// A device's ioeventfds.
+pub(super) struct IoEventFds {
+    /// Who waits for them; the process's own from the first one on.
+    pub(super) kicks: Mutex<Option<IoEventLoop>>,
+    pub(super) list: Mutex<Vec<(Write, Registration)>>,
+    /// Whose they are: a forked child has none.
+    pub(super) process: Identity,
+}
+
+impl IoEventFds {
+    pub(super) fn new(kicks: Option<IoEventLoop>) -> Self {
+        Self { kicks: Mutex::new(kicks), list: Mutex::new(Vec::new()), process: Identity::current() }
+    }
+}
+
+/// What an ioeventfd writes, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Write {
+    pub(super) bar: usize,
+    pub(super) offset: u64,
+    pub(super) width: Width,
+    pub(super) value: u64,
+}

@@ -1,0 +1,213 @@
+//! A device's state: its parts, what decides whether its memory is reachable, and whose turn it is to change it.
+
+use super::config::ConfigSpace;
+use super::error::PciError;
+use super::ioeventfd_table::IoEventFds;
+use super::regs::{COMMAND, COMMAND_MEMORY, D3HOT};
+use super::space::Space;
+use crate::protocol::State;
+use crate::region::{Region, RegionShared};
+use crate::sync::current_tid;
+use crate::sync::inside::Mutex;
+use crate::users::Theirs;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+/// A PCI device whose memory is revoked and given back as vfio-pci does it; see the [module](crate::pci).
+///
+/// A clone is the same device. With the last one its memory goes for good: mappings refuse.
+#[derive(Clone)]
+pub struct PciDevice {
+    pub(super) device: Arc<Device>,
+}
+
+pub(super) struct Device {
+    pub(super) name: String,
+    /// Held for single looks and changes only; nothing is waited for under it.
+    pub(super) config: Mutex<ConfigSpace>,
+    pub(super) turn: Turn,
+    pub(super) slots: [Option<Slot>; 6],
+    pub(super) rom: Option<Memory>,
+    /// The regions of all of them, in the order in which they are locked.
+    pub(super) members: Vec<Arc<RegionShared>>,
+    /// Does the device answer memory accesses? (`__vfio_pci_memory_enabled`.) Changed under the write side of every
+    /// member's memory lock, asked under the read side of any.
+    pub(super) decoding: AtomicBool,
+    /// In runtime low power (`pm_runtime_engaged`). Changed like `decoding`.
+    pub(super) low_power: AtomicBool,
+    pub(super) virtual_function: bool,
+    pub(super) reset: Option<Theirs<ResetFn>>,
+    pub(super) ioeventfds: IoEventFds,
+}
+
+pub(super) enum Slot {
+    Memory(Memory),
+    Io(Ports),
+}
+
+impl Slot {
+    pub(super) fn memory(&self) -> Option<&Memory> {
+        match self {
+            Slot::Memory(memory) => Some(memory),
+            Slot::Io(_) => None,
+        }
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        match self {
+            Slot::Memory(memory) => memory.size,
+            Slot::Io(ports) => ports.size,
+        }
+    }
+}
+
+pub(super) struct Memory {
+    pub(super) region: Region,
+    /// The BAR's own size: the region may be longer, up to a page's end.
+    pub(super) size: u64,
+    /// In order, and apart from each other.
+    pub(super) excluded: Box<[Range<u64>]>,
+}
+
+pub(super) struct Ports {
+    pub(super) ports: Theirs<dyn PortIo>,
+    pub(super) size: u64,
+}
+
+/// One change of the device's registers at a time, and none from inside another.
+#[derive(Default)]
+pub(super) struct Turn {
+    /// Its holder runs callbacks.
+    taken: parking_lot::Mutex<()>,
+    by: AtomicI32,
+}
+
+pub(super) struct TurnGuard<'a> {
+    turn: &'a Turn,
+    _taken: parking_lot::MutexGuard<'a, ()>,
+}
+
+impl Turn {
+    pub(super) fn try_take(&self) -> Option<TurnGuard<'_>> {
+        self.taken.try_lock().map(|taken| self.guard(taken))
+    }
+
+    /// Is it the calling thread's turn?
+    pub(super) fn is_caller(&self) -> bool {
+        // Relaxed, here and below: only ever compared with the reading thread's own id.
+        self.by.load(Ordering::Relaxed) == current_tid()
+    }
+
+    fn guard<'a>(&'a self, taken: parking_lot::MutexGuard<'a, ()>) -> TurnGuard<'a> {
+        self.by.store(current_tid(), Ordering::Relaxed);
+        TurnGuard { turn: self, _taken: taken }
+    }
+}
+
+impl Drop for TurnGuard<'_> {
+    fn drop(&mut self) {
+        self.turn.by.store(0, Ordering::Relaxed);
+    }
+}
+
+pub(super) type ResetFn = dyn Fn(&PciDevice, ResetKind) -> io::Result<()> + Send + Sync;
+
+/// What asked for a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ResetKind {
+    /// [`PciDevice::reset`] (`VFIO_DEVICE_RESET`).
+    Call,
+    /// Initiate Function Level Reset, through the PCI Express capability.
+    FunctionLevel,
+    /// The bus's reset, [`Bus::hot_reset`].
+    Bus,
+}
+
+/// I/O ports of a device: emulated by whoever implements this. Not gated by PCI_COMMAND.MEM.
+///
+/// Called by the thread that reads or writes by call, and by the ioeventfds' loop, where a panic ends with the one write. No lock
+/// of the crate is held.
+pub trait PortIo: Send + Sync {
+    /// A read of 1, 2 or 4 bytes (8 for a caller that asks for so many at an aligned offset).
+    fn read(&self, offset: u64, into: &mut [u8]);
+    /// A write of as many.
+    fn write(&self, offset: u64, bytes: &[u8]);
+}
+
+/// What decides whether memory is reachable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reach {
+    /// The device answers memory accesses.
+    pub(super) decoding: bool,
+    /// It is in runtime low power: mappings are revoked, calls are answered.
+    pub(super) low_power: bool,
+}
+
+impl Reach {
+    /// Through mappings.
+    pub(super) fn mapped(self) -> bool {
+        self.decoding && !self.low_power
+    }
+
+    pub(super) fn state(self) -> State {
+        if self.mapped() { State::Enabled } else { State::Disabled }
+    }
+}
+
+impl Device {
+    /// Waits for the turn, unless its owner may be waiting for the caller.
+    pub(super) fn take_turn(&self) -> Result<TurnGuard<'_>, PciError> {
+        if self.is_changed_by_caller() {
+            return Err(PciError::Reentrant);
+        }
+        if let Some(turn) = self.turn.try_take() {
+            return Ok(turn);
+        }
+        if self.members.iter().any(|member| member.protocol.gate.held_by_caller() > 0) {
+            return Err(PciError::WouldDeadlock);
+        }
+        Ok(self.turn.guard(self.turn.taken.lock()))
+    }
+
+    /// Is the calling thread inside a change of the device, or of one of its regions?
+    pub(super) fn is_changed_by_caller(&self) -> bool {
+        self.turn.is_caller() || self.members.iter().any(|member| member.protocol.is_changed_by_caller())
+    }
+
+    #[inline]
+    pub(super) fn memory(&self, space: Space) -> Option<&Memory> {
+        match space {
+            Space::Bar(index) => self.slots.get(index)?.as_ref()?.memory(),
+            Space::Rom => self.rom.as_ref(),
+            Space::Config => None,
+        }
+    }
+
+    pub(super) fn reach(&self) -> Reach {
+        // Relaxed: changed by the holder of the turn only, or looked at as a hint.
+        Reach { decoding: self.decoding.load(Ordering::Relaxed), low_power: self.low_power.load(Ordering::Relaxed) }
+    }
+
+    /// `__vfio_pci_memory_enabled`.
+    pub(super) fn decodes(&self, memory_bit: bool, power_state: u8) -> bool {
+        power_state < D3HOT && (memory_bit || self.virtual_function)
+    }
+
+    /// The memory bit that a guest reads.
+    pub(super) fn memory_bit(&self) -> bool {
+        self.config.lock().u16(COMMAND) & COMMAND_MEMORY != 0
+    }
+
+    /// The caller holds the write side of every member's memory lock.
+    pub(super) fn set_reach(&self, reach: Reach) {
+        self.decoding.store(reach.decoding, Ordering::Relaxed);
+        self.low_power.store(reach.low_power, Ordering::Relaxed);
+    }
+
+    pub(super) fn has(&self, member: &RegionShared) -> bool {
+        self.members.iter().any(|own| std::ptr::eq(&**own, member))
+    }
+}
