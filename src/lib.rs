@@ -110,14 +110,16 @@ pub use protocol::policy::OnDisabled;
 pub use raw::signal;
 pub use raw::{AtomicPrimitive, Primitive};
 pub use region::access_error::{AccessError, CopyError};
+pub use region::around::FaultAround;
 pub use region::backing::{Backing, OnRevoke};
 pub use region::error::{BuildError, FaultError, MapError, PinError, ProtectError};
 pub use region::group::{GroupError, ResetGroup};
 pub use region::mapping::{MapOptions, Mapping};
-pub use region::notify::{InvalidateNotifier, NotifyError, Subscription};
+pub use region::notify::{InvalidateNotifier, NotifyError};
 pub use region::owner::OwnerView;
 pub use region::pin::Pin;
-pub use region::{FaultAround, Region, RegionBuilder};
+pub use region::subscription::Subscription;
+pub use region::{Region, RegionBuilder};
 #[cfg(feature = "safe-mmio")]
 #[cfg_attr(docsrs, doc(cfg(feature = "safe-mmio")))]
 pub use safe_mmio::RevocableOps;

@@ -1,8 +1,10 @@
 //! Regions: device memory, its state, its mappings.
 
 pub(crate) mod access_error;
+pub(crate) mod around;
 pub(crate) mod backing;
 mod builder;
+pub(crate) mod core;
 pub(crate) mod error;
 mod fault;
 mod fault_async;
@@ -11,17 +13,20 @@ pub(crate) mod mapping;
 pub(crate) mod notify;
 pub(crate) mod owner;
 pub(crate) mod pin;
+pub(crate) mod pin_table;
 pub(crate) mod placed;
-mod shared;
+pub(crate) mod served;
+pub(crate) mod shared;
+pub(crate) mod subscription;
 
-pub use builder::{FaultAround, RegionBuilder};
-pub(crate) use shared::RegionShared;
+pub use builder::RegionBuilder;
 
+use self::error::MapError;
+use self::mapping::{MapOptions, Mapping};
+use self::owner::OwnerView;
+use self::shared::RegionShared;
 use crate::protocol::error::RevokeError;
 use crate::protocol::{Changes, State, WaitFor};
-use crate::region::error::MapError;
-use crate::region::mapping::{MapOptions, Mapping};
-use crate::region::owner::OwnerView;
 use crate::stats::RegionStats;
 use crate::sync::wait::Patience;
 use crate::sys::known::KnownFile;

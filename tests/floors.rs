@@ -117,6 +117,18 @@ fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
+/// The names that a module hands on from modules inside of it, each with the path that it has there.
+fn handed_on(text: &str) -> BTreeMap<String, Vec<String>> {
+    let code = code(text);
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("use ") {
+        branch(&code, at + 4, &mut Vec::new(), &mut found);
+    }
+    let inside = found.into_iter().map(|import| import.path).filter(|path| path[0] != "crate" && path[0] != "super");
+    let inside = inside.map(|path| if path[0] == "self" { path[1..].to_vec() } else { path });
+    inside.filter_map(|path| Some((path.last()?.clone(), path))).filter(|(_, path)| path.len() > 1).collect()
+}
+
 /// Where a file is: `["pci", "bar"]` for src/pci/bar.rs.
 fn place(root: &Path, file: &Path) -> Vec<String> {
     let inside = file.strip_prefix(root).expect("a file of src").with_extension("");
@@ -133,11 +145,32 @@ fn target(place: &[String], import: &Import) -> Vec<String> {
     }
 }
 
+/// The file that a path ends in, by way of what modules hand on.
+fn resolved(target: &[String], handed_on: &BTreeMap<Vec<String>, BTreeMap<String, Vec<String>>>) -> Vec<String> {
+    let mut place: Vec<String> = Vec::new();
+    let mut rest: Vec<String> = target.to_vec();
+    // Each step goes one module deeper, and there are not many.
+    while let Some(name) = rest.first().cloned() {
+        let inside: Vec<_> = place.iter().cloned().chain([name.clone()]).collect();
+        match handed_on.get(&place).and_then(|names| names.get(&name)) {
+            _ if handed_on.contains_key(&inside) => {
+                rest.remove(0);
+                place = inside;
+            }
+            Some(path) if path[0] != name => rest.splice(..1, path.iter().cloned()).for_each(drop),
+            _ => break,
+        }
+    }
+    if place.is_empty() { target.to_vec() } else { place }
+}
+
 /// What is wrong with the sources under `root`, a line for each.
 fn faults(root: &Path) -> Vec<String> {
     let mut files = Vec::new();
     sources(root, &mut files);
     files.sort();
+    let read = |file: &PathBuf| std::fs::read_to_string(file).expect("a source file");
+    let handed_on: BTreeMap<_, _> = files.iter().map(|file| (place(root, file), handed_on(&read(file)))).collect();
     let mut faults = Vec::new();
     // Which file of a folder imports from which other, and where.
     let mut arrows: BTreeMap<String, BTreeMap<(String, String), String>> = BTreeMap::new();
@@ -146,7 +179,7 @@ fn faults(root: &Path) -> Vec<String> {
         if place == ["lib"] {
             continue;
         }
-        let text = std::fs::read_to_string(file).expect("a source file");
+        let text = read(file);
         let (top, lines) = (floors(""), text.lines().collect::<Vec<_>>());
         let Some(own) = top.get(&*place[0]) else {
             faults.push(format!("src/{}: on no floor of tests/floors.txt", place[0]));
@@ -155,7 +188,7 @@ fn faults(root: &Path) -> Vec<String> {
         for import in imports(&text) {
             let line = lines.get(import.line - 1).map_or("", |line| line.trim());
             let at = format!("{}:{}: {line}", file.display(), import.line);
-            let target = target(&place, &import);
+            let target = resolved(&target(&place, &import), &handed_on);
             let Some(first) = target.first() else { continue };
             match top.get(&**first) {
                 None if import.path[0] == "crate" => {
@@ -267,6 +300,12 @@ fn what_is_wrong_is_found_with_its_line() {
         circle.contains("a circle in view: a > b > c > a") && circle.contains("c.rs:2: use super::a::A;"),
         "{circle}"
     );
+    let handed_on = tried(&[
+        ("view.rs", "mod a;\nmod b;\npub(crate) use b::{B, C};"),
+        ("view/a.rs", "use super::B;"),
+        ("view/b.rs", "use crate::view::a::A;"),
+    ]);
+    assert!(handed_on.contains("a circle in view: a > b > a"), "{handed_on}");
     let inner = tried(&[("pci/regs.rs", "use super::device::D;"), ("pci/device.rs", "use super::regs::R;")]);
     assert!(inner.contains("pci/device is not below pci/regs"), "{inner}");
 }

@@ -4,7 +4,7 @@ use crate::protocol::State;
 use crate::protocol::gate::Phase;
 use crate::protocol::policy::OnDisabled;
 use crate::region::access_error::AccessError;
-use crate::region::mapping::Served;
+use crate::region::served::Served;
 use crate::sync::inside;
 use crate::sync::wait::Waited;
 use crate::sys::AddrRange;

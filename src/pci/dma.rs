@@ -9,11 +9,12 @@ use crate::protocol::Protocol;
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::FaultFlags;
 use crate::raw;
-use crate::region::RegionShared;
+use crate::region::core::RegionCore;
 use crate::region::error::PinError;
 use crate::region::mapping::{Listed, Mapping};
-use crate::region::notify::{InvalidateNotifier, NotifyError, Subscription};
+use crate::region::notify::{InvalidateNotifier, NotifyError};
 use crate::region::placed::{Placed, Refused};
+use crate::region::subscription::Subscription;
 use crate::sync::inside::Mutex;
 use crate::sys::identity::Identity;
 use crate::sys::map::{self, Advice, Prot};
@@ -306,7 +307,7 @@ impl Part {
     }
 
     /// Maps unless the memory is revoked; waits while it is busy.
-    fn map_when_free(&self, region: &Arc<RegionShared>, in_region: Range<usize>) -> Result<(), PciError> {
+    fn map_when_free(&self, region: &Arc<RegionCore>, in_region: Range<usize>) -> Result<(), PciError> {
         let protocol = self.protocol();
         let addr = self.addr().addr();
         let bad = |why| PciError::Dma { addr, why };

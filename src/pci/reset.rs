@@ -6,7 +6,7 @@ use super::error::PciError;
 use super::regs::D0;
 use super::state::{Device, PciDevice, Reach, ResetKind, TurnGuard};
 use crate::protocol::{Changes, WaitFor};
-use crate::region::RegionShared;
+use crate::region::shared::RegionShared;
 use crate::sync::wait::Patience;
 use std::io;
 use std::sync::Arc;

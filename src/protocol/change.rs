@@ -1,6 +1,5 @@
 //! A change of state under way: what the changer does between the locking and the waking.
 
-use super::claim::gave_up;
 use super::{Mechanism, Protocol, State};
 use crate::protocol::error::{Holders, RevokeError};
 use crate::protocol::gate::Phase;
@@ -94,7 +93,7 @@ impl<'a> Change<'a> {
             Patience::Never => memory.try_write(),
             Patience::Until(deadline) => memory.try_write_until(deadline),
         };
-        self.memory = Some(guard.ok_or_else(|| gave_up(patience, self.since, Holders::default()))?);
+        self.memory = Some(guard.ok_or_else(|| RevokeError::gave_up(patience, self.since, Holders::default()))?);
         Ok(())
     }
 

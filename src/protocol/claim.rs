@@ -114,7 +114,7 @@ impl Protocol {
                 Patience::Never | Patience::Forever => None,
             },
         );
-        tried?.ok_or_else(|| gave_up(patience, since, Holders::default()))
+        tried?.ok_or_else(|| RevokeError::gave_up(patience, since, Holders::default()))
     }
 
     /// Waits for the guards and the pins.
@@ -143,7 +143,8 @@ impl Protocol {
                 Ok(()) => Some(Ok(())),
             },
         );
-        drained?.ok_or_else(|| gave_up(patience, since, Holders { guards: held, pins: self.pins() }))??;
+        drained?
+            .ok_or_else(|| RevokeError::gave_up(patience, since, Holders { guards: held, pins: self.pins() }))??;
 
         // Only now: a guard that the drain waited for may have counted a pin in. See `pin`.
         if self.pins() > 0 && patience != Patience::Never {
@@ -168,7 +169,8 @@ impl Protocol {
                 unpinned.then_some(())
             },
         );
-        unpinned?.ok_or_else(|| gave_up(patience, since, Holders { guards: Vec::new(), pins: self.pins() }))
+        unpinned?
+            .ok_or_else(|| RevokeError::gave_up(patience, since, Holders { guards: Vec::new(), pins: self.pins() }))
     }
 }
 
@@ -207,11 +209,4 @@ fn nap(mechanism: &dyn Mechanism) -> Option<Duration> {
 /// Has a moment passed? Says so once.
 fn is_over(moment: &mut Option<Instant>) -> bool {
     moment.take_if(|moment| Instant::now() >= *moment).is_some()
-}
-
-pub(super) fn gave_up(patience: Patience, since: Instant, holders: Holders) -> RevokeError {
-    match patience {
-        Patience::Never => RevokeError::Busy(holders),
-        Patience::Forever | Patience::Until(_) => RevokeError::TimedOut { waited: since.elapsed(), holders },
-    }
 }

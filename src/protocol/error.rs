@@ -1,8 +1,9 @@
 //! Errors of changes of state, and of asynchronous faults.
 
 use super::gate::HeldGuard;
+use crate::sync::wait::Patience;
 use crate::sys::SysError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Guards that kept a revocation waiting.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,4 +105,14 @@ pub enum SubmitError {
     /// No eventfd.
     #[error("no queue: {0}")]
     Sys(#[from] SysError),
+}
+
+impl RevokeError {
+    /// Patience has come to its end.
+    pub(super) fn gave_up(patience: Patience, since: Instant, holders: Holders) -> Self {
+        match patience {
+            Patience::Never => Self::Busy(holders),
+            Patience::Forever | Patience::Until(_) => Self::TimedOut { waited: since.elapsed(), holders },
+        }
+    }
 }

@@ -1,13 +1,16 @@
 //! What a region is made of, and which strategy fits it.
 
-use super::{Region, RegionShared};
+use super::Region;
+use super::around::FaultAround;
+use super::core::RegionCore;
+use super::pin_table::PinTable;
+use super::shared::RegionShared;
 use crate::monitor::Monitor;
 use crate::protocol::{Protocol, State};
 use crate::region::backing::{Backing, File, Kind, OnRevoke};
 use crate::region::error::BuildError;
 use crate::region::notify::Notifiers;
 use crate::region::owner::OwnerView;
-use crate::region::pin::PinTable;
 use crate::stats::RegionCounters;
 use crate::sync::inside::Mutex;
 use crate::sys::SysError;
@@ -18,20 +21,6 @@ use crate::sys::probe::Support;
 use crate::view::Strategy;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// How many pages one fault maps (Zap).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum FaultAround {
-    /// 64 KiB at first, twice as much each time a fault follows on the one before, up to 16 MiB: a single access stays
-    /// cheap, walking a region costs a third of what the kernel's own minor faults cost. The default.
-    #[default]
-    Adaptive,
-    /// So many pages, in a window of that size around the fault. 1: nothing but the page itself.
-    Pages(usize),
-    /// The whole mapping.
-    Whole,
-}
 
 /// Makes a [`Region`].
 #[derive(Debug)]
@@ -124,29 +113,32 @@ impl RegionBuilder {
         crate::view::prepare()?;
         let initial = if self.enabled { State::Enabled } else { State::Disabled };
         let File { fd, offset, page, kind, on_revoke } = file;
-        let shared = RegionShared {
+        let core = RegionCore {
             name: self.name,
             len: self.len,
             page,
             kind,
-            on_revoke,
             file_offset: offset,
             file: Mutex::new(Some(KnownFile::new(fd))),
             owner,
             strategy,
             monitor,
             fault_around: self.fault_around,
-            trim_detached: self.trim_detached,
             protocol: Protocol::new(initial),
-            mappings: Mutex::new(BTreeMap::new()),
             pinned: PinTable::default(),
             notifiers: Notifiers::new(self.enabled),
             pending: Arc::default(),
             counters: RegionCounters::default(),
         };
         if on_revoke == OnRevoke::Drop && initial == State::Disabled {
-            *shared.file.lock() = None;
+            *core.file.lock() = None;
         }
+        let shared = RegionShared {
+            core: Arc::new(core),
+            on_revoke,
+            trim_detached: self.trim_detached,
+            mappings: Mutex::new(BTreeMap::new()),
+        };
         Ok(Region { shared: Arc::new(shared) })
     }
 }

@@ -1,8 +1,9 @@
 //! Faults as a caller's flags allow: of a region, and of a mapping.
 
+use super::Region;
+use super::core::RegionCore;
 use super::error::FaultError;
 use super::mapping::Mapping;
-use super::{Region, RegionShared};
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::{CallerLock, Outcome, Resolved, resolve};
 
@@ -11,7 +12,7 @@ fn checked(caller: Caller<'_>, offset: usize, len: usize) -> Result<Caller<'_>, 
     if offset < len { Ok(caller) } else { Err(FaultError::OutOfBounds { offset, len }) }
 }
 
-impl RegionShared {
+impl RegionCore {
     fn fault_once(&self, offset: usize, caller: &Caller<'_>, lock: &mut impl CallerLock) -> Outcome {
         self.protocol.fault_once(caller, lock, || Some(self.populated(offset))).unwrap_or_else(|outcome| outcome)
     }

@@ -5,8 +5,9 @@
 //! was begun is undone in reverse. So two groups that overlap never wait for each other (`vfio_pci_dev_set_hot_reset`
 //! does the same with `down_write_trylock`, for the same reason). The verbs that wait do so in that order.
 
+use super::Region;
 use super::owner::OwnerView;
-use super::{Region, RegionShared};
+use super::shared::RegionShared;
 use crate::protocol::error::RevokeError;
 use crate::protocol::{Changes, Failed, State, WaitFor};
 use crate::sync::wait::Patience;

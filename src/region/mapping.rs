@@ -1,25 +1,24 @@
 //! Mappings: one view of a region, or of a part of it, in this process's address space.
 
-mod around;
 mod options;
 mod protect;
-mod served;
 
 pub use options::MapOptions;
-pub(crate) use served::Served;
 
+use super::around::Around;
+use super::core::RegionCore;
+use super::served::Served;
+use super::shared::RegionShared;
 use crate::monitor;
 use crate::monitor::waiting_room::{WaitingRoom, Waits};
 use crate::protocol::State;
 use crate::protocol::policy::OnDisabled;
-use crate::region::RegionShared;
 use crate::region::backing::Kind;
 use crate::region::error::MapError;
 use crate::sync::wait::Waited;
 use crate::sys::SysError;
 use crate::sys::map::Prot;
 use crate::view::{Ones, Server, Strategy, View, ViewSpec};
-use around::Around;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -39,6 +38,7 @@ pub struct Mapping {
 /// what is [`Served`]: a range that is in neither is revoked by nobody.
 pub(crate) struct Listed {
     pub(crate) served: Arc<Served>,
+    region: Arc<RegionShared>,
 }
 
 impl Mapping {
@@ -71,7 +71,7 @@ impl Mapping {
         })
         .map_err(sys)?;
         let served = Arc::new(Served {
-            region: Arc::clone(region),
+            region: Arc::clone(&region.core),
             offset,
             view,
             load_limit: AtomicUsize::new(0),
@@ -79,7 +79,7 @@ impl Mapping {
             around: Around::new(region.fault_around, region.page),
         });
         // From here on dropping it undoes whatever was done.
-        let listed = Arc::new(Listed { served: Arc::clone(&served) });
+        let listed = Arc::new(Listed { served: Arc::clone(&served), region: Arc::clone(region) });
         let mapping = Self { served, listed };
         mapping.establish().map_err(|e| match e {
             Establish::Sys(source) => sys(source),
@@ -93,7 +93,7 @@ impl Mapping {
     /// Puts in place what the region's state asks for, under the read side of the memory lock.
     fn establish(&self) -> Result<(), Establish> {
         let served = &self.served;
-        let region = &served.region;
+        let region = &self.listed.region;
         if let Server::Monitor(monitor) = &served.view.spec.server {
             let target: Arc<dyn monitor::Served> = Arc::clone(served) as _;
             let adopted = monitor.adopt(served.view.range, target);
@@ -162,7 +162,7 @@ enum Establish {
 impl Drop for Listed {
     fn drop(&mut self) {
         let range = self.served.view.range;
-        let region = &self.served.region;
+        let region = &self.region;
         if region.protocol.is_inherited() {
             // There is no mapping, and there may be something else by now. The list keeps the rest as it is.
             return;
@@ -181,7 +181,7 @@ impl Drop for Listed {
 }
 
 /// What resolves the faults of a region's mapping while it is live.
-fn server(region: &RegionShared, accessors_only: bool) -> Result<Server, MapError> {
+fn server(region: &RegionCore, accessors_only: bool) -> Result<Server, MapError> {
     match (region.strategy, &region.monitor) {
         (Strategy::Detach | Strategy::Replace, _) => Ok(Server::Kernel),
         (Strategy::Zap, _) if accessors_only => {

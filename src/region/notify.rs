@@ -9,12 +9,10 @@
 //! reachable hears of its restoration first. A revocation that fails after it was announced is taken back with
 //! [`after_restore`](InvalidateNotifier::after_restore).
 
-use crate::region::{Region, RegionShared};
 use crate::stats::count;
 use crate::sync::inside::{self, Mutex};
 use crate::users::{Inside, Theirs, discard, guarded};
 use std::error::Error;
-use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -55,19 +53,46 @@ struct List {
     subscribers: Vec<Arc<Subscriber>>,
 }
 
-struct Subscriber {
+/// One of them.
+pub(super) struct Subscriber {
     notifier: Theirs<dyn InvalidateNotifier>,
-    range: Range<usize>,
+    pub(super) range: Range<usize>,
     /// Held while it is being told, so that unsubscribing waits for that (and for nothing else: see `Subscription`).
     calling: parking_lot::Mutex<()>,
     gone: AtomicBool,
-    revoked: AtomicBool,
+    pub(super) revoked: AtomicBool,
 }
 
 impl Notifiers {
     pub(crate) fn new(enabled: bool) -> Self {
         let list = List { revoked: !enabled, subscribers: Vec::new() };
         Self { list: Mutex::new(list), errors: AtomicU64::new(0), panics: AtomicU64::new(0) }
+    }
+
+    pub(super) fn add(&self, range: Range<usize>, notifier: Arc<dyn InvalidateNotifier>) -> Arc<Subscriber> {
+        let mut list = self.list.lock();
+        let subscriber = Arc::new(Subscriber {
+            notifier: Theirs::new(notifier),
+            range,
+            calling: parking_lot::Mutex::new(()),
+            gone: AtomicBool::new(false),
+            revoked: AtomicBool::new(list.revoked),
+        });
+        list.subscribers.push(Arc::clone(&subscriber));
+        subscriber
+    }
+
+    /// It hears nothing more when this returns; but for a call that another thread is making, if this thread is in a notifier
+    /// itself.
+    pub(super) fn remove(&self, subscriber: &Arc<Subscriber>) {
+        // The caller has it too: nothing of the user's is dropped under the list's lock.
+        self.list.lock().subscribers.retain(|known| !Arc::ptr_eq(known, subscriber));
+        subscriber.gone.store(true, Ordering::Relaxed);
+        if !Inside::is_any() {
+            // A changer may wait for this thread to let go of it.
+            let _inside = inside::enter();
+            drop(subscriber.calling.lock());
+        }
     }
 
     pub(crate) fn before_revoke(&self) {
@@ -115,83 +140,5 @@ impl Notifiers {
             }
             None => count(&self.panics),
         }
-    }
-}
-
-/// A notifier's place at a region; it hears nothing more once this is dropped.
-///
-/// Dropping it waits for a call of the notifier that another thread is making. From inside a notifier, whosever, it does not: two
-/// threads in each other's notifiers would wait for each other.
-#[must_use = "a subscription that is dropped at once hears nothing"]
-pub struct Subscription {
-    region: Arc<RegionShared>,
-    subscriber: Arc<Subscriber>,
-}
-
-impl Subscription {
-    pub(crate) fn new(region: &Arc<RegionShared>, range: Range<usize>, notifier: Arc<dyn InvalidateNotifier>) -> Self {
-        let end = range.end.min(region.len);
-        let range = range.start.min(end)..end;
-        let mut list = region.notifiers.list.lock();
-        let subscriber = Arc::new(Subscriber {
-            notifier: Theirs::new(notifier),
-            range,
-            calling: parking_lot::Mutex::new(()),
-            gone: AtomicBool::new(false),
-            revoked: AtomicBool::new(list.revoked),
-        });
-        list.subscribers.push(Arc::clone(&subscriber));
-        drop(list);
-        Self { region: Arc::clone(region), subscriber }
-    }
-
-    /// What it is about: offsets in the region, in bytes.
-    pub fn range(&self) -> Range<usize> {
-        self.subscriber.range.clone()
-    }
-
-    /// Is its memory not reachable, as far as the notifier has heard? Asked right after subscribing, it says which of
-    /// the two it will hear first.
-    pub fn is_revoked(&self) -> bool {
-        self.subscriber.revoked.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        if self.region.protocol.is_inherited() {
-            // A forked child's: no change of state tells it anything, and its locks may be held for ever.
-            return;
-        }
-        // `self` has it too: nothing of the user's is dropped under the list's lock.
-        self.region.notifiers.list.lock().subscribers.retain(|s| !Arc::ptr_eq(s, &self.subscriber));
-        self.subscriber.gone.store(true, Ordering::Relaxed);
-        if !Inside::is_any() {
-            // A changer may wait for this thread to let go of it.
-            let _inside = inside::enter();
-            drop(self.subscriber.calling.lock());
-        }
-    }
-}
-
-impl fmt::Debug for Subscription {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subscription")
-            .field("region", &self.region.name)
-            .field("range", &self.subscriber.range)
-            .field("revoked", &self.is_revoked())
-            .finish_non_exhaustive()
-    }
-}
-
-impl Region {
-    /// Has `notifier` told of every revocation of `range` (offsets in bytes, cut to the region's length) and of its end,
-    /// until the answer is dropped. Regions are revoked whole; the range is what the notifier is told, and remembers
-    /// what it is about.
-    ///
-    /// # Signal safety
-    /// Not for signal handlers.
-    pub fn subscribe(&self, range: Range<usize>, notifier: Arc<dyn InvalidateNotifier>) -> Subscription {
-        Subscription::new(&self.shared, range, notifier)
     }
 }

@@ -3,57 +3,15 @@
 //! The order is that of a revoked dma-buf (`vfio_pci_dma_buf_move`): no new pins, every holder is told, then the last
 //! one to let go is waited for; and it can be done again.
 
+use super::Region;
+use super::core::RegionCore;
+use super::error::PinError;
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::NotResolved;
-use crate::region::error::PinError;
-use crate::region::{Region, RegionShared};
-use crate::sync::inside::Mutex;
-use crate::users::{Theirs, guarded};
+use crate::users::Theirs;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-
-type Told = Theirs<dyn Fn() + Send + Sync>;
-
-/// The holders of pins that want to be told.
-#[derive(Default)]
-pub(crate) struct PinTable {
-    holders: Mutex<Holders>,
-}
-
-#[derive(Default)]
-struct Holders {
-    next: u64,
-    told: Vec<(u64, Told)>,
-}
-
-impl PinTable {
-    /// Tells every holder. None of the table's locks is held meanwhile: a holder may drop its pin at once.
-    pub(crate) fn tell(&self) {
-        let told: Vec<Told> = self.holders.lock().told.iter().map(|(_, told)| told.clone()).collect();
-        for holder in told {
-            // A holder's panic is its own; the revocation goes on, and waits for the pin all the same.
-            let _ = guarded(&*holder);
-        }
-    }
-
-    fn add(&self, told: Told) -> u64 {
-        let mut holders = self.holders.lock();
-        holders.next += 1;
-        let id = holders.next;
-        holders.told.push((id, told));
-        id
-    }
-
-    /// What the holder handed in, to be dropped when no lock is held and the pin has ended: it may drop other pins, and
-    /// change the region's state.
-    #[must_use]
-    fn remove(&self, id: u64) -> Option<Told> {
-        let mut holders = self.holders.lock();
-        let at = holders.told.iter().position(|(known, _)| *known == id)?;
-        Some(holders.told.remove(at).1)
-    }
-}
 
 /// Pages that stay reachable by address until it is dropped; see [`Region::pin`].
 ///
@@ -63,7 +21,7 @@ impl PinTable {
 /// Pinning and dropping a pin are not for signal handlers.
 #[must_use = "a pin that is dropped at once pins nothing"]
 pub struct Pin {
-    region: Arc<RegionShared>,
+    region: Arc<RegionCore>,
     range: Range<usize>,
     holder: Option<u64>,
 }
@@ -132,11 +90,11 @@ impl Region {
     /// # Signal safety
     /// Not for signal handlers.
     pub fn pin<'a>(&self, range: Range<usize>, caller: impl Into<Caller<'a>>) -> Result<Pin, PinError> {
-        self.shared.pin(range, &caller.into())
+        self.shared.core.pin(range, &caller.into())
     }
 }
 
-impl RegionShared {
+impl RegionCore {
     /// See [`Region::pin`].
     pub(crate) fn pin(self: &Arc<Self>, range: Range<usize>, caller: &Caller<'_>) -> Result<Pin, PinError> {
         if self.protocol.is_inherited() {

@@ -1,47 +1,37 @@
-//! What a region, its mappings and its monitor share: the mechanism that the protocol drives.
+//! A region with its mappings: the mechanism that the protocol drives.
 
-use super::FaultAround;
+use super::backing::OnRevoke;
+use super::core::RegionCore;
+use super::served::Served;
 use crate::monitor::Monitor;
-use crate::protocol::async_fault::PendingFaults;
 use crate::protocol::error::RevokeError;
 use crate::protocol::{Changes, Mechanism, Member, Protocol, State};
-use crate::region::backing::{Kind, OnRevoke};
-use crate::region::mapping::Served;
-use crate::region::notify::Notifiers;
-use crate::region::owner::OwnerView;
-use crate::region::pin::PinTable;
-use crate::stats::{RegionCounters, count};
+use crate::stats::count;
 use crate::sync::inside::Mutex;
 use crate::sync::wait::Patience;
 use crate::sys::SysError;
-use crate::sys::known::KnownFile;
-use crate::view::{Grade, Strategy};
+use crate::view::Grade;
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::slice;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+/// A region as its owner and its changers have it.
 pub(crate) struct RegionShared {
-    pub(crate) name: String,
-    pub(crate) len: usize,
-    pub(crate) page: usize,
-    pub(crate) kind: Kind,
-    pub(crate) on_revoke: OnRevoke,
-    pub(crate) file_offset: u64,
-    /// `None`: dropped on revocation.
-    pub(crate) file: Mutex<Option<KnownFile>>,
-    pub(crate) owner: OwnerView,
-    pub(crate) strategy: Strategy,
-    pub(crate) monitor: Option<Monitor>,
-    pub(crate) fault_around: FaultAround,
+    pub(super) core: Arc<RegionCore>,
+    pub(super) on_revoke: OnRevoke,
     pub(super) trim_detached: bool,
-    pub(crate) protocol: Protocol,
     /// By first address.
-    pub(crate) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
-    pub(crate) pinned: PinTable,
-    pub(crate) notifiers: Notifiers,
-    pub(crate) pending: Arc<PendingFaults>,
-    pub(crate) counters: RegionCounters,
+    pub(super) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
+}
+
+impl Deref for RegionShared {
+    type Target = RegionCore;
+
+    fn deref(&self) -> &RegionCore {
+        &self.core
+    }
 }
 
 impl RegionShared {

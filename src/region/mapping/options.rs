@@ -1,7 +1,7 @@
 //! How a region is mapped.
 
 use crate::protocol::policy::OnDisabled;
-use crate::region::RegionShared;
+use crate::region::core::RegionCore;
 use crate::region::error::MapError;
 
 /// How to map a region; see [`Region::map`](crate::Region::map).
@@ -54,7 +54,7 @@ impl MapOptions {
     }
 
     /// Offset and length in the region, checked.
-    pub(super) fn part(&self, region: &RegionShared) -> Result<(usize, usize), MapError> {
+    pub(super) fn part(&self, region: &RegionCore) -> Result<(usize, usize), MapError> {
         let out = |len| MapError::OutOfRange { offset: self.offset, len, region: region.len };
         let rest = region.len.checked_sub(self.offset).ok_or(out(self.len.unwrap_or(0)))?;
         let len = self.len.unwrap_or(rest);

@@ -1,9 +1,9 @@
 //! What a mapping, its region and its monitor share: how accesses and faults are answered.
 
 use super::around::Around;
+use super::core::RegionCore;
 use crate::monitor::{self, wake_page};
 use crate::protocol::State;
-use crate::region::RegionShared;
 use crate::stats::count;
 use crate::sys::map::Prot;
 use crate::sys::uffd::{Continued, FaultMessage, Uffd};
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What a mapping, its region and its monitor share.
 pub(crate) struct Served {
-    pub(crate) region: Arc<RegionShared>,
+    pub(crate) region: Arc<RegionCore>,
     /// Where in the region the view starts, in bytes.
     pub(crate) offset: usize,
     pub(crate) view: View,

@@ -1,7 +1,20 @@
 //! Fault-around: how many pages a fault maps.
 
-use crate::region::FaultAround;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// How many pages one fault maps (Zap).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum FaultAround {
+    /// 64 KiB at first, twice as much each time a fault follows on the one before, up to 16 MiB: a single access stays
+    /// cheap, walking a region costs a third of what the kernel's own minor faults cost. The default.
+    #[default]
+    Adaptive,
+    /// So many pages, in a window of that size around the fault. 1: nothing but the page itself.
+    Pages(usize),
+    /// The whole mapping.
+    Whole,
+}
 
 /// How many pages a fault maps: see [`FaultAround`].
 pub(super) struct Around {

@@ -1,0 +1,35 @@
+//! What a region is to its mappings, pins and subscriptions.
+
+use super::around::FaultAround;
+use super::backing::Kind;
+use super::notify::Notifiers;
+use super::owner::OwnerView;
+use super::pin_table::PinTable;
+use crate::monitor::Monitor;
+use crate::protocol::Protocol;
+use crate::protocol::async_fault::PendingFaults;
+use crate::stats::RegionCounters;
+use crate::sync::inside::Mutex;
+use crate::sys::known::KnownFile;
+use crate::view::Strategy;
+use std::sync::Arc;
+
+/// A region but for its list of mappings, which know this.
+pub(crate) struct RegionCore {
+    pub(crate) name: String,
+    pub(crate) len: usize,
+    pub(crate) page: usize,
+    pub(crate) kind: Kind,
+    pub(crate) file_offset: u64,
+    /// `None`: dropped on revocation.
+    pub(crate) file: Mutex<Option<KnownFile>>,
+    pub(crate) owner: OwnerView,
+    pub(crate) strategy: Strategy,
+    pub(crate) monitor: Option<Monitor>,
+    pub(crate) fault_around: FaultAround,
+    pub(crate) protocol: Protocol,
+    pub(crate) pinned: PinTable,
+    pub(crate) notifiers: Notifiers,
+    pub(crate) pending: Arc<PendingFaults>,
+    pub(crate) counters: RegionCounters,
+}

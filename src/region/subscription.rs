@@ -1,0 +1,71 @@
+//! Notifiers' places at regions.
+
+use super::Region;
+use super::core::RegionCore;
+use super::notify::{InvalidateNotifier, Subscriber};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A notifier's place at a region; it hears nothing more once this is dropped.
+///
+/// Dropping it waits for a call of the notifier that another thread is making. From inside a notifier, whosever, it does not: two
+/// threads in each other's notifiers would wait for each other.
+#[must_use = "a subscription that is dropped at once hears nothing"]
+pub struct Subscription {
+    region: Arc<RegionCore>,
+    subscriber: Arc<Subscriber>,
+}
+
+impl Subscription {
+    pub(crate) fn new(region: &Arc<RegionCore>, range: Range<usize>, notifier: Arc<dyn InvalidateNotifier>) -> Self {
+        let end = range.end.min(region.len);
+        let range = range.start.min(end)..end;
+        let subscriber = region.notifiers.add(range, notifier);
+        Self { region: Arc::clone(region), subscriber }
+    }
+
+    /// What it is about: offsets in the region, in bytes.
+    pub fn range(&self) -> Range<usize> {
+        self.subscriber.range.clone()
+    }
+
+    /// Is its memory not reachable, as far as the notifier has heard? Asked right after subscribing, it says which of
+    /// the two it will hear first.
+    pub fn is_revoked(&self) -> bool {
+        self.subscriber.revoked.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if self.region.protocol.is_inherited() {
+            // A forked child's: no change of state tells it anything, and its locks may be held for ever.
+            return;
+        }
+        self.region.notifiers.remove(&self.subscriber);
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription")
+            .field("region", &self.region.name)
+            .field("range", &self.subscriber.range)
+            .field("revoked", &self.is_revoked())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Region {
+    /// Has `notifier` told of every revocation of `range` (offsets in bytes, cut to the region's length) and of its end,
+    /// until the answer is dropped. Regions are revoked whole; the range is what the notifier is told, and remembers
+    /// what it is about.
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
+    pub fn subscribe(&self, range: Range<usize>, notifier: Arc<dyn InvalidateNotifier>) -> Subscription {
+        Subscription::new(&self.shared.core, range, notifier)
+    }
+}
