@@ -12,4 +12,4 @@ pub(crate) mod register;
 mod slow;
 mod typed;
 
-pub(crate) use typed::Kind;
+pub(crate) use typed::AccessKind;

@@ -24,10 +24,10 @@ pub(crate) mod error;
 pub(crate) mod waiting_room;
 
 pub(crate) use self::core::wake_page;
-use self::core::{Core, Counters};
+use self::core::{MonitorCore, MonitorCounters};
 
 /// A mapping whose faults a monitor answers.
-pub(crate) trait Served: Send + Sync {
+pub(crate) trait Resolver: Send + Sync {
     /// Answers a fault, or leaves it waiting for the holder of the memory lock. Never blocks on a lock.
     fn serve(&self, fault: FaultMessage);
     /// The monitor is gone for good: makes the mapping refuse, so that nobody waits for ever or reads what is not there.
@@ -41,7 +41,7 @@ pub(crate) trait Served: Send + Sync {
 /// and are joined when the last clone and the last region that uses it are gone.
 #[derive(Clone)]
 pub struct Monitor {
-    core: Arc<Core>,
+    core: Arc<MonitorCore>,
     threads: Arc<Threads>,
 }
 
@@ -51,7 +51,7 @@ impl Monitor {
     /// # Errors
     /// No userfaultfd can be had: see [`Support`](crate::Support).
     pub fn shared() -> Result<Self, MonitorError> {
-        type Shared = (Weak<Core>, Weak<Threads>);
+        type Shared = (Weak<MonitorCore>, Weak<Threads>);
         static SHARED: PerProcess<Mutex<Shared>> = PerProcess::new(|| Mutex::new((Weak::new(), Weak::new())));
         let mut shared = SHARED.get().lock();
         if let (Some(core), Some(threads)) = (shared.0.upgrade(), shared.1.upgrade()) {
@@ -116,14 +116,14 @@ impl Monitor {
         Identity::prepare()?;
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let bell = bell.map_err(|e| SysError::new("eventfd", e))?;
-        let core = Arc::new(Core {
+        let core = Arc::new(MonitorCore {
             uffd,
             source,
             mappings: RwLock::new(BTreeMap::new()),
             bell,
             stopping: AtomicBool::new(false),
             dead: AtomicBool::new(false),
-            counters: Counters::default(),
+            counters: MonitorCounters::default(),
         });
         let threads = Arc::new(Threads {
             core: Arc::clone(&core),
@@ -180,7 +180,7 @@ impl Monitor {
         self.core.source
     }
 
-    /// Counters and the latency of answers.
+    /// MonitorCounters and the latency of answers.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -211,7 +211,7 @@ impl Monitor {
     }
 
     /// From now on the faults of `range` are answered by `served`.
-    pub(crate) fn adopt(&self, range: AddrRange, served: Arc<dyn Served>) -> Result<(), MonitorError> {
+    pub(crate) fn adopt(&self, range: AddrRange, served: Arc<dyn Resolver>) -> Result<(), MonitorError> {
         let mut mappings = self.core.mappings.write();
         // Under the table's lock, as `die` goes through the table after setting this: either it finds the mapping there, or
         // the mapping finds this.
@@ -274,7 +274,7 @@ impl fmt::Debug for Monitor {
 }
 
 struct Threads {
-    core: Arc<Core>,
+    core: Arc<MonitorCore>,
     count: usize,
     running: Mutex<Vec<JoinHandle<()>>>,
     /// What each does first: see [`Monitor::on_thread_start`].

@@ -37,11 +37,11 @@
 use crate::protocol::error::RevokeError;
 use crate::protocol::gate::{Gate, Phase};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::memory_lock::RwLock as FutexLock;
+use crate::sync::memory_lock::FutexRwLock;
 use crate::sync::wait::{CancelToken, Event, Patience, Waited};
 use crate::sync::{Mutation, RwLock, RwLockReadGuard, TryMutex, broken, fence, inside};
 use crate::sys::identity::Identity;
-use crate::users::Inside;
+use crate::users::Calling;
 use std::cell::Cell;
 use std::time::Instant;
 
@@ -117,7 +117,7 @@ pub(crate) struct Protocol {
     /// The thread that holds `control`, 0 for none. Not the model's: it is only ever compared with the reading thread's own.
     changer: std::sync::atomic::AtomicI32,
     /// While a change of several regions is under way. A leaf of the lock order, and none of the model's.
-    together: FutexLock<Option<Together>>,
+    together: FutexRwLock<Option<Together>>,
     /// The memory lock.
     memory: RwLock<State>,
     /// The write side is held or waited for: mappings stay closed.
@@ -139,7 +139,7 @@ impl Protocol {
         Self {
             control: TryMutex::new(()),
             changer: std::sync::atomic::AtomicI32::new(0),
-            together: FutexLock::new(None),
+            together: FutexRwLock::new(None),
             memory: RwLock::new(initial),
             closed: AtomicBool::new(false),
             gate: Gate::new(initial.phase()),
@@ -178,13 +178,13 @@ impl Protocol {
     /// change waits for ([`inside`](Self::inside))?
     pub(crate) fn is_changed_by_caller(&self) -> bool {
         // Relaxed: only ever compared with the reading thread's own key.
-        self.changer.load(Ordering::Relaxed) == crate::sync::current_tid() || Inside::is_in(self)
+        self.changer.load(Ordering::Relaxed) == crate::sync::current_tid() || Calling::is_in(self)
     }
 
     /// While it lives, the calling thread is in users' code that a change of the state may have to wait for (an IOMMU's, a
     /// memslot adapter's): whatever it asks for that waits for a change is an error.
-    pub(crate) fn inside(&self) -> Inside {
-        Inside::of(self)
+    pub(crate) fn inside(&self) -> Calling {
+        Calling::of(self)
     }
 
     /// Does the change that is under way, together with others', wait for the calling thread: for a guard that it holds

@@ -5,7 +5,7 @@
 //!
 //! - [`guarded`] and [`discard`] end a panic where the call was made.
 //! - [`Theirs`] is what is kept of a user's: its destructor's panic goes no further. It is dropped after locks are.
-//! - [`Inside`] remembers what the calling thread is in the middle of, where no lock's owner does.
+//! - [`Calling`] remembers what the calling thread is in the middle of, where no lock's owner does.
 
 use crate::sync::inside;
 use std::cell::Cell;
@@ -72,14 +72,14 @@ std::thread_local! {
     static INSIDE: Cell<(usize, [usize; DEPTH])> = const { Cell::new((0, [0; DEPTH])) };
 }
 
-/// While it lives, the calling thread is in a user's code on behalf of an object, which is known by its address. (Inside of the
+/// While it lives, the calling thread is in a user's code on behalf of an object, which is known by its address. (Calling of the
 /// crate's own code is another: [`crate::sync::inside`].)
-pub(crate) struct Inside {
+pub(crate) struct Calling {
     /// Where the thread was before.
     before: (usize, [usize; DEPTH]),
 }
 
-impl Inside {
+impl Calling {
     pub(crate) fn of<T>(object: &T) -> Self {
         // A signal handler must not see half of it.
         let _inside = inside::enter();
@@ -105,7 +105,7 @@ impl Inside {
     }
 }
 
-impl Drop for Inside {
+impl Drop for Calling {
     fn drop(&mut self) {
         let _inside = inside::enter();
         INSIDE.set(self.before);

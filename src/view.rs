@@ -17,7 +17,7 @@
 //! | Replace | are dropped with what is replaced | the kernel |
 //!
 //! Every change is made by the holder of the write side of the memory lock (or, at the start, by the only thread that knows
-//! the mapping), under the lock of the range's [`Place`]. What stands in the range is replaced, never unmapped first, so that
+//! the mapping), under the lock of the range's [`Standing`]. What stands in the range is replaced, never unmapped first, so that
 //! the range is never free for another mmap; and the replacing drops whatever the kernel has mapped there meanwhile.
 
 mod aside;
@@ -83,7 +83,7 @@ enum Content {
     Unmapped,
 }
 
-struct Place {
+struct Standing {
     content: Content,
     /// Where the page tables are while they are aside: an address that the kernel has chosen.
     aside: Option<AddrRange>,
@@ -108,7 +108,7 @@ pub(crate) struct View {
     pub(crate) range: AddrRange,
     /// The process that the range is in. In a forked child there is nothing of the view's.
     identity: Identity,
-    place: Mutex<Place>,
+    standing: Mutex<Standing>,
     /// Which parts of the range have which rights. Written under the lock of the place, for a moment, by a thread that no
     /// signal handler interrupts.
     rights: RwLock<Rights>,
@@ -120,21 +120,22 @@ impl View {
         Identity::prepare()?;
         sweep();
         let range = ranges::take(spec.len, alignment(spec.len).max(spec.page))?;
-        let place = Place { content: Content::Unsettled, aside: None, hint: None, hole: None, waiting: Vec::new() };
+        let standing =
+            Standing { content: Content::Unsettled, aside: None, hint: None, hole: None, waiting: Vec::new() };
         let rights = RwLock::new(Rights::whole(range, spec.prot));
-        Ok(Self { spec, range, identity: Identity::current(), place: Mutex::new(place), rights })
+        Ok(Self { spec, range, identity: Identity::current(), standing: Mutex::new(standing), rights })
     }
 
     /// The same for threads that change no state: see [`Mutex::lock_quietly`].
-    fn look(&self) -> Option<impl DerefMut<Target = Place>> {
-        self.identity.is_current().then(|| self.place.lock_quietly())
+    fn look(&self) -> Option<impl DerefMut<Target = Standing>> {
+        self.identity.is_current().then(|| self.standing.lock_quietly())
     }
 
     /// What the range is, for its owner; a forked child has no such range.
-    fn place(&self) -> Result<MutexGuard<'_, Place>, SysError> {
+    fn standing(&self) -> Result<MutexGuard<'_, Standing>, SysError> {
         // Asked first: in a child the lock may be held for ever by a thread of the parent.
         match self.identity.is_current() {
-            true => Ok(self.place.lock()),
+            true => Ok(self.standing.lock()),
             false => Err(SysError::new("fork", Errno::ESRCH)),
         }
     }
@@ -146,60 +147,60 @@ impl View {
 
     /// For the changer of the state. True if the region's memory stands in the range.
     pub(crate) fn is_live(&self) -> bool {
-        self.place().is_ok_and(|place| place.content == Content::Live)
+        self.standing().is_ok_and(|standing| standing.content == Content::Live)
     }
 
     /// Nothing reaches the memory any more when it returns, and accesses wait.
     pub(crate) fn hold(&self) -> Result<Grade, SysError> {
-        let mut place = self.place()?;
-        match place.content {
+        let mut standing = self.standing()?;
+        match standing.content {
             Content::Live | Content::Unsettled => {}
             Content::Cover | Content::StandIn(_) | Content::Unmapped => return Ok(Grade::Intended),
         }
-        let whole = self.take_away(&mut place);
+        let whole = self.take_away(&mut standing);
         match self.spec.accessors_only {
-            true => self.cover_empty(&mut place).map(|()| whole),
-            false => self.stand_in(&mut place, Waits::Everyone).map(|()| whole),
+            true => self.cover_empty(&mut standing).map(|()| whole),
+            false => self.stand_in(&mut standing, Waits::Everyone).map(|()| whole),
         }
-        .or_else(|_| self.refuse_somehow(&mut place))
+        .or_else(|_| self.refuse_somehow(&mut standing))
     }
 
     /// Nothing reaches the memory any more when it returns, and accesses meet what the policy says. `for_good`: nothing is
     /// left waiting.
     pub(crate) fn refuse(&self, for_good: bool) -> Result<Grade, SysError> {
-        let mut place = self.place()?;
+        let mut standing = self.standing()?;
         let waits = self.spec.policy == OnDisabled::Block && !for_good && !self.spec.accessors_only;
-        match place.content {
+        match standing.content {
             Content::Cover | Content::Unmapped => return Ok(Grade::Intended),
             Content::StandIn(Waits::UserMode) if waits => return Ok(Grade::Intended),
             Content::Live | Content::StandIn(_) | Content::Unsettled => {}
         }
-        let whole = self.take_away(&mut place);
+        let whole = self.take_away(&mut standing);
         let refused = match (waits, self.spec.policy) {
-            (true, _) => self.stand_in(&mut place, Waits::UserMode),
-            (false, OnDisabled::AllOnes) => self.cover_ones(&mut place),
-            (false, OnDisabled::Sigbus | OnDisabled::Block) => self.cover_empty(&mut place),
+            (true, _) => self.stand_in(&mut standing, Waits::UserMode),
+            (false, OnDisabled::AllOnes) => self.cover_ones(&mut standing),
+            (false, OnDisabled::Sigbus | OnDisabled::Block) => self.cover_empty(&mut standing),
         };
-        refused.map(|()| whole).or_else(|_| self.refuse_somehow(&mut place))
+        refused.map(|()| whole).or_else(|_| self.refuse_somehow(&mut standing))
     }
 
     /// The ways that are left when the intended one failed.
-    fn refuse_somehow(&self, place: &mut Place) -> Result<Grade, SysError> {
-        match self.cover_empty(place).or_else(|_| self.shut(place)) {
+    fn refuse_somehow(&self, standing: &mut Standing) -> Result<Grade, SysError> {
+        match self.cover_empty(standing).or_else(|_| self.shut(standing)) {
             // It waits instead of refusing, and is as unreachable.
-            Err(_) if matches!(place.content, Content::StandIn(_)) => Ok(Grade::Degraded),
+            Err(_) if matches!(standing.content, Content::StandIn(_)) => Ok(Grade::Degraded),
             refused => refused.map(|()| Grade::Degraded),
         }
     }
 
     /// The monitor is gone: a live range whose faults it was to resolve refuses instead. Says whether that changed anything.
     pub(crate) fn abandon(&self) -> Result<bool, SysError> {
-        let mut place = self.place()?;
-        if place.content != Content::Live || !self.is_served() {
+        let mut standing = self.standing()?;
+        if standing.content != Content::Live || !self.is_served() {
             return Ok(false);
         }
-        self.take_away(&mut place);
-        self.refuse_somehow(&mut place).map(|_| true)
+        self.take_away(&mut standing);
+        self.refuse_somehow(&mut standing).map(|_| true)
     }
 
     /// Puts something else into a part of the range by a call that replaces what is there. What stands in the range is not
@@ -210,16 +211,16 @@ impl View {
     #[expect(unsafe_code, reason = "UNSAFETY: reserves a part of the view's own range where it has become a hole")]
     fn replace(
         &self,
-        place: &mut Place,
+        standing: &mut Standing,
         part: AddrRange,
         call: impl FnOnce() -> Result<(), SysError>,
     ) -> Result<(), SysError> {
-        if let Some(hole) = place.hole {
+        if let Some(hole) = standing.hole {
             // SAFETY: a part of the view's own range, in which nothing was mapped; if another has mapped something since, that stays.
             let plugged = unsafe { map::plug(hole) };
             // What the kernel gave the crate there since has stayed there.
             plugged.or_else(|e| if ranges::was_filled(self.range) { Ok(()) } else { Err(e) })?;
-            place.hole = None;
+            standing.hole = None;
         }
         let replaced = call();
         // Asked of what is mapped, not of the call that would fill a hole: at the limit of mappings that is refused anyway. Where
@@ -227,38 +228,38 @@ impl View {
         if replaced.is_err() && !map::is_hole(part) {
             return replaced;
         }
-        place.content = Content::Unsettled;
+        standing.content = Content::Unsettled;
         if replaced.is_err() {
             // SAFETY: a part of the view's own range, in which there is nothing, as above.
-            place.hole = unsafe { map::plug(part) }.is_err().then_some(part);
+            standing.hole = unsafe { map::plug(part) }.is_err().then_some(part);
         }
         replaced
     }
 
     /// The memory is reachable again. On an error the range refuses, or waits as before.
     pub(crate) fn restore(&self, file: Option<&KnownFile>) -> Result<(), SysError> {
-        let mut place = self.place()?;
-        match (place.content, place.aside) {
+        let mut standing = self.standing()?;
+        match (standing.content, standing.aside) {
             (Content::Unmapped, _) | (Content::Live, None) => Ok(()),
             // Nothing was put over it after all: without its page tables the kernel fills in new ones.
-            (Content::Live, Some(aside)) => match self.move_back(&mut place, aside) {
-                Err(_) if place.content == Content::Live => {
+            (Content::Live, Some(aside)) => match self.move_back(&mut standing, aside) {
+                Err(_) if standing.content == Content::Live => {
                     release(aside);
-                    place.aside = None;
+                    standing.aside = None;
                     Ok(())
                 }
                 moved => moved,
             },
-            (_, Some(aside)) => self.move_back(&mut place, aside),
-            (_, None) => self.map_live(&mut place, file),
+            (_, Some(aside)) => self.move_back(&mut standing, aside),
+            (_, None) => self.map_live(&mut standing, file),
         }
     }
 
     /// From now on a part of the range has these rights, whatever stands in it.
     #[expect(unsafe_code, reason = "UNSAFETY: changes access rights in the view's own range")]
     pub(crate) fn protect(&self, part: AddrRange, prot: Prot) -> Result<(), SysError> {
-        let mut place = self.look().ok_or(SysError::new("fork", Errno::ESRCH))?;
-        match place.content {
+        let mut standing = self.look().ok_or(SysError::new("fork", Errno::ESRCH))?;
+        match standing.content {
             Content::Live | Content::Cover | Content::StandIn(_) => {
                 // SAFETY: a part of the view's own range, as the caller has checked; this moves nothing and loses nothing.
                 let changed = unsafe { map::protect(part, prot) };
@@ -275,7 +276,7 @@ impl View {
         let earlier = std::mem::replace(&mut *self.rights.write(), rights);
         drop(earlier);
         // The page tables that are aside are one mapping with the rights of before: the range is filled anew.
-        place.aside.take().into_iter().for_each(release);
+        standing.aside.take().into_iter().for_each(release);
         Ok(())
     }
 
@@ -302,28 +303,28 @@ impl View {
 
     /// Makes everything that waits in this range fault again, and meet what is there now.
     pub(crate) fn wake(&self) {
-        let Ok(mut place) = self.place() else { return };
+        let Ok(mut standing) = self.standing() else { return };
         if let Some(uffd) = self.spec.server.uffd().filter(|_| self.is_served()) {
             let _ = uffd.wake(self.range);
         }
-        let still = match place.content {
+        let still = match standing.content {
             // The last one in is where faults wait now.
-            Content::StandIn(_) => place.waiting.pop(),
+            Content::StandIn(_) => standing.waiting.pop(),
             _ => None,
         };
-        place.waiting.drain(..).for_each(|room| room.wake(self.range));
-        place.waiting.extend(still);
+        standing.waiting.drain(..).for_each(|room| room.wake(self.range));
+        standing.waiting.extend(still);
     }
 
     /// Gives the range up; the view is of no use afterwards.
     pub(crate) fn unmap(&self) {
-        let Ok(mut place) = self.place() else { return };
-        if std::mem::replace(&mut place.content, Content::Unmapped) == Content::Unmapped {
+        let Ok(mut standing) = self.standing() else { return };
+        if std::mem::replace(&mut standing.content, Content::Unmapped) == Content::Unmapped {
             return;
         }
-        ranges::give_up(self.range, place.hole);
-        place.aside.take().into_iter().for_each(release);
-        drop(place);
+        ranges::give_up(self.range, standing.hole);
+        standing.aside.take().into_iter().for_each(release);
+        drop(standing);
         // munmap wakes nothing: what waited here faults again and meets what an unmapped address gives.
         self.wake();
     }
@@ -337,13 +338,13 @@ impl Drop for View {
 
 impl fmt::Debug for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(place) = self.look() else { return write!(f, "{:?} of another process", self.range) };
+        let Some(standing) = self.look() else { return write!(f, "{:?} of another process", self.range) };
         write!(
             f,
             "{:?} {:?}{}",
             self.range,
-            place.content,
-            if place.aside.is_some() { ", page tables aside" } else { "" }
+            standing.content,
+            if standing.aside.is_some() { ", page tables aside" } else { "" }
         )
     }
 }

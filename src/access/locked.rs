@@ -8,7 +8,7 @@
 #![expect(unsafe_code, reason = "raw accesses to regions")]
 // UNSAFETY: accesses to places that `under_lock` keeps mapped.
 
-use super::typed::Kind;
+use super::typed::AccessKind;
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::FaultFlags;
 use crate::raw::{self, Faulted};
@@ -26,10 +26,10 @@ impl Mapping {
         &self,
         offset: usize,
         len: usize,
-        kind: Kind,
+        kind: AccessKind,
         access: impl FnMut(*mut u8) -> Result<R, Faulted>,
     ) -> Result<Option<R>, AccessError> {
-        let needed = if kind == Kind::Load { Prot::Read } else { Prot::ReadWrite };
+        let needed = if kind == AccessKind::Load { Prot::Read } else { Prot::ReadWrite };
         let done = self.under_lock(offset, len, needed, &Caller::new(FaultFlags::WAIT), access);
         if matches!(done, Ok(None) | Err(AccessError::Disabled { .. })) {
             self.served.region.protocol.gate.turn_away();
@@ -40,12 +40,12 @@ impl Mapping {
     /// See [`read_slice`](Self::read_slice).
     pub(super) fn read_slice_locked(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
         let mut part = [0; PART];
-        let copied = self.parts(offset, into.len(), Kind::Load, |done, len| {
+        let copied = self.parts(offset, into.len(), AccessKind::Load, |done, len| {
             let copy = |from: *mut u8| {
                 // SAFETY: `under_lock`'s place, of `len` bytes; `part` has as many, and is this function's own.
                 all(unsafe { raw::copy_out(part.as_mut_ptr(), from, len) }, len)
             };
-            let copied = self.locked(offset + done, len, Kind::Load, copy)?;
+            let copied = self.locked(offset + done, len, AccessKind::Load, copy)?;
             if copied.is_some() {
                 into[done..done + len].copy_from_slice(&part[..len]);
             }
@@ -58,19 +58,21 @@ impl Mapping {
     /// See [`write_slice`](Self::write_slice).
     pub(super) fn write_slice_locked(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
         let mut part = [0; PART];
-        let written = self.parts(offset, from.len(), Kind::Store, |done, len| {
+        let written = self.parts(offset, from.len(), AccessKind::Store, |done, len| {
             part[..len].copy_from_slice(&from[done..done + len]);
             // SAFETY: `under_lock`'s place, of `len` bytes; `part` has as many, and is this function's own.
-            self.locked(offset + done, len, Kind::Store, |to| all(unsafe { raw::copy_in(to, part.as_ptr(), len) }, len))
+            self.locked(offset + done, len, AccessKind::Store, |to| {
+                all(unsafe { raw::copy_in(to, part.as_ptr(), len) }, len)
+            })
         });
         written.map(drop)
     }
 
     /// See [`fill`](Self::fill).
     pub(super) fn fill_locked(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
-        let filled = self.parts(offset, len, Kind::Store, |done, len| {
+        let filled = self.parts(offset, len, AccessKind::Store, |done, len| {
             // SAFETY: `under_lock`'s place, of `len` bytes.
-            self.locked(offset + done, len, Kind::Store, |to| all(unsafe { raw::fill(to, byte, len) }, len))
+            self.locked(offset + done, len, AccessKind::Store, |to| all(unsafe { raw::fill(to, byte, len) }, len))
         });
         filled.map(drop)
     }
@@ -81,7 +83,7 @@ impl Mapping {
         &self,
         offset: usize,
         len: usize,
-        kind: Kind,
+        kind: AccessKind,
         mut part: impl FnMut(usize, usize) -> Result<Option<()>, AccessError>,
     ) -> Result<usize, CopyError> {
         self.check_slice(offset, len, kind)?;

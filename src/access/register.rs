@@ -1,6 +1,6 @@
 //! Registers: an offset that was checked once.
 
-use super::Kind;
+use super::AccessKind;
 use crate::raw::Primitive;
 use crate::raw::{self, Faulted};
 use crate::region::access_error::AccessError;
@@ -60,7 +60,7 @@ impl<T: Primitive> Register<'_, T> {
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     #[inline]
     pub fn read(&self) -> Result<T, AccessError> {
-        if raw::RECOVERABLE && self.mapping.is_open(Kind::Load) {
+        if raw::RECOVERABLE && self.mapping.is_open(AccessKind::Load) {
             #[expect(unsafe_code, reason = "UNSAFETY: a recoverable access inside the mapping")]
             // SAFETY: `register` checked the place, and the mapping lives; whoever writes or takes the memory meanwhile, the
             // access is made for it.
@@ -84,7 +84,7 @@ impl<T: Primitive> Register<'_, T> {
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     #[inline]
     pub fn write(&self, value: T) -> Result<(), AccessError> {
-        if raw::RECOVERABLE && self.mapping.is_open(Kind::Store) {
+        if raw::RECOVERABLE && self.mapping.is_open(AccessKind::Store) {
             #[expect(unsafe_code, reason = "UNSAFETY: a recoverable access inside the mapping")]
             // SAFETY: as in `read`; the mapping is writable.
             let stored: Result<(), Faulted> = unsafe { raw::store(self.at, value) };

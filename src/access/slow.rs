@@ -20,12 +20,12 @@ pub(super) enum Next {
 }
 
 /// How often an access may fault at an enabled region before it is the memory's own fault.
-pub(super) struct Patience {
+pub(super) struct Tries {
     epoch: u64,
     left: u32,
 }
 
-impl Patience {
+impl Tries {
     pub(super) fn new(served: &Served) -> Self {
         Self { epoch: served.region.protocol.epoch(), left: 16 }
     }
@@ -98,7 +98,7 @@ impl Served {
 
     /// An access faulted. Resolves the fault where that is the accessing thread's business, and decides whether
     /// trying again makes sense.
-    pub(super) fn after_fault(&self, offset: usize, patience: &mut Patience) -> Result<(), AccessError> {
+    pub(super) fn after_fault(&self, offset: usize, tries: &mut Tries) -> Result<(), AccessError> {
         if self.region.protocol.is_inherited() {
             return Err(AccessError::Forked { offset });
         }
@@ -111,17 +111,17 @@ impl Served {
                     self.map_pages(uffd, offset).map_err(|_| AccessError::NoMemory { offset })?;
                 }
                 // Nothing should refuse here, unless a change failed half-way and could not be undone.
-                _ if patience.left < 8 && !inside => drop(self.heal()),
+                _ if tries.left < 8 && !inside => drop(self.heal()),
                 _ => {}
             }
             drop(state);
         }
         // A fault at a region that changed its state meanwhile is no surprise.
         let epoch = self.region.protocol.epoch();
-        if epoch != patience.epoch {
-            *patience = Patience { epoch, left: 16 };
+        if epoch != tries.epoch {
+            *tries = Tries { epoch, left: 16 };
         }
-        patience.left = patience.left.checked_sub(1).ok_or_else(|| match inside {
+        tries.left = tries.left.checked_sub(1).ok_or_else(|| match inside {
             true => AccessError::Reentrant { offset },
             false => self.fails_at(offset),
         })?;

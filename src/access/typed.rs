@@ -4,7 +4,7 @@
 //! the mapping's revocation write or take the memory at any time; the accesses are made for it.
 #![expect(unsafe_code, reason = "accesses memory by address")]
 
-use super::slow::{Next, Patience};
+use super::slow::{Next, Tries};
 use crate::protocol::policy::OnDisabled;
 use crate::raw::{self, AtomicPrimitive, Faulted, Primitive};
 use crate::region::access_error::{AccessError, CopyError, check};
@@ -12,7 +12,7 @@ use crate::region::mapping::Mapping;
 use std::sync::atomic::Ordering;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum AccessKind {
     Load,
     Store,
 }
@@ -38,7 +38,7 @@ macro_rules! read_modify_write {
         /// As [`read`](Self::read).
         pub fn $name<T: AtomicPrimitive>(&self, offset: usize, value: T) -> Result<T, AccessError> {
             // SAFETY: as in `compare_exchange`.
-            let found = self.attempt::<T, _>(offset, Kind::Store, Tried::Not, |at| unsafe { raw::$name(at, value) })?;
+            let found = self.attempt::<T, _>(offset, AccessKind::Store, Tried::Not, |at| unsafe { raw::$name(at, value) })?;
             Ok(found.unwrap_or(T::ALL_ONES))
         }
     )* };
@@ -58,7 +58,7 @@ impl Mapping {
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     #[inline]
     pub fn read<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
-        if self.admits::<T>(offset, Kind::Load) {
+        if self.admits::<T>(offset, AccessKind::Load) {
             // SAFETY: inside the mapping, aligned; see the module's UNSAFETY.
             if let Ok(value) = unsafe { raw::load(self.at::<T>(offset)) } {
                 return Ok(value);
@@ -80,7 +80,7 @@ impl Mapping {
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     #[inline]
     pub fn write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
-        if self.admits::<T>(offset, Kind::Store) {
+        if self.admits::<T>(offset, AccessKind::Store) {
             // SAFETY: as in `read`; the mapping is writable.
             if unsafe { raw::store(self.at::<T>(offset), value) }.is_ok() {
                 return Ok(());
@@ -107,7 +107,7 @@ impl Mapping {
         new: T,
     ) -> Result<Result<T, T>, AccessError> {
         // SAFETY: `attempt` calls this with a place that it has checked; see the module's UNSAFETY.
-        let found = self.attempt::<T, _>(offset, Kind::Store, Tried::Not, |at| unsafe {
+        let found = self.attempt::<T, _>(offset, AccessKind::Store, Tried::Not, |at| unsafe {
             raw::compare_exchange(at, current, new)
         })?;
         Ok(found.unwrap_or(Err(T::ALL_ONES)))
@@ -142,7 +142,7 @@ impl Mapping {
         }
         let len = into.len();
         let buffer = into.as_mut_ptr();
-        let copied = self.bulk(offset, len, Kind::Load, |done| {
+        let copied = self.bulk(offset, len, AccessKind::Load, |done| {
             let from = self.at::<u8>(offset + done);
             // SAFETY: `bulk` has checked the range; the buffer is the caller's, exclusively.
             unsafe { raw::copy_out(buffer.wrapping_add(done), from, len - done) }
@@ -166,7 +166,7 @@ impl Mapping {
             return self.write_slice_locked(offset, from);
         }
         let (buffer, len) = (from.as_ptr(), from.len());
-        self.bulk(offset, len, Kind::Store, |done| {
+        self.bulk(offset, len, AccessKind::Store, |done| {
             let to = self.at::<u8>(offset + done);
             // SAFETY: `bulk` has checked the range; the buffer is the caller's and not written meanwhile.
             unsafe { raw::copy_in(to, buffer.wrapping_add(done), len - done) }
@@ -188,7 +188,7 @@ impl Mapping {
         if !raw::RECOVERABLE {
             return self.fill_locked(offset, byte, len);
         }
-        self.bulk(offset, len, Kind::Store, |done| {
+        self.bulk(offset, len, AccessKind::Store, |done| {
             // SAFETY: `bulk` has checked the range.
             unsafe { raw::fill(self.at::<u8>(offset + done), byte, len - done) }
         })
@@ -203,10 +203,10 @@ impl Mapping {
     /// May accesses be tried at once, as far as is known? Where not, the first look is at the state: an access that waits in a page
     /// fault cannot be refused, and in a signal handler it may wait for its own thread.
     #[inline]
-    pub(crate) fn is_open(&self, kind: Kind) -> bool {
+    pub(crate) fn is_open(&self, kind: AccessKind) -> bool {
         let limit = match kind {
-            Kind::Load => &self.served.load_limit,
-            Kind::Store => &self.served.store_limit,
+            AccessKind::Load => &self.served.load_limit,
+            AccessKind::Store => &self.served.store_limit,
         };
         // Relaxed: as in `admits`.
         limit.load(Ordering::Relaxed) != 0
@@ -215,10 +215,10 @@ impl Mapping {
     /// May this access be tried at once? Limits are 0 or multiples of the page size, so an aligned offset below one
     /// leaves room for any `T`.
     #[inline]
-    fn admits<T: Primitive>(&self, offset: usize, kind: Kind) -> bool {
+    fn admits<T: Primitive>(&self, offset: usize, kind: AccessKind) -> bool {
         let limit = match kind {
-            Kind::Load => &self.served.load_limit,
-            Kind::Store => &self.served.store_limit,
+            AccessKind::Load => &self.served.load_limit,
+            AccessKind::Store => &self.served.store_limit,
         };
         // Relaxed: a hint. An access that is let through too late or too early meets the page tables.
         raw::RECOVERABLE && offset < limit.load(Ordering::Relaxed) && offset % size_of::<T>() == 0
@@ -241,7 +241,8 @@ impl Mapping {
     fn read_slower<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
         // SAFETY: as in `compare_exchange`.
         let load = |at: *mut T| unsafe { raw::load(at) };
-        let value = self.attempt::<T, _>(offset, Kind::Load, self.was_tried::<T>(offset, Kind::Load), load)?;
+        let value =
+            self.attempt::<T, _>(offset, AccessKind::Load, self.was_tried::<T>(offset, AccessKind::Load), load)?;
         Ok(value.unwrap_or(T::ALL_ONES))
     }
 
@@ -262,12 +263,12 @@ impl Mapping {
     fn write_slower<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         // SAFETY: as in `compare_exchange`.
         let store = |at: *mut T| unsafe { raw::store(at, value) };
-        self.attempt::<T, _>(offset, Kind::Store, self.was_tried::<T>(offset, Kind::Store), store).map(drop)
+        self.attempt::<T, _>(offset, AccessKind::Store, self.was_tried::<T>(offset, AccessKind::Store), store).map(drop)
     }
 
     /// Did the access come to the slow path because it faulted? What it would be let through for, it has tried. If
     /// that has just changed, the answer is wrong and costs a fault to be resolved that there is not, or one more.
-    fn was_tried<T: Primitive>(&self, offset: usize, kind: Kind) -> Tried {
+    fn was_tried<T: Primitive>(&self, offset: usize, kind: AccessKind) -> Tried {
         if self.admits::<T>(offset, kind) { Tried::Faulted } else { Tried::Not }
     }
 
@@ -275,19 +276,19 @@ impl Mapping {
     fn attempt<T: Primitive, R>(
         &self,
         offset: usize,
-        kind: Kind,
+        kind: AccessKind,
         tried: Tried,
         access: impl Fn(*mut T) -> Result<R, Faulted>,
     ) -> Result<Option<R>, AccessError> {
         let served = &self.served;
         check::<T>(offset, self.len())?;
-        if kind == Kind::Store && !self.is_writable() {
+        if kind == AccessKind::Store && !self.is_writable() {
             return Err(AccessError::ReadOnly { offset });
         }
         if !raw::RECOVERABLE {
             return self.locked(offset, size_of::<T>(), kind, |at| access(at.cast()));
         }
-        let mut patience = Patience::new(served);
+        let mut tries = Tries::new(served);
         let mut faulted = tried == Tried::Faulted;
         loop {
             match served.admit(offset)? {
@@ -296,18 +297,24 @@ impl Mapping {
             }
             // A signal costs as much as all the rest of resolving a fault: what has faulted is resolved first.
             if std::mem::take(&mut faulted) {
-                served.after_fault(offset, &mut patience)?;
+                served.after_fault(offset, &mut tries)?;
             }
             match access(self.at(offset)) {
                 Ok(value) => return Ok(Some(value)),
-                Err(Faulted) => served.after_fault(offset, &mut patience)?,
+                Err(Faulted) => served.after_fault(offset, &mut tries)?,
             }
         }
     }
 
     /// A copy or fill of `len` bytes; `step(done)` goes on from there and answers how much it did. Answers how many
     /// bytes came before an Unsupported Request, `len` if there was none.
-    fn bulk(&self, offset: usize, len: usize, kind: Kind, step: impl Fn(usize) -> usize) -> Result<usize, CopyError> {
+    fn bulk(
+        &self,
+        offset: usize,
+        len: usize,
+        kind: AccessKind,
+        step: impl Fn(usize) -> usize,
+    ) -> Result<usize, CopyError> {
         let served = &self.served;
         self.check_slice(offset, len, kind)?;
         let mut done = 0;
@@ -316,7 +323,7 @@ impl Mapping {
                 return Ok(done);
             }
         }
-        let mut patience = Patience::new(served);
+        let mut tries = Tries::new(served);
         while done < len {
             // The first try costs no look at the state: a revoked range faults.
             let moved = step(done);
@@ -325,24 +332,24 @@ impl Mapping {
                 break;
             }
             if moved > 0 {
-                patience = Patience::new(served);
+                tries = Tries::new(served);
             }
             let early = |error| CopyError { done, error };
             let at = offset + done;
             if let Next::Unsupported = served.admit(at).map_err(early)? {
                 return Ok(done);
             }
-            served.after_fault(at, &mut patience).map_err(early)?;
+            served.after_fault(at, &mut tries).map_err(early)?;
         }
         Ok(len)
     }
 
-    pub(super) fn check_slice(&self, offset: usize, len: usize, kind: Kind) -> Result<(), CopyError> {
+    pub(super) fn check_slice(&self, offset: usize, len: usize, kind: AccessKind) -> Result<(), CopyError> {
         let early = |error| Err(CopyError { done: 0, error });
         if offset.checked_add(len).is_none_or(|end| end > self.len()) {
             return early(AccessError::OutOfBounds { offset, size: len, len: self.len() });
         }
-        if kind == Kind::Store && !self.is_writable() {
+        if kind == AccessKind::Store && !self.is_writable() {
             return early(AccessError::ReadOnly { offset });
         }
         Ok(())

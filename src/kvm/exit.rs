@@ -1,7 +1,7 @@
 //! Exits: what a vCPU's access to revoked memory comes to.
 
 use super::error::ExitError;
-use super::slot::{Core, Memslots};
+use super::slot::{Memslots, SlotCore};
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::{FaultFlags, NotResolved};
 use crate::protocol::gate::Phase;
@@ -59,7 +59,7 @@ pub struct ExitHandler {
 }
 
 /// One MMIO access.
-enum Access<'a> {
+enum ExitAccess<'a> {
     Load(&'a mut [u8]),
     Store(&'a [u8]),
 }
@@ -88,11 +88,11 @@ impl ExitHandler {
     ) -> Result<Handled<'vcpu>, ExitError> {
         match exit {
             Ok(VcpuExit::MmioRead(gpa, data)) => match self.slots.find(gpa) {
-                Some(core) => self.mmio(&core, gpa, Access::Load(data)),
+                Some(core) => self.mmio(&core, gpa, ExitAccess::Load(data)),
                 None => Ok(Handled::Other(Ok(VcpuExit::MmioRead(gpa, data)))),
             },
             Ok(VcpuExit::MmioWrite(gpa, data)) => match self.slots.find(gpa) {
-                Some(core) => self.mmio(&core, gpa, Access::Store(data)),
+                Some(core) => self.mmio(&core, gpa, ExitAccess::Store(data)),
                 None => Ok(Handled::Other(Ok(VcpuExit::MmioWrite(gpa, data)))),
             },
             Ok(VcpuExit::MemoryFault { gpa, .. }) => match self.slots.find(gpa) {
@@ -130,13 +130,13 @@ impl ExitHandler {
     }
 
     /// An access that came out with its address and data: KVM completes the instruction with what is answered here.
-    fn mmio<'vcpu>(&mut self, core: &Core, gpa: u64, access: Access<'_>) -> Result<Handled<'vcpu>, ExitError> {
+    fn mmio<'vcpu>(&mut self, core: &SlotCore, gpa: u64, access: ExitAccess<'_>) -> Result<Handled<'vcpu>, ExitError> {
         self.left = FAULTS_IN_A_ROW;
         let region = &core.mapping.served.region;
         let slot = core.slot;
         let at = core.mapping.offset() + usize::try_from(gpa - core.gpa).unwrap_or(usize::MAX);
         let mut access = access;
-        if matches!(&access, Access::Store(_)) && !core.mapping.is_writable() {
+        if matches!(&access, ExitAccess::Store(_)) && !core.mapping.is_writable() {
             return Ok(unsupported(core, &mut access));
         }
         let policy = if self.when == WhenDisabled::Wait { OnDisabled::Block } else { OnDisabled::Sigbus };
@@ -172,7 +172,7 @@ impl ExitHandler {
     /// An access that was not executed, and whose address may be unknown: it is one of `suspects`, or nobody's.
     fn fault<'vcpu>(
         &mut self,
-        suspects: &[Arc<Core>],
+        suspects: &[Arc<SlotCore>],
         gpa: Option<u64>,
         exit: Result<VcpuExit<'vcpu>, kvm_ioctls::Error>,
     ) -> Result<Handled<'vcpu>, ExitError> {
@@ -217,15 +217,15 @@ impl ExitHandler {
     }
 }
 
-fn unsupported<'vcpu>(core: &Core, access: &mut Access<'_>) -> Handled<'vcpu> {
+fn unsupported<'vcpu>(core: &SlotCore, access: &mut ExitAccess<'_>) -> Handled<'vcpu> {
     count(&core.counters.unsupported);
     access.ones();
     Handled::Reenter
 }
 
-impl Access<'_> {
+impl ExitAccess<'_> {
     fn ones(&mut self) {
-        if let Access::Load(data) = self {
+        if let ExitAccess::Load(data) = self {
             data.fill(0xff);
         }
     }
@@ -235,8 +235,10 @@ impl Access<'_> {
         macro_rules! as_one {
             ($t:ty) => {
                 match self {
-                    Access::Load(data) => view.read::<$t>(at).map(|value| data.copy_from_slice(&value.to_ne_bytes())),
-                    Access::Store(data) => {
+                    ExitAccess::Load(data) => {
+                        view.read::<$t>(at).map(|value| data.copy_from_slice(&value.to_ne_bytes()))
+                    }
+                    ExitAccess::Store(data) => {
                         let mut bytes = [0; size_of::<$t>()];
                         bytes.copy_from_slice(data);
                         view.write(at, <$t>::from_ne_bytes(bytes))
@@ -245,16 +247,16 @@ impl Access<'_> {
             };
         }
         let len = match self {
-            Access::Load(data) => data.len(),
-            Access::Store(data) => data.len(),
+            ExitAccess::Load(data) => data.len(),
+            ExitAccess::Store(data) => data.len(),
         };
         match len {
             2 if at % 2 == 0 => as_one!(u16),
             4 if at % 4 == 0 => as_one!(u32),
             8 if at % 8 == 0 => as_one!(u64),
             _ => (0..len).try_for_each(|i| match self {
-                Access::Load(data) => view.read(at + i).map(|byte| data[i] = byte),
-                Access::Store(data) => view.write(at + i, data[i]),
+                ExitAccess::Load(data) => view.read(at + i).map(|byte| data[i] = byte),
+                ExitAccess::Store(data) => view.write(at + i, data[i]),
             }),
         }
     }

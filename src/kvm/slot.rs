@@ -44,7 +44,7 @@ pub struct Memslots {
 
 pub(super) struct Set {
     vm: Theirs<dyn SetMemslot>,
-    pub(super) slots: RwLock<Vec<Arc<Core>>>,
+    pub(super) slots: RwLock<Vec<Arc<SlotCore>>>,
 }
 
 impl Memslots {
@@ -74,14 +74,14 @@ impl Memslots {
         if gpa % page as u64 != 0 || gpa.checked_add(mapping.len() as u64).is_none() {
             return Err(MemslotError::Unaligned { gpa, page });
         }
-        let core = Arc::new(Core {
+        let core = Arc::new(SlotCore {
             vm: self.shared.vm.clone(),
             slot,
             gpa,
             mapping,
             retention,
             placed: Placed::default(),
-            counters: Counters::default(),
+            counters: SlotCounters::default(),
         });
         {
             let mut slots = self.shared.slots.write();
@@ -109,11 +109,11 @@ impl Memslots {
         Ok(memslot)
     }
 
-    pub(super) fn find(&self, gpa: u64) -> Option<Arc<Core>> {
+    pub(super) fn find(&self, gpa: u64) -> Option<Arc<SlotCore>> {
         self.shared.slots.read().iter().find(|core| core.range().contains(&gpa)).cloned()
     }
 
-    pub(super) fn all(&self) -> Vec<Arc<Core>> {
+    pub(super) fn all(&self) -> Vec<Arc<SlotCore>> {
         self.shared.slots.read().clone()
     }
 }
@@ -144,7 +144,7 @@ fn suitable(mapping: &Mapping) -> Result<(), MemslotError> {
 #[must_use = "dropped at once, the memslot is taken out at once"]
 pub struct Memslot {
     set: Arc<Set>,
-    core: Arc<Core>,
+    core: Arc<SlotCore>,
     subscription: Option<Subscription>,
 }
 
@@ -164,7 +164,7 @@ impl Memslot {
         self.core.placed.now().is_there()
     }
 
-    /// Counters.
+    /// SlotCounters.
     pub fn stats(&self) -> MemslotStats {
         let c = &self.core.counters;
         MemslotStats {
@@ -220,7 +220,7 @@ pub struct MemslotStats {
 }
 
 #[derive(Default)]
-pub(super) struct Counters {
+pub(super) struct SlotCounters {
     installs: AtomicU64,
     removals: AtomicU64,
     withdrawn: AtomicU64,
@@ -230,7 +230,7 @@ pub(super) struct Counters {
 }
 
 /// What a memslot, its set and its region's notifications share.
-pub(super) struct Core {
+pub(super) struct SlotCore {
     vm: Theirs<dyn SetMemslot>,
     pub(super) slot: u32,
     pub(super) gpa: u64,
@@ -238,10 +238,10 @@ pub(super) struct Core {
     retention: Retention,
     /// In the guest's memory map.
     placed: Placed,
-    pub(super) counters: Counters,
+    pub(super) counters: SlotCounters,
 }
 
-impl Core {
+impl SlotCore {
     pub(super) fn range(&self) -> Range<u64> {
         self.gpa..self.gpa + self.mapping.len() as u64
     }
@@ -313,7 +313,7 @@ impl Core {
     }
 }
 
-impl InvalidateNotifier for Core {
+impl InvalidateNotifier for SlotCore {
     fn before_revoke(&self, _range: Range<usize>) -> Result<(), NotifyError> {
         // If KVM refuses, the slot stays, as with Keep: the mapping itself refuses, too.
         self.degraded(self.change(|place| {
@@ -333,7 +333,7 @@ impl InvalidateNotifier for Core {
     }
 }
 
-impl fmt::Debug for Core {
+impl fmt::Debug for SlotCore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Memslot")
             .field("slot", &self.slot)

@@ -1,6 +1,6 @@
 //! What a monitor's threads share, and do: read faults, answer them, fail closed.
 
-use super::Served;
+use super::Resolver;
 use crate::stats::Histogram;
 use crate::sync::inside::RwLock;
 use crate::sys::uffd::{FaultMessage, Uffd, UffdSource};
@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 #[derive(Default)]
-pub(super) struct Counters {
+pub(super) struct MonitorCounters {
     pub(super) faults: AtomicU64,
     pub(super) stale: AtomicU64,
     pub(super) panics: AtomicU64,
@@ -25,21 +25,21 @@ pub(super) struct Counters {
 }
 
 /// Mappings by first address.
-pub(super) type Table = BTreeMap<usize, (AddrRange, Arc<dyn Served>)>;
+pub(super) type MappingTable = BTreeMap<usize, (AddrRange, Arc<dyn Resolver>)>;
 
-pub(super) struct Core {
+pub(super) struct MonitorCore {
     pub(super) uffd: Uffd,
     pub(super) source: UffdSource,
     /// By first address. Held for reading while an answer is given: see `disown`.
-    pub(super) mappings: RwLock<Table>,
+    pub(super) mappings: RwLock<MappingTable>,
     /// Rings at the end, for all threads, and is never silenced.
     pub(super) bell: EventFd,
     pub(super) stopping: AtomicBool,
     pub(super) dead: AtomicBool,
-    pub(super) counters: Counters,
+    pub(super) counters: MonitorCounters,
 }
 
-impl Core {
+impl MonitorCore {
     /// Reads what waits (at most `limit`) and answers it.
     pub(super) fn pump(&self, batch: &mut Vec<FaultMessage>, limit: usize) -> Result<usize, SysError> {
         batch.clear();

@@ -20,7 +20,7 @@ struct Panics {
     abandoned: AtomicBool,
 }
 
-impl Served for Panics {
+impl Resolver for Panics {
     fn serve(&self, _: FaultMessage) {
         panic!("for the test");
     }
@@ -51,7 +51,7 @@ struct Notes {
     served: Mutex<Vec<FaultMessage>>,
 }
 
-impl Served for Notes {
+impl Resolver for Notes {
     fn serve(&self, fault: FaultMessage) {
         self.served.lock().push(fault);
     }

@@ -6,7 +6,7 @@
 use super::buffer::{BufferFault, Sink, Source};
 use super::error::PciError;
 use super::space::Space;
-use super::state::{Device, Memory, Ports, Slot};
+use super::state::{BarSlot, Device, Memory, Ports};
 use crate::protocol::State;
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::{FaultFlags, NotResolved};
@@ -191,7 +191,7 @@ impl Device {
     fn ports(&self, space: Space) -> Result<&Ports, PciError> {
         match space {
             Space::Bar(index) => match self.slots.get(index).and_then(Option::as_ref) {
-                Some(Slot::Io(ports)) => Ok(ports),
+                Some(BarSlot::Io(ports)) => Ok(ports),
                 _ => Err(PciError::NoSuchSpace { space, why: "the device has no such BAR" }),
             },
             _ => Err(PciError::NoSuchSpace { space, why: "the device has none" }),

@@ -5,7 +5,7 @@ use super::error::PciError;
 use super::ioeventfd_table::IoEventFds;
 use super::kicks::IoEventLoop;
 use super::regs::*;
-use super::state::{Device, Memory, PciDevice, PortIo, Ports, ResetFn, ResetKind, Slot};
+use super::state::{BarSlot, Device, Memory, PciDevice, PortIo, Ports, ResetFn, ResetKind};
 use crate::monitor::Monitor;
 use crate::region::Region;
 use crate::region::backing::Backing;
@@ -24,7 +24,7 @@ use std::sync::atomic::AtomicBool;
 #[must_use]
 pub struct Bar {
     size: u64,
-    kind: Kind,
+    kind: BarKind,
     wide: bool,
     prefetchable: bool,
     excluded: Vec<Range<u64>>,
@@ -32,16 +32,16 @@ pub struct Bar {
     mistake: Option<&'static str>,
 }
 
-enum Kind {
+enum BarKind {
     Memory(Backing),
     Io(Theirs<dyn PortIo>),
 }
 
-impl fmt::Debug for Kind {
+impl fmt::Debug for BarKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Kind::Memory(backing) => backing.fmt(f),
-            Kind::Io(_) => f.write_str("Io"),
+            BarKind::Memory(backing) => backing.fmt(f),
+            BarKind::Io(_) => f.write_str("Io"),
         }
     }
 }
@@ -49,20 +49,20 @@ impl fmt::Debug for Kind {
 impl Bar {
     /// Memory of `size` bytes, a power of two from 16 on. Mappings of a BAR smaller than a page have a whole page.
     pub fn memory(size: u64) -> Self {
-        let kind = Kind::Memory(Backing::Memfd);
+        let kind = BarKind::Memory(Backing::Memfd);
         Self { size, kind, wide: false, prefetchable: false, excluded: Vec::new(), mistake: None }
     }
 
     /// `size` I/O ports, a power of two from 4 on.
     pub fn io(size: u64, ports: Arc<dyn PortIo>) -> Self {
-        Self { kind: Kind::Io(Theirs::new(ports)), ..Self::memory(size) }
+        Self { kind: BarKind::Io(Theirs::new(ports)), ..Self::memory(size) }
     }
 
     /// What the memory is made of. Default: a memfd of its own. Ports are made of none: the device is not built then.
     pub fn backing(mut self, backing: Backing) -> Self {
         match &mut self.kind {
-            Kind::Memory(of) => *of = backing,
-            Kind::Io(_) => self.mistake = Some("I/O ports have no backing: they are emulated by their PortIo"),
+            BarKind::Memory(of) => *of = backing,
+            BarKind::Io(_) => self.mistake = Some("I/O ports have no backing: they are emulated by their PortIo"),
         }
         self
     }
@@ -257,14 +257,14 @@ impl PciBuilder {
         let name = self.name.take().unwrap_or_else(|| format!("{vendor:04x}:{device:04x}"));
         let config = self.header()?;
         let enabled = self.virtual_function || self.command & COMMAND_MEMORY != 0;
-        let mut slots: [Option<Slot>; 6] = [const { None }; 6];
+        let mut slots: [Option<BarSlot>; 6] = [const { None }; 6];
         for (index, bar) in std::mem::take(&mut self.bars) {
             let what = format!("{name} BAR{index}");
             slots[index] = Some(match bar.kind {
-                Kind::Io(ports) => Slot::Io(Ports { ports, size: bar.size }),
-                Kind::Memory(backing) => {
+                BarKind::Io(ports) => BarSlot::Io(Ports { ports, size: bar.size }),
+                BarKind::Memory(backing) => {
                     let region = self.region(what, bar.size, backing, enabled)?;
-                    Slot::Memory(Memory { region, size: bar.size, excluded: apart(bar.excluded) })
+                    BarSlot::Memory(Memory { region, size: bar.size, excluded: apart(bar.excluded) })
                 }
             });
         }
@@ -277,7 +277,7 @@ impl PciBuilder {
             }
             None => None,
         };
-        let memories = slots.iter().flatten().filter_map(Slot::memory).chain(&rom);
+        let memories = slots.iter().flatten().filter_map(BarSlot::memory).chain(&rom);
         let mut members: Vec<_> = memories.map(|memory| Arc::clone(&memory.region.shared)).collect();
         crate::region::group::in_order(&mut members);
         Ok(PciDevice {
@@ -394,8 +394,8 @@ impl Bar {
     fn describe(&self, index: usize, taken: &mut [bool; 6], config: &mut ConfigSpace) -> Result<(), PciError> {
         let wrong = |why: &str| Err(PciError::Description(format!("BAR{index}: {why}")));
         let (least, io) = match self.kind {
-            Kind::Memory(_) => (16, false),
-            Kind::Io(_) => (4, true),
+            BarKind::Memory(_) => (16, false),
+            BarKind::Io(_) => (4, true),
         };
         if let Some(mistake) = self.mistake {
             return wrong(mistake);

@@ -4,7 +4,7 @@ use super::bar::Wait;
 use super::buffer::{Sink, Source};
 use super::error::PciError;
 use super::space::{Space, SpaceInfo};
-use super::state::{Device, PciDevice, Slot};
+use super::state::{BarSlot, Device, PciDevice};
 use crate::protocol::Changes;
 use crate::protocol::caller::Caller;
 use crate::region::Region;
@@ -177,8 +177,8 @@ impl fmt::Debug for PciDevice {
         shown.field("name", &device.name).field("decoding", &device.decoding).field("low_power", &device.low_power);
         for (index, slot) in device.slots.iter().enumerate() {
             match slot {
-                Some(Slot::Memory(memory)) => shown.field("bar", &(index, &memory.region)),
-                Some(Slot::Io(ports)) => shown.field("bar", &(index, "io", ports.size)),
+                Some(BarSlot::Memory(memory)) => shown.field("bar", &(index, &memory.region)),
+                Some(BarSlot::Io(ports)) => shown.field("bar", &(index, "io", ports.size)),
                 None => &mut shown,
             };
         }

@@ -56,10 +56,10 @@ pub trait Iommu: Send + Sync {
 
 /// A piece of memory to map for DMA.
 #[derive(Clone, Debug)]
-pub struct DmaSegment<'a>(Kind<'a>);
+pub struct DmaSegment<'a>(SegmentKind<'a>);
 
 #[derive(Clone, Debug)]
-enum Kind<'a> {
+enum SegmentKind<'a> {
     Plain { addr: *mut u8, len: usize },
     Device { mapping: &'a Mapping, range: Range<usize> },
 }
@@ -68,7 +68,7 @@ impl<'a> DmaSegment<'a> {
     /// A part of a BAR's mapping, as offsets in the mapping, in bytes: whole pages. Its range stays, revoked and given back with the
     /// region, if the mapping is dropped before this is unmapped.
     pub fn device(mapping: &'a Mapping, range: Range<usize>) -> Self {
-        Self(Kind::Device { mapping, range })
+        Self(SegmentKind::Device { mapping, range })
     }
 
     /// Memory that is never revoked: `len` bytes from `addr` on, whole pages.
@@ -78,13 +78,13 @@ impl<'a> DmaSegment<'a> {
     /// it is unmapped it is memory of the caller's that stays mapped, and that nothing has a reference to which that breaks.
     #[expect(unsafe_code, reason = "UNSAFETY: what an IOMMU is told to reach is the caller's promise")]
     pub unsafe fn plain(addr: *mut u8, len: usize) -> Self {
-        Self(Kind::Plain { addr, len })
+        Self(SegmentKind::Plain { addr, len })
     }
 
     fn len(&self) -> usize {
         match &self.0 {
-            Kind::Plain { len, .. } => *len,
-            Kind::Device { range, .. } => range.len(),
+            SegmentKind::Plain { len, .. } => *len,
+            SegmentKind::Device { range, .. } => range.len(),
         }
     }
 
@@ -92,8 +92,8 @@ impl<'a> DmaSegment<'a> {
     fn check(&self, access: DmaAccess) -> Result<(), PciError> {
         let page = page_size();
         let (addr, start, len) = match &self.0 {
-            Kind::Plain { addr, len } => (addr.addr(), addr.addr(), *len),
-            Kind::Device { mapping, range } => {
+            SegmentKind::Plain { addr, len } => (addr.addr(), addr.addr(), *len),
+            SegmentKind::Device { mapping, range } => {
                 (mapping.as_ptr().addr().wrapping_add(range.start), range.start, range.len())
             }
         };
@@ -101,7 +101,7 @@ impl<'a> DmaSegment<'a> {
         if len == 0 || start % page != 0 || len % page != 0 || addr.checked_add(len).is_none() {
             return bad("a segment is whole pages, one at least");
         }
-        if let Kind::Device { mapping, range } = &self.0 {
+        if let SegmentKind::Device { mapping, range } = &self.0 {
             if range.end > mapping.len() {
                 return bad("the segment is not inside of its mapping");
             }
@@ -128,11 +128,11 @@ struct Taken {
     /// The last of them.
     last: u64,
     /// What is mapped there; `None` while a thread maps or unmaps it.
-    entries: Option<Vec<Entry>>,
+    entries: Option<Vec<DmaEntry>>,
 }
 
 /// One segment, mapped as long as it lives.
-struct Entry {
+struct DmaEntry {
     kind: EntryKind,
     /// Whose it is.
     process: Identity,
@@ -140,11 +140,11 @@ struct Entry {
 
 enum EntryKind {
     Plain { iommu: Theirs<dyn Iommu>, iova: u64, len: usize },
-    Device { part: Arc<Part>, _subscription: Subscription },
+    Device { part: Arc<DmaPart>, _subscription: Subscription },
 }
 
 /// A segment of revocable memory.
-struct Part {
+struct DmaPart {
     iommu: Theirs<dyn Iommu>,
     mapping: Arc<Listed>,
     iova: u64,
@@ -217,7 +217,7 @@ impl DmaSpace {
         let mut bytes = 0;
         for (at, taken) in self.maps.lock().range_mut(iova..=last).filter(|(_, taken)| taken.last <= last) {
             if let Some(entries) = taken.entries.take() {
-                bytes += entries.iter().map(Entry::len).sum::<usize>();
+                bytes += entries.iter().map(DmaEntry::len).sum::<usize>();
                 removed.push((Reserved { space: self, iova: *at }, entries));
             }
         }
@@ -238,15 +238,15 @@ impl DmaSpace {
         Ok(Reserved { space: self, iova })
     }
 
-    fn enter(&self, iova: u64, segment: &DmaSegment<'_>, access: DmaAccess) -> Result<Entry, PciError> {
+    fn enter(&self, iova: u64, segment: &DmaSegment<'_>, access: DmaAccess) -> Result<DmaEntry, PciError> {
         let iommu = self.iommu.clone();
         let process = self.process;
         match &segment.0 {
-            Kind::Plain { addr, len } => {
+            SegmentKind::Plain { addr, len } => {
                 let mapped = guarded(|| iommu.map(iova, *addr, *len, access));
                 let refused = |source| PciError::Iommu { iova, len: *len, source };
                 // After a panic it may be there all the same: dropping the entry takes it out.
-                let entry = Entry { kind: EntryKind::Plain { iommu, iova, len: *len }, process };
+                let entry = DmaEntry { kind: EntryKind::Plain { iommu, iova, len: *len }, process };
                 match mapped {
                     Some(Ok(())) => Ok(entry),
                     Some(Err(source)) => {
@@ -256,8 +256,8 @@ impl DmaSpace {
                     None => Err(refused(io::Error::other("it panicked"))),
                 }
             }
-            Kind::Device { mapping, range } => {
-                let part = Arc::new(Part {
+            SegmentKind::Device { mapping, range } => {
+                let part = Arc::new(DmaPart {
                     iommu,
                     mapping: Arc::clone(&mapping.listed),
                     iova,
@@ -270,8 +270,10 @@ impl DmaSpace {
                 let subscription = Subscription::new(&mapping.served.region, in_region.clone(), Arc::clone(&part) as _);
                 let revoked = subscription.is_revoked();
                 let _ = part.change(|place| place.revoked |= revoked);
-                let entry =
-                    Entry { kind: EntryKind::Device { part: Arc::clone(&part), _subscription: subscription }, process };
+                let entry = DmaEntry {
+                    kind: EntryKind::Device { part: Arc::clone(&part), _subscription: subscription },
+                    process,
+                };
                 part.map_when_free(&mapping.served.region, in_region)?;
                 Ok(entry)
             }
@@ -286,7 +288,7 @@ struct Reserved<'a> {
 }
 
 impl Reserved<'_> {
-    fn fill(self, entries: Vec<Entry>) {
+    fn fill(self, entries: Vec<DmaEntry>) {
         if let Some(taken) = self.space.maps.lock().get_mut(&self.iova) {
             taken.entries = Some(entries);
         }
@@ -301,7 +303,7 @@ impl Drop for Reserved<'_> {
     }
 }
 
-impl Part {
+impl DmaPart {
     fn protocol(&self) -> &Protocol {
         &self.mapping.served.region.protocol
     }
@@ -414,7 +416,7 @@ impl Part {
     }
 }
 
-impl InvalidateNotifier for Part {
+impl InvalidateNotifier for DmaPart {
     fn before_revoke(&self, _: Range<usize>) -> Result<(), NotifyError> {
         self.change(|place| {
             place.revoked = true;
@@ -432,7 +434,7 @@ impl InvalidateNotifier for Part {
     }
 }
 
-impl Entry {
+impl DmaEntry {
     fn len(&self) -> usize {
         match &self.kind {
             EntryKind::Plain { len, .. } => *len,
@@ -448,7 +450,7 @@ impl Entry {
     }
 }
 
-impl Drop for Entry {
+impl Drop for DmaEntry {
     fn drop(&mut self) {
         if !self.process.is_current() {
             // The IOMMU is the parent's, and so is what is mapped there.

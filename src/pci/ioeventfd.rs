@@ -8,7 +8,7 @@ use super::error::PciError;
 use super::ioeventfd_table::{MOST_IOEVENTFDS, Width, Write};
 use super::kicks::{IoEventLoop, Kick};
 use super::space::Space;
-use super::state::{Device, Memory, PciDevice, Slot};
+use super::state::{BarSlot, Device, Memory, PciDevice};
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::FaultFlags;
 use crate::sys::map::dup;
@@ -103,11 +103,11 @@ impl Device {
         let Write { bar, offset, width, value } = write;
         let space = Space::Bar(bar);
         match self.slots.get(bar).and_then(Option::as_ref) {
-            Some(Slot::Io(ports)) => {
+            Some(BarSlot::Io(ports)) => {
                 ports.ports.write(offset, &value.to_le_bytes()[..width.bytes()]);
                 Ok(())
             }
-            Some(Slot::Memory(memory)) => self.store_as(space, memory, offset, width, value, wait),
+            Some(BarSlot::Memory(memory)) => self.store_as(space, memory, offset, width, value, wait),
             None => Ok(()),
         }
     }

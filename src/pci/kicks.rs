@@ -23,12 +23,12 @@ use std::thread::JoinHandle;
 /// It serves the process that made it: a forked child makes one of its own, and what it does to its parent's is refused.
 #[derive(Clone)]
 pub struct IoEventLoop {
-    core: Arc<Core>,
+    core: Arc<LoopCore>,
     /// `None`: the caller's event loop.
     thread: Option<Arc<Thread>>,
 }
 
-struct Core {
+struct LoopCore {
     epoll: Epoll,
     targets: Mutex<HashMap<u64, Target>>,
     next: AtomicU64,
@@ -65,7 +65,7 @@ impl IoEventLoop {
     /// # Errors
     /// Out of descriptors or threads.
     pub fn shared() -> Result<Self, PciError> {
-        static SHARED: PerProcess<Mutex<(Weak<Core>, Weak<Thread>)>> = PerProcess::new(Mutex::default);
+        static SHARED: PerProcess<Mutex<(Weak<LoopCore>, Weak<Thread>)>> = PerProcess::new(Mutex::default);
         let mut shared = SHARED.get().lock();
         if let (Some(core), Some(thread)) = (shared.0.upgrade(), shared.1.upgrade()) {
             if !core.ended.load(Ordering::Acquire) {
@@ -90,7 +90,7 @@ impl IoEventLoop {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| SysError::new("epoll_create1", e))?;
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|e| SysError::new("eventfd", e))?;
-        let core = Core {
+        let core = LoopCore {
             epoll,
             targets: Mutex::new(HashMap::new()),
             next: AtomicU64::new(0),
@@ -168,7 +168,7 @@ impl Drop for Registration {
     }
 }
 
-impl Core {
+impl LoopCore {
     fn is_inherited(&self) -> bool {
         !self.process.is_current()
     }
@@ -209,7 +209,7 @@ impl Core {
 }
 
 struct Thread {
-    core: Arc<Core>,
+    core: Arc<LoopCore>,
     running: Option<JoinHandle<()>>,
 }
 

@@ -29,7 +29,7 @@ pub(super) struct Device {
     /// Held for single looks and changes only; nothing is waited for under it.
     pub(super) config: Mutex<ConfigSpace>,
     pub(super) turn: Turn,
-    pub(super) slots: [Option<Slot>; 6],
+    pub(super) slots: [Option<BarSlot>; 6],
     pub(super) rom: Option<Memory>,
     /// The regions of all of them, in the order in which they are locked.
     pub(super) members: Vec<Arc<RegionShared>>,
@@ -43,23 +43,23 @@ pub(super) struct Device {
     pub(super) ioeventfds: IoEventFds,
 }
 
-pub(super) enum Slot {
+pub(super) enum BarSlot {
     Memory(Memory),
     Io(Ports),
 }
 
-impl Slot {
+impl BarSlot {
     pub(super) fn memory(&self) -> Option<&Memory> {
         match self {
-            Slot::Memory(memory) => Some(memory),
-            Slot::Io(_) => None,
+            BarSlot::Memory(memory) => Some(memory),
+            BarSlot::Io(_) => None,
         }
     }
 
     pub(super) fn size(&self) -> u64 {
         match self {
-            Slot::Memory(memory) => memory.size,
-            Slot::Io(ports) => ports.size,
+            BarSlot::Memory(memory) => memory.size,
+            BarSlot::Io(ports) => ports.size,
         }
     }
 }

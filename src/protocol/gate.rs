@@ -41,7 +41,7 @@ mod tally;
 mod tests;
 mod threads;
 
-use slots::{Buckets, Place, Slot};
+use slots::{Buckets, GuardSlot, SlotAt};
 use tally::Tally;
 
 /// What a gate lets through.
@@ -99,24 +99,24 @@ pub(crate) fn adopt(number: usize) {
 pub(crate) struct Gate {
     phase: AtomicU32,
     barriers: Barriers,
-    slots: Buckets<Slot>,
+    slots: Buckets<GuardSlot>,
     /// Accesses turned away while the gate was closed, without entering. No part of the protocol.
     turned_away: Tally,
     drained: Event,
     /// What earlier looks saw: a report's memory, not a part of the protocol.
-    seen: Mutex<Vec<Seen>>,
+    seen: Mutex<Vec<SeenHeld>>,
 }
 
 /// A slot with guards, its count of ended ones, and since when it has been that.
-struct Seen {
-    place: Place,
+struct SeenHeld {
+    place: SlotAt,
     left: u64,
     since: Instant,
 }
 
 /// A slot whose counters differed.
 struct Held {
-    place: Place,
+    place: SlotAt,
     left: u64,
     count: u64,
     /// Those of them whose owner has ended.
@@ -125,7 +125,7 @@ struct Held {
 
 /// Guards of one owner of a slot, or of the earlier ones, who leaked theirs.
 struct Holder {
-    place: Place,
+    place: SlotAt,
     leaked: bool,
     guards: HeldGuard,
 }
@@ -174,14 +174,14 @@ impl Gate {
 
     /// The calling thread's counters.
     #[inline(always)]
-    fn own_slot(&self) -> &Slot {
+    fn own_slot(&self) -> &GuardSlot {
         let me = threads::current();
         let slot = self.slots.get(me.place);
         if slot.is_owned_by(me.generation) { slot } else { self.prepare_slot() }
     }
 
     #[cold]
-    fn prepare_slot(&self) -> &Slot {
+    fn prepare_slot(&self) -> &GuardSlot {
         let me = threads::first_use();
         let slot = self.slots.get(me.place);
         slot.prepare(me.generation);
@@ -192,7 +192,7 @@ impl Gate {
     /// one, so waiting for the drain would be a deadlock. No drain has ended meanwhile: the counters of this slot, which
     /// only this thread changes, differed all the time.
     #[cold]
-    fn not_open<'a>(&'a self, slot: &'a Slot, entered: u64, phase: u32) -> Result<Guard<'a>, Phase> {
+    fn not_open<'a>(&'a self, slot: &'a GuardSlot, entered: u64, phase: u32) -> Result<Guard<'a>, Phase> {
         // Relaxed: *Owned*.
         let held = entered.wrapping_sub(slot.left.load(Ordering::Relaxed));
         if phase == Phase::Busy as u32 && held != slot.leaked_of(held) {
@@ -203,7 +203,7 @@ impl Gate {
     }
 
     #[inline(always)]
-    fn leave(&self, slot: &Slot, silent: Mutation) {
+    fn leave(&self, slot: &GuardSlot, silent: Mutation) {
         // Relaxed: *Owned*.
         let left = slot.left.load(Ordering::Relaxed);
         // Release pairs with the Acquire in `Held::look`: what was done under the guard comes before what the drainer
@@ -333,7 +333,7 @@ impl Gate {
         for Held { place, left, count, leaked } in held {
             let known = before.iter().find(|known| known.place == place && known.left == left);
             let since = known.map_or(now, |known| known.since);
-            seen.push(Seen { place, left, since });
+            seen.push(SeenHeld { place, left, since });
             let held_for_at_least = now.saturating_duration_since(since);
             let guards = |tid, count| HeldGuard { tid, count, held_for_at_least };
             if count > leaked {
@@ -353,7 +353,7 @@ impl Gate {
 }
 
 impl Held {
-    fn look(place: Place, slot: &Slot) -> Option<Self> {
+    fn look(place: SlotAt, slot: &GuardSlot) -> Option<Self> {
         let early = if broken(Mutation::ScanOrder) { slot.entered.load(Ordering::Acquire) } else { 0 };
         // Acquire pairs with the Release in `leave`.
         let left = slot.left.load(Ordering::Acquire);
@@ -379,7 +379,7 @@ impl fmt::Debug for Gate {
 #[must_use = "a guard that is dropped at once guards nothing"]
 pub(crate) struct Guard<'gate> {
     gate: &'gate Gate,
-    slot: &'gate Slot,
+    slot: &'gate GuardSlot,
     /// Not `Send`: the slot is the thread's own.
     on_this_thread: PhantomData<*mut ()>,
 }

@@ -37,13 +37,13 @@ pub enum AccessError {
         offset: usize,
     },
     /// The region is disabled.
-    #[error("the region is disabled, and refuses {}: try again after enable()", At(*.offset))]
+    #[error("the region is disabled, and refuses {}: try again after enable()", AtOffset(*.offset))]
     Disabled {
         /// In bytes.
         offset: usize,
     },
     /// The region is busy, or its page is not there yet, and the access may not wait.
-    #[error("the region is busy, and {} would have to wait: try again, or let it wait", At(*.offset))]
+    #[error("the region is busy, and {} would have to wait: try again, or let it wait", AtOffset(*.offset))]
     WouldBlock {
         /// In bytes.
         offset: usize,
@@ -59,20 +59,20 @@ pub enum AccessError {
     #[error(
         "{} would wait for its own thread, which changes the region's state or was interrupted inside of this crate: \
          make it later or in another thread, or use the try_ form",
-        At(*.offset)
+        AtOffset(*.offset)
     )]
     Reentrant {
         /// In bytes.
         offset: usize,
     },
     /// Made in a forked child, which has none of its parent's mappings.
-    #[error("the region is the parent's, and {} was made in a forked child: build a region there", At(*.offset))]
+    #[error("the region is the parent's, and {} was made in a forked child: build a region there", AtOffset(*.offset))]
     Forked {
         /// In bytes.
         offset: usize,
     },
     /// The region was dropped.
-    #[error("the region was dropped, and refuses {} for good", At(*.offset))]
+    #[error("the region was dropped, and refuses {} for good", AtOffset(*.offset))]
     Gone {
         /// In bytes.
         offset: usize,
@@ -100,9 +100,9 @@ impl AccessError {
 }
 
 /// Where an access was, for the messages.
-struct At(usize);
+struct AtOffset(usize);
 
-impl std::fmt::Display for At {
+impl std::fmt::Display for AtOffset {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.0 == AccessError::WHOLE {
             f.write_str("a guard")

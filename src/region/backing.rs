@@ -44,7 +44,7 @@ pub enum OnRevoke {
 
 /// What kind of file it turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum BackingKind {
     /// Shared memory: userfaultfd can register it, pages are in the page cache.
     Shmem,
     Hugetlb,
@@ -58,7 +58,7 @@ pub(crate) struct File {
     pub(crate) offset: u64,
     /// Page size, in bytes.
     pub(crate) page: usize,
-    pub(crate) kind: Kind,
+    pub(crate) kind: BackingKind,
     pub(crate) on_revoke: OnRevoke,
 }
 
@@ -74,7 +74,7 @@ impl Backing {
             let title = CString::new(name).map_err(|_| BuildError::Name(name.to_owned()))?;
             let fd = map::memfd(&title, len as u64, huge)?;
             map::seal(fd.as_fd(), false)?;
-            let kind = if huge > 0 { Kind::Hugetlb } else { Kind::Shmem };
+            let kind = if huge > 0 { BackingKind::Hugetlb } else { BackingKind::Shmem };
             Ok(File { fd, offset: 0, page, kind, on_revoke: OnRevoke::Keep })
         };
         match self {
@@ -86,7 +86,7 @@ impl Backing {
                     return Err(BuildError::Name(name.to_owned()));
                 }
                 let (kind, page) = kind_of(fd.as_fd())?;
-                let kind = if device.is_some() { Kind::Other } else { kind };
+                let kind = if device.is_some() { BackingKind::Other } else { kind };
                 check(len, offset, page)?;
                 if device.is_none() {
                     let file = size_of(fd.as_fd())?;
@@ -124,12 +124,12 @@ fn check(len: usize, offset: u64, page: usize) -> Result<(), BuildError> {
     if fits { Ok(()) } else { Err(BuildError::TooLarge { offset, len }) }
 }
 
-fn kind_of(fd: BorrowedFd<'_>) -> Result<(Kind, usize), SysError> {
+fn kind_of(fd: BorrowedFd<'_>) -> Result<(BackingKind, usize), SysError> {
     let fs = fstatfs(fd).map_err(|e| SysError::new("fstatfs", e))?;
     Ok(match fs.filesystem_type() {
-        TMPFS_MAGIC => (Kind::Shmem, page_size()),
-        HUGETLBFS_MAGIC => (Kind::Hugetlb, usize::try_from(fs.block_size()).unwrap_or(page_size())),
-        _ => (Kind::Other, page_size()),
+        TMPFS_MAGIC => (BackingKind::Shmem, page_size()),
+        HUGETLBFS_MAGIC => (BackingKind::Hugetlb, usize::try_from(fs.block_size()).unwrap_or(page_size())),
+        _ => (BackingKind::Other, page_size()),
     })
 }
 

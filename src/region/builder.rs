@@ -7,7 +7,7 @@ use super::pin_table::PinTable;
 use super::shared::RegionShared;
 use crate::monitor::Monitor;
 use crate::protocol::{Protocol, State};
-use crate::region::backing::{Backing, File, Kind, OnRevoke};
+use crate::region::backing::{Backing, BackingKind, File, OnRevoke};
 use crate::region::error::BuildError;
 use crate::region::notify::Notifiers;
 use crate::region::owner::OwnerView;
@@ -164,16 +164,16 @@ fn choose(asked: Option<Strategy>, file: &File, monitor: bool) -> Result<Strateg
 
 /// Whether a strategy can be had for a file; if not, what is missing, and what the kernel said.
 fn possible(strategy: Strategy, file: &File, monitor: bool) -> Result<(), (&'static str, Option<SysError>)> {
-    let minor = if file.kind == Kind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
+    let minor = if file.kind == BackingKind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
     let (needs, lacks, failed) = match (strategy, file.kind) {
         (Strategy::Replace, _) => return Ok(()),
-        (Strategy::Zap | Strategy::Detach, Kind::Other) => {
+        (Strategy::Zap | Strategy::Detach, BackingKind::Other) => {
             return Err(("userfaultfd and MREMAP_DONTUNMAP serve memfd, tmpfs and hugetlb files only", None));
         }
-        (Strategy::Detach, Kind::Hugetlb) => {
+        (Strategy::Detach, BackingKind::Hugetlb) => {
             return Err(("MREMAP_DONTUNMAP does not move hugetlb mappings", None));
         }
-        (Strategy::Detach, Kind::Shmem) => {
+        (Strategy::Detach, BackingKind::Shmem) => {
             let lacks = "the kernel has no MREMAP_DONTUNMAP on shared memory (Linux 5.13)";
             (Feature::DONTUNMAP, lacks, "MREMAP_DONTUNMAP cannot be tried now")
         }

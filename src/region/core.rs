@@ -1,7 +1,7 @@
 //! What a region is to its mappings, pins and subscriptions.
 
 use super::around::FaultAround;
-use super::backing::Kind;
+use super::backing::BackingKind;
 use super::notify::Notifiers;
 use super::owner::OwnerView;
 use super::pin_table::PinTable;
@@ -19,7 +19,7 @@ pub(crate) struct RegionCore {
     pub(crate) name: String,
     pub(crate) len: usize,
     pub(crate) page: usize,
-    pub(crate) kind: Kind,
+    pub(crate) kind: BackingKind,
     pub(crate) file_offset: u64,
     /// `None`: dropped on revocation.
     pub(crate) file: Mutex<Option<KnownFile>>,

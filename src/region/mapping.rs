@@ -13,7 +13,7 @@ use crate::monitor;
 use crate::monitor::waiting_room::{WaitingRoom, Waits};
 use crate::protocol::State;
 use crate::protocol::policy::OnDisabled;
-use crate::region::backing::Kind;
+use crate::region::backing::BackingKind;
 use crate::region::error::MapError;
 use crate::sync::wait::Waited;
 use crate::sys::SysError;
@@ -66,7 +66,7 @@ impl Mapping {
             server,
             ones,
             page: region.page,
-            is_device: region.kind == Kind::Other,
+            is_device: region.kind == BackingKind::Other,
             accessors_only: options.accessors_only,
         })
         .map_err(sys)?;
@@ -95,7 +95,7 @@ impl Mapping {
         let served = &self.served;
         let region = &self.listed.region;
         if let Server::Monitor(monitor) = &served.view.spec.server {
-            let target: Arc<dyn monitor::Served> = Arc::clone(served) as _;
+            let target: Arc<dyn monitor::Resolver> = Arc::clone(served) as _;
             let adopted = monitor.adopt(served.view.range, target);
             adopted.and_then(|()| monitor.start()).map_err(Establish::Monitor)?;
         }

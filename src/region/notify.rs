@@ -11,7 +11,7 @@
 
 use crate::stats::count;
 use crate::sync::inside::{self, Mutex};
-use crate::users::{Inside, Theirs, discard, guarded};
+use crate::users::{Calling, Theirs, discard, guarded};
 use std::error::Error;
 use std::ops::Range;
 use std::sync::Arc;
@@ -88,7 +88,7 @@ impl Notifiers {
         // The caller has it too: nothing of the user's is dropped under the list's lock.
         self.list.lock().subscribers.retain(|known| !Arc::ptr_eq(known, subscriber));
         subscriber.gone.store(true, Ordering::Relaxed);
-        if !Inside::is_any() {
+        if !Calling::is_any() {
             // A changer may wait for this thread to let go of it.
             let _inside = inside::enter();
             drop(subscriber.calling.lock());
@@ -126,7 +126,7 @@ impl Notifiers {
         if subscriber.gone.load(Ordering::Relaxed) {
             return;
         }
-        let _inside = Inside::of(subscriber);
+        let _inside = Calling::of(subscriber);
         let range = subscriber.range.clone();
         let told = guarded(|| match revoked {
             true => subscriber.notifier.before_revoke(range),

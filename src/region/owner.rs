@@ -8,7 +8,7 @@ use crate::raw;
 use crate::raw::Primitive;
 use crate::region::access_error::check;
 use crate::region::access_error::{AccessError, CopyError};
-use crate::region::backing::{File, Kind, OnRevoke};
+use crate::region::backing::{BackingKind, File, OnRevoke};
 use crate::sys::identity::Identity;
 use crate::sys::{AddrRange, SysError, map};
 use memmap2::{Advice, MmapOptions, MmapRaw};
@@ -36,11 +36,11 @@ pub struct OwnerView {
 
 impl OwnerView {
     pub(crate) fn new(file: &File, len: usize) -> Result<Self, SysError> {
-        let of_device = file.kind == Kind::Other;
+        let of_device = file.kind == BackingKind::Other;
         if file.on_revoke == OnRevoke::Drop {
             return Ok(Self { map: None, mapped_in: Identity::current(), of_device, asks: false, page: file.page });
         }
-        let call = if file.kind == Kind::Hugetlb { "mmap(hugetlb)" } else { "mmap" };
+        let call = if file.kind == BackingKind::Hugetlb { "mmap(hugetlb)" } else { "mmap" };
         let errno = |e: std::io::Error| SysError::new(call, Errno::from_raw(e.raw_os_error().unwrap_or(0)));
         crate::sys::may_fail("mmap")?;
         let map = MmapOptions::new().offset(file.offset).len(len).map_raw(&file.fd).map_err(errno)?;

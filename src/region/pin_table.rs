@@ -8,11 +8,11 @@ pub(super) type Told = Theirs<dyn Fn() + Send + Sync>;
 /// The holders of pins that want to be told.
 #[derive(Default)]
 pub(crate) struct PinTable {
-    holders: Mutex<Holders>,
+    holders: Mutex<PinHolders>,
 }
 
 #[derive(Default)]
-struct Holders {
+struct PinHolders {
     next: u64,
     told: Vec<(u64, Told)>,
 }

@@ -4,7 +4,7 @@
 //! the user's code, without any lock; the others wait for the end of that call. One that is itself inside of it leaves its wish,
 //! which is seen to when the call returns.
 
-use crate::users::{Inside, guarded};
+use crate::users::{Calling, guarded};
 use parking_lot::{Condvar, Mutex};
 
 /// What is wanted, and what is there.
@@ -26,12 +26,12 @@ impl Place {
 
 #[derive(Default)]
 pub(crate) struct Placed {
-    state: Mutex<State>,
+    state: Mutex<PlacedState>,
     ended: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct PlacedState {
     place: Place,
     /// A thread is in the user's code.
     calling: bool,
@@ -55,8 +55,8 @@ impl Placed {
 
     /// While it lives, the calling thread is in the user's code too, for the one that called it.
     #[cfg_attr(not(feature = "kvm"), expect(dead_code, reason = "only memslots have a thread more"))]
-    pub(crate) fn inside(&self) -> Inside {
-        Inside::of(self)
+    pub(crate) fn inside(&self) -> Calling {
+        Calling::of(self)
     }
 
     /// Makes a wish, and has the user's code called until what is there is what is wanted. Says whether it had to be.
@@ -69,7 +69,7 @@ impl Placed {
         put: impl Fn(bool) -> Result<(), E>,
     ) -> Result<bool, Refused<E>> {
         let mut state = self.state.lock();
-        if Inside::is_in(self) {
+        if Calling::is_in(self) {
             wish(&mut state.place);
             return Ok(false);
         }
@@ -83,7 +83,7 @@ impl Placed {
             state.calling = true;
             drop(state);
             let answer = {
-                let _inside = Inside::of(self);
+                let _inside = Calling::of(self);
                 guarded(|| put(wanted))
             };
             state = self.state.lock();

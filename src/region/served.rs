@@ -125,7 +125,7 @@ impl Served {
     }
 }
 
-impl monitor::Served for Served {
+impl monitor::Resolver for Served {
     fn serve(&self, fault: FaultMessage) {
         let Some(uffd) = self.view.spec.server.uffd() else { return };
         let counters = &self.region.counters;

@@ -42,37 +42,37 @@ pub(crate) fn is_inside() -> bool {
 }
 
 /// What a lock gives, and what holds while it is held: that its holder is inside. The lock is released first.
-pub(crate) struct Held<G, K = Inside>(G, K);
+pub(crate) struct LockHeld<G, K = Inside>(G, K);
 
-impl<G: Deref, K> Deref for Held<G, K> {
+impl<G: Deref, K> Deref for LockHeld<G, K> {
     type Target = G::Target;
     fn deref(&self) -> &G::Target {
         &self.0
     }
 }
 
-impl<G: DerefMut, K> DerefMut for Held<G, K> {
+impl<G: DerefMut, K> DerefMut for LockHeld<G, K> {
     fn deref_mut(&mut self) -> &mut G::Target {
         &mut self.0
     }
 }
 
-impl<G: fmt::Debug, K> fmt::Debug for Held<G, K> {
+impl<G: fmt::Debug, K> fmt::Debug for LockHeld<G, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-fn held<G>(take: impl FnOnce() -> G) -> Held<G> {
+fn held<G>(take: impl FnOnce() -> G) -> LockHeld<G> {
     let inside = enter();
-    Held(take(), inside)
+    LockHeld(take(), inside)
 }
 
 /// parking_lot's, whose holder is inside.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(parking_lot::Mutex<T>);
 
-pub(crate) type MutexGuard<'a, T> = Held<parking_lot::MutexGuard<'a, T>>;
+pub(crate) type MutexGuard<'a, T> = LockHeld<parking_lot::MutexGuard<'a, T>>;
 
 impl<T> Mutex<T> {
     pub(crate) const fn new(value: T) -> Self {
@@ -85,14 +85,14 @@ impl<T> Mutex<T> {
 
     /// For a lock that the changer of a region's state takes while the write side is held: a handler that interrupted another
     /// holder could fault, and that fault would wait for the changer.
-    pub(crate) fn lock_quietly(&self) -> Held<parking_lot::MutexGuard<'_, T>, WithoutSignals> {
+    pub(crate) fn lock_quietly(&self) -> LockHeld<parking_lot::MutexGuard<'_, T>, WithoutSignals> {
         let quiet = WithoutSignals::new();
-        Held(self.0.lock(), quiet)
+        LockHeld(self.0.lock(), quiet)
     }
 
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         let inside = enter();
-        Some(Held(self.0.try_lock()?, inside))
+        Some(LockHeld(self.0.try_lock()?, inside))
     }
 
     pub(crate) fn get_mut(&mut self) -> &mut T {
@@ -121,13 +121,13 @@ impl<T> RwLock<T> {
     }
 
     /// For others than the monitor.
-    pub(crate) fn look(&self) -> Held<parking_lot::RwLockReadGuard<'_, T>, WithoutSignals> {
+    pub(crate) fn look(&self) -> LockHeld<parking_lot::RwLockReadGuard<'_, T>, WithoutSignals> {
         let quiet = WithoutSignals::new();
-        Held(self.0.read(), quiet)
+        LockHeld(self.0.read(), quiet)
     }
 
-    pub(crate) fn write(&self) -> Held<parking_lot::RwLockWriteGuard<'_, T>, WithoutSignals> {
+    pub(crate) fn write(&self) -> LockHeld<parking_lot::RwLockWriteGuard<'_, T>, WithoutSignals> {
         let quiet = WithoutSignals::new();
-        Held(self.0.write(), quiet)
+        LockHeld(self.0.write(), quiet)
     }
 }

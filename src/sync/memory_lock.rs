@@ -26,41 +26,41 @@ const WAITING: u32 = 1 << 30;
 /// *Counted*: the low bits of `word` are the read guards that live. *Alone*: `WRITER` is set, by the thread that then has the
 /// write guard, only where no reader is counted in, and readers are counted in only while it is not set.
 #[derive(Debug)]
-pub(crate) struct RwLock<T> {
+pub(crate) struct FutexRwLock<T> {
     word: AtomicU32,
     value: UnsafeCell<T>,
 }
 
-// SAFETY: *Counted* and *Alone*: the value is shared by readers or one writer's, as std's RwLock has it.
-unsafe impl<T: Send + Sync> Sync for RwLock<T> {}
+// SAFETY: *Counted* and *Alone*: the value is shared by readers or one writer's, as std's FutexRwLock has it.
+unsafe impl<T: Send + Sync> Sync for FutexRwLock<T> {}
 
 /// The read side.
-pub(crate) struct RwLockReadGuard<'a, T> {
-    lock: &'a RwLock<T>,
+pub(crate) struct FutexReadGuard<'a, T> {
+    lock: &'a FutexRwLock<T>,
     _inside: Inside,
 }
 
 /// The write side.
-pub(crate) struct RwLockWriteGuard<'a, T> {
-    lock: &'a RwLock<T>,
+pub(crate) struct FutexWriteGuard<'a, T> {
+    lock: &'a FutexRwLock<T>,
 }
 
-impl<T> RwLock<T> {
+impl<T> FutexRwLock<T> {
     pub(crate) const fn new(value: T) -> Self {
         Self { word: AtomicU32::new(0), value: UnsafeCell::new(value) }
     }
 
     /// The read side, unless a writer has the lock. Async-signal-safe, as the guard's end is.
-    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
+    pub(crate) fn try_read(&self) -> Option<FutexReadGuard<'_, T>> {
         let inside = inside::enter();
         let reader = |word| (word & WRITER == 0).then_some(word + 1);
         // Acquire pairs with the Release of the write guard's end: a reader sees what the writer did.
         self.word.fetch_update(Ordering::Acquire, Ordering::Relaxed, reader).ok()?;
-        Some(RwLockReadGuard { lock: self, _inside: inside })
+        Some(FutexReadGuard { lock: self, _inside: inside })
     }
 
     /// The read side, as soon as no writer has the lock: for what writers have for a moment only. Async-signal-safe.
-    pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
+    pub(crate) fn read(&self) -> FutexReadGuard<'_, T> {
         loop {
             if let Some(guard) = self.try_read() {
                 return guard;
@@ -74,7 +74,7 @@ impl<T> RwLock<T> {
     }
 
     /// The write side, however long others take.
-    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
+    pub(crate) fn write(&self) -> FutexWriteGuard<'_, T> {
         loop {
             if let Some(guard) = self.write_until(None) {
                 return guard;
@@ -83,20 +83,20 @@ impl<T> RwLock<T> {
     }
 
     /// The write side, if it is free. A reader in a single access is in the way.
-    pub(crate) fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
+    pub(crate) fn try_write(&self) -> Option<FutexWriteGuard<'_, T>> {
         let writer = |word| (word & !WAITING == 0).then_some(WRITER);
         // Acquire pairs with the Release of the guards' ends: the writer sees what was done under them.
         self.word.fetch_update(Ordering::Acquire, Ordering::Relaxed, writer).ok()?;
-        Some(RwLockWriteGuard { lock: self })
+        Some(FutexWriteGuard { lock: self })
     }
 
     /// The write side, if it can be had until then.
     #[cfg_attr(revocable_model, expect(dead_code, reason = "the memory lock is another one in the model"))]
-    pub(crate) fn try_write_until(&self, deadline: Instant) -> Option<RwLockWriteGuard<'_, T>> {
+    pub(crate) fn try_write_until(&self, deadline: Instant) -> Option<FutexWriteGuard<'_, T>> {
         self.write_until(Some(deadline))
     }
 
-    fn write_until(&self, deadline: Option<Instant>) -> Option<RwLockWriteGuard<'_, T>> {
+    fn write_until(&self, deadline: Option<Instant>) -> Option<FutexWriteGuard<'_, T>> {
         loop {
             if let Some(guard) = self.try_write() {
                 return Some(guard);
@@ -116,7 +116,7 @@ impl<T> RwLock<T> {
     }
 }
 
-impl<T> Deref for RwLockReadGuard<'_, T> {
+impl<T> Deref for FutexReadGuard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
         // SAFETY: *Counted* and *Alone*: no writer while this lives.
@@ -124,7 +124,7 @@ impl<T> Deref for RwLockReadGuard<'_, T> {
     }
 }
 
-impl<T> Drop for RwLockReadGuard<'_, T> {
+impl<T> Drop for FutexReadGuard<'_, T> {
     fn drop(&mut self) {
         // Release pairs with the Acquire of the next writer.
         if self.lock.word.fetch_sub(1, Ordering::Release) == WAITING + 1 {
@@ -133,7 +133,7 @@ impl<T> Drop for RwLockReadGuard<'_, T> {
     }
 }
 
-impl<T> Deref for RwLockWriteGuard<'_, T> {
+impl<T> Deref for FutexWriteGuard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
         // SAFETY: *Alone*.
@@ -141,14 +141,14 @@ impl<T> Deref for RwLockWriteGuard<'_, T> {
     }
 }
 
-impl<T> DerefMut for RwLockWriteGuard<'_, T> {
+impl<T> DerefMut for FutexWriteGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: *Alone*.
         unsafe { &mut *self.lock.value.get() }
     }
 }
 
-impl<T> Drop for RwLockWriteGuard<'_, T> {
+impl<T> Drop for FutexWriteGuard<'_, T> {
     fn drop(&mut self) {
         // Release pairs with the Acquire of who has the lock next.
         if self.lock.word.fetch_and(!WRITER, Ordering::Release) & WAITING != 0 {

@@ -5,7 +5,9 @@
 use std::time::Instant;
 
 pub(crate) use super::inside::{Mutex, MutexGuard};
-pub(crate) use super::memory_lock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub(crate) use super::memory_lock::{
+    FutexReadGuard as RwLockReadGuard, FutexRwLock as RwLock, FutexWriteGuard as RwLockWriteGuard,
+};
 pub(crate) use crate::sys::thread::current_tid;
 pub(crate) use std::sync::{Arc, atomic, atomic::fence};
 pub(crate) use std::{hint::spin_loop, thread::yield_now, thread_local};

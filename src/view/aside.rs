@@ -1,6 +1,6 @@
 //! Taking the pages away from a live range, before something else stands in it.
 
-use super::{Content, Grade, Place, Strategy, View, alignment, ranges};
+use super::{Content, Grade, Standing, Strategy, View, alignment, ranges};
 use crate::sys::map::{self, Advice};
 use crate::sys::{AddrRange, SysError, page_size};
 use nix::errno::Errno;
@@ -11,13 +11,13 @@ impl View {
     ///
     /// Degraded: something else in the process has taken a part of the range away. Where it has moved it to, the memory may
     /// still be reached.
-    pub(super) fn take_away(&self, place: &mut Place) -> Grade {
-        if place.content != Content::Live {
+    pub(super) fn take_away(&self, standing: &mut Standing) -> Grade {
+        if standing.content != Content::Live {
             return Grade::Intended;
         }
         let taken = match self.spec.strategy {
             Strategy::Zap => zap(self.range),
-            Strategy::Detach => self.move_aside(place),
+            Strategy::Detach => self.move_aside(standing),
             Strategy::Replace => Ok(()),
         };
         // Zap and Detach have found out whether it is whole.
@@ -28,9 +28,9 @@ impl View {
     /// Moves the page tables out of the way in one step. A range that is several mappings (rights that differ, mlock of a
     /// part) does not move, and keeps its pages until they are dropped with it.
     #[expect(unsafe_code, reason = "UNSAFETY: moves page tables out of the view's own range")]
-    fn move_aside(&self, place: &mut Place) -> Result<(), SysError> {
+    fn move_aside(&self, standing: &mut Standing) -> Result<(), SysError> {
         // Never two: the first would be forgotten.
-        if place.aside.is_some() {
+        if standing.aside.is_some() {
             return Ok(());
         }
         // Several rights are several mappings, unless foreign code has given them all the same; what fills a hole is none of the
@@ -39,7 +39,7 @@ impl View {
             return Err(SysError::new("mremap", Errno::EFAULT));
         }
         let align = alignment(self.range.len);
-        let hint = match place.hint {
+        let hint = match standing.hint {
             Some(hint) => hint,
             // Any address is as good as another.
             None if align == page_size() => 0,
@@ -56,26 +56,26 @@ impl View {
                 return Err(SysError::new("mremap", Errno::EEXIST));
             }
         }
-        place.hint = (aside.addr % align == 0).then_some(aside.addr);
-        place.aside = Some(aside);
+        standing.hint = (aside.addr % align == 0).then_some(aside.addr);
+        standing.aside = Some(aside);
         Ok(())
     }
 
     /// Puts the page tables back over the range, whatever stands there, with the rights that the range is to have: foreign code
     /// may have changed those before.
     #[expect(unsafe_code, reason = "UNSAFETY: moves page tables back into the view's own range")]
-    pub(super) fn move_back(&self, place: &mut Place, aside: AddrRange) -> Result<(), SysError> {
+    pub(super) fn move_back(&self, standing: &mut Standing, aside: AddrRange) -> Result<(), SysError> {
         for part in self.parts() {
             // SAFETY: the view's own, from `move_aside`: one mapping, of one part.
             unsafe { map::protect(aside, part.prot) }?;
         }
-        self.replace(place, self.range, || {
+        self.replace(standing, self.range, || {
             // SAFETY: both ranges are the view's own: one from `reserve`, the other from `move_aside`, as the kernel chose it.
             // What stands in the range is replaced under the kernel's mmap_lock.
             unsafe { map::move_over(aside, self.range) }
         })?;
-        place.aside = None;
-        place.content = Content::Live;
+        standing.aside = None;
+        standing.content = Content::Live;
         Ok(())
     }
 
@@ -83,8 +83,8 @@ impl View {
     #[expect(unsafe_code, reason = "UNSAFETY: drops page-table entries of shared memory that are aside")]
     pub(crate) fn trim(&self, done: usize) -> Option<usize> {
         const STEP: usize = 64 << 20;
-        let place = self.place().ok()?;
-        let aside = place.aside.filter(|aside| done < aside.len)?;
+        let standing = self.standing().ok()?;
+        let aside = standing.aside.filter(|aside| done < aside.len)?;
         let part = AddrRange::new(aside.addr + done, STEP.min(aside.len - done));
         // SAFETY: a part of what is the view's own, as in `move_back`, and which nothing accesses; shared memory, whose content
         // stays in the file.
@@ -99,7 +99,7 @@ impl View {
 
     /// Bytes of address space that the page tables take which are aside.
     pub(crate) fn aside_bytes(&self) -> usize {
-        self.look().and_then(|place| place.aside).map_or(0, |aside| aside.len)
+        self.look().and_then(|standing| standing.aside).map_or(0, |aside| aside.len)
     }
 }
 

@@ -6,7 +6,7 @@
 //!   that vanishes with the cover.
 
 use super::rights::Part;
-use super::{Content, Place, View};
+use super::{Content, Standing, View};
 use crate::sync::inside::Mutex;
 use crate::sys::identity::PerProcess;
 use crate::sys::known::KnownFile;
@@ -94,9 +94,9 @@ pub(super) fn shut_left_over(range: AddrRange) {
 
 impl View {
     #[expect(unsafe_code, reason = "UNSAFETY: replaces mappings in the view's own range")]
-    pub(super) fn cover_empty(&self, place: &mut Place) -> Result<(), SysError> {
+    pub(super) fn cover_empty(&self, standing: &mut Standing) -> Result<(), SysError> {
         let empty = empty_file()?;
-        self.cover_by(place, self.range.len, |tile, prot| {
+        self.cover_by(standing, self.range.len, |tile, prot| {
             // SAFETY: the view's own range. Nothing can rely on what is there: it is being revoked, and the write side of the
             // memory lock keeps the monitor and other resolvers out.
             unsafe { map::map_shared(tile, empty.get()?, 0, prot) }
@@ -104,10 +104,10 @@ impl View {
     }
 
     #[expect(unsafe_code, reason = "UNSAFETY: replaces mappings in the view's own range")]
-    pub(super) fn cover_ones(&self, place: &mut Place) -> Result<(), SysError> {
+    pub(super) fn cover_ones(&self, standing: &mut Standing) -> Result<(), SysError> {
         let kept = self.spec.ones.as_ref().filter(|ones| ones.file.get().is_ok());
         let ones = kept.map_or_else(|| Ones::for_range(self.range.len), |ones| Ok(Arc::clone(ones)))?;
-        self.cover_by(place, ones.len, |tile, prot| {
+        self.cover_by(standing, ones.len, |tile, prot| {
             // SAFETY: as in `cover_empty`.
             unsafe { map::map_private(tile, ones.file.get()?, 0, prot) }
         })
@@ -116,7 +116,7 @@ impl View {
     /// Covers the range by tiles of at most `size` bytes. The kernel drops the range's pages with what is replaced.
     fn cover_by(
         &self,
-        place: &mut Place,
+        standing: &mut Standing,
         size: usize,
         cover: impl Fn(AddrRange, Prot) -> Result<(), SysError>,
     ) -> Result<(), SysError> {
@@ -124,24 +124,24 @@ impl View {
             for Part { range, prot } in self.parts() {
                 for at in (range.addr..range.end()).step_by(size) {
                     let tile = AddrRange::new(at, size.min(range.end() - at));
-                    self.replace(place, tile, || cover(tile, prot))?;
+                    self.replace(standing, tile, || cover(tile, prot))?;
                 }
             }
         }
-        place.content = Content::Cover;
+        standing.content = Content::Cover;
         Ok(())
     }
 
     /// The last resort, where there is no memory or no room for another mapping: no rights in what is there. Its pages are
     /// dropped, and a page that comes in has no rights either.
     #[expect(unsafe_code, reason = "UNSAFETY: changes access rights of the view's own range")]
-    pub(super) fn shut(&self, place: &mut Place) -> Result<(), SysError> {
-        let hole = place.hole.unwrap_or(AddrRange::new(self.range.end(), 0));
+    pub(super) fn shut(&self, standing: &mut Standing) -> Result<(), SysError> {
+        let hole = standing.hole.unwrap_or(AddrRange::new(self.range.end(), 0));
         self.range.around(hole).try_for_each(|part| {
             // SAFETY: the view's own range; nothing is moved or lost.
             unsafe { map::protect_around_holes(part, Prot::None) }
         })?;
-        place.content = Content::Unsettled;
+        standing.content = Content::Unsettled;
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Live: the region's file is mapped in the range.
 
 use super::rights::Part;
-use super::{Content, Place, Server, View, alignment, ranges, release};
+use super::{Content, Server, Standing, View, alignment, ranges, release};
 use crate::sys::known::KnownFile;
 use crate::sys::map::{self, Advice, Prot};
 use crate::sys::uffd::Uffd;
@@ -11,31 +11,31 @@ use nix::errno::Errno;
 impl View {
     /// Each part is made elsewhere, with all its properties, and moved over the range in one step: neither a fork nor a fault
     /// nor another mmap ever sees it half-made.
-    pub(super) fn map_live(&self, place: &mut Place, file: Option<&KnownFile>) -> Result<(), SysError> {
+    pub(super) fn map_live(&self, standing: &mut Standing, file: Option<&KnownFile>) -> Result<(), SysError> {
         let file = file.ok_or(SysError::new("mmap", Errno::EBADF))?;
         // Asked before anything is mapped: what can't be served must not be live even for a moment.
         let uffd = self.serving()?;
         let mut mapped = 0;
         let moved =
-            self.parts().into_iter().try_for_each(|part| self.map_part(place, part, file).inspect(|()| mapped += 1));
+            self.parts().into_iter().try_for_each(|part| self.map_part(standing, part, file).inspect(|()| mapped += 1));
         // Until it is registered the kernel fills in pages by itself, which it may: the memory is being given back.
         let served = moved.and_then(|()| uffd.map_or(Ok(()), |uffd| uffd.register(self.range, true)));
         match served {
-            Ok(()) => place.content = Content::Live,
+            Ok(()) => standing.content = Content::Live,
             // Some of it is live, or its faults would not be resolved: back to refusing.
-            Err(_) if mapped > 0 => drop(self.refuse_somehow(place)),
+            Err(_) if mapped > 0 => drop(self.refuse_somehow(standing)),
             Err(_) => {}
         }
         served
     }
 
     #[expect(unsafe_code, reason = "UNSAFETY: maps, moves and unmaps ranges that only this view knows, or owns")]
-    fn map_part(&self, place: &mut Place, part: Part, file: &KnownFile) -> Result<(), SysError> {
+    fn map_part(&self, standing: &mut Standing, part: Part, file: &KnownFile) -> Result<(), SysError> {
         let offset = self.spec.file_offset + (part.range.addr - self.range.addr) as u64;
         let staging = ranges::reserve(part.range.len, alignment(part.range.len).max(self.spec.page))?;
         let staged = self.stage(staging, file, offset, part.prot);
         let moved = staged.and_then(|()| {
-            self.replace(place, part.range, || {
+            self.replace(standing, part.range, || {
                 // SAFETY: the staging was made by this function and is one mapping; the range is the view's own, and nothing
                 // relies on what stands there.
                 unsafe { map::move_over(staging, part.range) }

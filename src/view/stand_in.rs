@@ -4,7 +4,7 @@
 //! step, so that no access ever meets it unregistered. Nothing of the region is in it: should its userfaultfd be closed, what
 //! is left is empty private memory.
 
-use super::{Content, Place, View, ranges, release};
+use super::{Content, Standing, View, ranges, release};
 use crate::monitor::waiting_room::{WaitingRoom, Waits};
 use crate::sys::map::{self, Advice, Prot};
 use crate::sys::{AddrRange, SysError, page_size};
@@ -12,22 +12,23 @@ use std::sync::Arc;
 
 impl View {
     /// Faults wait from now on.
-    pub(super) fn stand_in(&self, place: &mut Place, waits: Waits) -> Result<(), SysError> {
+    pub(super) fn stand_in(&self, standing: &mut Standing, waits: Waits) -> Result<(), SysError> {
         let room = WaitingRoom::get(waits)?;
         if !crate::sys::left_out("stand-in") {
             let staging = ranges::reserve(self.range.len, page_size())?;
             let staged = self.stage_stand_in(staging, &room);
-            let moved = staged.and_then(|()| self.replace(place, self.range, || room.move_over(staging, self.range)));
+            let moved =
+                staged.and_then(|()| self.replace(standing, self.range, || room.move_over(staging, self.range)));
             if moved.is_err() {
                 release(staging);
             }
             moved?;
         }
-        place.content = Content::StandIn(waits);
+        standing.content = Content::StandIn(waits);
         // If the userfaultfd was closed meanwhile, its registrations are gone: nothing can be reached, but nothing waits.
         let open = room.check(self.range);
-        place.waiting.retain(|known| !Arc::ptr_eq(known, &room));
-        place.waiting.push(room);
+        standing.waiting.retain(|known| !Arc::ptr_eq(known, &room));
+        standing.waiting.push(room);
         open
     }
 

@@ -109,6 +109,6 @@ impl<B: Bitmap> GuestMemoryRegion for RevocableRegion<B> {
     }
 
     fn is_hugetlbfs(&self) -> Option<bool> {
-        Some(self.mapping.served.region.kind == crate::region::backing::Kind::Hugetlb)
+        Some(self.mapping.served.region.kind == crate::region::backing::BackingKind::Hugetlb)
     }
 }

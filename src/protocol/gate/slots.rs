@@ -23,7 +23,7 @@ const BUCKETS: usize = if cfg!(revocable_model) { 2 } else { 19 };
 /// of which none ever ends. They have a cache line, and its prefetched neighbour, for themselves.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub(super) struct Slot {
+pub(super) struct GuardSlot {
     pub(super) entered: AtomicU64,
     pub(super) left: AtomicU64,
     /// The generation of the thread that the counters were last prepared for; 0: none yet.
@@ -32,7 +32,7 @@ pub(super) struct Slot {
     leaked: AtomicU64,
 }
 
-impl Slot {
+impl GuardSlot {
     /// Whether the counters were prepared for this thread: only then are those guards its own that are not leaked.
     #[inline(always)]
     pub(super) fn is_owned_by(&self, generation: u64) -> bool {
@@ -58,12 +58,12 @@ impl Slot {
 
 /// Where a thread's items are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct SlotAt {
     bucket: u32,
     at: u32,
 }
 
-impl Place {
+impl SlotAt {
     /// The place of number 0.
     pub(super) const FIRST: Self = Self { bucket: 0, at: 0 };
 
@@ -102,20 +102,20 @@ impl<T: Default> Buckets<T> {
     }
 
     #[inline(always)]
-    pub(super) fn get(&self, place: Place) -> &T {
+    pub(super) fn get(&self, place: SlotAt) -> &T {
         // Acquire pairs with the Release in `grow`: the slots are initialised.
         let mut bucket = self.0[place.bucket as usize].load(Ordering::Acquire);
         if bucket.is_null() {
             bucket = self.grow(place.bucket as usize);
         }
-        // SAFETY: *Published*: the bucket has `FIRST << place.bucket` slots, and `Place::of` stays below that.
+        // SAFETY: *Published*: the bucket has `FIRST << place.bucket` slots, and `SlotAt::of` stays below that.
         let slot = unsafe { bucket.add(place.at as usize) };
         // SAFETY: *Published*: initialised, and lives as long as `self`; every thread accesses it atomically.
         unsafe { &*slot }
     }
 
     /// The item, if its bucket is there.
-    pub(super) fn peek(&self, place: Place) -> Option<&T> {
+    pub(super) fn peek(&self, place: SlotAt) -> Option<&T> {
         // Acquire: as in `get`.
         let bucket = self.0[place.bucket as usize].load(Ordering::Acquire);
         let slot = bucket.wrapping_add(place.at as usize);
@@ -145,7 +145,7 @@ impl<T: Default> Buckets<T> {
     ///
     /// A bucket that is published later is not seen. Its thread published it before its light barrier, so what
     /// holds for its counters holds for the bucket.
-    pub(super) fn each(&self) -> impl Iterator<Item = (Place, &T)> {
+    pub(super) fn each(&self) -> impl Iterator<Item = (SlotAt, &T)> {
         (0u32..).zip(&self.0).flat_map(|(bucket, pointer)| {
             // Acquire pairs with the Release in `grow`.
             let first = pointer.load(Ordering::Acquire);
@@ -154,7 +154,7 @@ impl<T: Default> Buckets<T> {
                 // SAFETY: *Published*: not null, and `at` is below the bucket's length.
                 let slot = unsafe { first.add(at as usize) };
                 // SAFETY: *Published*: initialised, lives as long as `self`, and is accessed atomically.
-                (Place { bucket, at }, unsafe { &*slot })
+                (SlotAt { bucket, at }, unsafe { &*slot })
             })
         })
     }
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn places_are_dense_and_reach_beyond_every_thread_number() {
         for number in (0..10_000).chain((0..23).map(|bit| 1 << bit)) {
-            let place = Place::of(number);
+            let place = SlotAt::of(number);
             assert_eq!(place.number(), number);
             assert!((place.at as usize) < FIRST << place.bucket, "{number} is outside of its bucket");
         }

@@ -8,11 +8,11 @@ const PARTS: usize = 8;
 
 /// One number in parts, each with a cache line, and its prefetched neighbour, for itself.
 #[derive(Debug, Default)]
-pub(super) struct Tally([Part; PARTS]);
+pub(super) struct Tally([TallyPart; PARTS]);
 
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Part(AtomicU64);
+struct TallyPart(AtomicU64);
 
 thread_local! {
     // Its address tells threads apart. No destructor and no lazy initialisation: signal handlers come here.

@@ -5,24 +5,24 @@
 //! others run after it, and may enter a gate or end a guard.
 //!
 //! A number may come with guards that an earlier owner leaked. They count for the drains, but are not the new owner's:
-//! so every thread has a generation too, and a gate's slot remembers whose it is ([`Slot::prepare`]).
+//! so every thread has a generation too, and a gate's slot remembers whose it is ([`GuardSlot::prepare`]).
 //!
-//! [`Slot::prepare`]: super::slots::Slot::prepare
+//! [`GuardSlot::prepare`]: super::slots::GuardSlot::prepare
 
-use super::slots::Place;
+use super::slots::SlotAt;
 
 /// Who a thread is to a gate.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Me {
     /// Where its counters are, in all gates alike.
-    pub(super) place: Place,
+    pub(super) place: SlotAt,
     /// No two threads have the same, ever; 0 is no thread.
     pub(super) generation: u64,
 }
 
 impl Me {
     /// A thread that never entered a gate. Its place is one that every gate has, its generation one that no slot has.
-    pub(super) const UNKNOWN: Self = Self { place: Place::FIRST, generation: u64::MAX };
+    pub(super) const UNKNOWN: Self = Self { place: SlotAt::FIRST, generation: u64::MAX };
 }
 
 /// The calling thread, or [`Me::UNKNOWN`]. One load, at any time of a thread's life.
@@ -34,7 +34,7 @@ pub(super) fn current() -> Me {
 #[cfg(not(revocable_model))]
 mod real {
     use super::super::slots::Buckets;
-    use super::{Me, Place};
+    use super::{Me, SlotAt};
     use crate::sync::atomic::{AtomicI32, AtomicU64, Ordering};
     use crate::sys::life::LifeLock;
     use crate::sys::thread::current_tid;
@@ -66,7 +66,7 @@ mod real {
             return known;
         }
         let place =
-            (0..).map(Place::of).find(|place| OWNERS.get(*place).alive.claim()).expect("Place::of panics first");
+            (0..).map(SlotAt::of).find(|place| OWNERS.get(*place).alive.claim()).expect("SlotAt::of panics first");
         // Relaxed, both: a number that no other thread gets, and one for reports.
         let generation = LAST_GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
         OWNERS.get(place).tid.store(current_tid(), Ordering::Relaxed);
@@ -76,7 +76,7 @@ mod real {
     }
 
     /// The living thread that has this number; 0 if none has.
-    pub(in crate::protocol::gate) fn tid_of(place: Place) -> i32 {
+    pub(in crate::protocol::gate) fn tid_of(place: SlotAt) -> i32 {
         let owner = OWNERS.get(place);
         // Relaxed: for reports.
         if owner.alive.is_free() { 0 } else { owner.tid.load(Ordering::Relaxed) }
@@ -91,7 +91,7 @@ pub(super) use real::{first_use, tid_of};
 /// In the model each thread says which number it has: handing them out is not what is checked.
 #[cfg(revocable_model)]
 mod model {
-    use super::{Me, Place};
+    use super::{Me, SlotAt};
     use std::cell::Cell;
 
     loom::thread_local! {
@@ -99,7 +99,7 @@ mod model {
     }
 
     pub(in crate::protocol::gate) fn adopt(number: usize) {
-        let me = Me { place: Place::of(number), generation: number as u64 + 1 };
+        let me = Me { place: SlotAt::of(number), generation: number as u64 + 1 };
         CURRENT.with(|current| current.set(me));
         crate::sync::adopt(number);
     }
@@ -110,7 +110,7 @@ mod model {
         me
     }
 
-    pub(in crate::protocol::gate) fn tid_of(place: Place) -> i32 {
+    pub(in crate::protocol::gate) fn tid_of(place: SlotAt) -> i32 {
         i32::try_from(place.number()).unwrap_or(0)
     }
 }
