@@ -218,14 +218,14 @@ impl Monitor {
         if self.is_dead() {
             return Err(MonitorError::Dead);
         }
-        mappings.insert(range.addr, (range, served));
+        mappings.insert(range.start, (range, served));
         Ok(())
     }
 
     /// The opposite of [`adopt`](Self::adopt). When it returns, no answer is under way for `range`, so its
     /// addresses may be used for something else.
     pub(crate) fn disown(&self, range: AddrRange) {
-        self.core.mappings.write().remove(&range.addr);
+        self.core.mappings.write().remove(&range.start);
     }
 
     /// For a caller that waits for something that a fault may hold up: answers faults if this is a manual monitor,

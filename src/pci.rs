@@ -47,6 +47,7 @@
 //! - Group files, containers and ownership tokens: [`Bus::hot_reset`] asks a function of the caller's instead.
 
 mod bar;
+mod bar_builder;
 mod buffer;
 mod builder;
 mod command;
@@ -54,6 +55,8 @@ mod config;
 mod config_access;
 mod device;
 mod dma;
+mod dma_part;
+mod dma_segment;
 mod error;
 mod ioeventfd;
 mod ioeventfd_table;
@@ -64,9 +67,11 @@ mod reset;
 mod space;
 mod state;
 
+pub use bar_builder::Bar;
 pub use buffer::{BufferFault, MappingPart, Sink, Source};
-pub use builder::{Bar, PciBuilder};
-pub use dma::{DmaAccess, DmaSegment, DmaSpace, Iommu};
+pub use builder::PciBuilder;
+pub use dma::DmaSpace;
+pub use dma_segment::{DmaAccess, DmaSegment, Iommu};
 pub use error::PciError;
 pub use ioeventfd_table::{MOST_IOEVENTFDS, Width};
 pub use kicks::IoEventLoop;

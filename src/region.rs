@@ -11,6 +11,7 @@ mod fault_async;
 pub(crate) mod group;
 pub(crate) mod mapping;
 pub(crate) mod notify;
+pub(crate) mod offsets;
 pub(crate) mod owner;
 pub(crate) mod pin;
 pub(crate) mod pin_table;

@@ -81,50 +81,105 @@ impl SysError {
     }
 }
 
+/// An address in this process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Addr(pub(crate) usize);
+
+impl Addr {
+    pub(crate) fn of<T>(pointer: *mut T) -> Self {
+        Self(pointer.expose_provenance())
+    }
+
+    /// The start of the page of `size` bytes that it is in.
+    pub(crate) fn page(self, size: usize) -> Self {
+        Self(self.0 / size * size)
+    }
+
+    pub(crate) fn is_multiple_of(self, align: usize) -> bool {
+        self.0 % align == 0
+    }
+}
+
+impl std::ops::Add<usize> for Addr {
+    type Output = Self;
+
+    fn add(self, bytes: usize) -> Self {
+        Self(self.0 + bytes)
+    }
+}
+
+impl std::ops::Sub for Addr {
+    type Output = usize;
+
+    fn sub(self, other: Self) -> usize {
+        self.0 - other.0
+    }
+}
+
+impl std::fmt::Debug for Addr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
 /// A range of this process's address space, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AddrRange {
-    pub(crate) addr: usize,
+    pub(crate) start: Addr,
     pub(crate) len: usize,
 }
 
 impl AddrRange {
-    pub(crate) fn new(addr: usize, len: usize) -> Self {
-        Self { addr, len }
+    pub(crate) fn new(start: Addr, len: usize) -> Self {
+        Self { start, len }
     }
 
-    pub(crate) fn end(self) -> usize {
-        self.addr + self.len
+    pub(crate) fn between(start: Addr, end: Addr) -> Self {
+        Self { start, len: end - start }
     }
 
-    pub(crate) fn contains(self, addr: usize) -> bool {
-        (self.addr..self.end()).contains(&addr)
+    /// A part of it: `len` bytes from the offset `from` on.
+    pub(crate) fn part(self, from: usize, len: usize) -> Self {
+        Self { start: self.start + from, len }
+    }
+
+    pub(crate) fn end(self) -> Addr {
+        self.start + self.len
+    }
+
+    pub(crate) fn contains(self, addr: Addr) -> bool {
+        (self.start..self.end()).contains(&addr)
     }
 
     pub(crate) fn overlaps(self, other: Self) -> bool {
-        self.addr < other.end() && other.addr < self.end()
+        self.start < other.end() && other.start < self.end()
     }
 
     /// What both have.
     pub(crate) fn common(self, other: Self) -> Option<Self> {
-        let (start, end) = (self.addr.max(other.addr), self.end().min(other.end()));
-        (start < end).then(|| Self::new(start, end - start))
+        let (start, end) = (self.start.max(other.start), self.end().min(other.end()));
+        (start < end).then(|| Self::between(start, end))
     }
 
     /// What is left of it without `hole`, a part of it.
     pub(crate) fn around(self, hole: Self) -> impl Iterator<Item = Self> {
-        let parts = [Self::new(self.addr, hole.addr - self.addr), Self::new(hole.end(), self.end() - hole.end())];
+        let parts = [Self::between(self.start, hole.start), Self::between(hole.end(), self.end())];
         parts.into_iter().filter(|part| part.len > 0)
     }
 
+    /// Its pieces of `size` bytes; the last may be shorter.
+    pub(crate) fn pieces(self, size: usize) -> impl Iterator<Item = Self> {
+        (0..self.len).step_by(size).map(move |from| self.part(from, size.min(self.len - from)))
+    }
+
     pub(crate) fn as_ptr(self) -> *mut u8 {
-        std::ptr::with_exposed_provenance_mut(self.addr)
+        std::ptr::with_exposed_provenance_mut(self.start.0)
     }
 }
 
 impl std::fmt::Debug for AddrRange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:#x}..{:#x}", self.addr, self.end())
+        write!(f, "{:?}..{:?}", self.start, self.end())
     }
 }
 

@@ -40,7 +40,7 @@ use crate::sync::inside::{Mutex, MutexGuard, RwLock};
 use crate::sys::identity::Identity;
 use crate::sys::known::KnownFile;
 use crate::sys::map::{self, Prot};
-use crate::sys::{AddrRange, SysError, page_size};
+use crate::sys::{Addr, AddrRange, SysError, page_size};
 use left_over::{release, sweep};
 use nix::errno::Errno;
 use rights::{Part, Rights};
@@ -88,7 +88,7 @@ struct Standing {
     /// Where the page tables are while they are aside: an address that the kernel has chosen.
     aside: Option<AddrRange>,
     /// Where they were last, and might go again.
-    hint: Option<usize>,
+    hint: Option<Addr>,
     /// A part of the range where nothing is mapped, since a call failed that was to replace what was there.
     hole: Option<AddrRange>,
     /// Where faults of this range may wait that no wake has reached yet.

@@ -12,8 +12,8 @@ use crate::raw::{self, Faulted, Primitive};
 use crate::region::access_error::AccessError;
 use crate::region::access_error::check;
 use crate::region::mapping::Mapping;
+use crate::region::offsets::InMapping;
 use crate::sync::inside;
-use crate::sys::AddrRange;
 use crate::sys::map::Prot;
 
 impl Mapping {
@@ -112,12 +112,12 @@ impl Mapping {
                 false => Some(Err(Faulted)),
             },
             false => {
-                let at = served.offset + offset;
+                let at = served.offset + InMapping(offset);
                 Some(if region.owner.given(at, len) == len { access(region.owner.at(at)) } else { Err(Faulted) })
             }
         };
         // The owner's view has all rights, the mapping maybe not.
-        let allowed = || served.view.allows(AddrRange::new(served.view.range.addr + offset, len), needed);
+        let allowed = || served.view.allows(served.view.range.part(offset, len), needed);
         let access = || if allowed() { access().map(Some) } else { Some(None) };
         match region.protocol.on_behalf(&caller, access) {
             Ok(None) => Err(AccessError::Protected { offset }),

@@ -4,10 +4,10 @@ use crate::protocol::State;
 use crate::protocol::gate::Phase;
 use crate::protocol::policy::OnDisabled;
 use crate::region::access_error::AccessError;
+use crate::region::offsets::InMapping;
 use crate::region::served::Served;
 use crate::sync::inside;
 use crate::sync::wait::Waited;
-use crate::sys::AddrRange;
 use crate::view::Server;
 use std::sync::atomic::Ordering;
 
@@ -107,8 +107,8 @@ impl Served {
         // Under the read side of the memory lock; whoever holds the write side is waited for by `admit`.
         if let Some(state) = self.region.protocol.try_read().filter(|state| **state == State::Enabled) {
             match &self.view.spec.server {
-                Server::Own(uffd) => {
-                    self.map_pages(uffd, offset).map_err(|_| AccessError::NoMemory { offset })?;
+                Server::Own(_) => {
+                    self.fault_in(InMapping(offset)).unwrap_or(Ok(())).map_err(|_| AccessError::NoMemory { offset })?
                 }
                 // Nothing should refuse here, unless a change failed half-way and could not be undone.
                 _ if tries.left < 8 && !inside => drop(self.heal()),
@@ -131,7 +131,7 @@ impl Served {
     /// Why an access faults again and again at an enabled region.
     #[cold]
     fn fails_at(&self, offset: usize) -> AccessError {
-        match self.view.allows(AddrRange::new(self.view.range.addr + offset, 1), self.view.spec.prot) {
+        match self.view.allows(self.view.range.part(offset, 1), self.view.spec.prot) {
             true => AccessError::NoMemory { offset },
             false => AccessError::Protected { offset },
         }

@@ -4,7 +4,7 @@ use super::Resolver;
 use crate::stats::Histogram;
 use crate::sync::inside::RwLock;
 use crate::sys::uffd::{FaultMessage, Uffd, UffdSource};
-use crate::sys::{AddrRange, SysError, page_size};
+use crate::sys::{Addr, AddrRange, SysError, page_size};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
@@ -25,7 +25,7 @@ pub(super) struct MonitorCounters {
 }
 
 /// Mappings by first address.
-pub(super) type MappingTable = BTreeMap<usize, (AddrRange, Arc<dyn Resolver>)>;
+pub(super) type MappingTable = BTreeMap<Addr, (AddrRange, Arc<dyn Resolver>)>;
 
 pub(super) struct MonitorCore {
     pub(super) uffd: Uffd,
@@ -76,7 +76,7 @@ impl MonitorCore {
 
     /// Fails closed where an answer has panicked: the next one would too. The mapping refuses from now on, and the thread
     /// meets that instead of waiting for ever.
-    fn give_up(&self, addr: usize) {
+    fn give_up(&self, addr: Addr) {
         let _ = catch_unwind(AssertUnwindSafe(|| {
             let mappings = self.mappings.read();
             if let Some((_, (_, served))) = mappings.range(..=addr).next_back().filter(|(_, (r, _))| r.contains(addr)) {
@@ -136,7 +136,7 @@ impl MonitorCore {
     }
 }
 
-pub(crate) fn wake_page(uffd: &Uffd, addr: usize) {
+pub(crate) fn wake_page(uffd: &Uffd, addr: Addr) {
     let page = page_size();
-    let _ = uffd.wake(AddrRange::new(addr & !(page - 1), page));
+    let _ = uffd.wake(AddrRange::new(addr.page(page), page));
 }

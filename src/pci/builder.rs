@@ -1,5 +1,6 @@
 //! Describing a device.
 
+use super::bar_builder::{Bar, BarKind, LARGEST_NARROW, apart};
 use super::config::ConfigSpace;
 use super::error::PciError;
 use super::ioeventfd_table::IoEventFds;
@@ -15,77 +16,8 @@ use crate::users::Theirs;
 use crate::view::Strategy;
 use std::fmt;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-
-/// A BAR of a device to be made.
-#[derive(Debug)]
-#[must_use]
-pub struct Bar {
-    size: u64,
-    kind: BarKind,
-    wide: bool,
-    prefetchable: bool,
-    excluded: Vec<Range<u64>>,
-    /// Asked for what ports don't have.
-    mistake: Option<&'static str>,
-}
-
-enum BarKind {
-    Memory(Backing),
-    Io(Theirs<dyn PortIo>),
-}
-
-impl fmt::Debug for BarKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            BarKind::Memory(backing) => backing.fmt(f),
-            BarKind::Io(_) => f.write_str("Io"),
-        }
-    }
-}
-
-impl Bar {
-    /// Memory of `size` bytes, a power of two from 16 on. Mappings of a BAR smaller than a page have a whole page.
-    pub fn memory(size: u64) -> Self {
-        let kind = BarKind::Memory(Backing::Memfd);
-        Self { size, kind, wide: false, prefetchable: false, excluded: Vec::new(), mistake: None }
-    }
-
-    /// `size` I/O ports, a power of two from 4 on.
-    pub fn io(size: u64, ports: Arc<dyn PortIo>) -> Self {
-        Self { kind: BarKind::Io(Theirs::new(ports)), ..Self::memory(size) }
-    }
-
-    /// What the memory is made of. Default: a memfd of its own. Ports are made of none: the device is not built then.
-    pub fn backing(mut self, backing: Backing) -> Self {
-        match &mut self.kind {
-            BarKind::Memory(of) => *of = backing,
-            BarKind::Io(_) => self.mistake = Some("I/O ports have no backing: they are emulated by their PortIo"),
-        }
-        self
-    }
-
-    /// 64 bits wide: takes the next index too.
-    pub fn wide(mut self) -> Self {
-        self.wide = true;
-        self
-    }
-
-    /// Prefetchable.
-    pub fn prefetchable(mut self) -> Self {
-        self.prefetchable = true;
-        self
-    }
-
-    /// A range of bytes, the MSI-X table, that calls cannot reach: they read all-ones, and their writes are dropped, in
-    /// whatever state the device is. It can be mapped. Called again, it excludes another range too.
-    pub fn exclude(mut self, range: Range<u64>) -> Self {
-        self.excluded.push(range);
-        self
-    }
-}
 
 /// Makes a [`PciDevice`].
 #[derive(Debug)]
@@ -388,62 +320,6 @@ impl PciBuilder {
         }
         Ok(())
     }
-}
-
-impl Bar {
-    fn describe(&self, index: usize, taken: &mut [bool; 6], config: &mut ConfigSpace) -> Result<(), PciError> {
-        let wrong = |why: &str| Err(PciError::Description(format!("BAR{index}: {why}")));
-        let (least, io) = match self.kind {
-            BarKind::Memory(_) => (16, false),
-            BarKind::Io(_) => (4, true),
-        };
-        if let Some(mistake) = self.mistake {
-            return wrong(mistake);
-        }
-        let last = index.saturating_add(usize::from(self.wide));
-        if last >= taken.len() || taken[index..=last].contains(&true) {
-            return wrong("no such BAR (0 to 5; one that is 64 bits wide takes two), or taken twice");
-        }
-        if !self.size.is_power_of_two() || self.size < least || (io && self.wide) {
-            return wrong("a size is a power of two, from 16 bytes or 4 ports on; I/O ports are not 64 bits wide");
-        }
-        if !self.wide && self.size > LARGEST_NARROW {
-            return wrong("more than 2 GiB need a BAR that is 64 bits wide");
-        }
-        if io && !self.excluded.is_empty() {
-            return wrong("I/O ports have no excluded range: their PortIo decides");
-        }
-        if let Some(range) = self.excluded.iter().find(|range| range.start > range.end || range.end > self.size) {
-            return wrong(&format!(
-                "the excluded range {range:#x?} is inverted, or not inside of its {:#x} bytes",
-                self.size
-            ));
-        }
-        taken[index..=last].fill(true);
-        let mut kind = 0;
-        for (bit, set) in [(BAR_IO, io), (BAR_64, self.wide), (BAR_PREFETCHABLE, self.prefetchable && !io)] {
-            kind |= if set { bit } else { 0 };
-        }
-        config.set_bar(index, self.size, kind);
-        Ok(())
-    }
-}
-
-/// The size of the largest BAR or ROM that is 32 bits wide.
-const LARGEST_NARROW: u64 = 1 << 31;
-
-/// The same bytes as ranges in order that don't touch each other; empty ones are none.
-fn apart(mut ranges: Vec<Range<u64>>) -> Box<[Range<u64>]> {
-    ranges.retain(|range| range.start < range.end);
-    ranges.sort_by_key(|range| range.start);
-    ranges.dedup_by(|next, before| {
-        let touch = next.start <= before.end;
-        if touch {
-            before.end = before.end.max(next.end);
-        }
-        touch
-    });
-    ranges.into()
 }
 
 fn rom_size(content: &[u8]) -> u64 {

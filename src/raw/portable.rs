@@ -70,7 +70,7 @@ macro_rules! with_atomic {
 /// `raw`'s contract, and the mapping can't be revoked meanwhile.
 #[inline]
 pub(crate) unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: T, new: T) -> Result<Result<T, T>, Faulted> {
-    use super::sealed::Bits;
+    use super::primitive::sealed::Bits;
     let (old, new) = (old.to_bits(), new.to_bits());
     Ok(with_atomic!(T, p, |atomic| {
         match atomic.compare_exchange(Bits::from_bits(old), Bits::from_bits(new), SeqCst, SeqCst) {
@@ -87,7 +87,7 @@ pub(crate) unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: T, new
 /// `raw`'s contract, and the mapping can't be revoked meanwhile.
 #[inline]
 pub(crate) unsafe fn swap<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
-    use super::sealed::Bits;
+    use super::primitive::sealed::Bits;
     Ok(with_atomic!(T, p, |atomic| T::from_bits(atomic.swap(Bits::from_bits(value.to_bits()), SeqCst).to_bits())))
 }
 
@@ -98,7 +98,7 @@ pub(crate) unsafe fn swap<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, 
 /// `raw`'s contract, and the mapping can't be revoked meanwhile.
 #[inline]
 pub(crate) unsafe fn fetch_add<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
-    use super::sealed::Bits;
+    use super::primitive::sealed::Bits;
     Ok(with_atomic!(T, p, |atomic| T::from_bits(atomic.fetch_add(Bits::from_bits(value.to_bits()), SeqCst).to_bits())))
 }
 

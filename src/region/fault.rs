@@ -4,6 +4,7 @@ use super::Region;
 use super::core::RegionCore;
 use super::error::FaultError;
 use super::mapping::Mapping;
+use super::offsets::{InMapping, InRegion};
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::{CallerLock, Outcome, Resolved, resolve};
 
@@ -12,16 +13,18 @@ fn checked(caller: Caller<'_>, offset: usize, len: usize) -> Result<Caller<'_>, 
     if offset < len { Ok(caller) } else { Err(FaultError::OutOfBounds { offset, len }) }
 }
 
+fn outcome(is_there: bool) -> Outcome {
+    if is_there { Outcome::Mapped } else { Outcome::Sigbus }
+}
+
 impl RegionCore {
-    fn fault_once(&self, offset: usize, caller: &Caller<'_>, lock: &mut impl CallerLock) -> Outcome {
+    fn fault_once(&self, offset: InRegion, caller: &Caller<'_>, lock: &mut impl CallerLock) -> Outcome {
         self.protocol.fault_once(caller, lock, || Some(self.populated(offset))).unwrap_or_else(|outcome| outcome)
     }
 
     /// Has the file give the page at `offset`.
-    fn populated(&self, offset: usize) -> Outcome {
-        let first = offset / self.page * self.page;
-        let there = self.owner.is_empty() || self.owner.populate(first, self.page).is_ok();
-        if there { Outcome::Mapped } else { Outcome::Sigbus }
+    fn populated(&self, offset: InRegion) -> Outcome {
+        outcome(self.owner.is_empty() || self.owner.populate(offset.page(self.page), self.page).is_ok())
     }
 }
 
@@ -47,7 +50,7 @@ impl Region {
         lock: &mut impl CallerLock,
     ) -> Result<Outcome, FaultError> {
         let caller = checked(caller.into(), offset, self.len())?;
-        Ok(self.shared.fault_once(offset, &caller, lock))
+        Ok(self.shared.fault_once(InRegion(offset), &caller, lock))
     }
 
     /// The loop around [`fault`](Self::fault), as `fixup_user_fault` does it: first try, then TRIED, cancellation looked
@@ -69,7 +72,7 @@ impl Region {
         lock: &mut impl CallerLock,
     ) -> Result<Resolved, FaultError> {
         let caller = checked(caller.into(), offset, self.len())?;
-        let fault = |flags, lock: &mut _| self.shared.fault_once(offset, &caller.with_flags(flags), lock);
+        let fault = |flags, lock: &mut _| self.shared.fault_once(InRegion(offset), &caller.with_flags(flags), lock);
         Ok(resolve(caller.flags, lock, || caller.is_cancelled(), fault)?)
     }
 }
@@ -95,13 +98,8 @@ impl Mapping {
         let caller = checked(caller.into(), offset, self.len())?.on_disabled(self.on_disabled());
         let served = &*self.served;
         let mapped = || {
-            Some(match served.view.spec.server.uffd() {
-                Some(uffd) => match served.map_pages(uffd, offset) {
-                    Ok(()) => Outcome::Mapped,
-                    Err(_) => Outcome::Sigbus,
-                },
-                _ => served.region.populated(served.offset + offset),
-            })
+            let faulted = served.fault_in(InMapping(offset)).map(|done| outcome(done.is_ok()));
+            Some(faulted.unwrap_or_else(|| served.region.populated(served.offset + InMapping(offset))))
         };
         Ok(served.region.protocol.fault_once(&caller, lock, mapped).unwrap_or_else(|outcome| outcome))
     }

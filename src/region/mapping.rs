@@ -7,6 +7,7 @@ pub use options::MapOptions;
 
 use super::around::Around;
 use super::core::RegionCore;
+use super::offsets::InRegion;
 use super::served::Served;
 use super::shared::RegionShared;
 use crate::monitor;
@@ -72,7 +73,7 @@ impl Mapping {
         .map_err(sys)?;
         let served = Arc::new(Served {
             region: Arc::clone(&region.core),
-            offset,
+            offset: InRegion(offset),
             view,
             load_limit: AtomicUsize::new(0),
             store_limit: AtomicUsize::new(0),
@@ -115,7 +116,7 @@ impl Mapping {
                 served.view.refuse(*state == State::Gone).map_err(Establish::Sys)?;
             }
         }
-        mappings.insert(served.view.range.addr, Arc::clone(served));
+        mappings.insert(served.view.range.start, Arc::clone(served));
         Ok(())
     }
 
@@ -138,7 +139,7 @@ impl Mapping {
 
     /// Where in the region it starts, in bytes.
     pub fn offset(&self) -> usize {
-        self.served.offset
+        self.served.offset.0
     }
 
     /// Can it be stored to?
@@ -174,8 +175,8 @@ impl Drop for Listed {
             monitor.disown(range);
         }
         self.served.view.unmap();
-        if mappings.get(&range.addr).is_some_and(|m| Arc::ptr_eq(m, &self.served)) {
-            mappings.remove(&range.addr);
+        if mappings.get(&range.start).is_some_and(|m| Arc::ptr_eq(m, &self.served)) {
+            mappings.remove(&range.start);
         }
     }
 }
@@ -196,7 +197,7 @@ impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mapping")
             .field("region", &self.served.region.name)
-            .field("offset", &self.served.offset)
+            .field("offset", &self.offset())
             .field("writable", &self.is_writable())
             .field("on_disabled", &self.on_disabled())
             .field("view", &self.served.view)

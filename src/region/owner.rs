@@ -4,13 +4,14 @@
 //! which is why there are no references to it, only volatile and recoverable accesses.
 #![expect(unsafe_code, reason = "accesses memory by address")]
 
+use super::offsets::InRegion;
 use crate::raw;
 use crate::raw::Primitive;
 use crate::region::access_error::check;
 use crate::region::access_error::{AccessError, CopyError};
 use crate::region::backing::{BackingKind, File, OnRevoke};
 use crate::sys::identity::Identity;
-use crate::sys::{AddrRange, SysError, map};
+use crate::sys::{Addr, AddrRange, SysError, map};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::errno::Errno;
 use std::fmt;
@@ -57,8 +58,8 @@ impl OwnerView {
         self.map.as_ref().map_or(std::ptr::null_mut(), MmapRaw::as_mut_ptr)
     }
 
-    pub(crate) fn at(&self, offset: usize) -> *mut u8 {
-        self.as_ptr().wrapping_add(offset)
+    pub(crate) fn at(&self, offset: InRegion) -> *mut u8 {
+        self.as_ptr().wrapping_add(offset.0)
     }
 
     /// The region's length, in bytes.
@@ -72,10 +73,10 @@ impl OwnerView {
     }
 
     /// Has the file give pages in `range`, without changing their content.
-    pub(crate) fn populate(&self, offset: usize, len: usize) -> Result<(), SysError> {
+    pub(crate) fn populate(&self, offset: InRegion, len: usize) -> Result<(), SysError> {
         // An empty view has no addresses: 0 plus the offset is somebody else's.
         let view = self.map.as_ref().ok_or(SysError::new("madvise", Errno::EBADF))?;
-        let range = AddrRange::new(view.as_mut_ptr().addr() + offset, len);
+        let range = AddrRange::new(Addr::of(view.as_mut_ptr()) + offset.0, len);
         // SAFETY: inside the view (the callers' windows are inside the region); it drops nothing.
         match unsafe { map::advise(range, map::Advice::PopulateWrite) } {
             // A device's memory (VM_PFNMAP) is always there.
@@ -95,7 +96,7 @@ impl OwnerView {
         self.check::<T>(offset)?;
         // SAFETY: inside the view and aligned, as just checked; the view lives as long as `self`. Whoever writes there
         // at the same time makes the value theirs or ours, never torn.
-        unsafe { raw::load(self.at(offset).cast::<T>()) }.map_err(|_| AccessError::NoMemory { offset })
+        unsafe { raw::load(self.at(InRegion(offset)).cast::<T>()) }.map_err(|_| AccessError::NoMemory { offset })
     }
 
     /// One store. `offset` in bytes, a multiple of the size of `T`.
@@ -108,7 +109,8 @@ impl OwnerView {
     pub fn write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         self.check::<T>(offset)?;
         // SAFETY: as in `read`.
-        unsafe { raw::store(self.at(offset).cast::<T>(), value) }.map_err(|_| AccessError::NoMemory { offset })
+        unsafe { raw::store(self.at(InRegion(offset)).cast::<T>(), value) }
+            .map_err(|_| AccessError::NoMemory { offset })
     }
 
     /// Copies out of the region.
@@ -121,7 +123,7 @@ impl OwnerView {
     pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
         let given = self.check_slice(offset, into.len())?;
         // SAFETY: inside the view as just checked; `into` is the caller's exclusive buffer.
-        let done = unsafe { raw::copy_out(into.as_mut_ptr(), self.at(offset), given) };
+        let done = unsafe { raw::copy_out(into.as_mut_ptr(), self.at(InRegion(offset)), given) };
         finished(done, into.len(), offset)
     }
 
@@ -135,7 +137,7 @@ impl OwnerView {
     pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
         let given = self.check_slice(offset, from.len())?;
         // SAFETY: inside the view as just checked; `from` is not written meanwhile.
-        let done = unsafe { raw::copy_in(self.at(offset), from.as_ptr(), given) };
+        let done = unsafe { raw::copy_in(self.at(InRegion(offset)), from.as_ptr(), given) };
         finished(done, from.len(), offset)
     }
 
@@ -149,20 +151,20 @@ impl OwnerView {
     pub fn fill(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
         let given = self.check_slice(offset, len)?;
         // SAFETY: inside the view as just checked.
-        let done = unsafe { raw::fill(self.at(offset), byte, given) };
+        let done = unsafe { raw::fill(self.at(InRegion(offset)), byte, given) };
         finished(done, len, offset)
     }
 
     /// How many of the `len` bytes at `offset`, which are in the view, may be accessed. All of them, but where an access that
     /// meets no memory would be a signal.
-    pub(crate) fn given(&self, offset: usize, len: usize) -> usize {
-        if !self.asks || self.gives(offset, len) {
+    pub(crate) fn given(&self, offset: InRegion, len: usize) -> usize {
+        if !self.asks || self.gives(offset.0, len) {
             return len;
         }
         let mut given = 0;
         while given < len {
-            let next = (self.page - (offset + given) % self.page).min(len - given);
-            if !self.gives(offset + given, next) {
+            let next = (self.page - (offset.0 + given) % self.page).min(len - given);
+            if !self.gives(offset.0 + given, next) {
                 break;
             }
             given += next;
@@ -173,20 +175,20 @@ impl OwnerView {
     fn gives(&self, offset: usize, len: usize) -> bool {
         let first = offset / self.page * self.page;
         // Before Linux 5.14 there is no asking (EINVAL).
-        self.populate(first, offset + len - first).map_or_else(|e| e.errno == Errno::EINVAL, |()| true)
+        self.populate(InRegion(first), offset + len - first).map_or_else(|e| e.errno == Errno::EINVAL, |()| true)
     }
 
     /// One access: bounds, alignment, memory.
     fn check<T: Primitive>(&self, offset: usize) -> Result<(), AccessError> {
         check::<T>(offset, self.len())?;
-        if self.given(offset, T::SIZE) == T::SIZE { Ok(()) } else { Err(AccessError::NoMemory { offset }) }
+        if self.given(InRegion(offset), T::SIZE) == T::SIZE { Ok(()) } else { Err(AccessError::NoMemory { offset }) }
     }
 
     /// A copy's bounds; how many bytes of it may be accessed.
     fn check_slice(&self, offset: usize, size: usize) -> Result<usize, CopyError> {
         let fits = offset.checked_add(size).is_some_and(|end| end <= self.len());
         let error = AccessError::OutOfBounds { offset, size, len: self.len() };
-        if fits { Ok(self.given(offset, size)) } else { Err(CopyError { done: 0, error }) }
+        if fits { Ok(self.given(InRegion(offset), size)) } else { Err(CopyError { done: 0, error }) }
     }
 }
 

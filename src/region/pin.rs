@@ -6,6 +6,7 @@
 use super::Region;
 use super::core::RegionCore;
 use super::error::PinError;
+use super::offsets::InRegion;
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::NotResolved;
 use crate::users::Theirs;
@@ -110,7 +111,7 @@ impl RegionCore {
             // Counted in first: from here on the pages stay. While a revocation drains, no pin is counted in.
             self.protocol.pin().then(|| {
                 let pin = Pin { region: Arc::clone(self), range: pages.clone(), holder: None };
-                self.owner.populate(pages.start, pages.len()).map(|()| pin)
+                self.owner.populate(InRegion(pages.start), pages.len()).map(|()| pin)
             })
         });
         match pinned {

@@ -2,6 +2,7 @@
 
 use super::around::Around;
 use super::core::RegionCore;
+use super::offsets::{InMapping, InRegion};
 use crate::monitor::{self, wake_page};
 use crate::protocol::State;
 use crate::stats::count;
@@ -16,8 +17,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// What a mapping, its region and its monitor share.
 pub(crate) struct Served {
     pub(crate) region: Arc<RegionCore>,
-    /// Where in the region the view starts, in bytes.
-    pub(crate) offset: usize,
+    /// Where in the region the view starts.
+    pub(crate) offset: InRegion,
     pub(crate) view: View,
     /// Accesses below this offset may be tried at once: the mapping's length, or 0 while it is known to refuse or
     /// to wait. One comparison checks the bounds and the state.
@@ -68,16 +69,21 @@ impl Served {
         self.store_limit.store(0, Ordering::SeqCst);
     }
 
-    /// Maps the page at `at` (an offset in the mapping, in bytes) and those around it. The caller holds the read side of
-    /// the memory lock and has seen the region enabled; so nothing that a revocation has dropped comes back.
-    pub(crate) fn map_pages(&self, uffd: &Uffd, at: usize) -> Result<(), SysError> {
+    /// Maps the page at `at` and those around it, if that is the crate's business: `None` if the kernel does it. The caller
+    /// holds the read side of the memory lock and has seen the region enabled; so nothing that a revocation has dropped comes
+    /// back.
+    pub(crate) fn fault_in(&self, at: InMapping) -> Option<Result<(), SysError>> {
+        self.view.spec.server.uffd().map(|uffd| self.map_pages(uffd, at))
+    }
+
+    fn map_pages(&self, uffd: &Uffd, at: InMapping) -> Result<(), SysError> {
         let page = self.region.page;
-        let first = at / page * page;
+        let first = at.0 / page * page;
         let (start, end) = self.around.window(first, self.view.range.len);
         let mut from = start;
         let mut mapped = 0;
         while from < end {
-            let part = AddrRange::new(self.view.range.addr + from, end - from);
+            let part = self.view.range.part(from, end - from);
             match uffd.map_present(part) {
                 Ok(Continued::Bytes(n)) => {
                     mapped += n / page;
@@ -86,11 +92,13 @@ impl Served {
                 // Somebody was faster. Its waiters were woken by whoever mapped it, unless they came in between.
                 Ok(Continued::AlreadyMapped) => {
                     if from == first {
-                        let _ = uffd.wake(AddrRange::new(self.view.range.addr + from, page));
+                        let _ = uffd.wake(self.view.range.part(from, page));
                     }
                     from += page;
                 }
-                Ok(Continued::Hole) if from == first => self.region.owner.populate(self.offset + first, page)?,
+                Ok(Continued::Hole) if from == first => {
+                    self.region.owner.populate(self.offset + InMapping(first), page)?
+                }
                 // Around the fault only what the file has is mapped.
                 Ok(Continued::Hole) => from += page,
                 // Part of the window was unmapped or split off by the application: the page itself, or nothing.
@@ -112,12 +120,12 @@ impl Served {
     }
 
     fn map_page(&self, uffd: &Uffd, first: usize) -> Result<(), SysError> {
-        let page = AddrRange::new(self.view.range.addr + first, self.region.page);
+        let page = self.view.range.part(first, self.region.page);
         loop {
             match uffd.map_present(page)? {
                 Continued::Bytes(_) => return Ok(()),
                 Continued::AlreadyMapped => return uffd.wake(page),
-                Continued::Hole => self.region.owner.populate(self.offset + first, self.region.page)?,
+                Continued::Hole => self.region.owner.populate(self.offset + InMapping(first), self.region.page)?,
                 Continued::NotRegistered => return Err(SysError::new("UFFDIO_CONTINUE", Errno::ENOENT)),
                 Continued::TryAgain => std::thread::yield_now(),
             }
@@ -132,20 +140,20 @@ impl monitor::Resolver for Served {
         // NOWAIT: the holder of the write side wakes this mapping's waiters after releasing it, and they fault again.
         let Some(state) = self.region.protocol.try_read_to_answer() else {
             count(&counters.faults_parked);
-            event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, "fault, region busy");
+            event!(TRACE, region = %self.region.name, addr = ?fault.addr, tid = fault.tid, "fault, region busy");
             return;
         };
-        event!(TRACE, region = %self.region.name, addr = fault.addr, tid = fault.tid, state = ?*state, "fault");
+        event!(TRACE, region = %self.region.name, addr = ?fault.addr, tid = fault.tid, state = ?*state, "fault");
         match *state {
             State::Enabled => {
-                if self.map_pages(uffd, fault.addr - self.view.range.addr).is_err() {
+                if self.map_pages(uffd, InMapping(fault.addr - self.view.range.start)).is_err() {
                     count(&counters.faults_failed);
                     // The file gives no page there: it was truncated, or its file system is full. Left to the kernel, the
                     // thread meets what that answers, SIGBUS; else it would come here again and again. Whatever the kernel
                     // maps there after all is revoked with the rest, which registers the page again.
                     // A page by itself is one more mapping, for which there may be no memory either; all of the range is none.
                     let page = self.region.page;
-                    let page = AddrRange::new(fault.addr / page * page, page);
+                    let page = AddrRange::new(fault.addr.page(page), page);
                     let _ = uffd.unregister(page).or_else(|_| uffd.unregister(self.view.range));
                     wake_page(uffd, fault.addr);
                 }

@@ -9,7 +9,7 @@ use crate::protocol::{Changes, Mechanism, Member, Protocol, State};
 use crate::stats::count;
 use crate::sync::inside::Mutex;
 use crate::sync::wait::Patience;
-use crate::sys::SysError;
+use crate::sys::{Addr, SysError};
 use crate::view::Grade;
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -23,7 +23,7 @@ pub(crate) struct RegionShared {
     pub(super) on_revoke: OnRevoke,
     pub(super) trim_detached: bool,
     /// By first address.
-    pub(super) mappings: Mutex<BTreeMap<usize, Arc<Served>>>,
+    pub(super) mappings: Mutex<BTreeMap<Addr, Arc<Served>>>,
 }
 
 impl Deref for RegionShared {
@@ -56,17 +56,17 @@ impl RegionShared {
             Ok(Grade::Intended) => Ok(()),
             Ok(Grade::Degraded) => {
                 count(&self.counters.degraded);
-                event!(WARN, region = %self.name, addr = mapping.view.range.addr, "degraded");
+                event!(WARN, region = %self.name, addr = ?mapping.view.range.start, "degraded");
                 Ok(())
             }
-            Err(source) => Err(RevokeError::Sys { addr: mapping.view.range.addr, source }),
+            Err(source) => Err(RevokeError::Sys { addr: mapping.view.range.start.0, source }),
         }
     }
 
     /// Frees the page tables that Detach has put aside, in the background.
     fn trim(self: &Arc<Self>) {
         let region: Weak<Self> = Arc::downgrade(self);
-        let starts: Vec<usize> = self.mappings.lock().keys().copied().collect();
+        let starts: Vec<Addr> = self.mappings.lock().keys().copied().collect();
         let trimming = move || {
             for start in starts {
                 // One step at a time, so that neither an `enable()` nor the mapping's end waits for more than that. Under the
@@ -122,7 +122,7 @@ impl Mechanism for RegionShared {
             return Err(RevokeError::NoFile);
         }
         for mapping in self.mappings.lock().values() {
-            let addr = mapping.view.range.addr;
+            let addr = mapping.view.range.start.0;
             let restored = mapping.view.restore(file.as_ref());
             restored.map_err(|source| RevokeError::Sys { addr, source })?;
         }

@@ -4,7 +4,7 @@
 //! touches, and its caller proves that they are its own.
 #![expect(unsafe_code, reason = "memory mapping calls have no safe form")]
 
-use super::{AddrRange, SysError, left_out, may_fail};
+use super::{Addr, AddrRange, SysError, left_out, may_fail};
 use nix::libc;
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -81,21 +81,18 @@ pub(crate) fn reserve(len: usize, align: usize) -> Result<AddrRange, SysError> {
     if at == libc::MAP_FAILED {
         return Err(SysError::last("mmap"));
     }
-    let start = at.expose_provenance();
-    let addr = start.next_multiple_of(align.max(1));
-    for extra in [AddrRange::new(start, addr - start), AddrRange::new(addr + len, slack - (addr - start))] {
-        if extra.len > 0 {
-            // SAFETY: the two ends of the reservation just made, which nobody else knows.
-            let trimmed = unsafe { unmap(extra) };
-            if let Err(e) = trimmed {
-                // SAFETY: as above, the whole reservation; what was trimmed already is a hole that nobody
-                // has had the time to rely on, and munmap ignores holes.
-                let _ = unsafe { unmap(AddrRange::new(addr, len)) };
-                return Err(e);
-            }
+    let whole = AddrRange::new(Addr::of(at), whole);
+    let reserved = AddrRange::new(Addr(whole.start.0.next_multiple_of(align.max(1))), len);
+    for extra in whole.around(reserved) {
+        // SAFETY: an end of the reservation just made, which nothing else knows.
+        let trimmed = unsafe { unmap(extra) };
+        if let Err(e) = trimmed {
+            // SAFETY: as above.
+            let _ = unsafe { unmap(reserved) };
+            return Err(e);
         }
     }
-    Ok(AddrRange::new(addr, len))
+    Ok(reserved)
 }
 
 /// Puts a shared mapping of `fd` over `range`, replacing what is there.
@@ -193,7 +190,7 @@ pub(crate) unsafe fn advise(range: AddrRange, advice: Advice) -> Result<(), SysE
 ///
 /// # Safety
 /// `range` is the caller's own. The answer is the caller's too.
-pub(crate) unsafe fn move_aside(range: AddrRange, hint: usize) -> Result<AddrRange, SysError> {
+pub(crate) unsafe fn move_aside(range: AddrRange, hint: Addr) -> Result<AddrRange, SysError> {
     may_fail("mremap")?;
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
     let hint = AddrRange::new(hint, range.len).as_ptr().cast::<libc::c_void>();
@@ -202,7 +199,7 @@ pub(crate) unsafe fn move_aside(range: AddrRange, hint: usize) -> Result<AddrRan
     if at == libc::MAP_FAILED {
         return Err(SysError::last("mremap"));
     }
-    Ok(AddrRange::new(at.expose_provenance(), range.len))
+    Ok(AddrRange::new(Addr::of(at), range.len))
 }
 
 /// Moves the mapping at `from` with its page tables over `to`, replacing what is there, in one step under the kernel's
@@ -248,10 +245,10 @@ pub(crate) unsafe fn plug(range: AddrRange) -> Result<(), SysError> {
 }
 
 /// An address, a multiple of `align`, where `len` bytes are free at this moment: a hint for [`move_aside`], no more.
-pub(crate) fn free_address(len: usize, align: usize) -> Result<usize, SysError> {
+pub(crate) fn free_address(len: usize, align: usize) -> Result<Addr, SysError> {
     let free = reserve(len, align)?;
     // SAFETY: the reservation just made, which nobody else knows.
-    unsafe { unmap(free) }.map(|()| free.addr)
+    unsafe { unmap(free) }.map(|()| free.start)
 }
 
 /// Is there a part of `range` where nothing is mapped? msync(2) answers ENOMEM then, and does nothing to shared memory.
@@ -263,13 +260,12 @@ pub(crate) fn has_hole(range: AddrRange) -> bool {
 
 /// Is nothing at all mapped in `range`?
 pub(crate) fn is_hole(range: AddrRange) -> bool {
-    has_hole(range) && mapped_from(range, range.addr).is_none()
+    has_hole(range) && first_mapped(range).is_none()
 }
 
-/// The first mapped page of `range` from `addr` on.
-fn mapped_from(range: AddrRange, addr: usize) -> Option<usize> {
-    let page = super::page_size();
-    (addr..range.end()).step_by(page).find(|addr| !has_hole(AddrRange::new(*addr, page)))
+/// The first mapped page of `range`.
+fn first_mapped(range: AddrRange) -> Option<Addr> {
+    range.pieces(super::page_size()).find(|page| !has_hole(*page)).map(|page| page.start)
 }
 
 /// [`protect`] of all that is mapped in `range`, whatever holes there are. mprotect(2) itself ends at the first.
@@ -277,21 +273,18 @@ fn mapped_from(range: AddrRange, addr: usize) -> Option<usize> {
 /// # Safety
 /// As for [`protect`].
 pub(crate) unsafe fn protect_around_holes(range: AddrRange, prot: Prot) -> Result<(), SysError> {
-    let page = super::page_size();
-    let mut from = range.addr;
+    let mut rest = range;
     loop {
-        let rest = AddrRange::new(from, range.end() - from);
         // SAFETY: passed on.
         let Err(e) = (unsafe { protect(rest, prot) }) else { return Ok(()) };
-        let mut pages = (from..range.end()).step_by(page);
-        let hole = pages.find(|addr| has_hole(AddrRange::new(*addr, page))).ok_or(e)?;
-        if hole > from {
+        let hole = rest.pieces(super::page_size()).find(|page| has_hole(*page)).ok_or(e)?;
+        if hole.start > rest.start {
             // It may have ended for another reason.
             // SAFETY: passed on.
-            unsafe { protect(AddrRange::new(from, hole - from), prot) }?;
+            unsafe { protect(AddrRange::between(rest.start, hole.start), prot) }?;
         }
-        match mapped_from(range, hole) {
-            Some(next) => from = next,
+        match first_mapped(AddrRange::between(hole.start, range.end())) {
+            Some(next) => rest = AddrRange::between(next, range.end()),
             None => return Ok(()),
         }
     }
@@ -307,7 +300,7 @@ pub(crate) fn has_room_for_a_thread() -> Result<(), SysError> {
     let room = reserve(LEN, page)?;
     // Every other page with other rights: each is one mapping more, and so is what is behind it.
     let split = (0..MAPPINGS).try_for_each(|i| {
-        let part = AddrRange::new(room.addr + (2 * i + 1) * page, page);
+        let part = room.part((2 * i + 1) * page, page);
         // SAFETY: the reservation just made, which nothing else knows.
         unsafe { protect(part, Prot::Read) }
     });

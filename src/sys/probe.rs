@@ -9,7 +9,7 @@ use super::identity::PerProcess;
 use super::map::{self, Advice, Prot};
 use super::membarrier;
 use super::uffd::{Uffd, UffdFeatures, UffdSource};
-use super::{SysError, page_size};
+use super::{Addr, SysError, page_size};
 use nix::errno::Errno;
 use std::fmt;
 use std::os::fd::AsFd;
@@ -126,7 +126,7 @@ fn try_dontunmap() -> Result<(), SysError> {
     // SAFETY: the reservation just made, known to nothing else.
     let mapped = unsafe { map::map_shared(here, fd.as_fd(), 0, Prot::Read) };
     // SAFETY: as above.
-    let moved = mapped.and_then(|()| unsafe { map::move_aside(here, 0) });
+    let moved = mapped.and_then(|()| unsafe { map::move_aside(here, Addr(0)) });
     // SAFETY: as above; a throw-away advice that tells whether the old place is still mapped.
     let left = unsafe { map::advise(here, Advice::DontDump) };
     for page in moved.into_iter().chain([here]) {

@@ -287,7 +287,7 @@ impl AsFd for Uffd {
 }
 
 fn uffdio_range(range: AddrRange) -> raw::uffdio_range {
-    raw::uffdio_range { start: range.addr as u64, len: range.len as u64 }
+    raw::uffdio_range { start: range.start.0 as u64, len: range.len as u64 }
 }
 
 #[cfg(test)]
@@ -334,7 +334,7 @@ mod tests {
             );
             return;
         };
-        let page = super::page_size();
+        let page = crate::sys::page_size();
         let file = std::fs::File::from(map::memfd(c"faults", 2 * page as u64, 0).expect("a memfd"));
         std::os::unix::fs::FileExt::write_all_at(&file, &vec![0x5a; 2 * page], 0).expect("it takes them");
         let range = map::reserve(2 * page, page).expect("address space");
@@ -343,10 +343,10 @@ mod tests {
         uffd.register(range, true).expect("shared memory can be registered");
         for (at, write) in [(0x123, false), (page + 0x456, true)] {
             let (tell, told) = mpsc::channel();
-            let addr = range.addr + at;
+            let addr = range.start + at;
             let thread = std::thread::spawn(move || {
                 tell.send(u32::try_from(crate::sys::thread::current_tid())).expect("it is heard");
-                let byte = std::ptr::with_exposed_provenance_mut::<u8>(addr);
+                let byte = std::ptr::with_exposed_provenance_mut::<u8>(addr.0);
                 if write {
                     // SAFETY: inside the mapping; the fault is answered below.
                     unsafe { byte.write_volatile(1) };
@@ -361,10 +361,10 @@ mod tests {
                 std::thread::sleep(Duration::from_micros(100));
             }
             let exact = Uffd::offered_here().expect("one is open").contains(UffdFeatures::EXACT_ADDRESS);
-            let addr = if exact { addr } else { addr & !(page - 1) };
+            let addr = if exact { addr } else { addr.page(page) };
             let tid = told.recv().expect("it said so").expect("a number");
             assert_eq!(faults, [FaultMessage { addr, tid, write }]);
-            uffd.map_present(AddrRange::new(addr & !(page - 1), page)).expect("the page is there");
+            uffd.map_present(AddrRange::new(addr.page(page), page)).expect("the page is there");
             assert_eq!(thread.join().expect("it lives"), if write { 1 } else { 0x5a });
         }
         // SAFETY: nobody uses it any more.

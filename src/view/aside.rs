@@ -2,7 +2,7 @@
 
 use super::{Content, Grade, Standing, Strategy, View, alignment, ranges};
 use crate::sys::map::{self, Advice};
-use crate::sys::{AddrRange, SysError, page_size};
+use crate::sys::{Addr, AddrRange, SysError, page_size};
 use nix::errno::Errno;
 
 impl View {
@@ -42,8 +42,8 @@ impl View {
         let hint = match standing.hint {
             Some(hint) => hint,
             // Any address is as good as another.
-            None if align == page_size() => 0,
-            None => map::free_address(self.range.len, align).unwrap_or(0),
+            None if align == page_size() => Addr(0),
+            None => map::free_address(self.range.len, align).unwrap_or(Addr(0)),
         };
         // SAFETY: the view's own range. The kernel leaves a mapping in it, whose page tables are empty; whatever a concurrent
         // access faults into that is dropped by what the caller puts over it.
@@ -56,7 +56,7 @@ impl View {
                 return Err(SysError::new("mremap", Errno::EEXIST));
             }
         }
-        standing.hint = (aside.addr % align == 0).then_some(aside.addr);
+        standing.hint = aside.start.is_multiple_of(align).then_some(aside.start);
         standing.aside = Some(aside);
         Ok(())
     }
@@ -85,7 +85,7 @@ impl View {
         const STEP: usize = 64 << 20;
         let standing = self.standing().ok()?;
         let aside = standing.aside.filter(|aside| done < aside.len)?;
-        let part = AddrRange::new(aside.addr + done, STEP.min(aside.len - done));
+        let part = aside.part(done, STEP.min(aside.len - done));
         // SAFETY: a part of what is the view's own, as in `move_back`, and which nothing accesses; shared memory, whose content
         // stays in the file.
         unsafe { map::advise(part, Advice::DontNeed) }.ok()?;

@@ -122,8 +122,7 @@ impl View {
     ) -> Result<(), SysError> {
         if !crate::sys::left_out("cover") {
             for Part { range, prot } in self.parts() {
-                for at in (range.addr..range.end()).step_by(size) {
-                    let tile = AddrRange::new(at, size.min(range.end() - at));
+                for tile in range.pieces(size) {
                     self.replace(standing, tile, || cover(tile, prot))?;
                 }
             }

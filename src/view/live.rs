@@ -31,7 +31,7 @@ impl View {
 
     #[expect(unsafe_code, reason = "UNSAFETY: maps, moves and unmaps ranges that only this view knows, or owns")]
     fn map_part(&self, standing: &mut Standing, part: Part, file: &KnownFile) -> Result<(), SysError> {
-        let offset = self.spec.file_offset + (part.range.addr - self.range.addr) as u64;
+        let offset = self.spec.file_offset + (part.range.start - self.range.start) as u64;
         let staging = ranges::reserve(part.range.len, alignment(part.range.len).max(self.spec.page))?;
         let staged = self.stage(staging, file, offset, part.prot);
         let moved = staged.and_then(|()| {

@@ -8,14 +8,14 @@
 use super::left_over::release;
 use crate::sync::inside::Mutex;
 use crate::sys::identity::PerProcess;
-use crate::sys::{AddrRange, SysError, map};
+use crate::sys::{Addr, AddrRange, SysError, map};
 use std::collections::BTreeMap;
 
 /// By first address. The lock is held while address space is taken and given back, so that what the kernel gives is compared
 /// with what there is.
 static RANGES: PerProcess<Mutex<Ranges>> = PerProcess::new(|| Mutex::new(BTreeMap::new()));
 
-type Ranges = BTreeMap<usize, Known>;
+type Ranges = BTreeMap<Addr, Known>;
 
 struct Known {
     range: AddrRange,
@@ -27,7 +27,7 @@ struct Known {
 pub(super) fn take(len: usize, align: usize) -> Result<AddrRange, SysError> {
     let mut ranges = RANGES.get().lock_quietly();
     let range = reserve_outside(&mut ranges, len, align)?;
-    ranges.insert(range.addr, Known { range, filled: false });
+    ranges.insert(range.start, Known { range, filled: false });
     Ok(range)
 }
 
@@ -39,7 +39,7 @@ pub(super) fn give_up(range: AddrRange, hole: Option<AddrRange>) {
         Some(hole) => range.around(hole).for_each(release),
         None => release(range),
     }
-    ranges.remove(&range.addr);
+    ranges.remove(&range.start);
 }
 
 /// Address space in which something is made, and moved away again.
@@ -55,7 +55,7 @@ pub(super) fn is_outside(range: AddrRange) -> bool {
 /// True if a hole in it was filled since this was asked last: what is there is not the view's mapping, or not all of it.
 pub(super) fn was_filled(range: AddrRange) -> bool {
     let mut ranges = RANGES.get().lock_quietly();
-    ranges.get_mut(&range.addr).is_some_and(|known| std::mem::take(&mut known.filled))
+    ranges.get_mut(&range.start).is_some_and(|known| std::mem::take(&mut known.filled))
 }
 
 fn reserve_outside(ranges: &mut Ranges, len: usize, align: usize) -> Result<AddrRange, SysError> {

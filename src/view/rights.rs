@@ -1,7 +1,7 @@
 //! The rights that the parts of a range have: what the crate was told, and what it restores.
 
-use crate::sys::AddrRange;
 use crate::sys::map::Prot;
+use crate::sys::{Addr, AddrRange};
 
 /// A part of a range with the same rights throughout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,21 +25,21 @@ impl Rights {
 
     /// The rights at an address; none outside.
     #[cfg(test)]
-    pub(super) fn at(&self, addr: usize) -> Prot {
+    pub(super) fn at(&self, addr: Addr) -> Prot {
         self.0.iter().find(|part| part.range.contains(addr)).map_or(Prot::None, |part| part.prot)
     }
 
     /// Gives `changed`, which is within the range, other rights.
     pub(super) fn set(&mut self, changed: AddrRange, prot: Prot) {
         let piece =
-            |from: usize, to: usize, prot| (from < to).then(|| Part { range: AddrRange::new(from, to - from), prot });
+            |from: Addr, to: Addr, prot| (from < to).then(|| Part { range: AddrRange::between(from, to), prot });
         let around = self.0.iter().flat_map(|part| {
-            let before = piece(part.range.addr, part.range.end().min(changed.addr), part.prot);
-            let after = piece(part.range.addr.max(changed.end()), part.range.end(), part.prot);
+            let before = piece(part.range.start, part.range.end().min(changed.start), part.prot);
+            let after = piece(part.range.start.max(changed.end()), part.range.end(), part.prot);
             before.into_iter().chain(after)
         });
         let mut parts: Vec<Part> = around.chain([Part { range: changed, prot }]).collect();
-        parts.sort_by_key(|part| part.range.addr);
+        parts.sort_by_key(|part| part.range.start);
         parts.dedup_by(|next, part| {
             let same = next.prot == part.prot;
             part.range.len += if same { next.range.len } else { 0 };
@@ -65,22 +65,22 @@ mod tests {
         fn each_page_has_the_rights_that_it_was_given_last(
             changes in prop::collection::vec((0usize..32, 1usize..32, any_prot()), 0..12),
         ) {
-            let whole = AddrRange::new(1000, 32);
+            let whole = AddrRange::new(Addr(1000), 32);
             let mut rights = Rights::whole(whole, Prot::ReadWrite);
             let mut pages = [Prot::ReadWrite; 32];
             for (from, len, prot) in changes {
                 let len = len.min(32 - from);
-                rights.set(AddrRange::new(1000 + from, len), prot);
+                rights.set(whole.part(from, len), prot);
                 pages[from..from + len].fill(prot);
             }
             for (at, prot) in pages.into_iter().enumerate() {
-                prop_assert_eq!(rights.at(1000 + at), prot);
+                prop_assert_eq!(rights.at(Addr(1000 + at)), prot);
             }
             let parts = rights.parts();
-            prop_assert_eq!(parts.first().map(|part| part.range.addr), Some(whole.addr));
+            prop_assert_eq!(parts.first().map(|part| part.range.start), Some(whole.start));
             prop_assert_eq!(parts.last().map(|part| part.range.end()), Some(whole.end()));
             for pair in parts.windows(2) {
-                prop_assert_eq!(pair[0].range.end(), pair[1].range.addr);
+                prop_assert_eq!(pair[0].range.end(), pair[1].range.start);
                 prop_assert_ne!(pair[0].prot, pair[1].prot);
             }
         }

@@ -2,7 +2,6 @@
 
 use super::Mapping;
 use crate::region::error::ProtectError;
-use crate::sys::AddrRange;
 use crate::sys::map::Prot;
 use std::ops::Range;
 
@@ -36,7 +35,7 @@ impl Mapping {
         if self.served.region.protocol.is_inherited() {
             return Err(ProtectError::Forked);
         }
-        let part = AddrRange::new(self.served.view.range.addr + range.start, range.len());
+        let part = self.served.view.range.part(range.start, range.len());
         self.served.view.protect(part, rights).map_err(ProtectError::Sys)
     }
 }

@@ -17,7 +17,7 @@
 
 use super::{Uffd, UffdFeatures, UffdSource, raw};
 use crate::sys::map;
-use crate::sys::{AddrRange, SysError, may_fail, page_size};
+use crate::sys::{Addr, AddrRange, SysError, may_fail, page_size};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::libc;
@@ -71,7 +71,7 @@ impl Uffd {
     /// Whether it serves this process: see the module's documentation.
     fn serves_this_process(&self) -> Result<bool, SysError> {
         let page = low_page()?;
-        let everything = end_of_addresses().map(|end| AddrRange::new(page.addr, end - page.addr));
+        let everything = end_of_addresses().map(|end| AddrRange::between(page.start, end));
         let with = everything.map(|range| self.register(range, false));
         // SAFETY: mapped by `low_page`, and known only here.
         unsafe { map::unmap(page) }?;
@@ -90,7 +90,7 @@ fn low_page() -> Result<AddrRange, SysError> {
     let mut refused = SysError::new("mmap", Errno::ENOMEM);
     // From the lowest that the kernel allows (vm.mmap_min_addr is 64 KiB at most) to 256 MiB.
     for shift in 0..=12 {
-        match map_if_free(AddrRange::new(0x10000 << shift, len), Some(file.as_fd())) {
+        match map_if_free(AddrRange::new(Addr(0x10000 << shift), len), Some(file.as_fd())) {
             Ok(page) => return Ok(page),
             Err(e) => refused = e,
         }
@@ -99,7 +99,7 @@ fn low_page() -> Result<AddrRange, SysError> {
 }
 
 /// The end of this process's address space, but for a page or two: a power of two on every architecture.
-fn end_of_addresses() -> Result<usize, SysError> {
+fn end_of_addresses() -> Result<Addr, SysError> {
     let page = page_size();
     let on_stack = (&raw const page).addr();
     let mut refused = SysError::new("mmap", Errno::ENOMEM);
@@ -108,13 +108,13 @@ fn end_of_addresses() -> Result<usize, SysError> {
         if end <= on_stack {
             break;
         }
-        match map_if_free(AddrRange::new(end - page, page), None) {
+        match map_if_free(AddrRange::new(Addr(end - page), page), None) {
             Ok(last) => {
                 // SAFETY: the page just mapped, which no other code knows.
                 unsafe { map::unmap(last) }?;
-                return Ok(end);
+                return Ok(Addr(end));
             }
-            Err(SysError { errno: Errno::EEXIST, .. }) => return Ok(end),
+            Err(SysError { errno: Errno::EEXIST, .. }) => return Ok(Addr(end)),
             // ENOMEM: no such addresses (mmap(2)).
             Err(e) => refused = e,
         }

@@ -3,6 +3,7 @@
 //! Pure: bytes in, faults out. Everything but a page fault is nothing: events are not asked for, and whoever hands in a
 //! descriptor that sends some has them read, which is what their originators wait for, and no more.
 
+use crate::sys::Addr;
 use linux_raw_sys::general as raw;
 use std::mem::offset_of;
 
@@ -17,7 +18,7 @@ const THREAD: usize = offset_of!(raw::uffd_msg, arg.pagefault.feat);
 /// A page fault that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FaultMessage {
-    pub(crate) addr: usize,
+    pub(crate) addr: Addr,
     /// The thread that faulted, where the kernel told (`UFFD_FEATURE_THREAD_ID`); 0 otherwise.
     pub(crate) tid: u32,
     pub(crate) write: bool,
@@ -34,7 +35,7 @@ fn decode(message: &[u8; SIZE]) -> Option<FaultMessage> {
     }
     let flags = u64::from_ne_bytes(field(message, FLAGS));
     Some(FaultMessage {
-        addr: usize::try_from(u64::from_ne_bytes(field(message, ADDRESS))).ok()?,
+        addr: Addr(usize::try_from(u64::from_ne_bytes(field(message, ADDRESS))).ok()?),
         tid: u32::from_ne_bytes(field(message, THREAD)),
         write: flags & u64::from(raw::UFFD_PAGEFAULT_FLAG_WRITE) != 0,
     })
@@ -82,7 +83,7 @@ pub(crate) mod tests {
         #[test]
         fn a_fault_is_understood_whatever_flags_it_has(flags: u64, address: u64, tid: u32) {
             let understood: Vec<_> = faults(&fault(flags, address, tid)).collect();
-            let addr = usize::try_from(address);
+            let addr = usize::try_from(address).map(Addr);
             let expected = addr.map(|addr| FaultMessage { addr, tid, write: flags & 1 == 1 });
             prop_assert_eq!(understood, expected.into_iter().collect::<Vec<_>>());
         }

@@ -1,0 +1,93 @@
+//! What a device may reach by DMA, and how an IOMMU is told.
+
+use super::error::PciError;
+use crate::region::mapping::Mapping;
+use crate::region::notify::InvalidateNotifier;
+use crate::sys::page_size;
+use std::io;
+use std::ops::Range;
+
+/// What a device may do with memory that is mapped for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DmaAccess {
+    /// Read it.
+    Read,
+    /// Read and write it.
+    ReadWrite,
+}
+
+/// What puts mappings into hardware: `VFIO_IOMMU_MAP_DMA`, iommufd, a software IOMMU.
+///
+/// Called without any lock of the crate, by the thread that maps, unmaps, revokes or gives back; a panic is a failure. From inside
+/// of a call nothing can be had of the region that the memory is of that would have to wait for the call's own end: it says
+/// [`Reentrant`](PciError::Reentrant).
+pub trait Iommu: Send + Sync {
+    /// From now on `iova..iova + len` reaches the memory at `addr`, which is there and will stay until
+    /// [`unmap`](Self::unmap).
+    ///
+    /// # Errors
+    /// Nothing is mapped.
+    fn map(&self, iova: u64, addr: *mut u8, len: usize, access: DmaAccess) -> io::Result<()>;
+
+    /// From its return on, nothing reaches memory through these addresses.
+    fn unmap(&self, iova: u64, len: usize);
+}
+
+/// A piece of memory to map for DMA.
+#[derive(Clone, Debug)]
+pub struct DmaSegment<'a>(pub(super) SegmentKind<'a>);
+
+#[derive(Clone, Debug)]
+pub(super) enum SegmentKind<'a> {
+    Plain { addr: *mut u8, len: usize },
+    Device { mapping: &'a Mapping, range: Range<usize> },
+}
+
+impl<'a> DmaSegment<'a> {
+    /// A part of a BAR's mapping, as offsets in the mapping, in bytes: whole pages. Its range stays, revoked and given back with the
+    /// region, if the mapping is dropped before this is unmapped.
+    pub fn device(mapping: &'a Mapping, range: Range<usize>) -> Self {
+        Self(SegmentKind::Device { mapping, range })
+    }
+
+    /// Memory that is never revoked: `len` bytes from `addr` on, whole pages.
+    ///
+    /// # Safety
+    /// As long as it is mapped in a [`DmaSpace`], devices read it, and write it where they are allowed to, at any time. So until
+    /// it is unmapped it is memory of the caller's that stays mapped, and that nothing has a reference to which that breaks.
+    #[expect(unsafe_code, reason = "UNSAFETY: what an IOMMU is told to reach is the caller's promise")]
+    pub unsafe fn plain(addr: *mut u8, len: usize) -> Self {
+        Self(SegmentKind::Plain { addr, len })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match &self.0 {
+            SegmentKind::Plain { len, .. } => *len,
+            SegmentKind::Device { range, .. } => range.len(),
+        }
+    }
+
+    /// Is it made of whole pages, and inside of what it is a part of?
+    pub(super) fn check(&self, access: DmaAccess) -> Result<(), PciError> {
+        let page = page_size();
+        let (addr, start, len) = match &self.0 {
+            SegmentKind::Plain { addr, len } => (addr.addr(), addr.addr(), *len),
+            SegmentKind::Device { mapping, range } => {
+                (mapping.as_ptr().addr().wrapping_add(range.start), range.start, range.len())
+            }
+        };
+        let bad = |why| Err(PciError::Dma { addr, why });
+        if len == 0 || start % page != 0 || len % page != 0 || addr.checked_add(len).is_none() {
+            return bad("a segment is whole pages, one at least");
+        }
+        if let SegmentKind::Device { mapping, range } = &self.0 {
+            if range.end > mapping.len() {
+                return bad("the segment is not inside of its mapping");
+            }
+            if access == DmaAccess::ReadWrite && !mapping.is_writable() {
+                return bad("the mapping is read-only: map it for DMA with DmaAccess::Read");
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,27 @@
+//! Offsets, in bytes: in a mapping, and in the region that it is a mapping of.
+
+use std::ops::Add;
+
+/// An offset in a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct InRegion(pub(crate) usize);
+
+/// An offset in a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct InMapping(pub(crate) usize);
+
+impl InRegion {
+    /// The start of the page of `size` bytes that it is in.
+    pub(crate) fn page(self, size: usize) -> Self {
+        Self(self.0 / size * size)
+    }
+}
+
+/// Where in the region an offset in a mapping is that starts at this one.
+impl Add<InMapping> for InRegion {
+    type Output = Self;
+
+    fn add(self, offset: InMapping) -> Self {
+        Self(self.0 + offset.0)
+    }
+}
