@@ -13,6 +13,8 @@ pub(crate) mod owner;
 pub(crate) mod pin;
 pub(crate) mod placed;
 mod shared;
+#[cfg(test)]
+mod tests;
 
 pub use builder::{FaultAround, RegionBuilder};
 pub(crate) use shared::RegionShared;
