@@ -320,4 +320,4 @@ impl Drop for Threads {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

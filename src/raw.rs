@@ -19,6 +19,10 @@
 mod bulk;
 mod primitive;
 pub mod signal;
+#[cfg(all(test, not(revocable_model)))]
+mod test_memory;
+#[cfg(all(test, not(revocable_model)))]
+mod tests;
 
 pub(crate) use arch::{RECOVERABLE, compare_exchange, fetch_add, keep_loaded, load, recover, store, swap};
 use arch::{rounds_in, rounds_out};

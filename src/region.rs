@@ -19,6 +19,8 @@ pub(crate) mod placed;
 pub(crate) mod served;
 pub(crate) mod shared;
 pub(crate) mod subscription;
+#[cfg(test)]
+mod tests;
 
 pub use builder::RegionBuilder;
 

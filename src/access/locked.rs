@@ -60,8 +60,8 @@ impl Mapping {
         let mut part = [0; PART];
         let written = self.parts(offset, from.len(), AccessKind::Store, |done, len| {
             part[..len].copy_from_slice(&from[done..done + len]);
-            // SAFETY: `under_lock`'s place, of `len` bytes; `part` has as many, and is this function's own.
             self.locked(offset + done, len, AccessKind::Store, |to| {
+                // SAFETY: `under_lock`'s place, of `len` bytes; `part` has as many, and is this function's own.
                 all(unsafe { raw::copy_in(to, part.as_ptr(), len) }, len)
             })
         });

@@ -6,7 +6,7 @@ use super::error::PciError;
 use super::ioeventfd_table::IoEventFds;
 use super::kicks::IoEventLoop;
 use super::regs::*;
-use super::state::{BarSlot, Device, Memory, PciDevice, PortIo, Ports, ResetFn, ResetKind};
+use super::state::{BarSlot, Device, Memory, PciDevice, Ports, ResetFn, ResetKind};
 use crate::monitor::Monitor;
 use crate::region::Region;
 use crate::region::backing::Backing;

@@ -2,7 +2,7 @@
 
 use super::error::PciError;
 use crate::region::mapping::Mapping;
-use crate::region::notify::InvalidateNotifier;
+
 use crate::sys::page_size;
 use std::io;
 use std::ops::Range;

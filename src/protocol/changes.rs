@@ -27,6 +27,9 @@ pub(crate) struct Failed<M> {
     pub(crate) source: RevokeError,
 }
 
+/// What a reset's callback answered, and whether all came back.
+pub(crate) type WasReset<R, M> = (R, Result<(), Failed<M>>);
+
 /// How long to wait, for whom.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WaitFor {
@@ -122,7 +125,7 @@ impl<'a, M: Member> Changes<'a, M> {
         wait: impl Into<WaitFor>,
         run: impl FnOnce() -> R,
         goal: impl Fn(&M) -> Option<State>,
-    ) -> Result<(R, Result<(), Failed<M>>), Failed<M>> {
+    ) -> Result<WasReset<R, M>, Failed<M>> {
         let Some(mut changes) = Self::begin(members, |_| None, wait)? else {
             // No members.
             return Ok((run(), Ok(())));

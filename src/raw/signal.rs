@@ -60,7 +60,7 @@ use nix::libc::{SIGBUS, SIGSEGV, siginfo_t};
 
 mod chain;
 #[cfg(all(test, not(revocable_model)))]
-mod tests;
+pub(super) mod tests;
 
 /// Why the handlers are not in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,3 +1,5 @@
+//! The gate lets guards in only while it is open, and a drain waits for exactly those that are in.
+
 use super::*;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc;

@@ -1,3 +1,5 @@
+//! A waiter returns when its condition ends, when it is cancelled, or at its deadline.
+
 use super::*;
 use std::sync::mpsc;
 use std::thread;

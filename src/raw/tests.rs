@@ -1,0 +1,153 @@
+//! Accesses of every kind and width: whole on good memory, an error on revoked memory, never a signal that kills.
+#![expect(
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "test scaffolding on memory of its own"
+)]
+
+use super::{self as raw, Faulted, signal};
+use crate::raw::signal::tests::handlers::needs_recovery;
+use crate::raw::test_memory::{PAGE, bus, bus_after, good, segv};
+use nix::libc;
+
+macro_rules! integers {
+    ($($ty:ident)*) => { $(
+        #[test]
+        fn $ty() {
+            signal::install().unwrap();
+            let p = good(PAGE).cast::<$ty>();
+            unsafe {
+                for value in [0, 1, 0x5a, <$ty>::MAX, <$ty>::MIN, !0, !1] {
+                    assert_eq!(raw::store(p, value), Ok(()));
+                    assert_eq!(raw::load(p), Ok(value));
+                    assert_eq!(*p.add(1), 0, "wrote beyond itself");
+                    assert_eq!(raw::compare_exchange(p, value, 3), Ok(Ok(value)));
+                    assert_eq!(raw::compare_exchange(p, !3, 9), Ok(Err(3)));
+                    assert_eq!(raw::swap(p, value), Ok(3));
+                    assert_eq!(raw::fetch_add(p, 1), Ok(value));
+                    assert_eq!(raw::load(p), Ok(value.wrapping_add(1)));
+                    assert_eq!(raw::store(p, 0b1100), Ok(()));
+                    assert_eq!(raw::fetch_or(p, 0b0011), Ok(0b1100));
+                    assert_eq!(raw::fetch_and(p, 0b0110), Ok(0b1111));
+                    assert_eq!(raw::fetch_xor(p, 0b0101), Ok(0b0110));
+                    assert_eq!(raw::load(p), Ok(0b0011));
+                }
+                if !raw::RECOVERABLE {
+                    return;
+                }
+                for p in [bus(PAGE), segv(PAGE)] {
+                    for p in [p.cast::<$ty>(), p.add(PAGE - size_of::<$ty>()).cast()] {
+                        assert_eq!(raw::load(p), Err(Faulted));
+                        assert_eq!(raw::store(p, 1), Err(Faulted));
+                        assert_eq!(raw::compare_exchange(p, 0, 1), Err(Faulted));
+                        assert_eq!(raw::swap(p, !0), Err(Faulted));
+                        assert_eq!(raw::fetch_add(p, 1), Err(Faulted));
+                        assert_eq!(raw::fetch_or(p, 1), Err(Faulted));
+                        assert_eq!(raw::fetch_and(p, 1), Err(Faulted));
+                        assert_eq!(raw::fetch_xor(p, 1), Err(Faulted));
+                    }
+                }
+            }
+        }
+    )* };
+}
+
+/// Every operation at every width, on good memory, on SIGBUS and on SIGSEGV; all ones are a value like any other.
+mod integers {
+    use super::*;
+    integers!(u8 u16 u32 u64 usize i8 i16 i32 i64 isize);
+}
+
+#[test]
+fn floats_load_and_store_bit_for_bit() {
+    signal::install().unwrap();
+    let p = good(PAGE);
+    unsafe {
+        for bits in [0, 0x8000_0000_0000_0000, u64::MAX, 0x7ff0_0000_0000_0001] {
+            raw::store(p.cast::<f64>(), f64::from_bits(bits)).unwrap();
+            assert_eq!(raw::load(p.cast::<f64>()).unwrap().to_bits(), bits);
+            let half = u32::try_from(bits >> 32).unwrap();
+            raw::store(p.cast::<f32>(), f32::from_bits(half)).unwrap();
+            assert_eq!(raw::load(p.cast::<f32>()).unwrap().to_bits(), half);
+        }
+    }
+    needs_recovery!();
+    unsafe {
+        assert!(raw::load(segv(PAGE).cast::<f32>()).is_err());
+        assert!(raw::load(bus(PAGE).cast::<f64>()).is_err());
+    }
+}
+
+/// Copies of every kind that meet the page's edge at `edge` bytes, at every alignment of both sides modulo 32.
+fn copies_stop_at(edge: usize, len: usize, region: impl Fn() -> *mut u8) {
+    let buffer: Vec<u8> = (0..len + 64).map(|i| u8::try_from(i % 251).unwrap() + 1).collect();
+    for misaligned in 0..32 {
+        let page = region();
+        let start = unsafe { page.add(PAGE - edge) };
+        let before = unsafe { std::slice::from_raw_parts(page, PAGE) }.to_vec();
+        let done = unsafe { raw::copy_in(start, buffer[misaligned..].as_ptr(), len) };
+        assert_eq!(done, edge.min(len), "copy_in");
+        let after = unsafe { std::slice::from_raw_parts(page, PAGE) };
+        assert_eq!(after[PAGE - edge..][..done], buffer[misaligned..][..done]);
+        assert_eq!(after[..PAGE - edge], before[..PAGE - edge]);
+        assert_eq!(after[PAGE - edge + done..], before[PAGE - edge + done..]);
+
+        let mut out = vec![0xee; len + 64];
+        let done = unsafe { raw::copy_out(out[misaligned..].as_mut_ptr(), start, len) };
+        assert_eq!(done, edge.min(len), "copy_out");
+        assert_eq!(out[misaligned..][..done], after[PAGE - edge..][..done]);
+        assert!(out[..misaligned].iter().chain(&out[misaligned + done..]).all(|byte| *byte == 0xee), "wrote beyond");
+
+        let done = unsafe { raw::fill(start, 0x77, len) };
+        assert_eq!(done, edge.min(len), "fill");
+        assert!(after[PAGE - edge..][..done].iter().all(|byte| *byte == 0x77));
+        unsafe { libc::munmap(page.cast(), 3 * PAGE) };
+    }
+}
+
+#[test]
+fn a_whole_copy_is_whole() {
+    signal::install().unwrap();
+    for len in [0, 1, 7, 8, 9, 127, 128, 129, 1023, 1024, 1055, 2222, PAGE] {
+        copies_stop_at(len, len, || good(3 * PAGE));
+    }
+}
+
+#[test]
+fn a_copy_that_meets_revoked_memory_says_how_far_it_came() {
+    needs_recovery!();
+    for edge in (0..=200).chain([1000, 1024, 1055, 1056, 2047, 2048, 4000, PAGE]) {
+        copies_stop_at(edge, edge + 1, || bus_after(PAGE, 3 * PAGE));
+        copies_stop_at(edge, edge + 200, || {
+            let p = good(3 * PAGE);
+            assert_eq!(unsafe { libc::mprotect(p.add(PAGE).cast(), 2 * PAGE, libc::PROT_NONE) }, 0);
+            p
+        });
+    }
+}
+
+#[test]
+fn many_threads_may_fault_at_once() {
+    needs_recovery!();
+    let (bus, segv, fine) = (bus(PAGE) as usize, segv(PAGE) as usize, good(PAGE) as usize);
+    std::thread::scope(|scope| {
+        for _ in 0..64 {
+            scope.spawn(move || {
+                for i in 0..500u32 {
+                    assert_eq!(unsafe { raw::load(bus as *const u32) }, Err(Faulted));
+                    assert_eq!(unsafe { raw::store(segv as *mut u64, 1) }, Err(Faulted));
+                    assert_eq!(unsafe { raw::load(fine as *const u64) }, Ok(0), "round {i}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn errno_is_kept() {
+    needs_recovery!();
+    let p = bus(PAGE);
+    nix::errno::Errno::set_raw(4711);
+    assert_eq!(unsafe { raw::load(p) }, Err(Faulted));
+    assert_eq!(nix::errno::Errno::last_raw(), 4711);
+}
