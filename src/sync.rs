@@ -7,15 +7,15 @@
 pub(crate) mod barrier;
 pub(crate) mod inside;
 pub(crate) mod memory_lock;
-#[cfg(not(revocable_model))]
+#[cfg(not(all(test, revocable_model)))]
 mod real;
 pub(crate) mod wait;
-#[cfg(not(revocable_model))]
+#[cfg(not(all(test, revocable_model)))]
 pub(crate) use real::*;
 
-#[cfg(revocable_model)]
+#[cfg(all(test, revocable_model))]
 mod model;
-#[cfg(revocable_model)]
+#[cfg(all(test, revocable_model))]
 pub(crate) use model::*;
 #[cfg(all(test, revocable_model))]
 pub(crate) mod explore;
@@ -74,19 +74,19 @@ pub(crate) enum Mutation {
     /// The fault path: answer after releasing the memory lock.
     FaultUnlocked,
     /// The fake kernel: revoke without dropping page-table entries.
-    #[cfg(revocable_model)]
+    #[cfg(all(test, revocable_model))]
     Zap,
     /// The fake kernel: what slipped in while the page tables were moved aside is not dropped.
-    #[cfg(revocable_model)]
+    #[cfg(all(test, revocable_model))]
     ClosingZap,
     /// The fake kernel: nobody who waits in a page fault is woken.
-    #[cfg(revocable_model)]
+    #[cfg(all(test, revocable_model))]
     Wake,
     /// The fake kernel: a reset refuses instead of having faults wait.
-    #[cfg(revocable_model)]
+    #[cfg(all(test, revocable_model))]
     HoldRefuses,
     /// The fake monitor: waits for the memory lock.
-    #[cfg(revocable_model)]
+    #[cfg(all(test, revocable_model))]
     ServeReads,
     /// Asynchronous faults: settle by a phase that was read before the list was locked.
     SettleStale,

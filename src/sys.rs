@@ -8,7 +8,7 @@ pub(crate) mod feature;
 pub(crate) mod futex;
 pub(crate) mod identity;
 pub(crate) mod known;
-#[cfg(not(revocable_model))]
+#[cfg(not(all(test, revocable_model)))]
 pub(crate) mod life;
 pub(crate) mod map;
 pub(crate) mod membarrier;

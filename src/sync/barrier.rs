@@ -19,14 +19,14 @@
 
 use super::{Mutation, atomic::Ordering, broken, fence};
 use crate::sys::SysError;
-#[cfg(not(revocable_model))]
+#[cfg(not(all(test, revocable_model)))]
 use crate::sys::{feature::Feature, membarrier, probe::Support};
 
 /// Which pair of barriers is in use: both sides must take theirs from the same value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Barriers {
     /// Free on the light side, a system call on the heavy one.
-    #[cfg(not(revocable_model))]
+    #[cfg(not(all(test, revocable_model)))]
     Membarrier,
     /// A SeqCst fence on both sides. The model has only this one.
     Fences,
@@ -35,7 +35,7 @@ pub(crate) enum Barriers {
 impl Barriers {
     /// The best pair that this kernel gives this process.
     pub(crate) fn best() -> Self {
-        #[cfg(not(revocable_model))]
+        #[cfg(not(all(test, revocable_model)))]
         if Support::check(Feature::MEMBARRIER).is_ok() {
             return Self::Membarrier;
         }
@@ -50,7 +50,7 @@ impl Barriers {
         }
         match self {
             // The partner is the system call in `heavy`.
-            #[cfg(not(revocable_model))]
+            #[cfg(not(all(test, revocable_model)))]
             Self::Membarrier => std::sync::atomic::compiler_fence(Ordering::SeqCst),
             Self::Fences => fence(Ordering::SeqCst),
         }
@@ -67,7 +67,7 @@ impl Barriers {
             return Ok(());
         }
         match self {
-            #[cfg(not(revocable_model))]
+            #[cfg(not(all(test, revocable_model)))]
             Self::Membarrier => {
                 // A process that was forked between the registration and now may have to register for itself.
                 membarrier::barrier().or_else(|_| membarrier::register().and_then(|()| membarrier::barrier()))?;

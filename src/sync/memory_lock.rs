@@ -91,7 +91,7 @@ impl<T> FutexRwLock<T> {
     }
 
     /// The write side, if it can be had until then.
-    #[cfg_attr(revocable_model, expect(dead_code, reason = "the memory lock is another one in the model"))]
+    #[cfg_attr(all(test, revocable_model), expect(dead_code, reason = "the memory lock is another one in the model"))]
     pub(crate) fn try_write_until(&self, deadline: Instant) -> Option<FutexWriteGuard<'_, T>> {
         self.write_until(Some(deadline))
     }

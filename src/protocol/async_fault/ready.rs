@@ -1,6 +1,6 @@
 //! How many completions wait, for whoever polls: an eventfd, or in the model a number.
 
-#[cfg(not(revocable_model))]
+#[cfg(not(all(test, revocable_model)))]
 mod real {
     use crate::sys::SysError;
     use crate::sys::identity::Identity;
@@ -42,10 +42,10 @@ mod real {
     }
 }
 
-#[cfg(not(revocable_model))]
+#[cfg(not(all(test, revocable_model)))]
 pub(super) use real::Ready;
 
-#[cfg(revocable_model)]
+#[cfg(all(test, revocable_model))]
 mod model {
     use crate::sync::atomic::{AtomicU32, Ordering};
     use crate::sys::SysError;
@@ -84,5 +84,5 @@ mod model {
     }
 }
 
-#[cfg(revocable_model)]
+#[cfg(all(test, revocable_model))]
 pub(super) use model::Ready;

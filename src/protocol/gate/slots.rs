@@ -10,9 +10,9 @@ use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::ptr;
 
 /// Slots in the first bucket; each further bucket has twice as many as the one before.
-const FIRST: usize = if cfg!(revocable_model) { 2 } else { 16 };
+const FIRST: usize = if cfg!(all(test, revocable_model)) { 2 } else { 16 };
 /// 16 * (2^19 - 1) slots: twice Linux's highest thread number.
-const BUCKETS: usize = if cfg!(revocable_model) { 2 } else { 19 };
+const BUCKETS: usize = if cfg!(all(test, revocable_model)) { 2 } else { 19 };
 
 /// The counters of one thread in one gate: guards entered and guards left, ever.
 ///
@@ -74,7 +74,7 @@ impl SlotAt {
         Self { bucket, at: u32::try_from(at).expect("a bucket has less than 2^32 slots") }
     }
 
-    #[cfg(any(test, revocable_model))]
+    #[cfg(test)]
     pub(super) fn number(self) -> usize {
         FIRST * ((1 << self.bucket) - 1) + self.at as usize
     }
@@ -90,13 +90,13 @@ impl SlotAt {
 pub(super) struct Buckets<T>([AtomicPtr<T>; BUCKETS]);
 
 impl<T: Default> Buckets<T> {
-    #[cfg(not(revocable_model))]
+    #[cfg(not(all(test, revocable_model)))]
     pub(super) const fn new() -> Self {
         Self([const { AtomicPtr::new(ptr::null_mut()) }; BUCKETS])
     }
 
     /// loom's atomics cannot be constants.
-    #[cfg(revocable_model)]
+    #[cfg(all(test, revocable_model))]
     pub(super) fn new() -> Self {
         Self(std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())))
     }

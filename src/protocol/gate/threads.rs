@@ -31,7 +31,7 @@ pub(super) fn current() -> Me {
     CURRENT.with(|current| current.get())
 }
 
-#[cfg(not(revocable_model))]
+#[cfg(not(all(test, revocable_model)))]
 mod real {
     use super::super::slots::Buckets;
     use super::{Me, SlotAt};
@@ -83,13 +83,13 @@ mod real {
     }
 }
 
-#[cfg(not(revocable_model))]
+#[cfg(not(all(test, revocable_model)))]
 use real::CURRENT;
-#[cfg(not(revocable_model))]
+#[cfg(not(all(test, revocable_model)))]
 pub(super) use real::{first_use, tid_of};
 
 /// In the model each thread says which number it has: handing them out is not what is checked.
-#[cfg(revocable_model)]
+#[cfg(all(test, revocable_model))]
 mod model {
     use super::{Me, SlotAt};
     use std::cell::Cell;
@@ -115,5 +115,5 @@ mod model {
     }
 }
 
-#[cfg(revocable_model)]
+#[cfg(all(test, revocable_model))]
 pub(super) use model::*;
