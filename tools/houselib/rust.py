@@ -50,9 +50,10 @@ def comments_and_code(text):
 
 
 def substance(text):
-    """The lines that could be repeated: no blank ones, comments, imports or lone punctuation."""
+    """The lines that could be repeated, with their numbers: no blank ones, comments, imports, attributes or lone punctuation."""
     lines = (" ".join(line.split()) for line in blank(text, strings=False).splitlines())
-    return [line for line in lines if re.search(r"\w", line) and not re.match(r"(pub(\(.*?\))? )?use\b|#!?\[", line)]
+    dull = re.compile(r"\W*$|(pub(\(.*?\))? )?use\b|#!?\[")
+    return [(number, line) for number, line in enumerate(lines, 1) if not dull.match(line)]
 
 
 def is_test(predicate):
