@@ -8,6 +8,7 @@ mod screen;
 mod script;
 
 use crate::device::{self, Way};
+use crate::figures;
 use crate::output::{self, Failed};
 use crate::{Verdict, interrupt};
 use scene::Scene;
@@ -74,7 +75,7 @@ fn epilogue(out: &mut impl Write, scene: &Scene, kept: &Result<u64, String>) -> 
         out,
         "{} changes and resets of {}, revoked by {}:",
         stats.disables + stats.enables + stats.resets,
-        output::bytes(scene.region.len()),
+        figures::bytes(scene.region.len()),
         scene.region.strategy()
     )?;
     for (what, latency) in [("disable()", stats.disable), ("enable()", stats.enable)] {
@@ -83,13 +84,13 @@ fn epilogue(out: &mut impl Write, scene: &Scene, kept: &Result<u64, String>) -> 
                 out,
                 "  {what:<10} half of {} took less than {}, all but 1% less than {}",
                 latency.count(),
-                output::duration(p50),
-                output::duration(p99)
+                figures::duration(p50),
+                figures::duration(p99)
             )?;
         }
     }
     match kept {
-        Ok(stores) => writeln!(out, "  every one of {} stores that returned is in the region", output::count(*stores)),
+        Ok(stores) => writeln!(out, "  every one of {} stores that returned is in the region", figures::count(*stores)),
         Err(e) => writeln!(out, "VIOLATION {e}"),
     }
 }

@@ -1,7 +1,7 @@
 //! `revoke latency`: how long one page fault, `disable()` and `enable()` take.
 
 mod measure;
-mod svg;
+mod ridges;
 mod table;
 
 use crate::Verdict;
@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args, as_json: bool) -> Result<Verdict, Failed> {
     series.sort_by_key(|s| s.what);
     // First the file: what a closed pipe does to the table is no reason to lose the drawing.
     if let Some(path) = &args.svg {
-        let drawing = svg::draw(&series, &crate::probe::kernel())?;
+        let drawing = ridges::draw(&series, &crate::probe::kernel());
         std::fs::write(path, drawing).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     let mut out = io::stdout().lock();

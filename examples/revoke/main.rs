@@ -2,6 +2,7 @@
 
 mod demo;
 mod device;
+mod figures;
 mod interrupt;
 mod latency;
 mod output;
@@ -9,6 +10,7 @@ mod probe;
 mod prometheus;
 mod raw;
 mod stress;
+mod svg;
 
 use clap::{Parser, Subcommand};
 use std::io::Write;

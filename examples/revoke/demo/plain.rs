@@ -3,6 +3,7 @@
 use super::cast::{Actor, Counts, Role};
 use super::scene::Scene;
 use super::script::{Act, SCRIPT};
+use crate::figures;
 use crate::output::{self, Failed};
 use serde_json::{Value, json};
 use std::io::{self, Write};
@@ -17,7 +18,7 @@ pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool, as_json: bool)
     writeln!(
         out,
         "{} of device memory, mapped {} times in this process; revoked by {}\n",
-        output::bytes(scene.region.len()),
+        figures::bytes(scene.region.len()),
         scene.actors.len(),
         scene.region.strategy()
     )?;
@@ -33,7 +34,7 @@ pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool, as_json: bool)
         wait(scenario.then, asked_to_end);
         let state = if scene.region.is_enabled() { "enabled" } else { "disabled" };
         if matches!(scenario.act, Act::Disable | Act::Enable) {
-            writeln!(out, "         took {}, the region is {state}", output::duration(took))?;
+            writeln!(out, "         took {}, the region is {state}", figures::duration(took))?;
         }
         let mut met = Vec::new();
         for (actor, before) in scene.actors.iter().zip(before) {
@@ -64,7 +65,7 @@ pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool, as_json: bool)
 fn line(actor: &Actor, counts: Counts) -> String {
     let mut parts = Vec::new();
     if counts.reached > 0 {
-        parts.push(format!("{} reached", output::count(counts.reached)));
+        parts.push(format!("{} reached", figures::count(counts.reached)));
     }
     if counts.refused > 0 {
         let how = match actor.role {
@@ -72,10 +73,10 @@ fn line(actor: &Actor, counts: Counts) -> String {
             Role::SystemCall => "EFAULT",
             Role::AllOnes | Role::Block => "all-ones",
         };
-        parts.push(format!("{} x {how}", output::count(counts.refused)));
+        parts.push(format!("{} x {how}", figures::count(counts.refused)));
     }
     if counts.waited > 0 {
-        parts.push(format!("{} waited", output::count(counts.waited)));
+        parts.push(format!("{} waited", figures::count(counts.waited)));
     }
     if actor.waiting().is_some() {
         parts.push(Scene::meets(actor));

@@ -4,7 +4,8 @@ use super::cast::Actor;
 use super::pagemap::PageMap;
 use super::scene::Scene;
 use super::script::{Act, SCRIPT};
-use crate::output::{self, Failed};
+use crate::figures;
+use crate::output::Failed;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
@@ -79,7 +80,7 @@ fn perform(scene: &Scene, caption: &Mutex<Caption>, act: Act, why: &'static str)
     let took = scene.perform(act)?;
     if act != Act::Watch {
         let mut now = lock(caption);
-        now.log.push_back(format!("{:>5.1} s  {:<25} {:>8}", at.as_secs_f64(), act.call(), output::duration(took)));
+        now.log.push_back(format!("{:>5.1} s  {:<25} {:>8}", at.as_secs_f64(), act.call(), figures::duration(took)));
         if now.log.len() > 64 {
             now.log.pop_front();
         }
@@ -195,7 +196,7 @@ fn draw_state(frame: &mut Frame<'_>, area: Rect, scene: &Scene, caption: &Captio
     let title = format!(
         " {}: {} of device memory, revoked by {} ",
         scene.region.name(),
-        output::bytes(scene.region.len()),
+        figures::bytes(scene.region.len()),
         scene.region.strategy()
     );
     let clock = format!(" {:.1} s ", scene.elapsed().as_secs_f64());
@@ -212,7 +213,7 @@ fn draw_state(frame: &mut Frame<'_>, area: Rect, scene: &Scene, caption: &Captio
 }
 
 fn draw_met(frame: &mut Frame<'_>, area: Rect, scene: &Scene, look: &Look) {
-    let right = |n: u64| Cell::from(Line::from(output::count(n)).right_aligned());
+    let right = |n: u64| Cell::from(Line::from(figures::count(n)).right_aligned());
     let head = ["who", "meets now", "reached", "refused", "waited"];
     let head = head
         .into_iter()
@@ -281,7 +282,7 @@ fn draw_times(frame: &mut Frame<'_>, area: Rect, scene: &Scene) {
     let stats = scene.region.stats();
     let mut rows = vec![Line::from(format!("{:<14}{:>8} {:>8}", "", "p50 <", "p99 <"))];
     let mut row = |name: &str, latency: revocable_mmio::Latency| {
-        let below = |share| latency.quantile(share).map_or_else(|| "-".to_owned(), output::duration);
+        let below = |share| latency.quantile(share).map_or_else(|| "-".to_owned(), figures::duration);
         rows.push(Line::from(format!("{name:<14}{:>8} {:>8}", below(0.5), below(0.99))));
     };
     row("disable()", stats.disable);

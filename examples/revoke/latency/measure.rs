@@ -1,5 +1,6 @@
 //! The measurements: every single duration is kept, so percentiles are exact.
 
+use crate::figures;
 use crate::output::Failed;
 use revocable_mmio::{FaultAround, MapOptions, Mapping, Region, Strategy, Support};
 use serde_json::{Value, json};
@@ -51,11 +52,9 @@ impl Series {
         (!samples.is_empty()).then(|| Self { what, name: name.into(), samples })
     }
 
-    /// The sample that `share` of all are not above.
-    #[expect(clippy::cast_possible_truncation, reason = "not above the number of samples")]
+    /// The sample that `share` of all do not exceed.
     pub(super) fn quantile(&self, share: f64) -> f64 {
-        let rank = (share * self.samples.len() as f64).ceil() as usize;
-        self.samples[rank.clamp(1, self.samples.len()) - 1] as f64
+        figures::quantile(&self.samples, share).expect("at least one sample") as f64
     }
 
     pub(super) fn most(&self) -> f64 {
@@ -137,7 +136,7 @@ pub(super) fn changes(region: &Region, spend: Duration) -> Result<Vec<Series>, F
         timed(&mut disables, || region.disable())?;
         timed(&mut enables, || region.enable())?;
     }
-    let name = format!("{}, {}", region.strategy(), crate::output::bytes(region.len()));
+    let name = format!("{}, {}", region.strategy(), figures::bytes(region.len()));
     let rows = [(What::Disable, disables), (What::Enable, enables)];
     Ok(rows.into_iter().filter_map(|(what, samples)| Series::new(what, name.clone(), samples)).collect())
 }

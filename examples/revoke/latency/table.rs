@@ -1,7 +1,7 @@
 //! The table, each row with its histogram on one logarithmic axis.
 
 use super::measure::{QUANTILES, Series};
-use crate::output::nanos;
+use crate::figures::nanos;
 use std::io::{self, IsTerminal, Write};
 
 /// Characters of the histogram for a factor of ten.

@@ -3,6 +3,7 @@
 use super::hand::Way;
 use super::{Shared, Tally};
 use crate::Verdict;
+use crate::figures;
 use crate::output::{self, Failed};
 use crate::prometheus;
 use serde_json::json;
@@ -33,13 +34,13 @@ impl Progress {
         self.next = Instant::now() + Self::pause(self.rewrites);
         let stats = shared.region.stats();
         let all = |of: fn(&Tally) -> &AtomicU64| {
-            output::rounded(shared.tallies.iter().map(|t| of(t).load(Ordering::Relaxed)).sum())
+            figures::rounded(shared.tallies.iter().map(|t| of(t).load(Ordering::Relaxed)).sum())
         };
         let line = format!(
             "{:>3} of {of} s: {} revocations, {} resets; accesses: {} reached, {} refused",
             at.as_secs(),
-            output::count(stats.disables),
-            output::count(stats.resets),
+            figures::count(stats.disables),
+            figures::count(stats.resets),
             all(|t| &t.reached),
             all(|t| &t.refused),
         );
@@ -102,32 +103,32 @@ impl Report<'_> {
         writeln!(
             out,
             "{} revoked by {}: {} revocations, {} resets in {:.1} s, seed {}\n",
-            output::bytes(region.len()),
+            figures::bytes(region.len()),
             region.strategy(),
-            output::count(stats.disables),
-            output::count(stats.resets),
+            figures::count(stats.disables),
+            figures::count(stats.resets),
             self.took.as_secs_f64(),
             self.seed
         )?;
         writeln!(out, "{:>2}  {:<22} {:>15} {:>15} {:>15}", "", "worker", "reached", "refused", "while revoked")?;
         for (number, (way, tally)) in self.ways.iter().zip(&self.shared.tallies).enumerate() {
-            let n = |counter: &AtomicU64| output::count(counter.load(Ordering::Relaxed));
+            let n = |counter: &AtomicU64| figures::count(counter.load(Ordering::Relaxed));
             let (reached, refused, inside) = (n(&tally.reached), n(&tally.refused), n(&tally.inside_disabled));
             writeln!(out, "{number:>2}  {:<22} {reached:>15} {refused:>15} {inside:>15}", way.name())?;
         }
         writeln!(out)?;
         for (what, latency) in [("disable()", stats.disable), ("enable()", stats.enable)] {
-            let below = |share| latency.quantile(share).map_or_else(|| "-".to_owned(), output::duration);
+            let below = |share| latency.quantile(share).map_or_else(|| "-".to_owned(), figures::duration);
             writeln!(out, "{what:<10} p50 < {:>8}   p99 < {:>8}", below(0.5), below(0.99))?;
         }
         writeln!(
             out,
             "{} faults mapped {} pages, {} waited, {} failed; {} revocations degraded\n",
-            output::count(stats.faults_mapped),
-            output::count(stats.pages_mapped),
-            output::count(stats.faults_parked),
-            output::count(stats.faults_failed),
-            output::count(stats.degraded)
+            figures::count(stats.faults_mapped),
+            figures::count(stats.pages_mapped),
+            figures::count(stats.faults_parked),
+            figures::count(stats.faults_failed),
+            figures::count(stats.degraded)
         )
     }
 
