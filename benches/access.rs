@@ -6,7 +6,6 @@
 //! one for the same reason.
 #![expect(unsafe_code, reason = "raw accesses to compare with")]
 
-#[path = "support/mod.rs"]
 #[expect(dead_code, reason = "each bench needs a part of it")]
 mod support;
 

@@ -6,11 +6,8 @@
 //! handler differs between kernels and with the load, and so `plain_free` is close to the one or to the other.
 #![expect(unsafe_code, reason = "raw mappings and a raw signal handler to compare with")]
 
-#[path = "support/mod.rs"]
 #[expect(dead_code, reason = "each bench needs a part of it")]
 mod support;
-#[path = "support/uffd.rs"]
-mod uffd;
 
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -21,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use support::raw::{Bytes, Map, PAGE, memfd};
-use support::{Contest, Ratios, Samples, pick, skip};
+use support::{Contest, Ratios, Samples, pick, skip, uffd};
 
 const PAGES: usize = 512;
 const LEN: usize = PAGES * PAGE;
@@ -66,12 +63,12 @@ fn one_fault(samples: &mut Samples) {
     let minor = Map::new(file.as_fd(), LEN, PAGE);
     let protected = Map::new(file.as_fd(), LEN, PAGE);
     // A thread inherits the CPUs of the one that starts it.
-    let plain_free = plain(&file);
+    let plain_free = uffd::served(&file, LEN);
     pinned();
-    let plain_pinned = plain(&file);
+    let plain_pinned = uffd::served(&file, LEN);
     let plain_apart = other.map(|other| {
         place(other)();
-        plain(&file)
+        uffd::served(&file, LEN)
     });
     pinned();
     let (region_pinned, mapping_pinned) = monitored(MapOptions::new());
@@ -104,7 +101,7 @@ fn one_fault(samples: &mut Samples) {
         ("monitor_free", &region_free, &mapping_free, &free as &dyn Fn()),
         ("monitor_pinned", &region_pinned, &mapping_pinned, &pinned),
     ] {
-        let bytes = bytes(mapping);
+        let bytes = Bytes::of(mapping);
         contest.each(name, TURN, move |n, report| {
             place();
             faults(n, report, || zap(region), |at| bytes.store(at, 1));
@@ -162,20 +159,6 @@ fn populate(region: &Region) {
     }
 }
 
-fn bytes(mapping: &Mapping) -> Bytes {
-    // SAFETY: accessed while the mapping lives and its region is enabled.
-    unsafe { Bytes::new(mapping.as_ptr(), mapping.len()) }
-}
-
-/// A mapping with a plain handler. It, and its thread, live as long as the process.
-fn plain(file: &impl AsFd) -> &'static Map {
-    let map: &'static Map = Box::leak(Box::new(Map::new(file.as_fd(), LEN, PAGE)));
-    let uffd = uffd::Uffd::open().expect("the probe said so");
-    uffd.register(map).expect("shared memory");
-    thread::spawn(move || panic!("the plain handler ended: {}", uffd.serve()));
-    map
-}
-
 static PROTECTED: AtomicUsize = AtomicUsize::new(0);
 
 extern "C" fn unprotect(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
@@ -211,7 +194,7 @@ fn walk(samples: &mut Samples) {
     let region = Region::builder(len).strategy(Strategy::Zap).build().expect("a region");
     populate(&region);
     let mapping = region.map(MapOptions::new()).expect("a mapping");
-    let bytes = bytes(&mapping);
+    let bytes = Bytes::of(&mapping);
     let file = memfd(len, 0).expect("memory");
     let plain = Map::new(file.as_fd(), len, 2 << 20);
     let timed = |report: &mut dyn FnMut(u64, Duration), arm: &dyn Fn(), touch: &dyn Fn()| {
@@ -236,7 +219,7 @@ fn walk(samples: &mut Samples) {
 fn idle(ratios: &mut Ratios) {
     let (region, mapping) = monitored(MapOptions::new());
     zap(&region);
-    bytes(&mapping).touch(PAGE);
+    Bytes::of(&mapping).touch(PAGE);
     thread::sleep(Duration::from_millis(5));
     let (since, before) = (Instant::now(), cpu_time());
     thread::sleep(Duration::from_millis(200));

@@ -1,19 +1,20 @@
 //! What a guest's access to its BAR costs: resident, faulting, disabled; with the memslot removed and kept.
 //!
-//! `cargo bench --features kvm --bench kvm`. Ends with a table, and a line `ratio NAME VALUE` for each comparison.
+//! `cargo bench --features kvm --bench kvm`.
 
 #[path = "../tests/support/guest/mod.rs"]
 mod guest;
+#[expect(dead_code, reason = "each bench needs a part of it")]
+mod support;
 
-use criterion::Criterion;
 use guest::{BAR, BAR_LEN, Guest, Mode, PATTERN, Word, code};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VcpuExit;
 use revocable_mmio::kvm::{ExitHandler, Handled, Memslot, Memslots, Retention, WhenDisabled};
 use revocable_mmio::{CancelToken, FaultAround, MapOptions, Region, Strategy};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use support::{Contest, Ratios, Samples, pick, skip};
 
 /// Loads between two port exits where the access itself is measured.
 const MANY: u32 = 1000;
@@ -40,7 +41,7 @@ impl Machine {
         Self { guest, exits, bar, _slot: slot }
     }
 
-    /// Lets the guest do `count` loads, and answers how long they took, with the port exit at their end.
+    /// Lets the guest do `count` loads. Returns how long they took, with the port exit at their end.
     fn loads(&mut self, count: u32, expect: u32) -> Duration {
         self.guest.ram.set(Word::COUNT, count);
         self.guest.ram.set(Word::VALUE, !expect);
@@ -84,105 +85,73 @@ fn plain(count: u32) -> impl FnMut() -> Duration {
     }
 }
 
-/// Medians, in nanoseconds, by name.
-#[derive(Default)]
-struct Table(BTreeMap<String, f64>);
-
-impl Table {
-    /// Measures `step`, which answers how long it took and for how many accesses that was.
-    fn measure(&mut self, c: &mut Criterion, name: &str, mut step: impl FnMut() -> (Duration, u32)) {
-        let mut each = Vec::new();
-        c.bench_function(name, |b| {
-            b.iter_custom(|iterations| {
-                let mut total = Duration::ZERO;
-                for _ in 0..iterations {
-                    let (took, accesses) = step();
-                    each.push(took.as_secs_f64() * 1e9 / f64::from(accesses));
-                    // Criterion's own figures are for the whole step.
-                    total += took;
-                }
-                total
-            });
-        });
-        each.sort_by(f64::total_cmp);
-        self.0.insert(name.to_owned(), each[each.len() / 2]);
-    }
-
-    fn ratio(&self, name: &str, of: &str, to: &str) -> f64 {
-        let ratio = self.0[of] / self.0[to];
-        println!("ratio {name} {ratio:.3}");
-        ratio
-    }
+/// Samples `step`, which is so many accesses and returns how long they took.
+fn measure(samples: &mut Samples, name: &str, accesses: u32, mut step: impl FnMut() -> Duration) {
+    let mut contest = Contest::new("kvm", Duration::ZERO);
+    contest.each(name, 10, move |n, report| (0..n).for_each(|_| report(accesses.into(), step())));
+    contest.run(pick(101, 6), samples);
+    contest.criterion();
 }
 
 fn main() {
     if let Err(why) = guest::kvm() {
-        println!("SKIP: {why}");
-        return;
+        return skip("all of it", &why);
     }
-    let short = std::env::var("REVOCABLE_BENCH").is_ok_and(|v| v == "short");
-    let mut c = Criterion::default()
-        .sample_size(if short { 10 } else { 30 })
-        .warm_up_time(Duration::from_millis(100))
-        .measurement_time(Duration::from_millis(if short { 100 } else { 600 }))
-        .without_plots()
-        .configure_from_args();
-    let c = &mut c;
-    let mut table = Table::default();
-
-    let mut run = plain(MANY);
-    table.measure(c, "plain memslot, resident", || (run(), MANY));
-    let mut run = plain(1);
-    table.measure(c, "plain memslot, one load and a port exit", || (run(), 1));
+    let mut samples = Samples::default();
+    measure(&mut samples, "plain memslot, resident", MANY, plain(MANY));
+    measure(&mut samples, "plain memslot, one load and a port exit", 1, plain(1));
     for retention in [Retention::Remove, Retention::Keep] {
         let name = |what: &str| format!("{retention:?}, {what}");
         let mut m = Machine::new(Strategy::Detach, retention);
-        table.measure(c, &name("resident"), || (m.loads(MANY, PATTERN), MANY));
-        table.measure(c, &name("one load and a port exit"), || (m.loads(1, PATTERN), 1));
-        m.bar.disable().expect("nobody is in the way");
-        table.measure(c, &name("disabled"), || (m.loads(100, u32::MAX), 100));
+        measure(&mut samples, &name("resident"), MANY, || m.loads(MANY, PATTERN));
+        measure(&mut samples, &name("one load and a port exit"), 1, || m.loads(1, PATTERN));
+        m.bar.disable().expect("nothing is in the way");
+        measure(&mut samples, &name("disabled"), 100, || m.loads(100, u32::MAX));
         m.bar.enable().expect("it comes back");
         for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
             let mut m = Machine::new(strategy, retention);
             m.loads(1, PATTERN);
-            table.measure(c, &name(&format!("{strategy}, first load after enable, and a port exit")), || {
-                m.bar.disable().expect("nobody is in the way");
+            measure(&mut samples, &name(&first_load(strategy)), 1, || {
+                m.bar.disable().expect("nothing is in the way");
                 m.bar.enable().expect("it comes back");
-                (m.loads(1, PATTERN), 1)
+                m.loads(1, PATTERN)
             });
-            table.measure(c, &name(&format!("{strategy}, disable and enable, page resident")), || {
+            measure(&mut samples, &name(&cycle(strategy)), 1, || {
                 m.loads(1, PATTERN);
                 let since = Instant::now();
-                m.bar.disable().expect("nobody is in the way");
+                m.bar.disable().expect("nothing is in the way");
                 m.bar.enable().expect("it comes back");
-                (since.elapsed(), 1)
+                since.elapsed()
             });
         }
     }
+    samples.table("a guest's access");
+    conclude(&samples);
+}
 
-    println!("\n| guest access | median |\n|---|---|");
-    for (name, ns) in &table.0 {
-        println!("| {name} | {ns:.0} ns |");
+fn first_load(strategy: Strategy) -> String {
+    format!("{strategy}: load after enable, port exit")
+}
+
+fn cycle(strategy: Strategy) -> String {
+    format!("{strategy}: disable and enable, in use")
+}
+
+fn conclude(samples: &Samples) {
+    let mut ratios = Ratios::default();
+    let mut ratio = |name: &str, of: &str, to: &str, at_most| ratios.of(samples, name, of, to, at_most);
+    // An enabled BAR costs what a plain one costs.
+    ratio("kvm_resident_vs_plain", "Remove, resident", "plain memslot, resident", Some(2.0));
+    ratio("kvm_disabled_vs_resident", "Remove, disabled", "Remove, resident", None);
+    ratio("kvm_disabled_remove_vs_keep", "Remove, disabled", "Keep, disabled", None);
+    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
+        let (first, cycle) = (first_load(strategy), cycle(strategy));
+        let kept = format!("Keep, {first}");
+        ratio(&format!("kvm_{strategy}_first_vs_resident_keep"), &kept, "Keep, one load and a port exit", None);
+        ratio(&format!("kvm_{strategy}_first_remove_vs_keep"), &format!("Remove, {first}"), &kept, None);
+        let (removed, kept) = (format!("Remove, {cycle}"), format!("Keep, {cycle}"));
+        ratio(&format!("kvm_{strategy}_cycle_remove_vs_keep"), &removed, &kept, None);
     }
-    println!();
-    let resident = table.ratio("kvm_resident_vs_plain", "Remove, resident", "plain memslot, resident");
-    assert!(resident < 2.0, "an enabled BAR costs what a plain one costs, not {resident:.2} times");
-    table.ratio("kvm_disabled_vs_resident", "Remove, disabled", "Remove, resident");
-    table.ratio("kvm_disabled_remove_vs_keep", "Remove, disabled", "Keep, disabled");
-    for strategy in ["zap", "detach", "replace"] {
-        let first = format!("{strategy}, first load after enable, and a port exit");
-        let cycle = format!("{strategy}, disable and enable, page resident");
-        let one = "Keep, one load and a port exit";
-        table.ratio(&format!("kvm_{strategy}_first_vs_resident_keep"), &format!("Keep, {first}"), one);
-        table.ratio(
-            &format!("kvm_{strategy}_first_remove_vs_keep"),
-            &format!("Remove, {first}"),
-            &format!("Keep, {first}"),
-        );
-        table.ratio(
-            &format!("kvm_{strategy}_cycle_remove_vs_keep"),
-            &format!("Remove, {cycle}"),
-            &format!("Keep, {cycle}"),
-        );
-    }
+    ratios.print();
+    assert!(!ratios.missed(), "a figure was missed");
 }

@@ -8,11 +8,8 @@
 //!
 //! A full run takes 5 GiB of memory. With `REVOCABLE_BENCH_SVG=FILE` it draws its plot there.
 
-#[path = "support/mod.rs"]
 #[expect(dead_code, reason = "each bench needs a part of it")]
 mod support;
-#[path = "support/svg.rs"]
-mod svg;
 
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -24,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use support::raw::{Bytes, Map, PAGE, memfd, process_madvise};
-use support::{Contest, Ratios, Samples, pick, short, skip};
+use support::{Contest, Ratios, Samples, pick, plot, short, skip};
 
 const MIB: usize = 1 << 20;
 const GIB: usize = 1 << 30;
@@ -60,7 +57,7 @@ fn main() {
     samples.table("disable, enable, enable and touch every page");
     conclude(&samples, &mut ratios);
     if let (Ok(file), false) = (std::env::var("REVOCABLE_BENCH_SVG"), short()) {
-        std::fs::write(&file, svg::plot(&samples)).expect("the plot's file");
+        std::fs::write(&file, plot::plot(&samples)).expect("the plot's file");
         println!("plot {file}");
     }
     ratios.print();
@@ -140,7 +137,7 @@ fn smallest_and_largest(samples: &mut Samples) {
     let file = memfd(4 * GIB, 0).expect("memory");
     let pair =
         [("beside 4g: 2m", 2 * MIB), ("4g", 4 * GIB)].map(|(size, len)| (size, region(Strategy::Detach, &file, len)));
-    pair.iter().for_each(|(_, (_, mapping))| bytes(mapping).touch(PAGE));
+    pair.iter().for_each(|(_, (_, mapping))| Bytes::of(mapping).touch(PAGE));
     for _ in 0..12 {
         for (size, pair) in &pair {
             subject(pair).measure(size, PAGE, samples);
@@ -155,7 +152,7 @@ fn subject((region, mapping): &(Region, Mapping)) -> Subject<'_> {
             Strategy::Replace => "replace",
             _ => "zap",
         },
-        bytes: bytes(mapping),
+        bytes: Bytes::of(mapping),
         disable: Box::new(|| assert!(region.disable().expect("nothing is in the way"))),
         enable: Box::new(|| assert!(region.enable().expect("nothing is in the way"))),
     }
@@ -234,14 +231,6 @@ fn region(strategy: Strategy, file: &OwnedFd, len: usize) -> (Region, Mapping) {
     (region, mapping)
 }
 
-fn bytes(mapping: &Mapping) -> Bytes {
-    #[expect(unsafe_code, reason = "UNSAFETY: accessed while the mapping lives and its region is enabled")]
-    // SAFETY: as the reason says.
-    unsafe {
-        Bytes::new(mapping.as_ptr(), mapping.len())
-    }
-}
-
 /// One region's changes while there are many others.
 fn others(ratios: &mut Ratios) {
     let file = memfd(2 * MIB, 0).expect("2 MiB");
@@ -251,7 +240,7 @@ fn others(ratios: &mut Ratios) {
     let measure = |stage: &str, samples: &mut Samples| {
         for _ in 0..pick(400, 40) {
             for (region, mapping) in &subjects {
-                bytes(mapping).touch(PAGE);
+                Bytes::of(mapping).touch(PAGE);
                 let since = Instant::now();
                 assert!(region.disable().expect("nothing is in the way"));
                 let name = format!("disable 2m {}, {stage}", region.strategy());
@@ -345,7 +334,7 @@ fn criterion() {
     for (region, mapping) in &regions {
         contest.each(&region.strategy().to_string(), 1, |n, report| {
             for _ in 0..n {
-                bytes(mapping).touch(PAGE);
+                Bytes::of(mapping).touch(PAGE);
                 let since = Instant::now();
                 assert!(region.disable().expect("nothing is in the way"));
                 report(1, since.elapsed());

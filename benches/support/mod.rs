@@ -10,7 +10,15 @@ use std::hint::black_box;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+#[path = "../../examples/revoke/figures.rs"]
+mod figures;
+pub(crate) mod plot;
 pub(crate) mod raw;
+#[path = "../../examples/revoke/svg.rs"]
+mod svg;
+pub(crate) mod uffd;
+
+use figures::nanos;
 
 /// A few seconds only?
 pub(crate) fn short() -> bool {
@@ -46,13 +54,11 @@ impl Samples {
         samples.push(took.as_nanos() as f64 / operations as f64);
     }
 
-    /// The duration that `share` of the samples stayed within, in ns.
+    /// The least of the samples, in ns, that `share` of them do not exceed.
     pub(crate) fn quantile(&self, name: &str, share: f64) -> Option<f64> {
-        let mut sorted = self.by_name.get(name)?.clone();
-        sorted.sort_by(f64::total_cmp);
-        #[expect(clippy::cast_possible_truncation, reason = "an index, after the rounding")]
-        let at = ((sorted.len() - 1) as f64 * share).round() as usize;
-        sorted.get(at).copied()
+        let mut ascending = self.by_name.get(name)?.clone();
+        ascending.sort_by(f64::total_cmp);
+        figures::quantile(&ascending, share)
     }
 
     pub(crate) fn p50(&self, name: &str) -> Option<f64> {
@@ -67,18 +73,9 @@ impl Samples {
     pub(crate) fn table(&self, title: &str) {
         println!("\n{title}\n{:<44}{:>12}{:>12}{:>12}{:>9}", "", "p10", "p50", "p99", "samples");
         for name in &self.names {
-            let at = |share| human(self.quantile(name, share).unwrap_or(f64::NAN));
+            let at = |share| nanos(self.quantile(name, share).unwrap_or(f64::NAN));
             println!("{name:<44}{:>12}{:>12}{:>12}{:>9}", at(0.1), at(0.5), at(0.99), self.by_name[name].len());
         }
-    }
-}
-
-/// Nanoseconds for people.
-pub(crate) fn human(ns: f64) -> String {
-    match ns {
-        ns if ns < 1e3 => format!("{ns:.2} ns"),
-        ns if ns < 1e6 => format!("{:.2} us", ns / 1e3),
-        ns => format!("{:.2} ms", ns / 1e6),
     }
 }
 
@@ -191,6 +188,11 @@ impl Ratios {
         if let (Some(of), Some(to)) = (samples.p50(of), samples.p50(to)) {
             self.add(name, of / to, at_most);
         }
+    }
+
+    /// Whether a figure was not reached.
+    pub(crate) fn missed(&self) -> bool {
+        self.0.iter().any(|(_, value, at_most)| at_most.is_some_and(|at_most| *value > at_most))
     }
 
     /// The end of a run: where it ran, and what came out.

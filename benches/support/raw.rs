@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "raw system calls and accesses are what is measured")]
 
 use nix::libc;
+use revocable_mmio::Mapping;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -142,11 +143,22 @@ pub(crate) struct Bytes {
     len: usize,
 }
 
+// SAFETY: an address range, accessed by volatile accesses only.
+unsafe impl Send for Bytes {}
+// SAFETY: as above.
+unsafe impl Sync for Bytes {}
+
 impl Bytes {
     /// # Safety
     /// The range stays mapped as long as it is accessed by this.
-    pub(crate) unsafe fn new(at: *mut u8, len: usize) -> Self {
+    unsafe fn new(at: *mut u8, len: usize) -> Self {
         Self { at, len }
+    }
+
+    /// To be used while the mapping lives and its region is enabled.
+    pub(crate) fn of(mapping: &Mapping) -> Self {
+        // SAFETY: as said; a bench whose region is disabled meanwhile dies of the signal.
+        unsafe { Self::new(mapping.as_ptr(), mapping.len()) }
     }
 
     pub(crate) fn len(self) -> usize {

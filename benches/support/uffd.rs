@@ -4,18 +4,28 @@
 //! UNSAFETY: ioctls with live, initialised structures, on a range of the bench's own.
 #![expect(unsafe_code, reason = "raw system calls are what is measured")]
 
-use super::support::raw::{Map, PAGE};
+use super::raw::{Map, PAGE};
 use linux_raw_sys::general as abi;
 use linux_raw_sys::ioctl as nr;
 use nix::libc;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::thread;
 
-pub(crate) struct Uffd(OwnedFd);
+/// A shared mapping of `len` bytes of a file, with a handler of its own. It, and the handler's thread, live as long as the process.
+pub(crate) fn served(file: &impl AsFd, len: usize) -> &'static Map {
+    let map: &'static Map = Box::leak(Box::new(Map::new(file.as_fd(), len, PAGE)));
+    let uffd = Uffd::open().expect("the probe said so");
+    uffd.register(map).expect("shared memory");
+    thread::spawn(move || panic!("the plain handler ended: {}", uffd.serve()));
+    map
+}
+
+struct Uffd(OwnedFd);
 
 impl Uffd {
     /// One that tells of minor faults on shared memory.
-    pub(crate) fn open() -> io::Result<Self> {
+    fn open() -> io::Result<Self> {
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
         for flags in [flags, flags | abi::UFFD_USER_MODE_ONLY as libc::c_int] {
             // SAFETY: takes a number only.
@@ -37,14 +47,14 @@ impl Uffd {
         if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    pub(crate) fn register(&self, map: &Map) -> io::Result<()> {
+    fn register(&self, map: &Map) -> io::Result<()> {
         let mode = abi::UFFDIO_REGISTER_MODE_MISSING | abi::UFFDIO_REGISTER_MODE_MINOR;
         let range = abi::uffdio_range { start: map.addr() as u64, len: map.bytes().len() as u64 };
         self.ioctl(nr::UFFDIO_REGISTER, &mut abi::uffdio_register { range, mode: mode.into(), ioctls: 0 })
     }
 
     /// Answers faults for ever, one page each.
-    pub(crate) fn serve(&self) -> io::Error {
+    fn serve(&self) -> io::Error {
         loop {
             let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             // SAFETY: one live structure.
