@@ -15,7 +15,7 @@ struct Import {
 
 /// The rows of the table for the crate (`""`) or for one folder: each name's floor.
 fn floors(folder: &str) -> BTreeMap<&'static str, usize> {
-    let rows = TABLE.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
+    let rows = TABLE.lines().filter_map(|line| line.split('#').next()).filter(|line| !line.trim().is_empty());
     let rows = rows.filter_map(|line| match (line.split_once(": "), folder) {
         (None, "") => Some(line),
         (Some((of, names)), folder) if of == folder => Some(names),

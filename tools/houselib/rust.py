@@ -249,6 +249,7 @@ class Crate:
         self.macros = {macro: file.module[0] for file in shipped if file.module for macro in file.macros}
         roots = [file.root_names for file in shipped if not file.module]
         self.exports = {name: path for names in roots for name, path in names.items() if name not in self.modules}
+        self.inner = collections.defaultdict(set)  # by module: the arrows between its own modules
         self.arrows = self.find_arrows(shipped)
 
     def find_arrows(self, files):
@@ -261,6 +262,8 @@ class Crate:
                 target = self.home(path)
                 if target and target != own:
                     arrows[own, target].append(place)
+                elif target and len(file.module) > 1 and path[1:2] and path[1] in self.inside[own] - {file.module[1]}:
+                    self.inner[own].add((file.module[1], path[1]))
             for macro, place in file.invoked:
                 target = self.macros.get(macro)
                 if target and target != own and macro not in file.macros:
