@@ -91,7 +91,7 @@ fn single(samples: &mut Samples) {
 
     // SAFETY: inside the mapping, which lives, aligned, of a region that stays enabled.
     let load = |at: *const u64| unsafe { at.read_volatile() };
-    // SAFETY: as above; nobody holds a reference to region memory.
+    // SAFETY: as above; no reference to region memory exists.
     let store = |at: *mut u64, value: u64| unsafe { at.write_volatile(value) };
 
     assert_eq!(load(at), STAMP);
@@ -267,7 +267,7 @@ fn failing(samples: &mut Samples) {
     contest.run(pick(300, 30), samples);
 }
 
-/// The least that a signal can cost: a load that faults, and a handler that goes on behind it.
+/// The least that a signal can cost: a load that faults, and a handler that continues after it.
 #[cfg(target_arch = "x86_64")]
 mod signal {
     use super::*;
@@ -296,7 +296,7 @@ mod signal {
 
     fn load_and_skip(at: usize) {
         let mut loaded = 1_u64;
-        // SAFETY: faults at a page of the bench's own, and goes on behind the load.
+        // SAFETY: faults at a page of the bench's own, and continues after the load.
         unsafe {
             std::arch::asm!(
                 "lea r8, [rip + 2f]",

@@ -215,7 +215,7 @@ fn walk(samples: &mut Samples) {
     contest.run(pick(12, 4), samples);
 }
 
-/// A monitor that nobody needs sleeps.
+/// An idle monitor sleeps.
 fn idle(ratios: &mut Ratios) {
     let (region, mapping) = monitored(MapOptions::new());
     zap(&region);

@@ -18,7 +18,7 @@ enum Source {
     DriverEnded = 2,
 }
 
-/// Faults answered in one go, so that a storm of them does not starve the loop's other work.
+/// Faults served in one go, so that a storm of them does not starve the loop's other work.
 const BUDGET: usize = 16;
 const PAGES: usize = 256;
 
@@ -40,7 +40,7 @@ fn driver(bar: &Mapping, stop: &AtomicBool) -> (usize, u64) {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let monitor = Monitor::manual()?;
-    // Zap is the strategy whose faults a monitor answers while the region is enabled.
+    // Zap is the strategy whose faults a monitor serves while the region is enabled.
     let region = Region::builder(PAGES * 4096).strategy(Strategy::Zap).monitor(monitor.clone()).build()?;
     let mapping = region.map(MapOptions::new())?;
 
@@ -71,13 +71,13 @@ fn main() -> Result<(), Box<dyn Error>> {
                 }
             }
             if start.elapsed() >= toggle_at {
-                // Both may be called from the very loop that answers the faults: they answer on, while they wait.
+                // Both may be called from the loop that serves the faults: they go on serving while they wait.
                 let what = if region.is_enabled() {
                     region.disable().map(|_| "revoked")
                 } else {
                     region.enable().map(|_| "restored")
                 };
-                println!("{:>7.2?}  {}, {faults} faults answered so far", start.elapsed(), what?);
+                println!("{:>7.2?}  {}, {faults} faults served so far", start.elapsed(), what?);
                 toggle_at += Duration::from_millis(10);
             }
             if start.elapsed() > Duration::from_millis(100) {
@@ -85,9 +85,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
         let (done, refused) = driver.join().map_err(|_| "the driver panicked")?;
-        println!("{done} stores made, {refused} refused, {faults} faults answered by the event loop");
+        println!("{done} stores made, {refused} refused, {faults} faults served by the event loop");
         if faults == 0 || refused == 0 {
-            return Err("the driver met nothing".into());
+            return Err("the driver accessed nothing".into());
         }
         Ok(())
     })

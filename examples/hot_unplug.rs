@@ -34,7 +34,7 @@ impl Timeline {
     }
 }
 
-/// What a driver's thread met between two looks.
+/// Outcomes of a driver's accesses between two looks.
 #[derive(Default)]
 struct Seen {
     sent: AtomicU64,
@@ -70,7 +70,7 @@ fn driver(mapping: &Mapping, seen: &Seen, stop: &AtomicBool) {
                 seen.refused.fetch_add(1, Relaxed);
                 thread::sleep(Duration::from_micros(200));
             }
-            Err(e) => panic!("a driver never meets this: {e}"),
+            Err(e) => panic!("a driver never gets this: {e}"),
         }
     }
 }
@@ -122,11 +122,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         scenes
     })?;
     let sent = nic.owner(REGISTERS).ok_or("registers")?.read::<u64>(SENT)?;
-    timeline.say("device", &format!("has sent {sent} frames since its reset; nobody was killed"));
+    timeline.say("device", &format!("has sent {sent} frames since its reset; no thread was killed"));
     Ok(())
 }
 
-/// Lets the drivers run for a while, and tells what they met.
+/// Lets the drivers run for a while, and prints their outcomes.
 fn watch(timeline: &Timeline, seen: &Seen, expect: &str) -> Result<(), Box<dyn Error>> {
     for counter in [&seen.sent, &seen.refused, &seen.longest_us] {
         counter.store(0, Relaxed);

@@ -35,7 +35,7 @@ impl Machine {
         loop {
             match self.exits.handle(self.guest.vcpu.run()) {
                 Ok(Handled::Reenter) => exits += 1,
-                Ok(Handled::Cancelled) => return Err("nobody cancels".into()),
+                Ok(Handled::Cancelled) => return Err("no thread cancels".into()),
                 Ok(Handled::Other(Ok(VcpuExit::IoOut(0x10, _)))) => {
                     return Ok(Seen { value: self.guest.ram.get(Word::VALUE), exits, error: false });
                 }
@@ -48,7 +48,7 @@ impl Machine {
         }
     }
 
-    /// Lets the guest load a few times and tells what it saw, equal loads as one line.
+    /// Lets the guest load a few times and prints the values, equal ones as one line.
     fn watch(&mut self, loads: usize) -> Result<(), Box<dyn Error>> {
         let mut last: Option<(Seen, usize)> = None;
         for _ in 0..loads {

@@ -92,7 +92,7 @@ struct Rival<'a> {
 pub(crate) struct Contest<'a> {
     group: &'static str,
     rivals: Vec<Rival<'a>>,
-    /// Between turns, so that what one leaves running (a monitor that spins) does not meet the next.
+    /// Between turns, so that a monitor that still spins does not disturb the next rival.
     pause: Duration,
 }
 
@@ -195,7 +195,7 @@ impl Ratios {
         self.0.iter().any(|(_, value, at_most)| at_most.is_some_and(|at_most| *value > at_most))
     }
 
-    /// The end of a run: where it ran, and what came out.
+    /// Prints the machine, and every ratio.
     pub(crate) fn print(&self) {
         println!("\n{}", provenance());
         println!("load {}", read("/proc/loadavg").trim());
@@ -211,7 +211,7 @@ impl Ratios {
     }
 }
 
-/// Machine, kernel, commit and date, for whoever quotes a figure.
+/// Machine, kernel, commit and date, to be quoted with a figure.
 pub(crate) fn provenance() -> String {
     let kernel = read("/proc/sys/kernel/osrelease");
     let commit = said_by("git", &["describe", "--always", "--dirty", "--exclude=*"]);

@@ -169,7 +169,7 @@ impl Bytes {
     #[inline]
     pub(crate) fn store(self, offset: usize, value: u8) {
         assert!(offset < self.len);
-        // SAFETY: inside the range, which `new`'s caller keeps; whoever else writes there, the store is volatile.
+        // SAFETY: inside the range, which `new`'s caller keeps mapped; volatile, as other threads may write there.
         unsafe { self.at.wrapping_add(offset).write_volatile(value) };
     }
 

@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     match done {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
         Ok(Verdict::Broken) => ExitCode::from(EXIT_BROKEN),
-        // Whoever read the output has seen enough.
+        // The reader of the output has seen enough.
         Err(e) if output::is_closed_pipe(&*e) => ExitCode::SUCCESS,
         Err(e) => {
             let _ = writeln!(std::io::stderr(), "revoke: {e}");

@@ -14,10 +14,10 @@ pub(crate) fn text(region: &Region) -> Result<String, fmt::Error> {
         ("disables_total", s.disables, "Changes to disabled."),
         ("enables_total", s.enables, "Changes to enabled."),
         ("resets_total", s.resets, "Resets."),
-        ("faults_mapped_total", s.faults_mapped, "Faults answered by mapping pages."),
+        ("faults_mapped_total", s.faults_mapped, "Faults resolved by mapping pages."),
         ("pages_mapped_total", s.pages_mapped, "Pages mapped by faults."),
         ("faults_parked_total", s.faults_parked, "Faults left waiting for the region."),
-        ("faults_failed_total", s.faults_failed, "Faults that could not be answered."),
+        ("faults_failed_total", s.faults_failed, "Faults that could not be resolved."),
         ("refused_total", s.refused, "Accesses through the crate that were refused."),
         ("degraded_total", s.degraded, "Mappings revoked in a stronger way than intended."),
     ] {

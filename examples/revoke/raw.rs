@@ -17,14 +17,14 @@ fn at(mapping: &Mapping, offset: usize, size: usize) -> *mut u8 {
     mapping.as_ptr().wrapping_add(offset)
 }
 
-/// A load that meets the mapping's on-disabled policy, be it a signal.
+/// A load under the mapping's policy: while the region is disabled it may raise a signal.
 pub(crate) fn load(mapping: &Mapping, offset: usize) -> u64 {
     let from = at(mapping, offset, 8).cast::<u64>();
     // SAFETY: inside the mapping and aligned, as `at` has checked.
     unsafe { from.read_volatile() }
 }
 
-/// A store that meets the mapping's on-disabled policy, be it a signal.
+/// A store under the mapping's policy: while the region is disabled it may raise a signal.
 pub(crate) fn store(mapping: &Mapping, offset: usize, value: u64) {
     let to = at(mapping, offset, 8).cast::<u64>();
     // SAFETY: inside the mapping and aligned, as `at` has checked; callers have read-write mappings.
@@ -34,7 +34,7 @@ pub(crate) fn store(mapping: &Mapping, offset: usize, value: u64) {
 /// pwrite(2): the kernel loads 8 bytes from the mapping.
 pub(crate) fn load_by_kernel(mapping: &Mapping, offset: usize, file: &File) -> Result<u64, Errno> {
     let from = at(mapping, offset, 8).cast_const().cast();
-    // SAFETY: 8 bytes inside the mapping; the kernel answers a fault with EFAULT.
+    // SAFETY: 8 bytes inside the mapping; the kernel returns EFAULT for a fault.
     let n = unsafe { libc::pwrite(file.as_raw_fd(), from, 8, 0) };
     whole(n, 8)?;
     let mut bytes = [0; 8];
@@ -46,12 +46,12 @@ pub(crate) fn load_by_kernel(mapping: &Mapping, offset: usize, file: &File) -> R
 pub(crate) fn store_by_kernel(mapping: &Mapping, offset: usize, byte: u8, file: &File) -> Result<(), Errno> {
     file.write_all_at(&[byte], 0).map_err(errno)?;
     let to = at(mapping, offset, 1).cast();
-    // SAFETY: 1 byte inside a mapping that is read-write; the kernel answers a fault with EFAULT.
+    // SAFETY: 1 byte inside a mapping that is read-write; the kernel returns EFAULT for a fault.
     let n = unsafe { libc::pread(file.as_raw_fd(), to, 1, 0) };
     whole(n, 1)
 }
 
-/// A short transfer is one that met the revocation half-way.
+/// A short transfer was revoked half-way.
 fn whole(n: isize, expected: usize) -> Result<(), Errno> {
     match usize::try_from(n) {
         Ok(n) if n == expected => Ok(()),

@@ -50,7 +50,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t)]
     strategy: Strategy,
 
-    /// What accesses meet while it is disabled.
+    /// The mappings' policy while it is disabled.
     #[arg(long, value_enum, default_value_t)]
     policy: Policy,
 

@@ -177,7 +177,7 @@ class File:
         return here + path
 
     def attribute(self, at, inline):
-        """Passes over an attribute, and over the item behind it if that is for tests only."""
+        """Passes over an attribute, and over the item after it if that is for tests only."""
         inner = self.text(at + 1) == "!"
         start = at + 1 + inner
         end = start + self.tokens_to(start)

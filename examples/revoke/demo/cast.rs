@@ -49,7 +49,7 @@ impl Role {
     }
 }
 
-/// What an access met.
+/// The outcome of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Met {
     Nothing,
@@ -77,7 +77,7 @@ impl Met {
     }
 }
 
-/// How often an actor met what, since the last look.
+/// How often each outcome came, since the last look.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) reached: u64,
@@ -130,7 +130,7 @@ impl Actor {
         })
     }
 
-    /// One access, told to everyone who looks. The driver stores `value`, all others load.
+    /// One access; its outcome is kept for the display. The driver stores `value`, all others load.
     pub(super) fn act(&self, offset: usize, value: u64) -> Met {
         let since = Instant::now();
         self.began.store(self.nanos().max(1), Relaxed);

@@ -45,7 +45,7 @@ pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool, as_json: bool)
                 "reached": counts.reached,
                 "refused": counts.refused,
                 "waited": counts.waited,
-                "last": Scene::meets(actor),
+                "last": Scene::gets(actor),
             }));
         }
         writeln!(out)?;
@@ -61,7 +61,7 @@ pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool, as_json: bool)
     Ok(acts)
 }
 
-/// What an actor met during one act.
+/// What an actor's accesses got during one act.
 fn line(actor: &Actor, counts: Counts) -> String {
     let mut parts = Vec::new();
     if counts.reached > 0 {
@@ -79,7 +79,7 @@ fn line(actor: &Actor, counts: Counts) -> String {
         parts.push(format!("{} waited", figures::count(counts.waited)));
     }
     if actor.waiting().is_some() {
-        parts.push(Scene::meets(actor));
+        parts.push(Scene::gets(actor));
     }
     parts.join(", ")
 }

@@ -119,7 +119,7 @@ impl Scene {
         Ok(since.elapsed())
     }
 
-    /// Stops everybody, with the region enabled so that nobody waits for ever.
+    /// Ends all actors, with the region enabled so that none waits for ever.
     pub(super) fn end(&self, cast: Vec<JoinHandle<()>>) {
         self.stop.store(true, Ordering::Relaxed);
         let _ = self.region.enable();
@@ -141,8 +141,8 @@ impl Scene {
         Ok(driver.map(|actor| actor.counts().reached).sum())
     }
 
-    /// What an actor meets right now, in words.
-    pub(super) fn meets(actor: &Actor) -> String {
+    /// What an actor's accesses get right now, in words.
+    pub(super) fn gets(actor: &Actor) -> String {
         match (actor.waiting(), actor.last()) {
             (Some(waited), _) => format!("waits, {:.1} s so far", waited.as_secs_f64()),
             (None, Met::Nothing) => "-".to_owned(),

@@ -42,7 +42,7 @@ pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool) -> Result<Vec<
     let mut terminal = ratatui::try_init()?;
     let drawn = draw_until_end(&mut terminal, scene, &caption, asked_to_end, &command, &director);
     ratatui::restore();
-    // The director ends when there is nobody left to command it.
+    // The director ends when its commands' sender is gone.
     drop(command);
     let directed = director.join().map_err(|_| "the director panicked")?;
     drawn?;
@@ -214,7 +214,7 @@ fn draw_state(frame: &mut Frame<'_>, area: Rect, scene: &Scene, caption: &Captio
 
 fn draw_met(frame: &mut Frame<'_>, area: Rect, scene: &Scene, look: &Look) {
     let right = |n: u64| Cell::from(Line::from(figures::count(n)).right_aligned());
-    let head = ["who", "meets now", "reached", "refused", "waited"];
+    let head = ["access", "gets now", "reached", "refused", "waited"];
     let head = head
         .into_iter()
         .enumerate()
@@ -224,7 +224,7 @@ fn draw_met(frame: &mut Frame<'_>, area: Rect, scene: &Scene, look: &Look) {
         let counts = actor.counts();
         rows.push(Row::new(vec![
             Cell::from(actor.role.name()),
-            Cell::from(Span::styled(Scene::meets(actor), look.of(actor))),
+            Cell::from(Span::styled(Scene::gets(actor), look.of(actor))),
             right(counts.reached),
             right(counts.refused),
             right(counts.waited),
@@ -245,7 +245,7 @@ fn draw_met(frame: &mut Frame<'_>, area: Rect, scene: &Scene, look: &Look) {
         Constraint::Length(9),
         Constraint::Length(8),
     ];
-    let block = Block::bordered().title(" what each access meets ");
+    let block = Block::bordered().title(" what each access gets ");
     frame.render_widget(Table::new(rows, widths).header(Row::new(head).style(look.dim)).block(block), area);
 }
 

@@ -39,8 +39,8 @@ const fn scenario(act: Act, then_ms: u64, why: &'static str) -> Scenario {
 
 pub(super) const SCRIPT: [Scenario; 6] = [
     scenario(Act::Watch, 1200, "the guest's driver, the kernel and the VMM use the device's memory"),
-    scenario(Act::Disable, 1800, "the guest clears PCI_COMMAND.MEM: nobody gets through, nobody dies"),
-    scenario(Act::Enable, 1200, "the guest sets it again: who waited goes on, the content is there"),
+    scenario(Act::Disable, 1800, "the guest clears PCI_COMMAND.MEM: no access gets through, no thread dies"),
+    scenario(Act::Enable, 1200, "the guest sets it again: waiting accesses go on, the content is there"),
     scenario(
         Act::Reset(Duration::from_millis(1200)),
         600,

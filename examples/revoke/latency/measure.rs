@@ -141,7 +141,7 @@ pub(super) fn changes(region: &Region, spend: Duration) -> Result<Vec<Series>, F
     Ok(rows.into_iter().filter_map(|(what, samples)| Series::new(what, name.clone(), samples)).collect())
 }
 
-/// Gives the file its pages: those of a fresh memfd are made at the first access, which is not what is timed.
+/// Gives the file its pages. A fresh memfd makes them at the first access, which must not be timed.
 fn populate(region: &Region) -> Result<(), Failed> {
     Ok(region.owner().fill(0, 1, region.len())?)
 }

@@ -6,7 +6,7 @@
 use revocable_mmio::Region;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Stamps that stand in the region only while nobody may see them.
+/// Stamps that the region holds only while no access may reach it.
 const FORBIDDEN: u64 = 0xdead << 48;
 /// Stamps that stand there while it is enabled.
 const OPEN: u64 = 0x0be0 << 48;
@@ -89,7 +89,7 @@ impl Ledger {
         Ok(cells)
     }
 
-    /// G2: what was stored before is there. The next store may be too, whose worker has not yet come to tell of it.
+    /// G2: earlier stores are there. The next one may be too: its worker has not acknowledged it yet.
     pub(super) fn check_kept(&self, cells: &[u64]) -> Result<(), String> {
         for worker in 0..self.workers {
             for page in 0..self.pages {

@@ -83,7 +83,7 @@ impl Report<'_> {
             }
             return printed.map(|()| Verdict::Good);
         };
-        // A violation counts, whoever may have stopped reading.
+        // A violation counts even if the output is no longer read.
         let _ = writeln!(io::stderr(), "VIOLATION {violation} (seed {})", self.seed);
         Ok(Verdict::Broken)
     }

@@ -45,7 +45,7 @@ impl Clock {
         self.0.store(cycle << 32 | step << 3 | window as u64, Ordering::SeqCst);
     }
 
-    /// Call it before an access and behind it.
+    /// Call it before an access and after it.
     pub(super) fn now(&self) -> Moment {
         // The access is volatile or a system call, which orders nothing by itself.
         fence(Ordering::SeqCst);

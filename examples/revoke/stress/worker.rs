@@ -1,4 +1,4 @@
-//! A worker: loads stamps and its own cells, stores to its own cells, and judges what each access met.
+//! A worker: loads stamps and its own cells, stores to its own cells, and judges each access.
 
 use super::hand::{Hand, NotDone};
 use super::ledger::{Ledger, is_forbidden, open};
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(super) struct Tally {
     /// Accesses that reached the memory.
     pub(super) reached: AtomicU64,
-    /// Accesses that were refused, or met all-ones.
+    /// Accesses that were refused, or got all-ones.
     pub(super) refused: AtomicU64,
     /// Accesses that began and ended in one window in which nothing may be reached.
     pub(super) inside_disabled: AtomicU64,
@@ -29,7 +29,7 @@ pub(super) struct Worker<'a> {
     pub(super) ledger: &'a Ledger,
     pub(super) tally: &'a Tally,
     pub(super) random: Random,
-    /// By page: a store of which nobody can say whether it reached the region, and which is to be looked at.
+    /// By page: whether the last store may have reached the region or not, so that the cell has to be looked at.
     pub(super) doubtful: Vec<bool>,
 }
 
