@@ -130,7 +130,7 @@ pub(crate) fn run(args: &Args, as_json: bool) -> Result<Verdict, Failed> {
     let ways: Vec<Way> = ways.into_iter().cycle().take(args.threads.into()).collect();
     let hands = ways.iter().map(|way| Hand::new(*way, &region)).collect::<Result<Vec<_>, _>>()?;
     let ledger = Ledger::new(&region, ways.iter().map(|way| way.store_mask()).collect());
-    ledger.stamp(&region, ledger::open(0))?;
+    ledger.open(&region, 0)?;
     let seed = args.seed.unwrap_or_else(|| std::process::id().into());
     let tallies = ways.iter().map(|_| Tally::default()).collect();
     let (clock, stop) = (Clock::new(), AtomicBool::new(false));

@@ -1,11 +1,9 @@
 //! The thread that changes the regions, and that looks at them from the owner's side meanwhile.
 
-use crate::ledger::{forbidden, open};
 use crate::random::Random;
 use crate::rig::{Device, Rig};
 use crate::window::Window;
 use revocable_mmio::{GroupError, RevokeError};
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -155,15 +153,14 @@ impl<'a> Changer<'a> {
             let (ledger, cycle) = (&device.ledger, device.clock.now().cycle());
             let cells = ledger.cells(&device.region)?;
             ledger.check_kept(&cells)?;
-            ledger.stamp(&device.region, forbidden(cycle))?;
+            ledger.forbid(&device.region, cycle)?;
             before.push(cells);
         }
         self.dwell();
         for (device, before) in devices.iter().zip(before) {
             let (ledger, cycle) = (&device.ledger, device.clock.now().cycle());
             let after = ledger.cells(&device.region)?;
-            ledger.stamp(&device.region, open(cycle))?;
-            device.stamped.store(cycle, Ordering::SeqCst);
+            ledger.open(&device.region, cycle)?;
             ledger.check_unchanged(&before, &after, "unreachable")?;
         }
         Ok(())

@@ -4,7 +4,7 @@ use crate::ledger::is_forbidden;
 use crate::rig::Device;
 use crate::support::matrix::Case;
 use crate::support::raw;
-use nix::errno::Errno;
+use crate::worker::{NotDone, Terms, Touch};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use revocable_mmio::fault::{FaultFlags, NotResolved};
 use revocable_mmio::{
@@ -73,7 +73,7 @@ impl Way {
     }
 
     /// Can it be refused, by a region that is disabled?
-    pub(crate) fn may_be_refused(self, case: &Case) -> bool {
+    fn may_be_refused(self, case: &Case) -> bool {
         match self {
             Way::Guard | Way::Pin | Way::Async => true,
             // No userfaultfd has the kernel's faults wait there.
@@ -86,45 +86,19 @@ impl Way {
 
     /// Can it be refused by a region that is busy, though enabled? Those that have the kernel touch memory which it can't
     /// wait for, and those that ask not to wait.
-    pub(crate) fn refused_by_busy(self, case: &Case) -> bool {
+    fn refused_by_busy(self, case: &Case) -> bool {
         self == Way::SystemCall && !case.kernel_waits()
     }
 
     /// Are its stores dropped, and its loads all-ones, by a region that is disabled?
-    pub(crate) fn is_lost(self, case: &Case) -> bool {
+    fn is_lost(self, case: &Case) -> bool {
         case.policy == OnDisabled::AllOnes && !matches!(self, Way::Guard | Way::Pin)
-    }
-}
-
-/// An access did not go through.
-pub(crate) enum NotDone {
-    /// Disabled.
-    Refused,
-    /// It would have had to wait.
-    WouldBlock,
-    /// In a way that nothing explains.
-    Wrong(String),
-}
-
-impl From<AccessError> for NotDone {
-    fn from(e: AccessError) -> Self {
-        match e {
-            AccessError::Disabled { .. } => NotDone::Refused,
-            AccessError::WouldBlock { .. } => NotDone::WouldBlock,
-            other => NotDone::Wrong(other.to_string()),
-        }
     }
 }
 
 impl From<raw::Hit> for NotDone {
     fn from(hit: raw::Hit) -> Self {
         if hit == raw::Hit::bus(hit.addr) { NotDone::Refused } else { NotDone::Wrong(format!("{hit:?}")) }
-    }
-}
-
-impl From<Errno> for NotDone {
-    fn from(e: Errno) -> Self {
-        if e == Errno::EFAULT { NotDone::Refused } else { NotDone::Wrong(e.to_string()) }
     }
 }
 
@@ -136,7 +110,7 @@ impl From<CopyError> for NotDone {
 
 /// A way with what it needs.
 pub(crate) struct Hand<'a> {
-    pub(crate) way: Way,
+    way: Way,
     device: &'a Device,
     mapping: &'a Mapping,
     /// The other side of a system call.
@@ -152,55 +126,6 @@ impl<'a> Hand<'a> {
         };
         let queue = FaultQueue::new(4).expect("an eventfd");
         Self { way, device, mapping: &device.mappings[which], file: File::from(raw::scratch()), queue }
-    }
-
-    /// Is this byte of the region inside of its mapping?
-    pub(crate) fn reaches(&self, offset: usize) -> bool {
-        offset >= self.mapping.offset()
-    }
-
-    pub(crate) fn is_writable(&self) -> bool {
-        self.mapping.is_writable()
-    }
-
-    pub(crate) fn load(&self, offset: usize, turn: u64) -> Result<u64, NotDone> {
-        let (at, addr) = self.place(offset);
-        match self.way {
-            Way::Accessor | Way::OwnFaults => Ok(self.mapping.read(at)?),
-            Way::Raw => Ok(raw::load64(addr)?),
-            Way::SystemCall => {
-                raw::pwrite_from(&self.file, addr, 8)?;
-                let mut bytes = [0; 8];
-                self.file.read_exact_at(&mut bytes, 0).map_err(|e| NotDone::Wrong(e.to_string()))?;
-                Ok(u64::from_ne_bytes(bytes))
-            }
-            Way::Guard => self.guarded(|_| raw::load64(addr)),
-            Way::Pin => self.pinned(offset, raw::load64),
-            Way::Bulk => self.bulk_load(at),
-            Way::Behalf => Ok(self.mapping.read_with(at, flags(turn))?),
-            Way::Async => self.told(offset).and_then(|()| Ok(self.mapping.read(at)?)),
-            Way::NewMapping => self.anew(|mapping| mapping.read(offset)),
-        }
-    }
-
-    pub(crate) fn store(&self, offset: usize, value: u64, turn: u64) -> Result<(), NotDone> {
-        let (at, addr) = self.place(offset);
-        match self.way {
-            Way::Accessor | Way::OwnFaults => Ok(self.mapping.write(at, value)?),
-            Way::Raw => Ok(raw::store64(addr, value)?),
-            Way::SystemCall => {
-                let byte = &value.to_ne_bytes()[..1];
-                self.file.write_all_at(byte, 0).map_err(|e| NotDone::Wrong(e.to_string()))?;
-                raw::pread_into(&self.file, addr, 1)?;
-                Ok(())
-            }
-            Way::Guard => self.guarded(|_| raw::store64(addr, value)),
-            Way::Pin => self.pinned(offset, |addr| raw::store64(addr, value)),
-            Way::Bulk => Ok(self.mapping.write_slice(at, &value.to_ne_bytes())?),
-            Way::Behalf => Ok(self.mapping.write_with(at, value, flags(turn) | FaultFlags::WRITE)?),
-            Way::Async => self.told(offset).and_then(|()| Ok(self.mapping.write(at, value)?)),
-            Way::NewMapping => self.anew(|mapping| mapping.write(offset, value)),
-        }
     }
 
     /// Its offset in the mapping, and its address.
@@ -268,6 +193,74 @@ impl<'a> Hand<'a> {
         let mapping = self.device.region.map(self.device.case.options());
         let mapping = mapping.map_err(|e| NotDone::Wrong(e.to_string()))?;
         Ok(access(&mapping)?)
+    }
+}
+
+impl Touch for Hand<'_> {
+    fn name(&self) -> String {
+        format!("of its region, {:?}", self.way)
+    }
+
+    fn terms(&self) -> Terms {
+        let (way, case) = (self.way, &self.device.case);
+        Terms {
+            is_refused: way.may_be_refused(case),
+            is_refused_by_busy: way.refused_by_busy(case),
+            is_nowait: way == Way::Behalf,
+            is_lost: way.is_lost(case),
+        }
+    }
+
+    fn store_mask(&self) -> u64 {
+        self.way.store_mask()
+    }
+
+    fn reaches(&self, offset: usize) -> bool {
+        offset >= self.mapping.offset()
+    }
+
+    fn is_writable(&self) -> bool {
+        self.mapping.is_writable()
+    }
+
+    fn load(&self, offset: usize, turn: u64) -> Result<u64, NotDone> {
+        let (at, addr) = self.place(offset);
+        match self.way {
+            Way::Accessor | Way::OwnFaults => Ok(self.mapping.read(at)?),
+            Way::Raw => Ok(raw::load64(addr)?),
+            Way::SystemCall => {
+                raw::pwrite_from(&self.file, addr, 8)?;
+                let mut bytes = [0; 8];
+                self.file.read_exact_at(&mut bytes, 0).map_err(|e| NotDone::Wrong(e.to_string()))?;
+                Ok(u64::from_ne_bytes(bytes))
+            }
+            Way::Guard => self.guarded(|_| raw::load64(addr)),
+            Way::Pin => self.pinned(offset, raw::load64),
+            Way::Bulk => self.bulk_load(at),
+            Way::Behalf => Ok(self.mapping.read_with(at, flags(turn))?),
+            Way::Async => self.told(offset).and_then(|()| Ok(self.mapping.read(at)?)),
+            Way::NewMapping => self.anew(|mapping| mapping.read(offset)),
+        }
+    }
+
+    fn store(&self, offset: usize, value: u64, turn: u64) -> Result<(), NotDone> {
+        let (at, addr) = self.place(offset);
+        match self.way {
+            Way::Accessor | Way::OwnFaults => Ok(self.mapping.write(at, value)?),
+            Way::Raw => Ok(raw::store64(addr, value)?),
+            Way::SystemCall => {
+                let byte = &value.to_ne_bytes()[..1];
+                self.file.write_all_at(byte, 0).map_err(|e| NotDone::Wrong(e.to_string()))?;
+                raw::pread_into(&self.file, addr, 1)?;
+                Ok(())
+            }
+            Way::Guard => self.guarded(|_| raw::store64(addr, value)),
+            Way::Pin => self.pinned(offset, |addr| raw::store64(addr, value)),
+            Way::Bulk => Ok(self.mapping.write_slice(at, &value.to_ne_bytes())?),
+            Way::Behalf => Ok(self.mapping.write_with(at, value, flags(turn) | FaultFlags::WRITE)?),
+            Way::Async => self.told(offset).and_then(|()| Ok(self.mapping.write(at, value)?)),
+            Way::NewMapping => self.anew(|mapping| mapping.write(offset, value)),
+        }
     }
 }
 

@@ -12,7 +12,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-// The example's own stress run judges by the same clock and the same books.
+// The example's own stress run: the same clock, the same books, the same workers that judge accesses.
 #[expect(dead_code, reason = "the example keeps books for more workers")]
 #[path = "../../examples/revoke/stress/ledger.rs"]
 mod ledger;
@@ -20,12 +20,13 @@ mod ledger;
 mod random;
 #[path = "../../examples/revoke/stress/window.rs"]
 mod window;
+#[path = "../../examples/revoke/stress/worker.rs"]
+mod worker;
 
 mod changer;
 mod hand;
 mod rig;
 mod table;
-mod worker;
 
 use parking_lot::Mutex;
 use rig::Rig;

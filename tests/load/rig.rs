@@ -2,18 +2,19 @@
 
 use crate::changer::{Changer, Changes, seed};
 use crate::hand::{Hand, Way};
-use crate::ledger::{Ledger, open};
+use crate::ledger::Ledger;
 use crate::random::Random;
 use crate::support::matrix::{Case, Memory};
 use crate::support::on_slow_machine;
 use crate::support::watchdog::Watchdog;
 use crate::window::Clock;
-use crate::worker::Worker;
+use crate::worker::{self, Worker};
 use parking_lot::Mutex;
 use revocable_mmio::{FaultAround, MapOptions, Mapping, Region, ResetGroup, Strategy};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// One region, and what is known of it.
@@ -22,8 +23,6 @@ pub(crate) struct Device {
     pub(crate) region: Region,
     pub(crate) clock: Clock,
     pub(crate) ledger: Ledger,
-    /// The cycle of the last stamps that enabled accesses may see: whoever looks later sees these or later ones.
-    pub(crate) stamped: AtomicU64,
     /// Of all of it, twice; of its second half; read-only; for accessors only.
     pub(crate) mappings: [Mapping; 5],
     ways: Vec<Way>,
@@ -43,17 +42,16 @@ impl Device {
             map(if case.strategy == Strategy::Zap { case.options().accessors_only() } else { case.options() }),
         ];
         let ledger = Ledger::new(&region, ways.iter().map(|way| way.store_mask()).collect());
-        ledger.stamp(&region, open(0)).expect("the owner's view");
-        Self { case, region, clock: Clock::new(), ledger, stamped: AtomicU64::new(0), mappings, ways }
+        ledger.open(&region, 0).expect("the owner's view");
+        Self { case, region, clock: Clock::new(), ledger, mappings, ways }
     }
 }
 
 /// What a worker has done.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    pub(crate) bursts: AtomicU64,
-    pub(crate) reached: AtomicU64,
-    pub(crate) refused: AtomicU64,
+    bursts: AtomicU64,
+    pub(crate) accesses: worker::Tally,
 }
 
 pub(crate) struct Rig {
@@ -68,6 +66,16 @@ pub(crate) struct Rig {
 /// Every fourth worker uses the second region.
 fn place(worker: usize) -> (usize, usize) {
     if worker % 4 == 3 { (1, worker / 4) } else { (0, worker / 4 * 3 + worker % 4) }
+}
+
+/// A burst of accesses, and a pause: so many threads that never paused would keep each change waiting for a processor,
+/// and there would be few of them.
+fn burst(worker: &mut Worker<'_, Hand<'_>>) -> Result<(), String> {
+    for _ in 0..worker.random.below(48) {
+        worker.step()?;
+    }
+    thread::sleep(Duration::from_micros(worker.random.next() % 8192));
+    Ok(())
 }
 
 impl Rig {
@@ -93,14 +101,15 @@ impl Rig {
         let panicked = catch_unwind(AssertUnwindSafe(|| {
             let mut worker = Worker {
                 number: at,
-                device,
                 hand: Hand::new(device.ways[at], device, number),
-                tally,
+                clock: &device.clock,
+                ledger: &device.ledger,
+                tally: &tally.accesses,
                 random: Random::new(seed() + 1 + number as u64),
                 doubtful: vec![false; device.ledger.pages()],
             };
             while !self.stop.load(Ordering::Relaxed) {
-                if let Err(e) = worker.burst() {
+                if let Err(e) = burst(&mut worker) {
                     self.violate(e);
                 }
                 tally.bursts.fetch_add(1, Ordering::Relaxed);
@@ -153,7 +162,7 @@ impl Rig {
                 // Nothing would end them.
                 std::process::abort();
             }
-            std::thread::sleep(Duration::from_millis(2));
+            thread::sleep(Duration::from_millis(2));
         }
     }
 

@@ -22,8 +22,8 @@ impl Row {
             |of: fn(&Tally) -> &AtomicU64| rig.tallies.iter().map(|tally| of(tally).load(Ordering::Relaxed)).sum();
         Self {
             case: *case,
-            reached: all(|tally| &tally.reached),
-            refused: all(|tally| &tally.refused),
+            reached: all(|tally| &tally.accesses.reached),
+            refused: all(|tally| &tally.accesses.refused),
             degraded: rig.devices.iter().map(|device| device.region.stats().degraded).sum(),
             changes,
         }

@@ -1,6 +1,6 @@
 //! The thread that disables, enables and resets the region, and that looks at it from the owner's side meanwhile.
 
-use super::ledger::{Ledger, forbidden, open};
+use super::ledger::Ledger;
 use super::random::Random;
 use super::window::{Clock, Window};
 use revocable_mmio::Region;
@@ -53,10 +53,10 @@ impl Changer<'_> {
         let cycle = self.clock.now().cycle();
         let before = self.ledger.cells(self.region)?;
         self.ledger.check_kept(&before)?;
-        self.ledger.stamp(self.region, forbidden(cycle))?;
+        self.ledger.forbid(self.region, cycle)?;
         self.dwell();
         let after = self.ledger.cells(self.region)?;
-        self.ledger.stamp(self.region, open(cycle))?;
+        self.ledger.open(self.region, cycle)?;
         self.ledger.check_unchanged(&before, &after, what)
     }
 

@@ -1,10 +1,10 @@
 //! The ways to reach into a region: accessors, raw pointers, system calls.
 
 use super::Policy;
+use super::worker::{NotDone, Terms, Touch};
 use crate::output::Failed;
 use crate::raw;
-use nix::errno::Errno;
-use revocable_mmio::{AccessError, MapOptions, Mapping, OnDisabled, Region, Strategy, Support};
+use revocable_mmio::{MapOptions, Mapping, OnDisabled, Region, Strategy, Support};
 use std::fs::File;
 
 /// A way, with the policy of its mapping.
@@ -73,32 +73,9 @@ impl Way {
     }
 }
 
-/// An access did not go through.
-pub(super) enum NotDone {
-    /// As the policy says.
-    Refused,
-    /// In a way that no policy explains.
-    Wrong(String),
-}
-
-impl From<AccessError> for NotDone {
-    fn from(e: AccessError) -> Self {
-        match e {
-            AccessError::Disabled { .. } => NotDone::Refused,
-            other => NotDone::Wrong(other.to_string()),
-        }
-    }
-}
-
-impl From<Errno> for NotDone {
-    fn from(e: Errno) -> Self {
-        if e == Errno::EFAULT { NotDone::Refused } else { NotDone::Wrong(e.to_string()) }
-    }
-}
-
 /// A way with the mapping of its own that it needs.
 pub(super) struct Hand {
-    pub(super) way: Way,
+    way: Way,
     mapping: Mapping,
     /// The other side of a system call.
     file: Option<File>,
@@ -119,8 +96,29 @@ impl Hand {
         };
         Ok(Self { way, mapping: region.map(options)?, file })
     }
+}
 
-    pub(super) fn load(&self, offset: usize) -> Result<u64, NotDone> {
+impl Touch for Hand {
+    fn name(&self) -> String {
+        self.way.name().to_owned()
+    }
+
+    fn terms(&self) -> Terms {
+        let policy = self.way.policy();
+        // Under Block loads and stores wait. System calls have mappings of policy Sigbus.
+        Terms {
+            is_refused: policy == OnDisabled::Sigbus,
+            is_refused_by_busy: false,
+            is_nowait: false,
+            is_lost: policy == OnDisabled::AllOnes,
+        }
+    }
+
+    fn store_mask(&self) -> u64 {
+        self.way.store_mask()
+    }
+
+    fn load(&self, offset: usize, _: u64) -> Result<u64, NotDone> {
         match (self.way, &self.file) {
             (Way::Raw(_), _) => Ok(raw::load(&self.mapping, offset)),
             (_, Some(file)) => Ok(raw::load_by_kernel(&self.mapping, offset, file)?),
@@ -128,7 +126,7 @@ impl Hand {
         }
     }
 
-    pub(super) fn store(&self, offset: usize, value: u64) -> Result<(), NotDone> {
+    fn store(&self, offset: usize, value: u64, _: u64) -> Result<(), NotDone> {
         match (self.way, &self.file) {
             (Way::Raw(_), _) => {
                 raw::store(&self.mapping, offset, value);

@@ -16,16 +16,14 @@ const FIRST_CELL: usize = 64;
 pub(super) const MOST_WORKERS: usize = 256;
 const MOST_PAGES: usize = 128;
 
-pub(super) fn forbidden(cycle: u64) -> u64 {
-    FORBIDDEN | cycle
-}
-
 pub(super) fn is_forbidden(stamp: u64) -> bool {
     stamp >> 48 == FORBIDDEN >> 48
 }
 
-pub(super) fn open(cycle: u64) -> u64 {
-    OPEN | cycle
+/// The cycle of a stamp that accesses may see.
+pub(super) fn cycle_of(stamp: u64) -> Option<u64> {
+    let cycle = stamp ^ OPEN;
+    (cycle >> 48 == 0).then_some(cycle)
 }
 
 #[derive(Debug)]
@@ -38,6 +36,8 @@ pub(super) struct Ledger {
     acked: Vec<AtomicU64>,
     /// Which bits of its cells a worker stores.
     masks: Vec<u64>,
+    /// The cycle of the last open stamps.
+    opened: AtomicU64,
 }
 
 impl Ledger {
@@ -45,7 +45,7 @@ impl Ledger {
         let (workers, all) = (masks.len(), region.len() / region.page_size());
         let pages = all.min(MOST_PAGES);
         let acked = (0..workers * pages).map(|_| AtomicU64::new(0)).collect();
-        Self { pages, stride: all / pages * region.page_size(), workers, acked, masks }
+        Self { pages, stride: all / pages * region.page_size(), workers, acked, masks, opened: AtomicU64::new(0) }
     }
 
     pub(super) fn pages(&self) -> usize {
@@ -69,8 +69,25 @@ impl Ledger {
         self.acked[worker * self.pages + page].store(value, Ordering::Release);
     }
 
-    /// Puts `stamp` on every page.
-    pub(super) fn stamp(&self, region: &Region, stamp: u64) -> Result<(), String> {
+    /// Puts the stamp of `cycle` that accesses may see on every page.
+    pub(super) fn open(&self, region: &Region, cycle: u64) -> Result<(), String> {
+        self.stamp(region, OPEN | cycle)?;
+        // SeqCst, as all of the clock: an access that begins later sees these stamps or later ones.
+        self.opened.store(cycle, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Puts the stamp of `cycle` that no access may see on every page.
+    pub(super) fn forbid(&self, region: &Region, cycle: u64) -> Result<(), String> {
+        self.stamp(region, FORBIDDEN | cycle)
+    }
+
+    /// The oldest cycle whose stamp an access may see that begins now.
+    pub(super) fn opened(&self) -> u64 {
+        self.opened.load(Ordering::SeqCst)
+    }
+
+    fn stamp(&self, region: &Region, stamp: u64) -> Result<(), String> {
         for page in 0..self.pages {
             region.owner().write(self.stamp_at(page), stamp).map_err(|e| format!("owner's view: {e}"))?;
         }

@@ -44,7 +44,7 @@ impl Progress {
             all(|t| &t.reached),
             all(|t| &t.refused),
         );
-        // Nobody may be there to read it, which is no reason to stop.
+        // A reader that has gone away does not end the run.
         let _ = if self.rewrites { write!(io::stderr(), "\r\x1b[K{line}") } else { writeln!(io::stderr(), "{line}") };
     }
 

@@ -1,13 +1,74 @@
-//! A worker: loads stamps and its own cells, stores to its own cells, and judges each access.
+//! A worker: loads stamps and its own cells, stores to its own cells, and judges each access. The load test uses it too.
 
-use super::hand::{Hand, NotDone};
-use super::ledger::{Ledger, is_forbidden, open};
+use super::ledger::{Ledger, cycle_of, is_forbidden};
 use super::random::Random;
 use super::window::{Clock, Span, Window};
-use revocable_mmio::OnDisabled;
+use nix::errno::Errno;
+use revocable_mmio::AccessError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a worker has done, for everyone to look at.
+/// A way to reach into a region.
+pub(super) trait Touch {
+    fn name(&self) -> String;
+    fn terms(&self) -> Terms;
+
+    /// Which bits of a cell a store changes.
+    fn store_mask(&self) -> u64;
+
+    /// Whether this byte of the region can be reached at all.
+    fn reaches(&self, _offset: usize) -> bool {
+        true
+    }
+
+    fn is_writable(&self) -> bool {
+        true
+    }
+
+    /// `turn` is a number that looks random, for a way that has several forms.
+    fn load(&self, offset: usize, turn: u64) -> Result<u64, NotDone>;
+    fn store(&self, offset: usize, value: u64, turn: u64) -> Result<(), NotDone>;
+}
+
+/// What may become of a way's accesses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// A region that is disabled may refuse them.
+    pub(super) is_refused: bool,
+    /// A region that is busy may refuse them, though it is enabled.
+    pub(super) is_refused_by_busy: bool,
+    /// They never wait.
+    pub(super) is_nowait: bool,
+    /// In a region that is disabled their stores are dropped, and their loads are all-ones.
+    pub(super) is_lost: bool,
+}
+
+/// Why an access did not go through.
+pub(super) enum NotDone {
+    /// The region is disabled.
+    Refused,
+    /// It would have had to wait.
+    WouldBlock,
+    /// For a reason that nothing explains.
+    Wrong(String),
+}
+
+impl From<AccessError> for NotDone {
+    fn from(e: AccessError) -> Self {
+        match e {
+            AccessError::Disabled { .. } => NotDone::Refused,
+            AccessError::WouldBlock { .. } => NotDone::WouldBlock,
+            other => NotDone::Wrong(other.to_string()),
+        }
+    }
+}
+
+impl From<Errno> for NotDone {
+    fn from(e: Errno) -> Self {
+        if e == Errno::EFAULT { NotDone::Refused } else { NotDone::Wrong(e.to_string()) }
+    }
+}
+
+/// What a worker has done, for every thread to look at.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     /// Accesses that reached the memory.
@@ -19,12 +80,13 @@ pub(super) struct Tally {
 }
 
 fn count(counter: &AtomicU64) {
+    // Relaxed: for reports.
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-pub(super) struct Worker<'a> {
+pub(super) struct Worker<'a, H> {
     pub(super) number: usize,
-    pub(super) hand: Hand,
+    pub(super) hand: H,
     pub(super) clock: &'a Clock,
     pub(super) ledger: &'a Ledger,
     pub(super) tally: &'a Tally,
@@ -33,74 +95,69 @@ pub(super) struct Worker<'a> {
     pub(super) doubtful: Vec<bool>,
 }
 
-/// What a load came to.
-enum Loaded {
-    Value(u64),
-    /// Refused, or all-ones because the region was disabled.
-    Nothing,
-}
-
-impl Worker<'_> {
+impl<H: Touch> Worker<'_, H> {
     /// One access, at random. `Err`: a guarantee is broken.
     pub(super) fn step(&mut self) -> Result<(), String> {
         let page = self.random.below(self.ledger.pages());
-        let done = match self.random.below(4) {
-            0 | 1 => self.look_at_stamp(page),
-            2 => self.look_at_cell(page),
-            _ if self.doubtful[page] => self.look_at_cell(page),
+        if !self.hand.reaches(self.ledger.stamp_at(page)) {
+            return Ok(());
+        }
+        let done = match self.random.below(8) {
+            0..=2 => self.look_at_stamp(page),
+            3 | 4 => self.look_at_cell(page),
+            _ if self.doubtful[page] || !self.hand.is_writable() => self.look_at_cell(page),
             _ => self.store(page),
         };
-        done.map_err(|e| format!("{e} [worker {}, {}]", self.number, self.hand.way.name()))
+        done.map_err(|e| format!("{e} [worker {}, {}]", self.number, self.hand.name()))
     }
 
-    fn timed<R>(&self, access: impl FnOnce(&Hand) -> R) -> (R, Span) {
+    fn timed<R>(&mut self, access: impl FnOnce(&H, u64) -> R) -> (R, Span) {
+        let turn = self.random.next() >> 32;
         let from = self.clock.now();
-        let done = access(&self.hand);
+        let done = access(&self.hand, turn);
         (done, Span { from, to: self.clock.now() })
     }
 
-    /// Judges everything about a load but the value.
-    fn load(&self, offset: usize) -> Result<(Loaded, Span), String> {
-        let (loaded, span) = self.timed(|hand| hand.load(offset));
+    /// A load's value, if it reached the memory.
+    fn load(&mut self, offset: usize) -> Result<Option<(u64, Span)>, String> {
+        let (loaded, span) = self.timed(|hand, turn| hand.load(offset, turn));
         let value = self.judge(loaded, span, offset, "load")?;
-        let ones = self.hand.way.policy() == OnDisabled::AllOnes && !span.never_disabled();
-        Ok(match value {
-            Some(value) if !(ones && value == u64::MAX) => {
-                count(&self.tally.reached);
-                (Loaded::Value(value), span)
-            }
-            _ => {
-                count(&self.tally.refused);
-                (Loaded::Nothing, span)
-            }
-        })
+        let ones = self.hand.terms().is_lost && !span.never_disabled();
+        let value = value.filter(|value| !(ones && *value == u64::MAX));
+        count(if value.is_some() { &self.tally.reached } else { &self.tally.refused });
+        Ok(value.map(|value| (value, span)))
     }
 
     /// Was it right that this access went through, or did not?
     fn judge<T>(&self, done: Result<T, NotDone>, span: Span, offset: usize, what: &str) -> Result<Option<T>, String> {
-        let inside = span.inside();
+        let (terms, inside) = (self.hand.terms(), span.inside());
         if matches!(inside, Some(Window::Disabled | Window::InReset)) {
             count(&self.tally.inside_disabled);
         }
         match done {
-            Err(NotDone::Wrong(e)) => Err(format!("G3: a {what} at {offset:#x} met an error of its own: {e}")),
-            Err(NotDone::Refused) if span.never_disabled() => {
+            Err(NotDone::Wrong(e)) => Err(format!("G3: a {what} at {offset:#x} failed for another reason: {e}")),
+            Err(NotDone::Refused) if span.never_disabled() && !terms.is_refused_by_busy => {
                 Err(format!("G1: a {what} at {offset:#x} was refused though the region was never disabled meanwhile"))
             }
-            Err(NotDone::Refused) => Ok(None),
+            Err(NotDone::Refused) if !terms.is_refused => Err(format!("policy: a {what} at {offset:#x} was refused")),
+            Err(NotDone::WouldBlock) if !terms.is_nowait => {
+                Err(format!("G6: a {what} at {offset:#x} did not wait, though it may"))
+            }
+            Err(NotDone::Refused | NotDone::WouldBlock) => Ok(None),
             Ok(_) if inside == Some(Window::InReset) => {
                 Err(format!("G1: a {what} at {offset:#x} went through while the region was being reset"))
             }
-            Ok(_) if inside == Some(Window::Disabled) && self.hand.way.policy() != OnDisabled::AllOnes => {
+            Ok(_) if inside == Some(Window::Disabled) && !terms.is_lost => {
                 Err(format!("G1: a {what} at {offset:#x} went through while the region was disabled"))
             }
             Ok(value) => Ok(Some(value)),
         }
     }
 
-    fn look_at_stamp(&self, page: usize) -> Result<(), String> {
+    fn look_at_stamp(&mut self, page: usize) -> Result<(), String> {
         let offset = self.ledger.stamp_at(page);
-        let (Loaded::Value(stamp), span) = self.load(offset)? else { return Ok(()) };
+        let oldest = self.ledger.opened();
+        let Some((stamp, span)) = self.load(offset)? else { return Ok(()) };
         if is_forbidden(stamp) {
             return Err(format!(
                 "G1: a load at {offset:#x} saw {stamp:#x}, which stood there only while nothing may reach the region"
@@ -109,23 +166,21 @@ impl Worker<'_> {
         if span.inside() == Some(Window::Disabled) {
             return Err(format!("G1: a load at {offset:#x} saw {stamp:#x} while the region was disabled"));
         }
-        // Until `enable()` of a cycle returns, the stamp of the cycle before may have been there.
-        let oldest = if span.never_disabled() { span.from.cycle() } else { span.from.cycle().saturating_sub(1) };
-        if (oldest..=span.to.cycle()).any(|cycle| stamp == open(cycle)) {
+        let cycles = oldest..=span.to.cycle();
+        if cycle_of(stamp).is_some_and(|cycle| cycles.contains(&cycle)) {
             return Ok(());
         }
-        let cycles = oldest..=span.to.cycle();
-        Err(format!("G2: a load at {offset:#x} saw {stamp:#x}, not the stamp of cycle {cycles:?}"))
+        Err(format!("G2: a load at {offset:#x} saw {stamp:#x}, not the stamp of a cycle in {cycles:?}"))
     }
 
     fn look_at_cell(&mut self, page: usize) -> Result<(), String> {
-        let (offset, mask) = (self.ledger.cell_at(self.number, page), self.hand.way.store_mask());
-        let (Loaded::Value(cell), span) = self.load(offset)? else { return Ok(()) };
+        let (offset, mask) = (self.ledger.cell_at(self.number, page), self.hand.store_mask());
+        let Some((cell, span)) = self.load(offset)? else { return Ok(()) };
         let acked = self.ledger.acked(self.number, page);
         let next = acked.wrapping_add(1);
         let found = cell & mask;
         // A raw store to all-ones may be read back until `enable()`.
-        let lost_store = self.hand.way.policy() == OnDisabled::AllOnes && !span.never_disabled();
+        let lost_store = self.hand.terms().is_lost && !span.never_disabled();
         let maybe = self.doubtful[page] || lost_store;
         if found != acked & mask && !(maybe && found == next & mask) {
             return Err(format!("G2: worker {} stored {acked:#x} at {offset:#x} and found {cell:#x}", self.number));
@@ -140,12 +195,12 @@ impl Worker<'_> {
     fn store(&mut self, page: usize) -> Result<(), String> {
         let offset = self.ledger.cell_at(self.number, page);
         let value = self.ledger.acked(self.number, page).wrapping_add(1);
-        let (stored, span) = self.timed(|hand| hand.store(offset, value));
+        let (stored, span) = self.timed(|hand, turn| hand.store(offset, value, turn));
         if self.judge(stored, span, offset, "store")?.is_none() {
             count(&self.tally.refused);
             return Ok(());
         }
-        if self.hand.way.policy() != OnDisabled::AllOnes || span.never_disabled() {
+        if !self.hand.terms().is_lost || span.never_disabled() {
             count(&self.tally.reached);
             self.ledger.ack(self.number, page, value);
         } else if span.inside() == Some(Window::Disabled) {
