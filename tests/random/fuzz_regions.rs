@@ -1,5 +1,5 @@
 //! Random sequences of everything that can be done with regions and mappings, against a model that says what each has to
-//! answer. `REVOCABLE_FUZZ_SECONDS=600 cargo test --test fuzz_regions` goes on for so long.
+//! answer. `REVOCABLE_FUZZ_SECONDS=600 cargo test --test random fuzz_regions` goes on for so long.
 
 use super::fuzz::op::Memory;
 use super::fuzz::{CORPUS, forked, random, run, text, touch};
