@@ -1,5 +1,4 @@
 //! Drivers written for safe-mmio survive a revocation.
-#![cfg(feature = "safe-mmio")]
 #![expect(unsafe_code, reason = "safe-mmio's pointers are made from raw ones")]
 
 use crate::support;

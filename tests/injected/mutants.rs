@@ -1,6 +1,5 @@
 //! Each step of a revocation is there for a reason: leave one out, and the checks of G1 and G2 notice. Needs
 //! `--cfg revocable_inject`.
-#![cfg(revocable_inject)]
 
 use crate::support;
 use crate::support::matrix::{Case, Memory};

@@ -1,20 +1,36 @@
 //! The crate's side of a sequence: what is alive, and each operation by its public interface.
 
+mod access;
+mod waiting;
+
 use super::forked;
 use super::model::{Answer, Model, RegionModel, SECRET, There};
-use super::op::{Build, Call, Faulter, How, Modify, Op, Pages, Rights, Rough, Verb, Via, View, Waiter};
+use super::op::{Build, How, Op, Pages, Rights, Rough, Verb, View};
 use super::rough::{self, Limited};
 use super::run::RESET_FILLS;
 use crate::support::matrix::Case;
 use crate::support::raw;
-use revocable_mmio::fault::{CallerLock, NoLock, Outcome};
+use access::{call, fault, load, modify, store};
 use revocable_mmio::{
-    AccessError, AtomicPrimitive, BuildError, Caller, CancelToken, CopyError, FaultAround, Holders, MapError,
-    MapOptions, Mapping, Monitor, OnDisabled, Pin, Prot, ProtectError, Region, ResetGroup, RevokeError,
+    BuildError, CopyError, FaultAround, Holders, MapError, MapOptions, Mapping, Monitor, OnDisabled, Pin, Prot,
+    ProtectError, Region, ResetGroup, RevokeError,
 };
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread::{self};
 use std::time::Duration;
+pub(crate) use waiting::Waiting;
+
+/// An access of a type that is chosen at run time.
+macro_rules! by_width {
+    ($width:expr, $of:ident($($arg:expr),*)) => {
+        match $width {
+            1 => $of::<u8>($($arg),*),
+            2 => $of::<u16>($($arg),*),
+            4 => $of::<u32>($($arg),*),
+            _ => $of::<u64>($($arg),*),
+        }
+    };
+}
 
 /// A pin that its holder may drop when told.
 type Held = Arc<Mutex<Option<Pin>>>;
@@ -31,50 +47,6 @@ pub(crate) struct Real {
     /// Mappings of regions that end in the background, and those regions' numbers in the model.
     pub(crate) ending: Vec<(usize, Arc<Mapping>)>,
 }
-
-/// An access of a type that is chosen at run time.
-macro_rules! by_width {
-    ($width:expr, $of:ident($($arg:expr),*)) => {
-        match $width {
-            1 => $of::<u8>($($arg),*),
-            2 => $of::<u16>($($arg),*),
-            4 => $of::<u32>($($arg),*),
-            _ => $of::<u64>($($arg),*),
-        }
-    };
-}
-
-trait Word: AtomicPrimitive {
-    fn cut(value: u64) -> Self;
-    fn bytes(self) -> Vec<u8>;
-    fn load(addr: usize) -> Result<Self, raw::Hit>;
-    fn store(addr: usize, value: Self) -> Result<(), raw::Hit>;
-}
-
-macro_rules! words {
-    ($($ty:ident $load:ident $store:ident;)*) => { $(
-        impl Word for $ty {
-            fn cut(value: u64) -> Self {
-                let bytes = value.to_le_bytes();
-                Self::from_le_bytes(std::array::from_fn(|i| bytes[i]))
-            }
-
-            fn bytes(self) -> Vec<u8> {
-                self.to_le_bytes().to_vec()
-            }
-
-            fn load(addr: usize) -> Result<Self, raw::Hit> {
-                raw::$load(addr)
-            }
-
-            fn store(addr: usize, value: Self) -> Result<(), raw::Hit> {
-                raw::$store(addr, value)
-            }
-        }
-    )* };
-}
-
-words! { u8 load8 store8; u16 load16 store16; u32 load32 store32; u64 load64 store64; }
 
 impl Real {
     /// Does one operation that the model has found to have an answer. `patience` is for changes that give up.
@@ -396,139 +368,4 @@ fn holders(holders: &Holders) -> (u64, usize) {
 
 fn stopped(result: Result<(), CopyError>) -> Answer {
     result.map_or_else(Answer::Stopped, |()| Answer::Done)
-}
-
-fn hit(hit: raw::Hit, addr: usize) -> Answer {
-    match hit {
-        hit if hit == raw::Hit::bus(addr) => Answer::Bus,
-        hit if hit.addr == addr => Answer::Signal,
-        elsewhere => panic!("an access at {addr:#x} met {elsewhere:?}"),
-    }
-}
-
-fn load<T: Word>(mapping: &Mapping, via: Via, at: usize) -> Answer {
-    let value: Result<T, AccessError> = match via {
-        Via::Accessor => mapping.read(at),
-        Via::Try => mapping.try_read(at),
-        Via::Register => mapping.register::<T>(at).and_then(|register| register.read()),
-        Via::With(flags) => mapping.read_with(at, flags),
-        Via::Raw => {
-            let addr = mapping.as_ptr().addr() + at;
-            return T::load(addr).map_or_else(|e| hit(e, addr), |value| Answer::Bytes(value.bytes()));
-        }
-    };
-    value.map_or_else(Answer::Refused, |value| Answer::Bytes(value.bytes()))
-}
-
-fn store<T: Word>(mapping: &Mapping, via: Via, at: usize, value: u64) -> Answer {
-    let value = T::cut(value);
-    let stored = match via {
-        Via::Accessor => mapping.write(at, value),
-        Via::Try => mapping.try_write(at, value),
-        Via::Register => mapping.register::<T>(at).and_then(|register| register.write(value)),
-        Via::With(flags) => mapping.write_with(at, value, flags),
-        Via::Raw => {
-            let addr = mapping.as_ptr().addr() + at;
-            return T::store(addr, value).map_or_else(|e| hit(e, addr), |()| Answer::Done);
-        }
-    };
-    stored.map_or_else(Answer::Refused, |()| Answer::Done)
-}
-
-fn modify<T: Word>(mapping: &Mapping, how: Modify, at: usize, value: u64) -> Answer {
-    let value = T::cut(value);
-    let found: Result<T, AccessError> = match how {
-        Modify::Swap => mapping.swap(at, value),
-        Modify::Add => mapping.fetch_add(at, value),
-        Modify::Or => mapping.fetch_or(at, value),
-        Modify::And => mapping.fetch_and(at, value),
-        Modify::Xor => mapping.fetch_xor(at, value),
-        Modify::Exchange(current) => match mapping.compare_exchange(at, T::cut(current), value) {
-            Ok(Err(found)) => return Answer::Found(found.bytes()),
-            Ok(Ok(old)) => Ok(old),
-            Err(e) => Err(e),
-        },
-    };
-    found.map_or_else(Answer::Refused, |found| Answer::Bytes(found.bytes()))
-}
-
-fn call(call: Call, addr: usize, len: usize) -> Answer {
-    let mut into = vec![0x5c; len];
-    let done = match call {
-        Call::Vm => raw::read_process(nix::unistd::getpid().as_raw(), addr, &mut into),
-        Call::Write => raw::write_from(addr, len),
-        Call::Read(byte) => raw::read_into(addr, &vec![byte; len]),
-    };
-    match done {
-        Err(errno) => Answer::Errno(errno as i32),
-        Ok(short) if short != len => panic!("{call:?} at {addr:#x} did {short} bytes of {len}"),
-        Ok(_) if call == Call::Vm => Answer::Bytes(into),
-        Ok(_) => Answer::Done,
-    }
-}
-
-fn fault(
-    who: Faulter,
-    once: impl FnOnce(Caller<'_>, &mut NoLock) -> Result<Outcome, revocable_mmio::FaultError>,
-) -> Answer {
-    let token = CancelToken::new();
-    if who.cancelled {
-        token.cancel();
-    }
-    let caller = Caller::new(who.flags).on_disabled(who.policy).cancel(&token);
-    let mut lock = NoLock::default();
-    let answer = once(caller, &mut lock);
-    let keeps = !matches!(answer, Ok(Outcome::Killed));
-    assert_eq!(lock.is_held(), keeps, "the caller's lock after {answer:?}");
-    answer.map_or_else(Answer::NotFaulted, Answer::Fault)
-}
-
-/// A thread that waits for a region.
-pub(crate) struct Waiting {
-    pub(crate) region: usize,
-    what: Waiter,
-    /// Where in the region.
-    at: usize,
-    /// How often something had been wanting when it began.
-    wants: usize,
-    thread: JoinHandle<Answer>,
-}
-
-impl Waiting {
-    fn start(mapping: Arc<Mapping>, region: usize, what: Waiter, offset: usize, wants: usize) -> Self {
-        let at = mapping.offset() + offset;
-        let access = move || match what {
-            Waiter::Load => load::<u64>(&mapping, Via::Accessor, offset),
-            Waiter::Store(value) => store::<u64>(&mapping, Via::Accessor, offset, value),
-            Waiter::Raw => load::<u64>(&mapping, Via::Raw, offset),
-        };
-        Self { region, what, at, wants, thread: thread::spawn(access) }
-    }
-
-    /// Its answer, which it has by now or soon.
-    pub(crate) fn join(self, gone: bool, model: &mut Model) -> Result<(), String> {
-        let answer = self.thread.join().map_err(|_| "a waiting thread panicked".to_owned())?;
-        let wanting = self.wants != model.wants;
-        let content = || Answer::Bytes(model.regions[self.region].bytes[self.at..self.at + 8].to_vec());
-        // Whatever has become of what it waited in: what is not there is not the memory.
-        let otherwise = match (&answer, self.what) {
-            (Answer::Refused(AccessError::NoMemory { .. } | AccessError::Protected { .. }), _) => wanting,
-            (Answer::Bytes(bytes), Waiter::Raw) => wanting && bytes.iter().all(|byte| *byte == 0),
-            (Answer::Bus | Answer::Signal, Waiter::Raw) => wanting,
-            _ => false,
-        };
-        let as_it_should = match (gone, self.what) {
-            (true, Waiter::Load | Waiter::Store(_)) => matches!(answer, Answer::Refused(AccessError::Gone { .. })),
-            (true, Waiter::Raw) => answer == Answer::Bus,
-            (false, Waiter::Store(_)) => answer == Answer::Done,
-            (false, _) => answer == content(),
-        };
-        if !as_it_should && !otherwise {
-            return Err(format!("a waiting thread ({:?}) got {answer:x?}, not {:x?}", self.what, content()));
-        }
-        if let (Waiter::Store(value), Answer::Done) = (self.what, &answer) {
-            model.stored(self.region, self.at, value);
-        }
-        Ok(())
-    }
 }
