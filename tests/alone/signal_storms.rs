@@ -179,6 +179,7 @@ fn no_thread_of_the_crates_own_takes_a_signal() {
             scope.spawn(|| {
                 while !end.load(Ordering::Relaxed) {
                     look();
+                    thread::sleep(Duration::from_millis(1));
                 }
             });
             // Long enough for its page tables' end to be seen; where accesses don't recover they are slow.

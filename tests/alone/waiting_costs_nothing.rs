@@ -32,10 +32,12 @@ struct Cost {
     sleeps: u64,
 }
 
-fn cost_of(tid: i32) -> Cost {
-    let (time, before) = (thread_time(tid), sleeps(tid));
+/// What threads cost in a while, all of them looked at meanwhile.
+fn costs_of(tids: &[i32]) -> Vec<Cost> {
+    let before: Vec<_> = tids.iter().map(|tid| (thread_time(*tid), sleeps(*tid))).collect();
     thread::sleep(LOOK);
-    Cost { time: thread_time(tid) - time, sleeps: sleeps(tid) - before }
+    let after = tids.iter().zip(before);
+    after.map(|(tid, (time, slept))| Cost { time: thread_time(*tid) - time, sleeps: sleeps(*tid) - slept }).collect()
 }
 
 fn check(case: &str, what: &str, cost: &Cost) {
@@ -66,21 +68,20 @@ fn look_at(case: &str, waiters: Vec<Waiter<'_>>, end: impl FnOnce()) {
                 tid.store(nix::unistd::gettid().as_raw(), Ordering::SeqCst);
                 wait();
             });
-            threads.push((waiter.what, thread, tid));
+            threads.push((waiter.what, thread));
         }
         a_moment();
-        let costs: Vec<_> = threads
-            .iter()
-            .map(|(what, thread, tid)| {
-                eventually("it runs", || tid.load(Ordering::SeqCst) != 0);
-                let cost = (!thread.is_finished()).then(|| cost_of(tid.load(Ordering::SeqCst)));
-                (*what, cost.filter(|_| !thread.is_finished()))
-            })
-            .collect();
+        eventually("they run", || tids.iter().all(|tid| tid.load(Ordering::SeqCst) != 0));
+        let all_wait = || threads.iter().all(|(_, thread)| !thread.is_finished());
+        let costs =
+            all_wait().then(|| costs_of(&tids.iter().map(|tid| tid.load(Ordering::SeqCst)).collect::<Vec<_>>()));
+        let finished: Vec<_> =
+            threads.iter().filter(|(_, thread)| thread.is_finished()).map(|(what, _)| *what).collect();
         // First: a check that fails here would leave them waiting.
         end();
-        for (what, cost) in costs {
-            check(case, what, &cost.unwrap_or_else(|| panic!("{case}: {what} does not wait")));
+        assert!(finished.is_empty(), "{case}: {finished:?} does not wait");
+        for ((what, _), cost) in threads.iter().zip(costs.expect("all of them wait")) {
+            check(case, what, &cost);
         }
     });
 }
@@ -198,7 +199,7 @@ fn a_monitor_with_nothing_to_do_sleeps() {
         // What it does after a quick succession of faults ends 20 ms after the last of them.
         thread::sleep(Duration::from_millis(100));
         let tids = tids.lock().expect("no panic").clone();
-        tids.into_iter().map(cost_of).collect::<Vec<_>>()
+        costs_of(&tids)
     };
     let check = |when, costs: Vec<Cost>| costs.iter().for_each(|cost| check(when, "monitor", cost));
     for at in (0..1 << 20).step_by(4096) {
@@ -244,7 +245,7 @@ fn a_signal_costs_who_waits_what_it_costs_anybody() {
                     });
                     eventually("it runs", || tid.load(Ordering::SeqCst) != 0);
                     a_moment();
-                    let cost = cost_of(tid.load(Ordering::SeqCst));
+                    let cost = costs_of(&[tid.load(Ordering::SeqCst)]).remove(0);
                     println!(
                         "| {strategy}, 1000 signals/s | {what} | {:?} in {LOOK:?} | {} sleeps |",
                         cost.time, cost.sleeps

@@ -350,13 +350,15 @@ fn a_leaked_guard_keeps_its_region_enabled_and_is_not_another_threads() {
     }
     for _ in 0..8 {
         thread::scope(|scope| {
-            scope.spawn(|| {
+            let checks = scope.spawn(|| {
                 let Err(RevokeError::Busy(holders)) = region.try_disable() else { panic!("a guard is leaked") };
                 assert_eq!(holders.guards.iter().map(|held| (held.tid, held.count)).collect::<Vec<_>>(), [(0, 1)]);
                 assert!(matches!(region.disable_timeout(A_WHILE / 4), Err(RevokeError::TimedOut { .. })));
                 let _own = mapping.try_access().expect("enabled");
                 assert!(matches!(region.try_disable(), Err(RevokeError::WouldDeadlock { guards: 1 })));
             });
+            // A scope does not wait for its threads' very end, and until that they have their numbers.
+            checks.join().expect("no panic");
         });
     }
     assert!(region.is_enabled());

@@ -3,7 +3,7 @@
 
 use crate::support;
 use crate::support::count::thread_time;
-use crate::support::matrix::every_case_with;
+use crate::support::matrix::{every_case_at_once_with, every_case_with};
 use crate::support::watchdog::Watchdog;
 use crate::support::{a_moment, eventually, on_slow_machine, raw, stress_time};
 use nix::errno::Errno;
@@ -21,7 +21,7 @@ fn a_system_call_is_refused_at_once_and_a_signal_leaves_loads_waiting() {
     support::start();
     require!(Support::current().userfaultfd(), "nothing waits without a userfaultfd");
     raw::ignore_nothing(Signal::SIGUSR1);
-    every_case_with(&[OnDisabled::Block], |case| {
+    every_case_at_once_with(&[OnDisabled::Block], |case| {
         let region = case.region(2);
         let mapping = case.map(&region);
         let base = mapping.as_ptr().expose_provenance();

@@ -153,7 +153,9 @@ fn pages_that_somebody_else_drops_all_the_time_come_back_while_enabled_and_never
                 let owner = region.owner();
                 let write =
                     |value: u64| (0..PAGES).for_each(|page| owner.write(page * PAGE, value).expect("it writes"));
-                while since.elapsed() < stress_time(80) && wrong.lock().is_empty() {
+                // A few drops in any case, however busy the machine.
+                let enough = || since.elapsed() >= stress_time(80) && drops.load(Ordering::Relaxed) > 10;
+                while !enough() && wrong.lock().is_empty() {
                     assert!(region.disable().expect("it revokes"));
                     write(FORBIDDEN);
                     thread::sleep(Duration::from_micros(300));
@@ -169,7 +171,6 @@ fn pages_that_somebody_else_drops_all_the_time_come_back_while_enabled_and_never
                 end.store(true, Ordering::Relaxed);
             });
             assert!(wrong.lock().is_empty(), "{strategy} {policy:?}: {:?}", wrong.lock());
-            assert!(drops.into_inner() > 10);
             assert_eq!(region.stats().degraded, 0, "{strategy} {policy:?}");
         }
     }

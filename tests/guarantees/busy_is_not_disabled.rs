@@ -2,7 +2,7 @@
 
 use crate::support;
 use crate::support::addr;
-use crate::support::matrix::{every_case, every_case_with};
+use crate::support::matrix::{every_case, every_case_at_once, every_case_with};
 use crate::support::{eventually, raw, stress_time};
 use revocable_mmio::{AccessError, MapOptions, OnDisabled, Region, RevokeError, Strategy};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -14,7 +14,7 @@ const RESET: Duration = Duration::from_millis(60);
 #[test]
 fn accesses_during_a_reset_wait_for_its_end_and_none_is_refused() {
     support::start();
-    every_case(|case| {
+    every_case_at_once(|case| {
         let region = case.region(2);
         let mapping = case.map(&region);
         let base = addr(&mapping);
@@ -188,7 +188,7 @@ fn waiting_for_a_reset_burns_no_processor_time() {
     // Something that keeps the shared monitor's thread running.
     let served = Region::builder(4096).strategy(Strategy::Zap).build();
     let _served = served.as_ref().ok().map(|region| region.map(MapOptions::new()).expect("it maps"));
-    every_case(|case| {
+    every_case_at_once(|case| {
         if !case.can_wait() {
             return;
         }
@@ -203,6 +203,7 @@ fn waiting_for_a_reset_burns_no_processor_time() {
                 assert_eq!(raw::load64(base), Ok(0), "{case}");
             });
             let reset = region.reset(|_| {
+                eventually("the load's thread runs", || tid.load(Ordering::SeqCst) != 0);
                 busy.store(true, Ordering::SeqCst);
                 support::a_moment();
                 let before = support::count::thread_time(tid.load(Ordering::SeqCst));

@@ -3,10 +3,10 @@
 
 use crate::support;
 use crate::support::addr;
-use crate::support::matrix::{STRATEGIES, every_case, every_case_with};
+use crate::support::matrix::{STRATEGIES, every_case, every_case_at_once, every_case_with};
 use crate::support::{a_moment, child, eventually, raw, stress_time};
 use revocable_mmio::fault::FaultFlags;
-use revocable_mmio::{AccessError, MapOptions, Monitor, OnDisabled, Region, RevokeError, Strategy, Support};
+use revocable_mmio::{AccessError, Feature, MapOptions, Monitor, OnDisabled, Region, RevokeError, Strategy, Support};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -153,11 +153,12 @@ fn copying_one_mapping_into_another_of_the_same_region_never_deadlocks() {
 #[expect(unsafe_code, reason = "a buffer that faults")]
 fn a_copy_whose_buffer_waits_holds_no_revocation_up() {
     support::start();
-    let slow = Region::builder(1 << 16).build().expect("a region");
-    let Ok(buffer) = slow.map(MapOptions::new().on_disabled(OnDisabled::Block)) else {
-        return support::skip("waiting is not possible", support::at_its_best());
-    };
-    every_case(|case| {
+    let can_wait =
+        Support::current().userfaultfd() && Support::current().has(Feature::UFFD_USER_MODE | Feature::UFFD_EVENT_REMAP);
+    require!(can_wait, "waiting is not possible", could: support::at_its_best());
+    every_case_at_once(|case| {
+        let slow = Region::builder(1 << 16).build().expect("a region");
+        let buffer = slow.map(MapOptions::new().on_disabled(OnDisabled::Block)).expect("waiting is possible");
         let region = case.region(1);
         let mapping = case.map(&region);
         for out in [true, false] {
