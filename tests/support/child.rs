@@ -27,28 +27,43 @@ impl Ended {
     }
 }
 
-/// Runs `body` in a process of its own: this test, alone, in a new copy of the test binary. `test` is the calling
-/// test's name. In that process it does not return.
-pub(crate) fn alone(test: &str, body: impl FnOnce()) -> Ended {
-    alone_for(PATIENCE, test, &[], body)
+/// A new copy of the test binary that runs the calling test and no other. Called on the test's own thread, which the harness
+/// names after the test.
+pub(crate) fn this_test() -> Command {
+    let me = std::env::current_exe().expect("the test binary has a path");
+    let mut command = Command::new(me);
+    let thread = std::thread::current();
+    command.args([thread.name().expect("a test's thread has its name"), "--exact", "--nocapture", "--test-threads=1"]);
+    command
+}
+
+/// Runs `body` in a process of its own: the calling test, alone, in a new copy of the test binary. In that process it does not
+/// return. Called on the test's own thread, as [`this_test`] is.
+pub(crate) fn alone(body: impl FnOnce()) -> Ended {
+    alone_for(PATIENCE, &[], body)
 }
 
 /// The same, with variables in the child's environment.
-pub(crate) fn alone_with(test: &str, vars: &[(&str, &str)], body: impl FnOnce()) -> Ended {
-    alone_for(PATIENCE, test, vars, body)
+pub(crate) fn alone_with(vars: &[(&str, &str)], body: impl FnOnce()) -> Ended {
+    alone_for(PATIENCE, vars, body)
 }
 
 /// The same, for what may take longer. What it says of fuzzing is said.
-pub(crate) fn alone_for(patience: Duration, test: &str, vars: &[(&str, &str)], body: impl FnOnce()) -> Ended {
+pub(crate) fn alone_for(patience: Duration, vars: &[(&str, &str)], body: impl FnOnce()) -> Ended {
+    let thread = std::thread::current();
+    let test = thread.name().expect("a test's thread has its name");
     if std::env::var(WHICH).is_ok_and(|which| which == test) {
         let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err();
         // Nothing else of the process is torn down: that is not what is tested.
         std::process::exit(if died { 101 } else { 0 });
     }
-    let me = std::env::current_exe().expect("the test binary has a path");
-    let mut command = Command::new(me);
-    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(WHICH, test);
-    command.envs(vars.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = this_test();
+    command
+        .env(WHICH, test)
+        .envs(vars.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().expect("the test binary starts");
     let mut out = child.stdout.take().expect("piped");
     let mut err = child.stderr.take().expect("piped");

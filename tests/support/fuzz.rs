@@ -26,7 +26,7 @@ pub(crate) fn asked_time() -> Option<Duration> {
 #[macro_export]
 macro_rules! regressions {
     ($name:literal) => {
-        ($name, concat!("tests/fuzz/regressions/", $name, ".txt"))
+        ($name, concat!("tests/random/fuzz/regressions/", $name, ".txt"))
     };
 }
 

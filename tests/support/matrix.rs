@@ -9,6 +9,7 @@ use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 /// What the memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,13 +131,42 @@ pub(crate) fn every_case_with(policies: &[OnDisabled], test: impl Fn(&Case)) {
     cases(|case| case.is_legal() && policies.contains(&case.policy), test);
 }
 
+/// Runs `test` for every legal combination, those over one kind of memory at once: for tests that mostly wait. Huge pages are
+/// few, so what is over them is run one by one.
+pub(crate) fn every_case_at_once(test: impl Fn(&Case) + Sync) {
+    every_case_at_once_with(&POLICIES, test);
+}
+
+/// The same with one of these policies.
+pub(crate) fn every_case_at_once_with(policies: &[OnDisabled], test: impl Fn(&Case) + Sync) {
+    by_memory(
+        |case| case.is_legal() && policies.contains(&case.policy),
+        |cases| match cases {
+            [Case { memory: Memory::Huge, .. }, ..] => cases.iter().for_each(&test),
+            _ => thread::scope(|scope| {
+                let threads: Vec<_> = cases.iter().map(|case| scope.spawn(|| test(case))).collect();
+                for thread in threads {
+                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                }
+            }),
+        },
+    );
+}
+
 /// Runs `test` for every combination that is not to work here.
 pub(crate) fn every_illegal_case(test: impl Fn(&Case)) {
     cases(|case| !case.is_legal(), test);
 }
 
 fn cases(wanted: impl Fn(&Case) -> bool, test: impl Fn(&Case)) {
+    by_memory(wanted, |cases| cases.iter().for_each(&test));
+}
+
+/// Runs `tests` once for each kind of memory, with the combinations that are wanted of it.
+fn by_memory(wanted: impl Fn(&Case) -> bool, tests: impl Fn(&[Case])) {
     for memory in MEMORIES {
+        let all = STRATEGIES.into_iter().flat_map(|strategy| POLICIES.map(|policy| Case { strategy, policy, memory }));
+        let cases: Vec<Case> = all.filter(&wanted).collect();
         let huge = if memory == Memory::Huge {
             let Some(pages) = HugePages::take(16) else {
                 let could = at_its_best() && std::env::var_os("REVOCABLE_VM").is_none();
@@ -147,14 +177,7 @@ fn cases(wanted: impl Fn(&Case) -> bool, test: impl Fn(&Case)) {
         } else {
             None
         };
-        for strategy in STRATEGIES {
-            for policy in POLICIES {
-                let case = Case { strategy, policy, memory };
-                if wanted(&case) {
-                    test(&case);
-                }
-            }
-        }
+        tests(&cases);
         drop(huge);
     }
 }

@@ -3,6 +3,8 @@
 
 pub(crate) mod child;
 pub(crate) mod count;
+pub(crate) mod forking;
+#[macro_use]
 pub(crate) mod fuzz;
 pub(crate) mod matrix;
 pub(crate) mod raw;
@@ -11,6 +13,7 @@ pub(crate) mod storm;
 pub(crate) mod stress;
 pub(crate) mod watchdog;
 
+use revocable_mmio::Mapping;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Once;
@@ -77,6 +80,11 @@ macro_rules! require {
 pub(crate) fn is_root() -> bool {
     // /proc/self belongs to the effective user.
     std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
+}
+
+/// Where a mapping begins, as what is done by address sees it.
+pub(crate) fn addr(mapping: &Mapping) -> usize {
+    mapping.as_ptr().expose_provenance()
 }
 
 /// Waits until `done`, for at most ten seconds.

@@ -325,30 +325,6 @@ pub(crate) fn replace_behind_its_back(theirs: impl std::os::fd::AsFd) {
     assert_eq!(rc, theirs, "dup2");
 }
 
-/// Runs `child` in a forked process and gives its exit code, or 128 plus the signal that killed it.
-///
-/// `child` runs between fork and _exit in a process with many threads: it must neither allocate nor lock.
-pub(crate) fn forked(child: impl FnOnce() -> i32) -> i32 {
-    // SAFETY: the contract above; `_exit` runs nothing.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0, "fork: {}", Errno::last());
-    if pid == 0 {
-        let code = child();
-        // SAFETY: ends the process at once.
-        unsafe { libc::_exit(code) };
-    }
-    let mut status = 0;
-    loop {
-        // SAFETY: waits for a child of ours; the status is a live integer.
-        let got = unsafe { libc::waitpid(pid, &raw mut status, 0) };
-        if got == pid {
-            break;
-        }
-        assert_eq!(Errno::last(), Errno::EINTR, "waitpid");
-    }
-    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) }
-}
-
 /// A thread's signal, for the tests of interrupted waits.
 pub(crate) fn ignore_nothing(signal: nix::sys::signal::Signal) {
     use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};

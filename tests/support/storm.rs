@@ -2,7 +2,7 @@
 //! that come and go make SIGCHLD. The handlers are installed without `SA_RESTART`, so every wait is interrupted.
 #![expect(unsafe_code, reason = "signal handlers")]
 
-use super::raw;
+use crate::support::forking;
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction};
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
@@ -77,5 +77,5 @@ pub(crate) fn on_this_thread() -> Timer {
 
 /// One child that ends at once.
 pub(crate) fn child() {
-    assert_eq!(raw::forked(|| 0), 0);
+    assert_eq!(forking::exit_code(|| 0), 0);
 }

@@ -1,0 +1,11 @@
+//! What measures or stops threads, and is disturbed by other tests: a binary with nothing else in it.
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "each test binary uses its part")]
+mod support;
+
+mod displaced_handlers;
+mod signal_storms;
+mod stopped_monitor;
+mod waiting_costs_nothing;

@@ -1,0 +1,54 @@
+//! A region that is dropped takes its memory with it: at once, also while its last fault is still being answered. So does a
+//! mapping.
+
+use crate::support;
+use crate::support::raw;
+use revocable_mmio::{AccessError, MapOptions, Region, Strategy};
+use std::thread;
+use std::time::Duration;
+
+#[test]
+fn nothing_is_reachable_once_the_region_is_dropped_right_after_a_fault() {
+    support::start();
+    for _ in 0..300 {
+        let built = Region::builder(1 << 16).strategy(Strategy::Zap).build();
+        let region = match built {
+            Ok(region) => region,
+            Err(e) => {
+                return support::skip(&format!("no Zap: {e}"), support::at_its_best());
+            }
+        };
+        let mapping = region.map(MapOptions::new()).expect("a mapping");
+        // The monitor has answered, and holds the read side of the memory lock for a moment longer.
+        assert_eq!(mapping.read::<u64>(0), Ok(0));
+        drop(region);
+        assert_eq!(mapping.read::<u64>(0), Err(AccessError::Gone { offset: 0 }));
+    }
+}
+
+/// G1 for a mapping that another thread is dropping: `disable()` returns when it is revoked or unmapped, not in between.
+#[test]
+fn a_mapping_that_is_being_dropped_is_revoked_or_gone() {
+    const LEN: usize = 16 << 20;
+    const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
+    support::start();
+    for strategy in support::matrix::STRATEGIES {
+        let Ok(region) = Region::builder(LEN).strategy(strategy).build() else { continue };
+        region.owner().fill(0, 1, LEN).expect("there is room");
+        // The page that is unmapped last.
+        region.owner().write(LEN - 8, SECRET).expect("it is there");
+        for round in 0..50 {
+            let mapping = region.map(MapOptions::new()).expect("it maps");
+            let base = mapping.as_ptr().expose_provenance();
+            // Every page: unmapping takes its time.
+            let mut all = vec![0; LEN];
+            mapping.read_slice(0, &mut all).expect("enabled");
+            let dropping = thread::spawn(move || drop(mapping));
+            thread::sleep(Duration::from_micros(20 * round));
+            region.disable().expect("it revokes");
+            assert_ne!(raw::load64(base + LEN - 8), Ok(SECRET), "{strategy}, round {round}");
+            dropping.join().expect("no panic");
+            region.enable().expect("it comes back");
+        }
+    }
+}

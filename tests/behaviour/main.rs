@@ -1,0 +1,29 @@
+//! What regions, mappings, guards, pins and groups do, and what their documentation says of it.
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "each test binary uses its part")]
+mod support;
+
+mod accessors_only;
+mod bad_input;
+mod device_pins;
+mod dma_of_dropped_mappings;
+mod dropped_devices;
+mod dropped_regions;
+mod guards;
+mod limits;
+mod notifiers_and_groups;
+mod one_change_path;
+mod pins;
+mod reentrant;
+#[cfg(feature = "safe-mmio")]
+mod safe_mmio;
+mod split_mappings;
+#[cfg(feature = "tracing")]
+mod tracing;
+mod trimmed_mappings;
+mod truncated_files;
+mod users_code;
+#[cfg(feature = "vm-memory")]
+mod vm_memory;

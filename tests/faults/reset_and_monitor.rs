@@ -1,0 +1,48 @@
+//! A reset makes faults wait, whatever the strategy, and waiting costs nothing.
+#![expect(unsafe_code, reason = "raw pointers are what is tested")]
+
+use crate::support;
+use revocable_mmio::{MapError, MapOptions, Monitor, Region, Strategy, Support};
+use std::thread;
+use std::time::Duration;
+
+fn load_from(address: usize) -> u64 {
+    // SAFETY: the mapping outlives the thread.
+    unsafe { std::ptr::with_exposed_provenance::<u64>(address).read_volatile() }
+}
+
+#[test]
+fn a_load_that_waits_for_the_end_of_a_reset_keeps_no_monitor_busy() {
+    support::start();
+    require!(Support::current().userfaultfd(), "nothing waits without a userfaultfd");
+    let monitor = Monitor::with_threads(1).expect("a userfaultfd");
+    // Another region's mapping has the monitor run.
+    let other = Region::builder(1 << 20).strategy(Strategy::Zap).monitor(monitor.clone()).build().expect("a region");
+    let _kept = other.map(MapOptions::new()).expect("it maps");
+    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
+        let region = Region::builder(1 << 20).strategy(strategy).monitor(monitor.clone()).build().expect("a region");
+        let mapping = region.map(MapOptions::new()).expect("it maps");
+        mapping.write::<u64>(0, 7).expect("enabled");
+        let address = mapping.as_ptr().expose_provenance();
+        let before = monitor.stats().faults;
+        let load = region.reset(|_| {
+            let load = thread::spawn(move || load_from(address));
+            thread::sleep(Duration::from_millis(100));
+            assert!(!load.is_finished(), "{strategy}: it read something during a reset");
+            load
+        });
+        assert_eq!(load.expect("nobody is in the way").join().expect("it reads"), 7, "{strategy}");
+        let faults = monitor.stats().faults - before;
+        assert!(faults < 20, "{strategy}: the monitor saw {faults} faults of one waiting load");
+    }
+}
+
+#[test]
+fn mapping_a_region_from_its_own_reset_callback_is_an_error() {
+    support::start();
+    let region = Region::builder(1 << 20).build().expect("a region");
+    let mapped = region.reset(|_| region.map(MapOptions::new())).expect("nobody is in the way");
+    assert!(matches!(mapped, Err(MapError::Reentrant)), "{mapped:?}");
+    assert_eq!(region.stats().mappings, 0);
+    region.map(MapOptions::new()).expect("it maps").write::<u64>(0, 7).expect("enabled");
+}

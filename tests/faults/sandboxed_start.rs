@@ -1,0 +1,222 @@
+//! A monitor whose userfaultfd was opened elsewhere: before privileges were dropped, or by somebody else.
+#![expect(unsafe_code, reason = "descriptors, fork, and the loads of a mapping's address")]
+
+use crate::support::{self, child, forking};
+use nix::errno::Errno;
+use nix::libc;
+use nix::unistd::{setresgid, setresuid};
+use revocable_mmio::{MapOptions, Monitor, MonitorError, Region, Strategy, Support, UffdSource};
+use std::fs::File;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::thread;
+
+fn device() -> Option<File> {
+    let opened = File::options().read(true).write(true).open("/dev/userfaultfd");
+    if let Err(why) = &opened {
+        support::skip(&format!("/dev/userfaultfd: {why}"), support::at_its_best());
+    }
+    opened.ok()
+}
+
+/// A userfaultfd without handshake, as a launcher would open it.
+fn userfaultfd(device: &File) -> OwnedFd {
+    use std::os::fd::AsRawFd;
+    // SAFETY: USERFAULTFD_IOC_NEW takes a number.
+    let fd = unsafe { libc::ioctl(device.as_raw_fd(), 0xaa00, libc::O_CLOEXEC) };
+    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: the kernel gave it to us alone.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn drop_privileges() {
+    let nobody = 65534;
+    setresgid(nobody.into(), nobody.into(), nobody.into()).expect("root may");
+    setresuid(nobody.into(), nobody.into(), nobody.into()).expect("root may");
+    assert!(File::open("/dev/userfaultfd").is_err(), "no way back");
+}
+
+/// Faults, revocation, restoration, a system call that faults: everything that a region does.
+fn everything_works(monitor: &Monitor) {
+    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
+        let region = Region::builder(1 << 20).strategy(strategy).monitor(monitor.clone()).build().expect("a region");
+        let mapping = region.map(MapOptions::new()).expect("it maps");
+        let address = mapping.as_ptr().expose_provenance();
+        region.owner().write::<u64>(4096, 7).expect("the owner's view");
+        for round in 0..20u64 {
+            let load = thread::spawn(move || {
+                // SAFETY: the mapping outlives the thread, the region is enabled.
+                unsafe { std::ptr::with_exposed_provenance::<u64>(address + 4096).read_volatile() }
+            });
+            assert_eq!(load.join().expect("no panic"), 7 + round);
+            mapping.write::<u64>(4096, 8 + round).expect("enabled");
+            assert!(region.disable().expect("nobody is in the way"));
+            mapping.read::<u64>(4096).expect_err("revoked");
+            let (_reader, writer) = nix::unistd::pipe().expect("a pipe");
+            // SAFETY: the kernel alone reads the bytes, and refuses.
+            let bytes = unsafe { std::slice::from_raw_parts(mapping.as_ptr(), 8) };
+            assert_eq!(nix::unistd::write(&writer, bytes), Err(nix::errno::Errno::EFAULT), "{strategy}");
+            assert!(region.enable().expect("it comes back"));
+            assert_eq!(nix::unistd::write(&writer, bytes), Ok(8), "{strategy}: a system call's faults are served");
+        }
+        region.reset(|_| ()).expect("a reset");
+        assert_eq!(region.stats().degraded, 0, "{strategy}");
+    }
+}
+
+#[test]
+fn a_userfaultfd_opened_before_privileges_were_dropped_serves_everything() {
+    support::start();
+    let ended = child::alone(|| {
+        let Some(device) = device() else { return };
+        let fd = userfaultfd(&device);
+        drop(device);
+        drop_privileges();
+        assert!(!Support::current().sees_kernel_faults(), "this process could not open one itself");
+        let monitor = Monitor::from_fd(fd, 1).expect("it is a userfaultfd");
+        assert_eq!(monitor.source(), UffdSource::HandedIn);
+        everything_works(&monitor);
+        assert!(monitor.stats().faults > 0);
+    });
+    ended.well();
+}
+
+#[test]
+fn the_device_handed_on_by_a_launcher_serves_everything() {
+    support::start();
+    let ended = child::alone(|| {
+        let Some(device) = device() else { return };
+        drop_privileges();
+        let monitor = Monitor::from_device(device.as_fd(), 2).expect("it is the device");
+        drop(device);
+        everything_works(&monitor);
+    });
+    ended.well();
+}
+
+#[test]
+fn a_monitor_over_a_handed_in_descriptor_can_be_driven_by_an_event_loop() {
+    support::start();
+    let Some(device) = device() else { return };
+    let monitor = Monitor::from_fd(userfaultfd(&device), 0).expect("it is a userfaultfd");
+    let region = Region::builder(1 << 16).strategy(Strategy::Zap).monitor(monitor.clone()).build().expect("zap");
+    let mapping = region.map(MapOptions::new()).expect("it maps");
+    thread::scope(|scope| {
+        let load = scope.spawn(|| mapping.read::<u64>(0));
+        while !load.is_finished() {
+            monitor.handle_ready(4).expect("it lives");
+        }
+        assert_eq!(load.join().expect("no panic"), Ok(0));
+    });
+}
+
+#[test]
+fn a_userfaultfd_that_serves_another_process_is_refused() {
+    support::start();
+    let ended = child::alone(|| {
+        let Some(device) = device() else { return };
+        for handshake_done in [false, true] {
+            let fd = userfaultfd(&device);
+            if handshake_done {
+                let _done = Monitor::from_fd(fd.try_clone().expect("a descriptor"), 0).expect("it is this process's");
+            }
+            let mut inherited = Some(fd);
+            let mut taken = || inherited.take().expect("inherited");
+            let refused = || matches!(Monitor::from_fd(taken(), 0), Err(MonitorError::Foreign));
+            assert!(forking::is_fine(refused), "the child took its parent's");
+            assert!(Monitor::from_fd(taken(), 0).is_ok(), "and its own process still may");
+        }
+    });
+    ended.well();
+}
+
+/// One ioctl of a userfaultfd.
+fn ask<T>(fd: &OwnedFd, request: u32, argument: &mut T) -> Result<(), Errno> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: `argument` is the structure of this request, live and initialised; the ranges in it are the test's own.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), request as libc::Ioctl, std::ptr::from_mut(argument)) })
+        .map(drop)
+}
+
+/// The child's free addresses are those that its parent has just taken, so whatever it does to a page of its own by the
+/// descriptor would be done to one of its parent's, which a thread waits for.
+#[test]
+fn the_process_that_a_refused_userfaultfd_serves_notices_nothing() {
+    use linux_raw_sys::{general as raw, ioctl as nr};
+    const PAGE: usize = 4096;
+    support::start();
+    let ended = child::alone(|| {
+        let Some(device) = device() else { return };
+        let fd = userfaultfd(&device);
+        let mut api = raw::uffdio_api { api: raw::UFFD_API.into(), features: 0, ioctls: 0 };
+        ask(&fd, nr::UFFDIO_API, &mut api).expect("a handshake");
+        let (ready, tell) = nix::unistd::pipe().expect("a pipe");
+        let child = forking::start(|| {
+            let told = nix::unistd::read(&ready, &mut [0]);
+            let refused = told == Ok(1)
+                && matches!(Monitor::from_fd(fd.try_clone().expect("a descriptor"), 0), Err(MonitorError::Foreign));
+            i32::from(!refused)
+        });
+        // One by one, so that they take the smallest gaps too, as the child's do.
+        let pages: Vec<usize> = (0..64)
+            .map(|_| {
+                let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+                // SAFETY: replaces nothing.
+                let page = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, prot, flags, -1, 0) };
+                assert_ne!(page, libc::MAP_FAILED);
+                page.expose_provenance()
+            })
+            .collect();
+        for page in &pages {
+            let range = raw::uffdio_range { start: *page as u64, len: PAGE as u64 };
+            let mut argument =
+                raw::uffdio_register { range, mode: raw::UFFDIO_REGISTER_MODE_MISSING.into(), ioctls: 0 };
+            ask(&fd, nr::UFFDIO_REGISTER, &mut argument).expect("registered");
+        }
+        let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL).expect("flags");
+        let loads: Vec<_> = pages
+            .iter()
+            .map(|page| {
+                let page = *page;
+                // SAFETY: mapped above, for good.
+                thread::spawn(move || unsafe { std::ptr::with_exposed_provenance::<u8>(page).read_volatile() })
+            })
+            .collect();
+        thread::sleep(std::time::Duration::from_millis(50));
+        nix::unistd::write(&tell, &[1]).expect("it listens");
+        assert_eq!(child.wait(), 0, "the child took its parent's");
+        assert_eq!(nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL), Ok(flags), "the descriptor's flags");
+        assert!(loads.iter().all(|load| !load.is_finished()), "a page was filled, or is registered no more");
+        let content = [0x5a_u8; PAGE];
+        for page in &pages {
+            let (dst, src, len) = (*page as u64, content.as_ptr().expose_provenance() as u64, PAGE as u64);
+            let mut copy = raw::uffdio_copy { dst, src, len, mode: 0, copy: 0 };
+            assert_eq!(ask(&fd, nr::UFFDIO_COPY, &mut copy), Ok(()), "a page is registered no more, or is there");
+        }
+        for load in loads {
+            assert_eq!(load.join().expect("no panic"), 0x5a);
+        }
+    });
+    ended.well();
+}
+
+#[test]
+fn what_is_no_userfaultfd_is_refused() {
+    support::start();
+    let null = || OwnedFd::from(File::open("/dev/null").expect("it is there"));
+    assert!(matches!(Monitor::from_fd(null(), 1), Err(MonitorError::Sys(_))));
+    assert!(matches!(Monitor::from_device(null().as_fd(), 1), Err(MonitorError::Sys(_))));
+}
+
+#[cfg(feature = "userfaultfd")]
+#[test]
+fn a_descriptor_of_the_userfaultfd_crate_is_a_monitor() {
+    support::start();
+    use userfaultfd::{FeatureFlags, UffdBuilder};
+    if device().is_none() {
+        return;
+    }
+    let minor_shmem = FeatureFlags::from_bits_retain(1 << 10);
+    let uffd = UffdBuilder::new().user_mode_only(false).require_features(minor_shmem).create().expect("a userfaultfd");
+    let monitor = Monitor::try_from(uffd).expect("it is this process's");
+    everything_works(&monitor);
+}

@@ -1,0 +1,203 @@
+//! Every system call that mapping, disabling, enabling, resetting, unmapping and fault handling make fails in turn,
+//! with each errno it plausibly has: after that G1 and G2 hold, the error says what failed, the next try works,
+//! nothing leaks. Needs `--cfg revocable_inject`.
+
+mod anew;
+mod changes;
+mod faults;
+mod making;
+
+use crate::support::addr;
+use crate::support::count::Held;
+use crate::support::matrix::{Case, Memory};
+use crate::support::{self};
+use crate::support::{eventually, raw};
+use nix::errno::Errno;
+use parking_lot::{Mutex, MutexGuard};
+use revocable_mmio::{Mapping, OnDisabled, Region, RevokeError, inject};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::thread;
+use std::time::Duration;
+
+/// With all the errnos that a call plausibly has.
+const ALL: usize = usize::MAX;
+const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
+
+/// Injection is the process's: one test at a time.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    support::start();
+    ONE.lock()
+}
+
+fn plausible(call: &str) -> &'static [Errno] {
+    match call {
+        "mmap" | "mremap" | "mprotect" | "munmap" => &[Errno::ENOMEM, Errno::EAGAIN],
+        "madvise" => &[Errno::ENOMEM, Errno::EINVAL, Errno::EAGAIN],
+        "memfd_create" | "userfaultfd" | "open(/dev/userfaultfd)" => &[Errno::EMFILE, Errno::ENOMEM, Errno::EPERM],
+        "UFFDIO_REGISTER" => &[Errno::ENOMEM, Errno::EINVAL, Errno::EBUSY, Errno::EBADF],
+        "UFFDIO_UNREGISTER" => &[Errno::ENOMEM, Errno::EBADF],
+        "UFFDIO_CONTINUE" => &[Errno::EAGAIN, Errno::EEXIST, Errno::ENOENT, Errno::ENOMEM, Errno::EFAULT, Errno::EIO],
+        "UFFDIO_WAKE" | "UFFDIO_API" => &[Errno::EINVAL],
+        _ => &[Errno::ENOMEM, Errno::EINVAL],
+    }
+}
+
+/// The calls that `verb` makes: each name with how many of them.
+fn calls_of(verb: impl FnOnce()) -> BTreeMap<&'static str, usize> {
+    inject::take_seen();
+    verb();
+    let mut calls = BTreeMap::new();
+    for call in inject::take_seen() {
+        // The monitor's reading goes on all the time, and has a test of its own.
+        if call != "read(userfaultfd)" {
+            *calls.entry(call).or_insert(0) += 1;
+        }
+    }
+    calls
+}
+
+/// A region with two mappings, all pages touched.
+struct Rig {
+    region: Region,
+    views: [Mapping; 2],
+}
+
+impl Rig {
+    fn new(case: &Case) -> Self {
+        let region = case.region(2);
+        let views = [case.map(&region), case.map(&region)];
+        let rig = Self { region, views };
+        for view in &rig.views {
+            for at in [0, case.page()] {
+                view.write(at, SECRET).expect("enabled");
+            }
+        }
+        rig
+    }
+
+    /// G1: no raw load reaches the memory, and none waits for ever. By a thread, because it may wait.
+    fn assert_unreachable(&self, what: &impl Display) {
+        for view in &self.views {
+            for at in [addr(view), addr(view) + self.region.page_size()] {
+                let load = thread::spawn(move || raw::load64(at));
+                for _ in 0..3 {
+                    thread::sleep(Duration::from_micros(300));
+                    if load.is_finished() {
+                        break;
+                    }
+                }
+                if load.is_finished() {
+                    let got = load.join().expect("no panic");
+                    assert_ne!(got, Ok(SECRET), "{what}: G1 is broken");
+                }
+            }
+        }
+    }
+
+    /// G2, through everything: accessors and raw pointers, both mappings.
+    fn assert_reachable(&self, what: &impl Display) {
+        for view in &self.views {
+            for at in [0, self.region.page_size()] {
+                assert_eq!(view.read::<u64>(at), Ok(SECRET), "{what}: accessor");
+                assert_eq!(raw::load64(addr(view) + at), Ok(SECRET), "{what}: raw load");
+            }
+        }
+    }
+
+    /// Whatever the state is by now: it is told right, and both verbs work again.
+    fn assert_sound(&self, what: &impl Display) {
+        if self.region.is_enabled() {
+            self.assert_reachable(what);
+        } else {
+            self.assert_unreachable(what);
+        }
+        self.region.disable().unwrap_or_else(|e| panic!("{what}: the next disable: {e}"));
+        self.assert_unreachable(what);
+        self.region.enable().unwrap_or_else(|e| panic!("{what}: the next enable: {e}"));
+        self.assert_reachable(what);
+        // A second round: nothing of the failure is left.
+        self.region.disable().unwrap_or_else(|e| panic!("{what}: the second disable: {e}"));
+        self.assert_unreachable(what);
+        self.region.enable().unwrap_or_else(|e| panic!("{what}: the second enable: {e}"));
+        self.assert_reachable(what);
+    }
+}
+
+fn says_what_failed(e: &RevokeError, call: &str, errno: Errno, what: &impl Display) {
+    let text = e.to_string();
+    assert!(text.contains(&format!("{errno:?}")), "{what}: {call} is not told: {text}");
+}
+
+/// Lets each call of `verb` fail in turn: alone, and with all that follow; then every call at once from there on.
+fn each_failure(
+    case: &Case,
+    errnos: usize,
+    prepare: impl Fn(&Rig),
+    verb: impl Fn(&Rig) -> Result<bool, RevokeError>,
+    check: impl Fn(&Rig, &Result<bool, RevokeError>, &str),
+) {
+    let _kept = keep_shared_things();
+    let before = Held::now();
+    let rig = Rig::new(case);
+    prepare(&rig);
+    let calls = calls_of(|| drop(verb(&rig)));
+    drop(rig);
+    let total: usize = calls.values().sum();
+    let mut plans: Vec<(&'static str, usize, usize, Errno)> = Vec::new();
+    for (call, count) in &calls {
+        for skip in 0..*count {
+            for errno in plausible(call).iter().take(errnos) {
+                plans.push((call, skip, 1, *errno));
+                plans.push((call, skip, 1000, *errno));
+            }
+        }
+    }
+    plans.extend((0..total).map(|skip| (inject::ANY, skip, 1000, Errno::ENOMEM)));
+    for (call, skip, times, errno) in plans {
+        let what = format!("{case} {call} #{skip} x{times} {errno:?}");
+        let rig = Rig::new(case);
+        prepare(&rig);
+        if std::env::var_os("REVOCABLE_TRACE").is_some() {
+            eprintln!("{what}");
+        }
+        inject::fail(call, skip, times, errno);
+        let did = verb(&rig);
+        inject::clear();
+        if let Err(e) = &did {
+            says_what_failed(e, call, errno, &what);
+        }
+        check(&rig, &did, &what);
+        rig.assert_sound(&what);
+        drop(rig);
+        // What could not be unmapped is, as soon as something else is mapped.
+        drop(case.map(&case.region(1)));
+        let left = format!("{:?} {}", Held::now(), support::count::fds());
+        eventually(&format!("{what}: nothing is left of it: {before:?} {left}"), || {
+            let now = Held::now();
+            now.fds <= before.fds && now.mappings <= before.mappings && now.threads <= before.threads
+        });
+    }
+}
+
+/// What is held at the first use and kept: the refuser, the shared monitor and its thread, where faults wait and the threads of
+/// that.
+fn keep_shared_things() -> impl Sized {
+    let region = Region::builder(4096).build().expect("it builds");
+    let mapping = region.map(revocable_mmio::MapOptions::new()).expect("it maps");
+    if let Ok(zapped) = Region::builder(4096).strategy(revocable_mmio::Strategy::Zap).build() {
+        drop(zapped.map(revocable_mmio::MapOptions::new().accessors_only()).expect("it maps"));
+    }
+    if let Ok(waits) = region.map(revocable_mmio::MapOptions::new().on_disabled(OnDisabled::Block)) {
+        region.reset(|_| ()).expect("it resets");
+        region.disable().expect("it revokes");
+        region.enable().expect("it comes back");
+        drop(waits);
+    }
+    (region, mapping)
+}
+
+fn small(case: &Case) -> bool {
+    case.memory == Memory::Memfd || (case.memory == Memory::Device && case.policy != OnDisabled::AllOnes)
+}

@@ -1,0 +1,10 @@
+//! System calls that fail on request, and steps of a revocation that are left out. Needs `--cfg revocable_inject`.
+#![cfg(revocable_inject)]
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "each test binary uses its part")]
+mod support;
+
+mod fault_injection;
+mod mutants;

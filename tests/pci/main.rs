@@ -1,0 +1,10 @@
+//! The PCI device model: its promises, its BARs together, and its descriptors across a fork.
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "each test binary uses its part")]
+mod support;
+
+mod forked_devices;
+mod pci;
+mod pci_bars_together;

@@ -1,0 +1,391 @@
+//! Random histories of a device against a model of a few lines: configuration writes of any width at any place, resets,
+//! power states, accesses by call and by mapping, mapping and unmapping.
+
+use crate::support;
+use proptest::prelude::*;
+use revocable_mmio::pci::{Bar, PciDevice, Space};
+use revocable_mmio::{AccessError, MapOptions, Mapping};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const BAR0_SIZE: usize = 8192;
+const BAR2_SIZE: usize = 64 << 10;
+const PM: usize = 0x40;
+const PMCSR: usize = PM + 4;
+const EXPRESS: usize = 0x50;
+const DEVCTL: usize = EXPRESS + 8;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Config { at: usize, bytes: Vec<u8> },
+    Command(u16),
+    Power(u8),
+    Flr,
+    Reset,
+    EnterLowPower,
+    ExitLowPower,
+    Read { bar: usize, at: usize, len: usize },
+    Write { bar: usize, at: usize, bytes: Vec<u8> },
+    Map { bar: usize, page: usize },
+    Unmap(usize),
+    Load { mapping: usize, at: usize },
+    Store { mapping: usize, at: usize, value: u64 },
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let bar = prop_oneof![Just(0usize), Just(2)];
+    let bytes = |most| prop::collection::vec(any::<u8>(), 0..most);
+    let op = prop_oneof![
+        3 => (0usize..264, bytes(12)).prop_map(|(at, bytes)| Op::Config { at, bytes }),
+        4 => any::<u16>().prop_map(Op::Command),
+        2 => (0u8..4).prop_map(Op::Power),
+        1 => Just(Op::Flr),
+        1 => Just(Op::Reset),
+        1 => Just(Op::EnterLowPower),
+        1 => Just(Op::ExitLowPower),
+        3 => (bar.clone(), 0usize..BAR2_SIZE + 16, 0usize..40).prop_map(|(bar, at, len)| Op::Read { bar, at, len }),
+        3 => (bar.clone(), 0usize..BAR2_SIZE + 16, bytes(40)).prop_map(|(bar, at, bytes)| Op::Write { bar, at, bytes }),
+        2 => (bar, 0usize..4).prop_map(|(bar, page)| Op::Map { bar, page }),
+        1 => (0usize..8).prop_map(Op::Unmap),
+        3 => (0usize..8, 0usize..4096 / 8).prop_map(|(mapping, at)| Op::Load { mapping, at: 8 * at }),
+        3 => (0usize..8, 0usize..4096 / 8, any::<u64>())
+            .prop_map(|(mapping, at, value)| Op::Store { mapping, at: 8 * at, value }),
+    ];
+    prop::collection::vec(op, 1..60)
+}
+
+/// What the device is to be: bytes of configuration, which of them can be written, memory, and two states.
+struct Model {
+    config: Vec<u8>,
+    mask: Vec<u8>,
+    memory: [Vec<u8>; 2],
+    low_power: bool,
+    resets: usize,
+}
+
+impl Model {
+    fn new(config: Vec<u8>) -> Self {
+        let mut mask = vec![0; 256];
+        mask[4..6].copy_from_slice(&0x0507u16.to_le_bytes());
+        mask[0xc..0xe].fill(0xff);
+        mask[0x10..0x14].copy_from_slice(&(!(BAR0_SIZE - 1)).to_le_bytes()[..4]);
+        mask[0x18..0x1c].copy_from_slice(&(!(BAR2_SIZE - 1)).to_le_bytes()[..4]);
+        mask[0x1c..0x20].fill(0xff);
+        mask[0x3c] = 0xff;
+        mask[DEVCTL..DEVCTL + 2].copy_from_slice(&0x7dffu16.to_le_bytes());
+        Self { config, mask, memory: [vec![0; BAR0_SIZE], vec![0; BAR2_SIZE]], low_power: false, resets: 0 }
+    }
+
+    fn power(&self) -> u8 {
+        self.config[PMCSR] & 3
+    }
+
+    fn decodes(&self) -> bool {
+        self.config[4] & 2 != 0 && self.power() < 3
+    }
+
+    fn mapped(&self) -> bool {
+        self.decodes() && !self.low_power
+    }
+
+    fn reset(&mut self) {
+        self.resets += 1;
+        self.config[PMCSR] &= !3;
+    }
+
+    /// Byte by byte, which is what any chopping must come to: PMCSR and FLR are acted on by their byte alone.
+    fn write(&mut self, at: usize, bytes: &[u8]) -> bool {
+        if at + bytes.len() > 256 {
+            return bytes.is_empty();
+        }
+        for (at, new) in (at..).zip(bytes) {
+            let mask = self.mask[at];
+            self.config[at] = self.config[at] & !mask | new & mask;
+            match at {
+                // D1 and D2 are not there.
+                PMCSR if matches!(new & 3, 0 | 3) => self.config[at] = self.config[at] & !3 | new & 3,
+                _ if at == DEVCTL + 1 && new & 0x80 != 0 => self.reset(),
+                _ => {}
+            }
+        }
+        true
+    }
+
+    fn memory(&mut self, bar: usize) -> &mut Vec<u8> {
+        &mut self.memory[bar / 2]
+    }
+
+    /// What a transfer by call comes to: how many bytes, or which errno.
+    fn transfer(&mut self, bar: usize, at: usize, len: usize) -> Result<usize, i32> {
+        const EIO: i32 = 5;
+        const EINVAL: i32 = 22;
+        match self.memory(bar).len() {
+            _ if len == 0 => Ok(0),
+            size if at >= size => Err(EINVAL),
+            _ if !self.decodes() => Err(EIO),
+            size => Ok(len.min(size - at)),
+        }
+    }
+}
+
+struct Mapped {
+    mapping: Mapping,
+    bar: usize,
+    offset: usize,
+}
+
+fn build(resets: &Arc<AtomicUsize>) -> PciDevice {
+    let resets = Arc::clone(resets);
+    PciDevice::builder(0x1234, 0x5678)
+        .bar(0, Bar::memory(BAR0_SIZE as u64))
+        .bar(2, Bar::memory(BAR2_SIZE as u64).wide().prefetchable())
+        .power(PM)
+        .express(EXPRESS)
+        .on_reset(move |_, _| {
+            resets.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        })
+        .build()
+        .expect("a device")
+}
+
+fn dump(device: &PciDevice) -> Vec<u8> {
+    let mut bytes = vec![0; 256];
+    device.read(Space::Config, 0, &mut bytes[..]).expect("configuration space");
+    bytes
+}
+
+fn replay(history: &[Op]) -> Result<(), TestCaseError> {
+    let resets = Arc::new(AtomicUsize::new(0));
+    let device = build(&resets);
+    let mut model = Model::new(dump(&device));
+    let mut mappings: Vec<Mapped> = Vec::new();
+    for op in history {
+        match op.clone() {
+            Op::Config { at, bytes } => {
+                let fits = model.write(at, &bytes);
+                let written = device.write(Space::Config, at as u64, &bytes[..]);
+                prop_assert_eq!(written.map_err(|e| e.errno()), if fits { Ok(bytes.len()) } else { Err(14) });
+            }
+            Op::Command(command) => {
+                model.write(4, &command.to_le_bytes());
+                device.write(Space::Config, 4, &command.to_le_bytes()[..]).expect("COMMAND");
+            }
+            Op::Power(state) => {
+                model.write(PMCSR, &[state]);
+                device.write(Space::Config, PMCSR as u64, &[state][..]).expect("PMCSR");
+            }
+            Op::Flr => {
+                let control = [model.config[DEVCTL], 0x80];
+                model.write(DEVCTL, &control);
+                device.write(Space::Config, DEVCTL as u64, &control[..]).expect("DEVCTL");
+            }
+            Op::Reset => {
+                model.reset();
+                device.reset().expect("a reset");
+            }
+            Op::EnterLowPower => {
+                let entered = device.enter_low_power().map_err(|e| e.errno());
+                prop_assert_eq!(entered, if model.low_power { Err(22) } else { Ok(()) });
+                model.low_power = true;
+            }
+            Op::ExitLowPower => {
+                device.exit_low_power().expect("out of low power");
+                model.low_power = false;
+            }
+            Op::Read { bar, at, len } => {
+                let mut bytes = vec![0; len];
+                let read = device.read(Space::Bar(bar), at as u64, &mut bytes[..]).map_err(|e| e.errno());
+                prop_assert_eq!(read, model.transfer(bar, at, len));
+                if let Ok(count @ 1..) = read {
+                    prop_assert_eq!(&bytes[..count], &model.memory(bar)[at..][..count]);
+                }
+            }
+            Op::Write { bar, at, bytes } => {
+                let written = device.write(Space::Bar(bar), at as u64, &bytes[..]).map_err(|e| e.errno());
+                prop_assert_eq!(written, model.transfer(bar, at, bytes.len()));
+                if let Ok(count @ 1..) = written {
+                    model.memory(bar)[at..at + count].copy_from_slice(&bytes[..count]);
+                }
+            }
+            Op::Map { bar, page } => {
+                let size = model.memory(bar).len();
+                let mapped = device.map(Space::Bar(bar), MapOptions::new().offset(4096 * page).len(4096));
+                prop_assert_eq!(mapped.is_ok(), 4096 * page < size);
+                let mapped = mapped.map(|mapping| Mapped { mapping, bar, offset: 4096 * page });
+                mappings.extend(mapped.ok().filter(|_| mappings.len() < 8));
+            }
+            Op::Unmap(index) => {
+                if index < mappings.len() {
+                    mappings.swap_remove(index);
+                }
+            }
+            Op::Load { mapping, at } => {
+                if let Some(Mapped { mapping, bar, offset }) = mappings.get(mapping) {
+                    let place = offset + at;
+                    let value = model.memory(*bar)[place..place + 8].try_into().map(u64::from_le_bytes);
+                    let expected = if model.mapped() { value.ok() } else { None };
+                    prop_assert_eq!(answer(mapping.read::<u64>(at))?, expected);
+                }
+            }
+            Op::Store { mapping, at, value } => {
+                if let Some(Mapped { mapping, bar, offset }) = mappings.get(mapping) {
+                    let stored = answer(mapping.write(at, value))?;
+                    prop_assert_eq!(stored.is_some(), model.mapped());
+                    if stored.is_some() {
+                        let place = offset + at;
+                        model.memory(*bar)[place..place + 8].copy_from_slice(&value.to_le_bytes());
+                    }
+                }
+            }
+        }
+        prop_assert_eq!(&dump(&device), &model.config, "after {:?}", op);
+        prop_assert_eq!(device.is_memory_enabled(), model.mapped(), "after {:?}", op);
+        prop_assert_eq!(resets.load(Ordering::Relaxed), model.resets, "after {:?}", op);
+        // Together or not at all: every mapping says the same, whichever BAR it is of.
+        for mapped in &mappings {
+            prop_assert_eq!(answer(mapped.mapping.read::<u8>(0))?.is_some(), model.mapped(), "after {:?}", op);
+        }
+    }
+    // Nothing is lost: the device's side has all of it, whatever state it is in.
+    for (bar, memory) in [(0, &model.memory[0]), (2, &model.memory[1])] {
+        let mut content = vec![0; memory.len()];
+        device.owner(Space::Bar(bar)).expect("memory").read_slice(0, &mut content).expect("the owner's view");
+        prop_assert!(content == *memory, "content of BAR {}", bar);
+    }
+    Ok(())
+}
+
+/// `None`: refused because the device's memory is disabled.
+fn answer<T>(result: Result<T, AccessError>) -> Result<Option<T>, TestCaseError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(AccessError::Disabled { .. }) => Ok(None),
+        Err(e) => Err(TestCaseError::fail(e.to_string())),
+    }
+}
+
+#[test]
+fn a_device_does_what_its_model_does() {
+    support::start();
+    let show = |history: &Vec<Op>| format!("{history:#?}\n");
+    support::fuzz::check(regressions!("pci"), 192, &ops(), show, |history| replay(&history).map_err(|e| e.to_string()));
+}
+
+/// A number of the whole range, most often one near an edge of something.
+fn number() -> impl Strategy<Value = usize> {
+    let edge =
+        prop::sample::select(vec![0, 6, 0x40, 0x44, 0x50, 0x100, 256, 4096, BAR0_SIZE, 1 << 31, 1 << 32, usize::MAX]);
+    prop_oneof![3 => (edge, -9isize..9).prop_map(|(edge, by): (usize, isize)| edge.wrapping_add_signed(by)), 1 => any::<usize>()]
+}
+
+#[derive(Clone, Debug)]
+struct Described {
+    index: usize,
+    size: usize,
+    wide: bool,
+    excluded: Vec<(usize, usize)>,
+    power: Option<usize>,
+    express: Option<usize>,
+    raw: Option<(usize, usize, usize)>,
+    class: u32,
+}
+
+fn described() -> impl Strategy<Value = Described> {
+    let size = prop_oneof![2 => (0u32..20).prop_map(|bits| 1usize << bits), 1 => number()];
+    let excluded = prop::collection::vec((number(), number()), 0..4);
+    let raw = prop::option::of((number(), 0usize..20, 0usize..20));
+    let optional = || prop::option::of(number());
+    (0usize..8, prop::bool::weighted(0.1), size, any::<bool>(), excluded, (optional(), optional()), raw, any::<u32>())
+        .prop_map(|(index, far, size, wide, excluded, (power, express), raw, class)| Described {
+            index: if far { usize::MAX - index } else { index },
+            size,
+            wide,
+            excluded,
+            power,
+            express,
+            raw,
+            class: if class % 4 == 0 { class } else { class >> 8 },
+        })
+}
+
+/// Whatever is described, a device is made of it or an error says what is wrong with it.
+fn describe(is: &Described) -> Result<(), TestCaseError> {
+    let mut bar = Bar::memory(is.size as u64);
+    if is.wide {
+        bar = bar.wide();
+    }
+    for (start, end) in &is.excluded {
+        bar = bar.exclude(*start as u64..*end as u64);
+    }
+    let mut builder = PciDevice::builder(1, 2).command(2).class(is.class, 0).bar(is.index, bar);
+    if let Some(at) = is.power {
+        builder = builder.power(at);
+    }
+    if let Some(at) = is.express {
+        builder = builder.express(at);
+    }
+    if let Some((at, bytes, writable)) = is.raw {
+        builder = builder.config(at, &vec![0; bytes], &vec![0; writable]);
+    }
+    let fits = |at: usize, len: usize| at >= 0x40 && at % 4 == 0 && at.checked_add(len).is_some_and(|end| end <= 256);
+    let last = is.index.checked_add(usize::from(is.wide));
+    let good = last.is_some_and(|last| last < 6)
+        && is.size.is_power_of_two()
+        && is.size >= 16
+        && (is.wide || is.size <= 1 << 31)
+        && is.class >> 24 == 0
+        && is.excluded.iter().all(|(start, end)| start <= end && *end <= is.size)
+        && is.power.is_none_or(|at| fits(at, 8))
+        && is.express.is_none_or(|at| fits(at, 0x3c))
+        && is.power.zip(is.express).is_none_or(|(power, express)| power + 8 <= express || express + 0x3c <= power)
+        && is.raw.is_none_or(|(at, bytes, writable)| at.checked_add(bytes.max(writable)).is_some_and(|end| end <= 256));
+    let device = match builder.build() {
+        Ok(device) => device,
+        // More than there is to map.
+        Err(e) if is.size > 1 << 31 => {
+            prop_assert!(!e.to_string().is_empty());
+            return Ok(());
+        }
+        Err(e) => {
+            prop_assert!(!good, "{}", e);
+            prop_assert!(!e.to_string().is_empty());
+            return Ok(());
+        }
+    };
+    prop_assert!(good, "accepted");
+    // Every excluded byte reads all-ones, and no other.
+    let bar = Space::Bar(is.index);
+    let is_excluded = |at: usize| is.excluded.iter().any(|(start, end)| (*start..*end).contains(&at));
+    let edges = is.excluded.iter().flat_map(|(start, end)| [*start, *end]).chain([0, is.size - 1]);
+    for at in edges.flat_map(|at| [at.wrapping_sub(1), at, at.wrapping_add(1)]).filter(|at| *at < is.size) {
+        let mut byte = [0x55];
+        prop_assert_eq!(device.read(bar, at as u64, &mut byte[..]).map_err(|e| e.errno()), Ok(1));
+        prop_assert_eq!(byte[0] == 0xff, is_excluded(at), "at {:#x}", at);
+    }
+    Ok(())
+}
+
+#[test]
+fn whatever_is_described_is_made_or_refused_with_a_reason() {
+    support::start();
+    let show = |is: &Described| format!("{is:#?}\n");
+    support::fuzz::check(regressions!("pci_described"), 2000, &described(), show, |is| {
+        describe(&is).map_err(|e| e.to_string())
+    });
+}
+
+#[test]
+fn ports_have_nothing_that_memory_has() {
+    support::start();
+    struct Nothing;
+    impl revocable_mmio::pci::PortIo for Nothing {
+        fn read(&self, _: u64, _: &mut [u8]) {}
+        fn write(&self, _: u64, _: &[u8]) {}
+    }
+    let build = |bar| PciDevice::builder(1, 2).bar(0, bar).build().map_err(|e| e.errno());
+    let ports = || Bar::io(16, Arc::new(Nothing));
+    assert_eq!(build(ports().backing(revocable_mmio::Backing::Memfd)).map(drop), Err(22));
+    assert_eq!(build(ports().exclude(0..4)).map(drop), Err(22));
+    assert!(build(ports()).is_ok_and(|device| !device.info(Space::Bar(0)).map));
+}

@@ -1,0 +1,64 @@
+//! Forked children, and how they end.
+//!
+//! UNSAFETY: fork in a process with many threads. What a child may do is said by each function.
+#![expect(unsafe_code, reason = "fork, waitpid and _exit")]
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::unistd::alarm;
+use std::ffi::c_int;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// A forked child that has not been waited for.
+pub(crate) struct Started(c_int);
+
+impl Started {
+    /// Its exit code, or 128 plus the signal that killed it.
+    pub(crate) fn wait(self) -> c_int {
+        reap(self.0)
+    }
+}
+
+/// Runs `child` in a forked process, which ends with its exit code and without the parent's destructors.
+///
+/// `child` must neither allocate nor lock, as another thread of the parent may have held any lock.
+pub(crate) fn start(child: impl FnOnce() -> c_int) -> Started {
+    // SAFETY: the contract above; `_exit` runs nothing.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "fork: {}", Errno::last());
+    if pid == 0 {
+        let code = child();
+        // SAFETY: ends the process at once.
+        unsafe { libc::_exit(code) };
+    }
+    Started(pid)
+}
+
+/// Runs `child` as [`start`] does, and gives its exit code, or 128 plus the signal that killed it.
+pub(crate) fn exit_code(child: impl FnOnce() -> c_int) -> c_int {
+    start(child).wait()
+}
+
+/// Runs `child` in a forked process: true if it returned true. A panic is false, and so is a child that takes ten seconds.
+///
+/// It may allocate and lock what glibc and musl allow a child to: their own locks, and those that nothing else holds.
+pub(crate) fn is_fine(child: impl FnOnce() -> bool) -> bool {
+    exit_code(|| {
+        alarm::set(10);
+        i32::from(!catch_unwind(AssertUnwindSafe(child)).unwrap_or(false))
+    }) == 0
+}
+
+/// Waits for a child of any kind: its exit code, or 128 plus the signal that killed it.
+pub(crate) fn reap(pid: c_int) -> c_int {
+    let mut status = 0;
+    loop {
+        // SAFETY: waits for a child of ours; the status is a live integer.
+        let got = unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
+        match got {
+            _ if got == pid && libc::WIFEXITED(status) => return libc::WEXITSTATUS(status),
+            _ if got == pid => return 128 + libc::WTERMSIG(status),
+            _ => assert_eq!(Errno::last(), Errno::EINTR, "waitpid"),
+        }
+    }
+}

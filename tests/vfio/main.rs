@@ -1,0 +1,75 @@
+//! What the real vfio-pci was seen to do, replayed against the library, row by row.
+//!
+//! Every row of `vfio/rows.tsv` is replayed and must come out as it did on Linux 6.12, or stands in `vfio/differs.tsv` (what
+//! the library does instead, which is checked too, and why), or in `vfio/cannot.tsv` (why there is nothing to try).
+#![cfg(target_arch = "x86_64")]
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "a system call and its errno, or a handler's record")]
+#![expect(clippy::cast_possible_truncation, reason = "x86-64 only: usize is 64 bits; signals and codes are small")]
+#![expect(unsafe_code, reason = "raw accesses, signals and system calls on memory that is being revoked")]
+
+mod child;
+mod config;
+mod devices;
+mod dma;
+mod kicks;
+mod mapped;
+mod parts;
+mod power;
+mod races;
+mod resets;
+mod signals;
+mod suite;
+mod syscalls;
+
+use revocable_mmio::{Region, Strategy};
+use suite::Suite;
+
+fn replay(strategy: Strategy) {
+    // Before the library's own handlers, which pass on what they do not know.
+    signals::install();
+    signals::on_the_ordinary_stack();
+    if let Err(e) = Region::builder(4096).strategy(strategy).build() {
+        println!("SKIP: {e}");
+        assert!(!std::env::var("REVOCABLE_CI").is_ok_and(|v| v == "1"), "everything must run here: {e}");
+        return;
+    }
+    let mut suite = Suite::load(strategy);
+    mapped::enabled(&mut suite);
+    mapped::disabled(&mut suite);
+    mapped::enabled_again(&mut suite);
+    parts::partial(&mut suite);
+    parts::forked(&mut suite);
+    races::toggling(&mut suite);
+    parts::while_disabled(&mut suite);
+    resets::function(&mut suite);
+    resets::bus(&mut suite);
+    kicks::kicks(&mut suite);
+    power::states(&mut suite);
+    dma::dma(&mut suite);
+    config::sizes(&mut suite);
+    config::writes(&mut suite);
+    power::virtual_functions(&mut suite);
+    if let Err(wrong) = suite.finish() {
+        panic!("{wrong}");
+    }
+}
+
+#[test]
+fn detach_does_what_the_driver_was_seen_to_do() {
+    replay(Strategy::Detach);
+}
+
+#[test]
+fn zap_does_what_the_driver_was_seen_to_do() {
+    replay(Strategy::Zap);
+}
+
+#[test]
+fn replace_does_what_the_driver_was_seen_to_do() {
+    replay(Strategy::Replace);
+}
+
+#[test]
+fn child_of_the_suite() {
+    child::main();
+}
