@@ -1,6 +1,6 @@
 //! A guard keeps its region enabled, and whoever holds one deadlocks with no revocation, whatever it does meanwhile.
 
-use crate::support;
+use crate::support::{self, busy};
 use revocable_mmio::fault::{FaultFlags, NoLock, Outcome};
 use revocable_mmio::{Access, AccessError, FaultAround, MapOptions, Mapping, Monitor, Region, RevokeError, Strategy};
 use std::cell::Cell;
@@ -234,22 +234,14 @@ fn who_wants_a_guard_of_a_busy_region_waits_for_it() {
     support::start();
     let region = region();
     let mapping = mapping(&region);
-    thread::scope(|scope| {
-        let (inside, is_inside) = mpsc::channel();
-        let (end, ends) = mpsc::channel::<()>();
-        let region = &region;
-        scope.spawn(move || {
-            region.reset(|_| {
-                inside.send(()).expect("the test waits for it");
-                let _ = ends.recv();
-            })
+    busy(&region, |end| {
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| mapping.with_access(|access| access.read::<u8>(0)));
+            thread::sleep(A_WHILE);
+            assert!(!waiter.is_finished(), "it does not wait");
+            drop(end);
+            assert_eq!(waiter.join().expect("no panic"), Ok(Ok(0)));
         });
-        is_inside.recv().expect("the reset begins");
-        let waiter = scope.spawn(|| mapping.with_access(|access| access.read::<u8>(0)));
-        thread::sleep(A_WHILE);
-        assert!(!waiter.is_finished(), "it does not wait");
-        drop(end);
-        assert_eq!(waiter.join().expect("no panic"), Ok(Ok(0)));
     });
 }
 

@@ -1,6 +1,6 @@
 //! Pinned pages stay reachable by address, and a revocation tells the holders and waits for them.
 
-use crate::support;
+use crate::support::{self, busy};
 use revocable_mmio::fault::FaultFlags;
 use revocable_mmio::{Caller, MapOptions, OnDisabled, Pin, PinError, Region, RevokeError};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -91,26 +91,18 @@ fn a_disabled_region_is_not_pinned_and_who_may_wait_for_it_does() {
 fn a_busy_region_is_not_pinned_without_waiting_and_nothing_is_left_behind() {
     support::start();
     let region = region();
-    thread::scope(|scope| {
-        let (inside, is_inside) = mpsc::channel();
-        let (end, ends) = mpsc::channel::<()>();
-        let region = &region;
-        scope.spawn(move || {
-            region.reset(|_| {
-                inside.send(()).expect("the test waits for it");
-                let _ = ends.recv();
-            })
+    busy(&region, |end| {
+        thread::scope(|scope| {
+            for _ in 0..1000 {
+                assert_eq!(region.pin(0..LEN, FaultFlags::NOWAIT).map(drop), Err(PinError::WouldBlock));
+            }
+            assert_eq!(region.stats().pins, 0, "nothing was queued");
+            let waiter = scope.spawn(|| region.pin(0..1, FaultFlags::WAIT).map(drop));
+            thread::sleep(A_WHILE);
+            assert!(!waiter.is_finished(), "it does not wait");
+            drop(end);
+            assert_eq!(waiter.join().expect("no panic"), Ok(()));
         });
-        is_inside.recv().expect("the reset begins");
-        for _ in 0..1000 {
-            assert_eq!(region.pin(0..LEN, FaultFlags::NOWAIT).map(drop), Err(PinError::WouldBlock));
-        }
-        assert_eq!(region.stats().pins, 0, "nothing was queued");
-        let waiter = scope.spawn(|| region.pin(0..1, FaultFlags::WAIT).map(drop));
-        thread::sleep(A_WHILE);
-        assert!(!waiter.is_finished(), "it does not wait");
-        drop(end);
-        assert_eq!(waiter.join().expect("no panic"), Ok(()));
     });
 }
 

@@ -1,6 +1,6 @@
 //! A fault that cannot be resolved now completes later, exactly once, whoever waits for it and however.
 
-use crate::support;
+use crate::support::{self, busy};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use revocable_mmio::fault::{FaultFlags, IllegalFlags, NotResolved};
 use revocable_mmio::{Caller, Completion, FaultQueue, FaultToken, OnDisabled, Region, SubmitError, Submitted};
@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::os::fd::AsFd;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
@@ -96,22 +96,8 @@ fn a_queued_fault_completes_with_enable_and_the_descriptor_tells() {
 fn a_busy_regions_fault_completes_with_the_end_of_the_reset() {
     support::start();
     let (region, queue) = (region(), queue(4));
-    thread::scope(|scope| {
-        let (inside, is_inside) = mpsc::channel();
-        let (end, ends) = mpsc::channel::<()>();
-        let region = &region;
-        let holder = scope.spawn(move || {
-            region.reset(|_| {
-                inside.send(()).expect("the test waits for it");
-                let _ = ends.recv();
-            })
-        });
-        is_inside.recv().expect("the reset begins");
-        let token = queued(region.fault_async(0, FaultFlags::NOWAIT, &queue));
-        drop(end);
-        holder.join().expect("no panic").expect("the reset ends");
-        assert_eq!(results(&queue), [(token.id(), Ok(()))]);
-    });
+    let token = busy(&region, |_| queued(region.fault_async(0, FaultFlags::NOWAIT, &queue)));
+    assert_eq!(results(&queue), [(token.id(), Ok(()))]);
 }
 
 #[test]

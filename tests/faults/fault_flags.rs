@@ -3,10 +3,9 @@
 mod table;
 mod waits;
 
-use crate::support;
+use crate::support::{self, busy};
 use revocable_mmio::fault::{CallerLock, FaultFlags, LockAfter, NotResolved, Outcome, Resolved};
 use revocable_mmio::{AccessError, Caller, FaultError, MapOptions, Mapping, OnDisabled, PinError, Region, Strategy};
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -56,24 +55,6 @@ fn regions() -> impl Iterator<Item = Region> {
             support::skip(&format!("{strategy}: {e}"), support::at_its_best());
         }
         region.ok()
-    })
-}
-
-/// Runs `meanwhile` while another thread resets the region, and ends the reset when `meanwhile` says so or returns.
-fn busy<R>(region: &Region, meanwhile: impl FnOnce(mpsc::Sender<()>) -> R) -> R {
-    thread::scope(|scope| {
-        let (inside, is_inside) = mpsc::channel();
-        let (end, ends) = mpsc::channel::<()>();
-        let holder = scope.spawn(move || {
-            region.reset(|_| {
-                inside.send(()).expect("the test waits for it");
-                let _ = ends.recv();
-            })
-        });
-        is_inside.recv().expect("the reset begins");
-        let result = meanwhile(end);
-        holder.join().expect("no panic").expect("the reset ends");
-        result
     })
 }
 

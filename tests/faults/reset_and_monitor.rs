@@ -1,15 +1,9 @@
 //! A reset makes faults wait, whatever the strategy, and waiting costs nothing.
-#![expect(unsafe_code, reason = "raw pointers are what is tested")]
 
-use crate::support;
+use crate::support::{self, raw};
 use revocable_mmio::{MapError, MapOptions, Monitor, Region, Strategy, Support};
 use std::thread;
 use std::time::Duration;
-
-fn load_from(address: usize) -> u64 {
-    // SAFETY: the mapping outlives the thread.
-    unsafe { std::ptr::with_exposed_provenance::<u64>(address).read_volatile() }
-}
 
 #[test]
 fn a_load_that_waits_for_the_end_of_a_reset_keeps_no_monitor_busy() {
@@ -26,12 +20,12 @@ fn a_load_that_waits_for_the_end_of_a_reset_keeps_no_monitor_busy() {
         let address = mapping.as_ptr().expose_provenance();
         let before = monitor.stats().faults;
         let load = region.reset(|_| {
-            let load = thread::spawn(move || load_from(address));
+            let load = thread::spawn(move || raw::load64(address));
             thread::sleep(Duration::from_millis(100));
             assert!(!load.is_finished(), "{strategy}: it read something during a reset");
             load
         });
-        assert_eq!(load.expect("nobody is in the way").join().expect("it reads"), 7, "{strategy}");
+        assert_eq!(load.expect("nobody is in the way").join().expect("it ends"), Ok(7), "{strategy}");
         let faults = monitor.stats().faults - before;
         assert!(faults < 20, "{strategy}: the monitor saw {faults} faults of one waiting load");
     }

@@ -13,7 +13,6 @@ use crate::support::matrix::{Case, Memory};
 use crate::support::{self};
 use crate::support::{eventually, raw};
 use nix::errno::Errno;
-use parking_lot::{Mutex, MutexGuard};
 use revocable_mmio::{Mapping, OnDisabled, Region, RevokeError, inject};
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -23,13 +22,6 @@ use std::time::Duration;
 /// With all the errnos that a call plausibly has.
 const ALL: usize = usize::MAX;
 const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
-
-/// Injection is the process's: one test at a time.
-fn one_at_a_time() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    support::start();
-    ONE.lock()
-}
 
 fn plausible(call: &str) -> &'static [Errno] {
     match call {
@@ -42,6 +34,13 @@ fn plausible(call: &str) -> &'static [Errno] {
         "UFFDIO_WAKE" | "UFFDIO_API" => &[Errno::EINVAL],
         _ => &[Errno::ENOMEM, Errno::EINVAL],
     }
+}
+
+/// Each of these calls failing once, with each errno it plausibly has: the call, how many like it come before, the errno.
+fn failing_once(calls: BTreeMap<&'static str, usize>) -> impl Iterator<Item = (&'static str, usize, Errno)> {
+    calls.into_iter().flat_map(|(call, count)| {
+        (0..count).flat_map(move |skip| plausible(call).iter().map(move |errno| (call, skip, *errno)))
+    })
 }
 
 /// The calls that `verb` makes: each name with how many of them.

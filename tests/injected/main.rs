@@ -8,3 +8,12 @@ mod support;
 
 mod fault_injection;
 mod mutants;
+
+use parking_lot::{Mutex, MutexGuard};
+
+/// Injection is the process's, and so is what is counted: one test at a time.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    support::start();
+    ONE.lock()
+}

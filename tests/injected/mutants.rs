@@ -1,17 +1,14 @@
 //! Each step of a revocation is there for a reason: leave one out, and the checks of G1 and G2 notice. Needs
 //! `--cfg revocable_inject`.
 
+use crate::one_at_a_time;
 use crate::support;
 use crate::support::matrix::{Case, Memory};
 use crate::support::raw;
-use parking_lot::Mutex;
 use revocable_mmio::{OnDisabled, Region, Strategy, inject};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
-
-/// Leaving steps out is the process's: one test at a time.
-static ONE: Mutex<()> = Mutex::new(());
 
 const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
 
@@ -124,8 +121,7 @@ macro_rules! mutants {
     ($($name:ident: $strategy:ident $policy:ident $memory:ident $step:literal $during:ident;)*) => { $(
         #[test]
         fn $name() {
-            support::start();
-            let _one = ONE.lock();
+            let _one = one_at_a_time();
             support::child::alone(|| {
                 let (strategy, policy, memory) = (Strategy::$strategy, OnDisabled::$policy, Memory::$memory);
                 caught(Case { strategy, policy, memory }, $step, During::$during);
@@ -186,8 +182,7 @@ mutants! {
 /// What is put over the range drops its pages for sure: dropping them before, as vfio-pci does, is for the order of things.
 #[test]
 fn the_zap_itself_is_not_what_a_revocation_relies_on() {
-    support::start();
-    let _one = ONE.lock();
+    let _one = one_at_a_time();
     support::child::alone(|| {
         for policy in support::matrix::POLICIES {
             let case = Case { strategy: Strategy::Zap, policy, memory: Memory::Memfd };
@@ -202,8 +197,7 @@ fn the_zap_itself_is_not_what_a_revocation_relies_on() {
 /// The stress test, too, notices what the title says it is for.
 #[test]
 fn the_stress_test_fails_when_the_cover_is_left_out() {
-    support::start();
-    let _one = ONE.lock();
+    let _one = one_at_a_time();
     support::child::alone(|| {
         for strategy in support::matrix::STRATEGIES {
             let case = Case { strategy, policy: OnDisabled::Sigbus, memory: Memory::Memfd };

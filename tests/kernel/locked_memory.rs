@@ -1,17 +1,11 @@
 //! A process that locks all its memory, now and in future (mlockall): revocation and waiting are as ever. In a process
 //! of its own, as this changes the process for good.
-#![expect(unsafe_code, reason = "raw pointers are what is tested")]
 
-use crate::support::{self, child};
+use crate::support::{self, child, raw};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use revocable_mmio::{MapOptions, OnDisabled, Region, Strategy, Support};
 use std::thread;
 use std::time::Duration;
-
-fn load_from(address: usize) -> u64 {
-    // SAFETY: the mapping outlives the thread.
-    unsafe { std::ptr::with_exposed_provenance::<u64>(address).read_volatile() }
-}
 
 #[test]
 fn locked_memory_is_revoked_and_waited_for_like_any_other() {
@@ -30,11 +24,11 @@ fn locked_memory_is_revoked() {
         region.owner().write::<u64>(0, 7).expect("the owner's view");
         let address = mapping.as_ptr().expose_provenance();
         for round in 0..2 {
-            let load = thread::spawn(move || load_from(address));
+            let load = thread::spawn(move || raw::load64(address));
             thread::sleep(Duration::from_millis(30));
             assert!(!load.is_finished(), "{strategy}, round {round}: it read something while disabled");
             region.enable().expect("comes back");
-            assert_eq!(load.join().expect("it reads"), 7, "{strategy}");
+            assert_eq!(load.join().expect("it ends"), Ok(7), "{strategy}");
             region.disable().expect("nobody is in the way");
         }
     }
@@ -55,12 +49,12 @@ fn waits_in_a_stand_in() {
     let address = mapping.as_ptr().expose_provenance();
     let (load, early) = region
         .reset(|_| {
-            let load = thread::spawn(move || load_from(address));
+            let load = thread::spawn(move || raw::load64(address));
             thread::sleep(Duration::from_millis(30));
             let early = load.is_finished();
             (load, early)
         })
         .expect("nobody is in the way");
     assert!(!early, "it read something during a reset");
-    assert_eq!(load.join().expect("it reads"), 7);
+    assert_eq!(load.join().expect("it ends"), Ok(7));
 }

@@ -13,10 +13,11 @@ pub(crate) mod storm;
 pub(crate) mod stress;
 pub(crate) mod watchdog;
 
-use revocable_mmio::Mapping;
+use revocable_mmio::{Mapping, Region};
 use std::io::Write;
 use std::path::Path;
-use std::sync::Once;
+use std::sync::{Once, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Every test calls this first: catches signals, and applies `REVOCABLE_PRETEND` (names of
@@ -85,6 +86,24 @@ pub(crate) fn is_root() -> bool {
 /// Where a mapping begins, as what is done by address sees it.
 pub(crate) fn addr(mapping: &Mapping) -> usize {
     mapping.as_ptr().expose_provenance()
+}
+
+/// Runs `meanwhile` while another thread resets the region, and ends the reset when `meanwhile` says so or returns.
+pub(crate) fn busy<R>(region: &Region, meanwhile: impl FnOnce(mpsc::Sender<()>) -> R) -> R {
+    thread::scope(|scope| {
+        let (inside, is_inside) = mpsc::channel();
+        let (end, ends) = mpsc::channel::<()>();
+        let holder = scope.spawn(move || {
+            region.reset(|_| {
+                inside.send(()).expect("the test waits for it");
+                let _ = ends.recv();
+            })
+        });
+        is_inside.recv().expect("the reset begins");
+        let result = meanwhile(end);
+        holder.join().expect("no panic").expect("the reset ends");
+        result
+    })
 }
 
 /// Waits until `done`, for at most ten seconds.

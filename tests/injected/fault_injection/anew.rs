@@ -1,6 +1,7 @@
 //! What is made once a process: by the first region, and again when it was lost.
 
-use super::{Rig, each_failure, one_at_a_time, small};
+use super::{Rig, each_failure, small};
+use crate::one_at_a_time;
 use crate::support::matrix::{Memory, every_case};
 use crate::support::raw;
 use crate::support::{self, forking};
@@ -53,7 +54,7 @@ const KNOWN: [&str; 4] = ["memfd_create", "userfaultfd", "clone", "UFFDIO_API"];
 /// In a process that has not built any yet: a forked child.
 #[test]
 fn a_first_region_whose_calls_fail_is_refused_or_as_good_as_any_and_decides_nothing_for_the_next() {
-    support::start();
+    let _one = one_at_a_time();
     use revocable_mmio::{BuildError, Feature, Strategy, Support};
     support::child::alone(|| {
         support::start();

@@ -1,6 +1,7 @@
 //! Changes of state, and of rights.
 
-use super::{ALL, Rig, calls_of, each_failure, keep_shared_things, one_at_a_time, plausible, small};
+use super::{ALL, Rig, calls_of, each_failure, failing_once, keep_shared_things, small};
+use crate::one_at_a_time;
 use crate::support::matrix::{Memory, every_case};
 use revocable_mmio::{OnDisabled, Prot, ProtectError, inject};
 
@@ -101,18 +102,16 @@ fn a_protect_whose_calls_fail_changes_nothing() {
             let protect = || rig.views[0].protect(0..page, Prot::None);
             let calls = calls_of(|| protect().expect("fewer rights"));
             rig.views[0].protect(0..page, Prot::ReadWrite).expect("as many as it had");
-            for (call, count) in calls {
-                for (skip, errno) in (0..count).flat_map(|skip| plausible(call).iter().map(move |e| (skip, *e))) {
-                    let what = format!("{case} enabled: {enabled} {call} #{skip} {errno:?}");
-                    inject::fail(call, skip, 1, errno);
-                    let did = protect();
-                    inject::clear();
-                    // What is put away is not missed.
-                    match did {
-                        Err(ProtectError::Sys(e)) => assert_eq!((e.call, e.errno), (call, errno), "{what}"),
-                        Ok(()) => rig.views[0].protect(0..page, Prot::ReadWrite).expect("as many as it had"),
-                        other => panic!("{what}: {other:?}"),
-                    }
+            for (call, skip, errno) in failing_once(calls) {
+                let what = format!("{case} enabled: {enabled} {call} #{skip} {errno:?}");
+                inject::fail(call, skip, 1, errno);
+                let did = protect();
+                inject::clear();
+                // What is put away is not missed.
+                match did {
+                    Err(ProtectError::Sys(e)) => assert_eq!((e.call, e.errno), (call, errno), "{what}"),
+                    Ok(()) => rig.views[0].protect(0..page, Prot::ReadWrite).expect("as many as it had"),
+                    other => panic!("{what}: {other:?}"),
                 }
             }
             rig.assert_sound(case);

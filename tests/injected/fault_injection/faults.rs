@@ -1,6 +1,7 @@
 //! Faults, and the monitor that answers them.
 
-use super::{Rig, SECRET, calls_of, keep_shared_things, one_at_a_time, plausible, small};
+use super::{Rig, SECRET, calls_of, failing_once, keep_shared_things, small};
+use crate::one_at_a_time;
 use crate::support::addr;
 use crate::support::matrix::every_case;
 use crate::support::{self};
@@ -24,18 +25,16 @@ fn faults_whose_calls_fail_are_answered_by_the_next_try() {
         let rig = Rig::new(case);
         touch(&rig);
         let calls = calls_of(|| assert_eq!(raw::load64(addr(&rig.views[0])), Ok(SECRET)));
-        for (call, count) in calls {
-            for (skip, errno) in (0..count).flat_map(|skip| plausible(call).iter().map(move |e| (skip, *e))) {
-                let what = format!("{case} {call} #{skip} {errno:?}");
-                touch(&rig);
-                inject::fail(call, skip, 1, errno);
-                let at = addr(&rig.views[0]);
-                let load = thread::spawn(move || raw::load64(at));
-                eventually(&format!("{what}: the load ends"), || load.is_finished());
-                inject::clear();
-                assert_eq!(load.join().expect("no panic"), Ok(SECRET), "{what}");
-                rig.assert_sound(&what);
-            }
+        for (call, skip, errno) in failing_once(calls) {
+            let what = format!("{case} {call} #{skip} {errno:?}");
+            touch(&rig);
+            inject::fail(call, skip, 1, errno);
+            let at = addr(&rig.views[0]);
+            let load = thread::spawn(move || raw::load64(at));
+            eventually(&format!("{what}: the load ends"), || load.is_finished());
+            inject::clear();
+            assert_eq!(load.join().expect("no panic"), Ok(SECRET), "{what}");
+            rig.assert_sound(&what);
         }
     });
 }

@@ -1,6 +1,7 @@
 //! Building, mapping, unmapping and dropping.
 
-use super::{Rig, SECRET, calls_of, keep_shared_things, one_at_a_time, plausible, small};
+use super::{Rig, SECRET, calls_of, failing_once, keep_shared_things, small};
+use crate::one_at_a_time;
 use crate::support::addr;
 use crate::support::count::Held;
 use crate::support::matrix::every_case;
@@ -25,35 +26,33 @@ fn a_map_whose_calls_fail_maps_nothing_and_the_next_works() {
             };
             let region = make();
             let calls = calls_of(|| drop(case.map(&region)));
-            for (call, count) in calls {
-                for (skip, errno) in (0..count).flat_map(|skip| plausible(call).iter().map(move |e| (skip, *e))) {
-                    let what = format!("{case} enabled: {enabled} {call} #{skip} {errno:?}");
-                    let before = Held::now();
-                    inject::fail(call, skip, 1, errno);
-                    let mapped = region.map(case.options());
-                    inject::clear();
-                    match &mapped {
-                        Ok(mapping) if !enabled => assert_ne!(
-                            thread::scope(|_| if case.policy == OnDisabled::Block {
-                                Ok(0)
-                            } else {
-                                raw::load64(addr(mapping))
-                            }),
-                            Ok(SECRET),
-                            "{what}"
-                        ),
-                        Ok(mapping) => assert!(mapping.read::<u64>(0).is_ok(), "{what}"),
-                        Err(e) => assert!(e.to_string().contains(&format!("{errno:?}")), "{what}: {e}"),
-                    }
-                    drop(mapped);
-                    assert_eq!(region.stats().mappings, 0, "{what}");
-                    let mapping = region.map(case.options()).unwrap_or_else(|e| panic!("{what}: the next: {e}"));
-                    drop(mapping);
-                    eventually(&format!("{what}: nothing is left of it: {before:?}"), || {
-                        let now = Held::now();
-                        now.fds <= before.fds && now.mappings <= before.mappings
-                    });
+            for (call, skip, errno) in failing_once(calls) {
+                let what = format!("{case} enabled: {enabled} {call} #{skip} {errno:?}");
+                let before = Held::now();
+                inject::fail(call, skip, 1, errno);
+                let mapped = region.map(case.options());
+                inject::clear();
+                match &mapped {
+                    Ok(mapping) if !enabled => assert_ne!(
+                        thread::scope(|_| if case.policy == OnDisabled::Block {
+                            Ok(0)
+                        } else {
+                            raw::load64(addr(mapping))
+                        }),
+                        Ok(SECRET),
+                        "{what}"
+                    ),
+                    Ok(mapping) => assert!(mapping.read::<u64>(0).is_ok(), "{what}"),
+                    Err(e) => assert!(e.to_string().contains(&format!("{errno:?}")), "{what}: {e}"),
                 }
+                drop(mapped);
+                assert_eq!(region.stats().mappings, 0, "{what}");
+                let mapping = region.map(case.options()).unwrap_or_else(|e| panic!("{what}: the next: {e}"));
+                drop(mapping);
+                eventually(&format!("{what}: nothing is left of it: {before:?}"), || {
+                    let now = Held::now();
+                    now.fds <= before.fds && now.mappings <= before.mappings
+                });
             }
         }
     });
@@ -68,20 +67,18 @@ fn a_build_whose_calls_fail_leaves_nothing() {
             return;
         }
         let calls = calls_of(|| drop(case.region(2)));
-        for (call, count) in calls {
-            for (skip, errno) in (0..count).flat_map(|skip| plausible(call).iter().map(move |e| (skip, *e))) {
-                let what = format!("{case} {call} #{skip} {errno:?}");
-                let before = Held::now();
-                inject::fail(call, skip, 1, errno);
-                let built = case.builder(2).build();
-                inject::clear();
-                if let Err(e) = &built {
-                    assert!(e.to_string().contains(&format!("{errno:?}")), "{what}: {e}");
-                }
-                drop(built);
-                eventually(&format!("{what}: nothing is left of it: {before:?}"), || Held::now() == before);
-                drop(case.region(2));
+        for (call, skip, errno) in failing_once(calls) {
+            let what = format!("{case} {call} #{skip} {errno:?}");
+            let before = Held::now();
+            inject::fail(call, skip, 1, errno);
+            let built = case.builder(2).build();
+            inject::clear();
+            if let Err(e) = &built {
+                assert!(e.to_string().contains(&format!("{errno:?}")), "{what}: {e}");
             }
+            drop(built);
+            eventually(&format!("{what}: nothing is left of it: {before:?}"), || Held::now() == before);
+            drop(case.region(2));
         }
     });
 }

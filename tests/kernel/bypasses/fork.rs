@@ -1,6 +1,6 @@
 //! Children: what they see of a region, and what they can do to it.
 
-use super::{SECRET, addr};
+use super::{SECRET, addr, with_secret};
 use crate::support::forking;
 use crate::support::matrix::{STRATEGIES, every_case};
 use crate::support::raw::{self, Hit};
@@ -12,10 +12,7 @@ use revocable_mmio::{MapOptions, Mapping, OnDisabled, Region, RevokeError};
 fn a_forked_child_can_neither_change_the_parents_mappings_nor_its_own_memory_by_them() {
     support::start();
     every_case(|case| {
-        let region = case.region(2);
-        let mapping = case.map(&region);
-        let base = addr(&mapping);
-        mapping.write(0, SECRET).expect("enabled");
+        let (region, mapping, base) = with_secret(case);
         let len = mapping.len();
         let mut parts = Some((region, mapping));
         for disabled in [false, true] {

@@ -2,7 +2,7 @@
 //! region; those that share this process's are revoked with it.
 
 use super::calls::cloned;
-use super::{SECRET, addr};
+use super::{SECRET, addr, with_secret};
 use crate::support::matrix::{STRATEGIES, every_case};
 use crate::support::raw::{self, Hit};
 use crate::support::{self, a_moment, child, eventually};
@@ -23,11 +23,7 @@ const SHARED: [c_int; 2] = [libc::CLONE_VM, libc::CLONE_VM | libc::CLONE_VFORK];
 fn a_child_with_memory_of_its_own_reads_and_writes_nothing_of_a_region() {
     support::start();
     every_case(|case| {
-        let region = case.region(2);
-        let mapping = case.map(&region);
-        let base = addr(&mapping);
-        mapping.write(0, SECRET).expect("enabled");
-        raw::load64(base).expect("enabled");
+        let (region, mapping, base) = with_secret(case);
         for disabled in [false, true] {
             for flags in OF_THEIR_OWN {
                 if disabled {
@@ -76,10 +72,7 @@ fn a_process_that_shares_the_memory_is_revoked_with_it() {
     support::start();
     every_case(|case| {
         for flags in SHARED {
-            let region = case.region(2);
-            let mapping = case.map(&region);
-            let base = addr(&mapping);
-            mapping.write(0, SECRET).expect("enabled");
+            let (region, _mapping, base) = with_secret(case);
             // How far the child may go, how far it is, and what it met.
             let (may, is) = (AtomicUsize::new(1), AtomicUsize::new(0));
             let loads = [const { AtomicU64::new(0) }; 3];

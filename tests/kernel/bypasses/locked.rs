@@ -1,7 +1,7 @@
 //! Mappings that are locked in memory.
 
 use super::calls::lock_on_fault;
-use super::{SECRET, addr};
+use super::{SECRET, with_secret};
 use crate::support::matrix::{Case, every_case};
 use crate::support::raw;
 use crate::support::{self, child, is_root};
@@ -13,11 +13,7 @@ use revocable_mmio::OnDisabled;
 fn a_locked_mapping_is_revoked_all_the_same() {
     support::start();
     every_case(|case| {
-        let region = case.region(2);
-        let mapping = case.map(&region);
-        let base = addr(&mapping);
-        mapping.write(0, SECRET).expect("enabled");
-        raw::load64(base + case.page()).expect("enabled");
+        let (region, mapping, base) = with_secret(case);
         for lock in [lock_on_fault, raw::lock] {
             match lock(base, mapping.len()) {
                 Ok(()) => {}
@@ -55,10 +51,7 @@ fn mlockall_of_the_future_changes_nothing() {
 }
 
 fn revoked_all_the_same(case: &Case) {
-    let region = case.region(2);
-    let mapping = case.map(&region);
-    let base = addr(&mapping);
-    mapping.write(0, SECRET).expect("enabled");
+    let (region, mapping, base) = with_secret(case);
     for _ in 0..2 {
         region.disable().unwrap_or_else(|e| panic!("{case}: {e}"));
         if case.policy != OnDisabled::Block {

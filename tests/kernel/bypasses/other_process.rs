@@ -1,7 +1,7 @@
 //! Other processes of the same user: what ptrace, /proc/PID/mem and process_vm_readv reach.
 
 use super::calls::{advise_process, at, cloned, let_others_trace, write_process};
-use super::{SECRET, addr};
+use super::{SECRET, addr, with_secret};
 use crate::support::forking;
 use crate::support::matrix::{Memory, every_case, every_case_with};
 use crate::support::raw::{self, Hit};
@@ -28,11 +28,7 @@ fn spied(parent: i32, base: usize) -> i32 {
 fn another_process_reads_nothing_of_a_disabled_region() {
     support::start();
     every_case_with(&[OnDisabled::Sigbus, OnDisabled::AllOnes], |case| {
-        let region = case.region(2);
-        let mapping = case.map(&region);
-        let base = addr(&mapping);
-        mapping.write(0, SECRET).expect("enabled");
-        raw::load64(base).expect("enabled");
+        let (region, _mapping, base) = with_secret(case);
         let me = nix::unistd::getpid().as_raw();
         let spy = || spied(me, base);
         let ones = case.policy == OnDisabled::AllOnes;
@@ -53,11 +49,7 @@ fn another_process_reads_nothing_of_a_disabled_region() {
 fn another_process_writes_nothing_into_a_disabled_region() {
     support::start();
     every_case_with(&[OnDisabled::Sigbus, OnDisabled::AllOnes], |case| {
-        let region = case.region(2);
-        let mapping = case.map(&region);
-        let base = addr(&mapping);
-        mapping.write(0, SECRET).expect("enabled");
-        raw::load64(base).expect("enabled");
+        let (region, mapping, base) = with_secret(case);
         let me = nix::unistd::getpid().as_raw();
         // Opened here: the descriptor is this process's memory, whoever uses it.
         let memory = fs::File::options().read(true).write(true).open("/proc/self/mem").expect("our own memory");
@@ -117,11 +109,7 @@ fn a_tracer_peeks_and_pokes_nothing_of_a_disabled_region() {
     });
     let thread = told.recv().expect("it tells");
     every_case_with(&[OnDisabled::Sigbus, OnDisabled::AllOnes], |case| {
-        let region = case.region(2);
-        let mapping = case.map(&region);
-        let base = addr(&mapping);
-        mapping.write(0, SECRET).expect("enabled");
-        raw::load64(base).expect("enabled");
+        let (region, mapping, base) = with_secret(case);
         region.disable().expect("it revokes");
         let seen = trace(thread, base);
         assert_ne!(seen, NO_TRACER, "{case}: a process may trace its own user's");
@@ -145,11 +133,7 @@ fn a_tracer_peeks_and_pokes_nothing_of_a_disabled_region() {
 fn another_process_that_meets_a_blocking_mapping_is_refused_and_waits_for_a_reset() {
     support::start();
     every_case_with(&[OnDisabled::Block], |case| {
-        let region = case.region(2);
-        let mapping = case.map(&region);
-        let base = addr(&mapping);
-        mapping.write(0, SECRET).expect("enabled");
-        raw::load64(base).expect("enabled");
+        let (region, _mapping, base) = with_secret(case);
         let me = nix::unistd::getpid().as_raw();
         let spy = || spied(me, base);
         region.disable().expect("it revokes");

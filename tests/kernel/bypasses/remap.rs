@@ -1,6 +1,6 @@
 //! What the application, or foreign code in its process, does to the range of a mapping: mprotect, munmap, mremap.
 
-use super::{SECRET, addr};
+use super::{SECRET, addr, with_secret};
 use crate::support::matrix::{STRATEGIES, every_case, every_case_with};
 use crate::support::raw::{self, Hit};
 use crate::support::{self, child};
@@ -138,11 +138,7 @@ fn foreign_mremap_of_a_live_mapping_is_a_documented_limit_and_harms_no_one_else(
 fn a_duplicate_of_a_disabled_mapping_has_nothing() {
     support::start();
     every_case(|case| {
-        let region = case.region(2);
-        let mapping = case.map(&region);
-        let base = addr(&mapping);
-        mapping.write(0, SECRET).expect("enabled");
-        raw::load64(base).expect("enabled");
+        let (region, mapping, base) = with_secret(case);
         region.disable().expect("it revokes");
         let copy = raw::move_away(base, 0, mapping.len());
         match (copy, case.policy) {

@@ -10,6 +10,19 @@ use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
+/// A device whose reset says that it begins, and then waits at the barrier.
+fn slow_device() -> (PciDevice, mpsc::Receiver<()>, Arc<Barrier>) {
+    let (entered, begun) = mpsc::sync_channel(0);
+    let gate = Arc::new(Barrier::new(2));
+    let inside = Arc::clone(&gate);
+    let slow = PciDevice::builder(1, 2).command(2).bar(0, Bar::memory(4096)).on_reset(move |_, _| {
+        entered.send(()).map_err(std::io::Error::other)?;
+        inside.wait();
+        Ok(())
+    });
+    (slow.build().expect("a device"), begun, gate)
+}
+
 #[test]
 fn a_reset_callback_works_by_the_owners_view_and_cannot_wait_for_itself() {
     support::start();
@@ -32,15 +45,7 @@ fn a_reset_callback_works_by_the_owners_view_and_cannot_wait_for_itself() {
 #[test]
 fn configuration_that_is_not_about_memory_is_read_and_written_while_a_reset_runs() {
     support::start();
-    let (entered, begun) = mpsc::sync_channel(0);
-    let gate = Arc::new(Barrier::new(2));
-    let inside = Arc::clone(&gate);
-    let slow = PciDevice::builder(1, 2).command(2).bar(0, Bar::memory(4096)).on_reset(move |_, _| {
-        entered.send(()).map_err(std::io::Error::other)?;
-        inside.wait();
-        Ok(())
-    });
-    let slow = slow.build().expect("a device");
+    let (slow, begun, gate) = slow_device();
     thread::scope(|scope| {
         scope.spawn(|| slow.reset().expect("a reset"));
         begun.recv().expect("the reset begins");
@@ -179,15 +184,7 @@ fn two_buses_that_share_functions_never_wait_for_each_other() {
 #[test]
 fn a_bus_function_in_a_reset_of_its_own_makes_the_bus_busy() {
     support::start();
-    let (entered, begun) = mpsc::sync_channel(0);
-    let gate = Arc::new(Barrier::new(2));
-    let inside = Arc::clone(&gate);
-    let slow = PciDevice::builder(1, 2).command(2).bar(0, Bar::memory(4096)).on_reset(move |_, _| {
-        entered.send(()).map_err(std::io::Error::other)?;
-        inside.wait();
-        Ok(())
-    });
-    let slow = slow.build().expect("a device");
+    let (slow, begun, gate) = slow_device();
     let bus = Bus::new([device(), slow.clone()]);
     thread::scope(|scope| {
         scope.spawn(|| slow.reset().expect("a reset"));
