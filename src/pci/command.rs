@@ -6,6 +6,8 @@ use super::error::PciError;
 use super::regs::*;
 use super::state::{Device, PciDevice, Reach, TurnGuard};
 use crate::protocol::{Changes, State};
+use crate::raw::signal::{self, SignalError};
+use crate::region::group::GroupError;
 use crate::sync::wait::Patience;
 
 impl Device {
@@ -37,6 +39,11 @@ impl Device {
         if to == self.reach() {
             write(&mut self.config.lock());
             return Ok(());
+        }
+        if !to.mapped() {
+            // As in `Protocol::claim`, which is not told the goal: the members that are it already are locked too.
+            let failed = |e: SignalError| GroupError { member: self.name.clone(), source: e.into() };
+            signal::install().map_err(failed)?;
         }
         let Some(mut changes) = Changes::begin(&self.members, |_| None, Patience::Forever)? else {
             // No memory.

@@ -61,7 +61,12 @@ fn regions() -> impl Iterator<Item = Region> {
 /// Runs `waits` in a thread, sees that it waits, runs `wakes`, and answers what the thread answers then.
 fn waits_until<R: Send>(waits: impl FnOnce() -> R + Send, wakes: impl FnOnce()) -> R {
     thread::scope(|scope| {
-        let waiter = scope.spawn(waits);
+        let (begins, begun) = std::sync::mpsc::channel();
+        let waiter = scope.spawn(move || {
+            begins.send(()).expect("the test listens");
+            waits()
+        });
+        begun.recv().expect("the thread runs");
         thread::sleep(A_WHILE);
         assert!(!waiter.is_finished(), "it did not wait");
         wakes();

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// The stamp: no enabled region ever holds it.
 const STAMP: u64 = 0xdead_0000_dead_0000;
 
+/// How long the threads have to come to their first access.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// What a run has seen.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
@@ -69,7 +72,9 @@ pub(crate) fn hammer(case: &Case, time: Duration) -> Seen {
             });
         }
         let since = Instant::now();
-        while (since.elapsed() < time || rounds < 2) && violations.lock().is_empty() {
+        // On a machine with other work the threads may not have come to an access yet.
+        let begins = || succeeded.load(Ordering::Relaxed) > 0 || since.elapsed() > PATIENCE;
+        while (since.elapsed() < time || rounds < 2 || !begins()) && violations.lock().is_empty() {
             region.disable().expect("it revokes");
             window.0.fetch_add(1, Ordering::SeqCst);
             let mut kept = [0; 2];

@@ -66,7 +66,12 @@ fn a_process_vm_readv_under_way_outlives_a_revocation_and_a_later_one_does_not()
         }
         let (from, into) = (addr(mapping), addr(&buffer));
         let reading = other.reset(|_| {
-            let reading = std::thread::spawn(move || read_own_memory(from, into, 8));
+            let (begins, begun) = std::sync::mpsc::channel();
+            let reading = std::thread::spawn(move || {
+                begins.send(()).expect("the test listens");
+                read_own_memory(from, into, 8)
+            });
+            begun.recv().expect("the thread runs");
             a_moment();
             assert!(!reading.is_finished(), "{case}: it waits for its buffer");
             region.disable().expect("nothing told it of the call");

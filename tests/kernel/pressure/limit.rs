@@ -8,6 +8,7 @@ use crate::support::{self, eventually};
 use nix::errno::Errno;
 use revocable_mmio::fault::FaultFlags;
 use revocable_mmio::{AccessError, MapError, MapOptions, Mapping, OnDisabled, PinError, Region, RevokeError};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -63,9 +64,14 @@ fn at_the_limit(case: &Case, group: &Group) -> (usize, usize) {
     drop(spare.pin(0..PAGE, FaultFlags::WRITE).expect("there is memory"));
     let written = AtomicUsize::new(EARLY);
     let (mut refused, mut changes) = (0, 0);
-    group.limit_to(ROOM);
+    let ready = Barrier::new(2);
     thread::scope(|scope| {
         scope.spawn(|| {
+            // A fault of this thread's before there is a limit: at the limit the kernel finds no memory for a signal stack that was
+            // never used, and ends the process.
+            raw::load64(8).expect_err("nothing is mapped there");
+            ready.wait();
+            ready.wait();
             for page in EARLY..PAGES {
                 while !write(page) {
                     thread::yield_now();
@@ -73,6 +79,9 @@ fn at_the_limit(case: &Case, group: &Group) -> (usize, usize) {
                 written.store(page + 1, Ordering::Relaxed);
             }
         });
+        ready.wait();
+        group.limit_to(ROOM);
+        ready.wait();
         eventually("a fault waits for memory", || group.is_at_the_limit());
         assert!(written.load(Ordering::Relaxed) < PAGES, "{case}: the limit was none");
         refused += usize::from(ask_for_more(case, group, &spare));

@@ -97,7 +97,9 @@ impl Run<'_> {
     }
 
     fn step(&mut self, op: &Op) -> Result<(), String> {
-        let Some(allowed) = self.model.expect(op) else { return Ok(()) };
+        if self.model.expect(op).is_none() {
+            return Ok(());
+        }
         let holes = self.model.holes();
         // Nor can they be filled then.
         let limited = self.model.limit.is_some() && *op != Op::Unlimit;
@@ -111,6 +113,8 @@ impl Run<'_> {
                 self.model.fence(slot, pages);
             }
         }
+        // Only now: a hole that is filled is another matter.
+        let Some(allowed) = self.model.expect(op) else { return Ok(()) };
         let waits_in_vain = allowed.iter().any(|a| matches!(a, Allowed::Is(Answer::TimedOut { .. })));
         let patience = if waits_in_vain { Duration::from_millis(1) } else { Duration::from_secs(30) };
         let since = Instant::now();
