@@ -24,7 +24,7 @@ pub(crate) mod error;
 pub(crate) mod waiting_room;
 
 pub(crate) use self::core::wake_page;
-use self::core::{MonitorCore, MonitorCounters};
+use self::core::{MonitorCore, MonitorCounters, either};
 
 /// A mapping whose faults a monitor answers.
 pub(crate) trait Resolver: Send + Sync {
@@ -116,7 +116,9 @@ impl Monitor {
         Identity::prepare()?;
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let bell = bell.map_err(|e| SysError::new("eventfd", e))?;
+        let ready = either(&uffd, &bell)?;
         let core = Arc::new(MonitorCore {
+            ready,
             uffd,
             source,
             mappings: RwLock::new(BTreeMap::new()),

@@ -4,9 +4,9 @@ use super::Resolver;
 use crate::stats::Histogram;
 use crate::sync::inside::RwLock;
 use crate::sys::uffd::{FaultMessage, Uffd, UffdSource};
-use crate::sys::{Addr, AddrRange, SysError, page_size};
+use crate::sys::{Addr, AddrRange, SysError, may_fail, page_size};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -34,9 +34,23 @@ pub(super) struct MonitorCore {
     pub(super) mappings: RwLock<MappingTable>,
     /// Rings at the end, for all threads, and is never silenced.
     pub(super) bell: EventFd,
+    /// What the threads sleep in: the userfaultfd and the bell. Not poll(2), which keeps a file alive that is closed meanwhile: what
+    /// waits in a closed userfaultfd is released when the last reference goes, and not before.
+    pub(super) ready: Epoll,
     pub(super) stopping: AtomicBool,
     pub(super) dead: AtomicBool,
     pub(super) counters: MonitorCounters,
+}
+
+/// What is readable when there is something to do.
+pub(super) fn either(uffd: &Uffd, bell: &EventFd) -> Result<Epoll, SysError> {
+    may_fail("epoll_create1")?;
+    let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| SysError::new("epoll_create1", e))?;
+    for fd in [uffd.as_fd(), bell.as_fd()] {
+        may_fail("epoll_ctl")?;
+        ready.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(|e| SysError::new("epoll_ctl", e))?;
+    }
+    Ok(ready)
 }
 
 impl MonitorCore {
@@ -112,13 +126,10 @@ impl MonitorCore {
 
     /// Waits for a fault; false at the end.
     fn sleep(&self) -> bool {
-        let mut fds =
-            [PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN), PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
-        let woken = match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) => {
-                let gone = PollFlags::POLLNVAL | PollFlags::POLLERR | PollFlags::POLLHUP;
-                !fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)))
-            }
+        let gone = EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP;
+        let mut events = [EpollEvent::empty(); 2];
+        let woken = match self.ready.wait(&mut events, EpollTimeout::NONE) {
+            Ok(ready) => !events[..ready].iter().any(|event| event.events().intersects(gone)),
             Err(errno) => matches!(errno, Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM),
         };
         woken && !self.stopping.load(Ordering::Acquire) && !self.dead.load(Ordering::Acquire)

@@ -135,7 +135,14 @@ impl Uffd {
 
     /// False if the descriptor was closed or is another file by now, or if this is a forked child.
     pub(crate) fn is_open(&self) -> bool {
-        self.made_by.is_current() && self.file.get().is_ok()
+        self.check_open().is_ok()
+    }
+
+    /// # Errors
+    /// ESRCH in a forked child; what fstat(2) answers, or EBADF if the number is another file's by now.
+    pub(crate) fn check_open(&self) -> Result<(), SysError> {
+        self.here("fstat")?;
+        self.file.get().map(drop)
     }
 
     fn here(&self, call: &'static str) -> Result<BorrowedFd<'_>, SysError> {

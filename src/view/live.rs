@@ -70,10 +70,8 @@ impl View {
     fn serving(&self) -> Result<Option<&Uffd>, SysError> {
         match &self.spec.server {
             _ if !self.is_served() => Ok(None),
-            Server::Monitor(monitor) if monitor.is_dead() || !monitor.uffd().is_open() => {
-                Err(SysError::new("UFFDIO_REGISTER", Errno::EBADF))
-            }
-            Server::Monitor(monitor) => Ok(Some(monitor.uffd())),
+            Server::Monitor(monitor) if monitor.is_dead() => Err(SysError::new("UFFDIO_REGISTER", Errno::EBADF)),
+            Server::Monitor(monitor) => monitor.uffd().check_open().map(|()| Some(monitor.uffd())),
             // Without it the kernel resolves the faults of these accesses.
             Server::Own(uffd) => Ok(Some(&**uffd).filter(|uffd| uffd.is_open())),
             Server::Kernel => Err(SysError::new("UFFDIO_REGISTER", Errno::ENOSYS)),

@@ -59,7 +59,7 @@ const ACCESSORS_ONLY: &[Allowed] =
 /// A thread of a monitor's.
 const MONITOR: &[Allowed] = &[
     allow!(SYS_read),
-    allow!(SYS_poll),
+    allow!(SYS_epoll_wait),
     allow!(SYS_ioctl, 1, RESOLVE),
     allow!(SYS_madvise, 2, &[bits(libc::MADV_POPULATE_WRITE)]),
     allow!(SYS_futex, 1, FUTEX),

@@ -6,6 +6,7 @@ macro_rules! corpus {
 
 /// By name, in order, as they are in `corpus/`. Part of the binary, which also runs where the sources are not.
 pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
+    "a-closed-userfaultfd-keeps-nothing-waiting.ops"
     "a-hole-and-no-room.ops"
     "a-whole-huge-page.ops"
     "accessors-only.ops"
