@@ -97,8 +97,9 @@ pub(crate) unsafe fn store<T: Primitive>(p: *mut T, value: T) -> Result<(), Faul
 /// The module's contract.
 #[inline(always)]
 pub(crate) unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: T, new: T) -> Result<Result<T, T>, Faulted> {
+    let new = new.to_bits();
     // SAFETY: the module's contract, from the caller.
-    let before = T::from_bits(unsafe { Cpu::compare_exchange(p, old.to_bits(), new.to_bits()) }?);
+    let before = T::from_bits(unsafe { Cpu::compare_exchange(p, old.to_bits(), new) }?);
     Ok(if before == old { Ok(before) } else { Err(before) })
 }
 

@@ -43,7 +43,7 @@ pub(super) enum Cpu {}
 
 /// An exclusive pair for the size of `$T`, with `$compute` in between. Either of the pair may fault.
 macro_rules! exclusive_pair {
-    ($compute:literal, $T:ty, at $p:ident, $($operands:tt)+) => {
+    ($compute:literal, $T:ty, at $p:ident, [$($option:ident),+], $($operands:tt)+) => {
         access_by_size!(
             [
                 exclusive_pair!("b", "w", $compute),
@@ -52,8 +52,9 @@ macro_rules! exclusive_pair {
                 exclusive_pair!("", "x", $compute)
             ],
             $T, at $p, faults at ["2b", "4b"],
-            refused = out(reg) _,
             $($operands)+
+            refused = out(reg) _,
+            options($($option),+),
         )
     };
     ($suffix:literal, $width:literal, $compute:literal) => {
@@ -73,11 +74,10 @@ macro_rules! exchange {
         unsafe fn $name<T: AtomicPrimitive>(p: *mut T, value: u64) -> Result<u64, Faulted> {
             let before;
             exclusive_pair!(
-                $compute, T, at p,
+                $compute, T, at p, [nostack, preserves_flags],
                 value = in(reg) value,
                 before = out(reg) before,
                 new = out(reg) _,
-                options(nostack, preserves_flags),
             )?;
             Ok(before)
         }
@@ -95,11 +95,10 @@ impl Accesses for Cpu {
     unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: u64, new: u64) -> Result<u64, Faulted> {
         let before;
         exclusive_pair!(
-            "cmp {before}, {old}\nb.ne 3f", T, at p,
+            "cmp {before}, {old}\nb.ne 3f", T, at p, [nostack],
             old = in(reg) old,
             new = in(reg) new,
             before = out(reg) before,
-            options(nostack),
         )?;
         Ok(before)
     }
