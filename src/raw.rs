@@ -1,6 +1,6 @@
 //! Single recoverable accesses: their contract, and what is the same on all architectures.
 //!
-//! Each architecture offers the same few functions: one instruction each, listed in the recovery table
+//! Each architecture offers the same few accesses (`contract.rs`): one instruction each, listed in the recovery table
 //! (`table.rs`). A fault in one of them comes back as [`Faulted`] instead of a signal. Where no architecture
 //! file fits, `portable` does plain accesses, [`RECOVERABLE`] is false, and mappings make them under the read side of the
 //! memory lock (`locked.rs`).
@@ -17,6 +17,7 @@
 // UNSAFETY: forwards the contract in the module's documentation to the architecture's instructions.
 
 mod bulk;
+mod contract;
 mod primitive;
 pub mod signal;
 #[cfg(all(test, not(revocable_model)))]
@@ -24,9 +25,10 @@ mod test_memory;
 #[cfg(all(test, not(revocable_model)))]
 mod tests;
 
-pub(crate) use arch::{RECOVERABLE, compare_exchange, fetch_add, keep_loaded, load, recover, store, swap};
-use arch::{rounds_in, rounds_out};
+use arch::Cpu;
+pub(crate) use arch::{RECOVERABLE, keep_loaded, recover};
 pub(crate) use bulk::{copy_in, copy_out};
+use contract::Accesses;
 pub use primitive::{AtomicPrimitive, Primitive};
 
 // Here, and nowhere else, an architecture is picked; its file is `arch` to the others.
@@ -65,6 +67,63 @@ mod table;
 /// The access met memory that is revoked or missing. It had no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Faulted;
+
+/// One load.
+///
+/// # Safety
+///
+/// The module's contract.
+#[inline(always)]
+pub(crate) unsafe fn load<T: Primitive>(p: *const T) -> Result<T, Faulted> {
+    // SAFETY: the module's contract, from the caller.
+    unsafe { Cpu::load(p) }.map(T::from_bits)
+}
+
+/// One store.
+///
+/// # Safety
+///
+/// The module's contract.
+#[inline(always)]
+pub(crate) unsafe fn store<T: Primitive>(p: *mut T, value: T) -> Result<(), Faulted> {
+    // SAFETY: the module's contract, from the caller.
+    unsafe { Cpu::store(p, value.to_bits()) }
+}
+
+/// Stores `new` if the memory holds `old`; otherwise `Ok(Err(what it holds))`.
+///
+/// # Safety
+///
+/// The module's contract.
+#[inline(always)]
+pub(crate) unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: T, new: T) -> Result<Result<T, T>, Faulted> {
+    let new = new.to_bits();
+    // SAFETY: the module's contract, from the caller.
+    let before = T::from_bits(unsafe { Cpu::compare_exchange(p, old.to_bits(), new) }?);
+    Ok(if before == old { Ok(before) } else { Err(before) })
+}
+
+/// Stores `value`; the value before.
+///
+/// # Safety
+///
+/// The module's contract.
+#[inline(always)]
+pub(crate) unsafe fn swap<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
+    // SAFETY: the module's contract, from the caller.
+    unsafe { Cpu::swap(p, value.to_bits()) }.map(T::from_bits)
+}
+
+/// Adds `value`, wrapping; the value before.
+///
+/// # Safety
+///
+/// The module's contract.
+#[inline(always)]
+pub(crate) unsafe fn fetch_add<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
+    // SAFETY: the module's contract, from the caller.
+    unsafe { Cpu::fetch_add(p, value.to_bits()) }.map(T::from_bits)
+}
 
 /// Sets the bits of `value`; the value before.
 ///

@@ -6,7 +6,8 @@
 #![expect(unsafe_code, reason = "raw accesses to regions and to the caller's buffers")]
 // UNSAFETY: accesses within `raw`'s contract, and plain accesses to the caller's buffer.
 
-use super::{RECOVERABLE, load, rounds_in, rounds_out, store};
+use super::contract::Rounds;
+use super::{Cpu, RECOVERABLE, load, store};
 
 /// What one round of an architecture's unrolled loop moves.
 pub(super) const ROUND: usize = 128;
@@ -111,7 +112,7 @@ impl Direction for Out {
     #[inline]
     unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize {
         // SAFETY: handed on.
-        unsafe { rounds_out(dst, src, len) }
+        unsafe { Cpu::rounds_out(dst, src, len) }
     }
 
     #[inline(always)]
@@ -146,7 +147,7 @@ impl Direction for In {
     #[inline]
     unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize {
         // SAFETY: handed on.
-        unsafe { rounds_in(dst, src, len) }
+        unsafe { Cpu::rounds_in(dst, src, len) }
     }
 
     #[inline(always)]

@@ -6,6 +6,8 @@
 #![expect(unsafe_code, reason = "plain accesses through raw pointers")]
 // UNSAFETY: volatile and atomic accesses within `raw`'s contract while nothing is revoked.
 
+use super::contract::{Accesses, Rounds};
+use super::primitive::sealed::Bits;
 use super::{AtomicPrimitive, Faulted, Primitive};
 // Not from `crate::sync`: this is device memory, which the model checker knows nothing of.
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
@@ -23,30 +25,13 @@ pub(crate) unsafe fn recover(_address: usize, _context: *mut ucontext_t) -> bool
     false
 }
 
-/// One load.
-///
-/// # Safety
-///
-/// `raw`'s contract, and the mapping can't be revoked meanwhile.
-#[inline(always)]
-pub(crate) unsafe fn load<T: Primitive>(p: *const T) -> Result<T, Faulted> {
-    // SAFETY: the caller's contract; volatile, as anyone may write the memory.
-    Ok(unsafe { p.read_volatile() })
-}
+/// There are no tables.
+pub(crate) fn keep_loaded() {}
 
-/// One store.
-///
-/// # Safety
-///
-/// `raw`'s contract, and the mapping can't be revoked meanwhile.
-#[inline(always)]
-pub(crate) unsafe fn store<T: Primitive>(p: *mut T, value: T) -> Result<(), Faulted> {
-    // SAFETY: the caller's contract; volatile, as anyone may use the memory.
-    unsafe { p.write_volatile(value) };
-    Ok(())
-}
+/// The compiler's own accesses.
+pub(super) enum Cpu {}
 
-/// Does `$body` with `$atomic` bound to the atomic at `$p`.
+/// Does `$body` with `$atomic` bound to the atomic at `$p`; what comes out is the bits.
 macro_rules! with_atomic {
     ($ty:ty, $p:expr, |$atomic:ident| $body:expr) => {
         match <$ty>::SIZE {
@@ -59,66 +44,51 @@ macro_rules! with_atomic {
     ($kind:ident, $int:ident, $p:expr, $atomic:ident, $body:expr) => {{
         // SAFETY: the caller's contract: aligned and reachable; all other users of the memory are atomic or volatile.
         let $atomic = unsafe { $kind::from_ptr($p.cast::<$int>()) };
-        $body
+        Ok($body.to_bits())
     }};
 }
 
-/// Stores `new` if the memory holds `old`; otherwise `Ok(Err(what it holds))`.
-///
-/// # Safety
-///
-/// `raw`'s contract, and the mapping can't be revoked meanwhile.
-#[inline]
-pub(crate) unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: T, new: T) -> Result<Result<T, T>, Faulted> {
-    use super::primitive::sealed::Bits;
-    let (old, new) = (old.to_bits(), new.to_bits());
-    Ok(with_atomic!(T, p, |atomic| {
-        match atomic.compare_exchange(Bits::from_bits(old), Bits::from_bits(new), SeqCst, SeqCst) {
-            Ok(before) => Ok(T::from_bits(before.to_bits())),
-            Err(before) => Err(T::from_bits(before.to_bits())),
-        }
-    }))
-}
+impl Accesses for Cpu {
+    #[inline(always)]
+    unsafe fn load<T: Primitive>(p: *const T) -> Result<u64, Faulted> {
+        // SAFETY: the caller's contract; volatile, as anyone may write the memory.
+        let value = unsafe { p.read_volatile() };
+        Ok(value.to_bits())
+    }
 
-/// Stores `value`; the value before.
-///
-/// # Safety
-///
-/// `raw`'s contract, and the mapping can't be revoked meanwhile.
-#[inline]
-pub(crate) unsafe fn swap<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
-    use super::primitive::sealed::Bits;
-    Ok(with_atomic!(T, p, |atomic| T::from_bits(atomic.swap(Bits::from_bits(value.to_bits()), SeqCst).to_bits())))
-}
+    #[inline(always)]
+    unsafe fn store<T: Primitive>(p: *mut T, value: u64) -> Result<(), Faulted> {
+        // SAFETY: the caller's contract; volatile, as anyone may use the memory.
+        unsafe { p.write_volatile(T::from_bits(value)) };
+        Ok(())
+    }
 
-/// Adds `value`, wrapping; the value before.
-///
-/// # Safety
-///
-/// `raw`'s contract, and the mapping can't be revoked meanwhile.
-#[inline]
-pub(crate) unsafe fn fetch_add<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
-    use super::primitive::sealed::Bits;
-    Ok(with_atomic!(T, p, |atomic| T::from_bits(atomic.fetch_add(Bits::from_bits(value.to_bits()), SeqCst).to_bits())))
+    #[inline]
+    unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: u64, new: u64) -> Result<u64, Faulted> {
+        with_atomic!(T, p, |atomic| {
+            let exchanged = atomic.compare_exchange(Bits::from_bits(old), Bits::from_bits(new), SeqCst, SeqCst);
+            exchanged.unwrap_or_else(|before| before)
+        })
+    }
+
+    #[inline]
+    unsafe fn swap<T: AtomicPrimitive>(p: *mut T, value: u64) -> Result<u64, Faulted> {
+        with_atomic!(T, p, |atomic| atomic.swap(Bits::from_bits(value), SeqCst))
+    }
+
+    #[inline]
+    unsafe fn fetch_add<T: AtomicPrimitive>(p: *mut T, value: u64) -> Result<u64, Faulted> {
+        with_atomic!(T, p, |atomic| atomic.fetch_add(Bits::from_bits(value), SeqCst))
+    }
 }
 
 /// Nothing to unroll: bulk copies go by words, here.
-///
-/// # Safety
-///
-/// None; the others' signature.
-pub(crate) unsafe fn rounds_out(_dst: *mut u8, _src: *const u8, _len: usize) -> usize {
-    0
-}
+impl Rounds for Cpu {
+    unsafe fn rounds_out(_dst: *mut u8, _src: *const u8, _len: usize) -> usize {
+        0
+    }
 
-/// Nothing to unroll.
-///
-/// # Safety
-///
-/// None; the others' signature.
-pub(crate) unsafe fn rounds_in(_dst: *mut u8, _src: *const u8, _len: usize) -> usize {
-    0
+    unsafe fn rounds_in(_dst: *mut u8, _src: *const u8, _len: usize) -> usize {
+        0
+    }
 }
-
-/// There are no tables.
-pub(crate) fn keep_loaded() {}

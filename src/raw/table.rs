@@ -15,45 +15,51 @@
 //!   entry alike.
 //! * *Unloading.* An object whose table is registered is made to stay (`RTLD_NODELETE`) once the signal handlers
 //!   are installed: they may walk it at any time.
-#![expect(unsafe_code, reason = "reads a table that the linker laid out")]
-// UNSAFETY: walks linker-made arrays and lock-free nodes that are never freed.
+#![expect(unsafe_code, reason = "reads a table that the linker laid out, and edits the context of a fault")]
+// UNSAFETY: walks linker-made arrays and lock-free nodes that are never freed; reads and writes the ucontext that the
+// kernel hands to a handler.
 
 // Not from `crate::sync`: a signal handler reads these, and the model checker's atomics aren't async-signal-safe.
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 #[cfg(not(target_feature = "crt-static"))]
 use nix::libc;
+use nix::libc::ucontext_t;
 
-/// The text of one table entry, and of what each code generation unit needs once.
-///
-/// `$at` faults; resume at `$to` with register `$set` set to `$value` (a byte, sign-extended), provided that the
-/// fault's address is in the `$window` bytes from the address in register `$addr`. The `asm!` names the operand
-/// `register = sym ...`.
-macro_rules! recovery {
-    ($at:literal => $to:literal, set $set:literal = $value:literal, addr $addr:literal + $window:literal) => {
-        concat!(
-            once_per_unit!(),
-            ".pushsection revocable_mmio_recovery_1,\"aR?\",%progbits\n",
-            ".balign 4\n",
-            ".long ",
-            $at,
-            " - .\n",
-            ".long ",
-            $to,
-            " - .\n",
-            ".byte .Lrevocable_gpr_",
-            $set,
-            ", .Lrevocable_gpr_",
-            $addr,
-            ", ",
-            $window,
-            ", ",
-            $value,
-            "\n",
-            ".popsection"
-        )
-    };
+pub(super) mod text;
+
+/// A fault comes back as an error.
+pub(crate) const RECOVERABLE: bool = true;
+
+/// The interrupted thread's registers, as the kernel saved them. Numbers are those of `register_numbers!`.
+pub(super) trait Registers {
+    /// Where the thread was.
+    fn program_counter(&self) -> usize;
+    /// Where it goes on.
+    fn set_program_counter(&mut self, to: usize);
+    /// A register's value.
+    fn get(&self, number: u8) -> usize;
+    /// Changes a register; the value is sign-extended.
+    fn set(&mut self, number: u8, value: i8);
 }
-pub(super) use recovery;
+
+/// Whether the fault at `address` was one of this crate's accesses. If so the thread goes on after it.
+///
+/// # Safety
+///
+/// `context` is what the kernel passed to the handler of this fault, and nothing else refers to it.
+pub(crate) unsafe fn recover(address: usize, context: *mut ucontext_t) -> bool {
+    // SAFETY: the caller's contract.
+    let registers = unsafe { &mut (*context).uc_mcontext };
+    let Some(entry) = find(registers.program_counter()) else {
+        return false;
+    };
+    if address.wrapping_sub(registers.get(entry.addr)) >= usize::from(entry.window) {
+        return false;
+    }
+    registers.set(entry.set, entry.value);
+    registers.set_program_counter(entry.target());
+    true
+}
 
 /// How one instruction recovers. The layout is what the `recovery!` macro emits; to change it is to change the
 /// section's name.
@@ -64,13 +70,13 @@ pub(crate) struct Entry {
     /// Where to go on, relative to this field.
     target: i32,
     /// Which register tells the code that it faulted.
-    pub(super) set: u8,
+    set: u8,
     /// Which register holds the address on the region's side.
-    pub(super) addr: u8,
+    addr: u8,
     /// How many bytes from there the instruction (or its loop) may touch.
-    pub(super) window: u8,
+    window: u8,
     /// What the register is set to.
-    pub(super) value: i8,
+    value: i8,
 }
 
 impl Entry {
@@ -78,7 +84,7 @@ impl Entry {
         (&raw const self.at).addr().wrapping_add_signed(self.at as isize)
     }
 
-    pub(super) fn target(&self) -> usize {
+    fn target(&self) -> usize {
         (&raw const self.target).addr().wrapping_add_signed(self.target as isize)
     }
 }
@@ -156,7 +162,7 @@ pub(crate) fn keep_loaded() {
 /// The entry of the instruction at `pc`. No lock, no allocation: for signal handlers.
 ///
 /// A linear search: a few hundred entries of 12 bytes take less time than the kernel needs to raise the signal.
-pub(super) fn find(pc: usize) -> Option<&'static Entry> {
+fn find(pc: usize) -> Option<&'static Entry> {
     tables().find_map(|table| table.entries().iter().find(|entry| entry.at() == pc))
 }
 

@@ -1,33 +1,22 @@
 //! Recoverable accesses on x86-64: ordinary `mov`s and locked instructions.
 //!
-//! How the code learns of a fault costs nothing while there is none: up to 32 bits, the load zero-extends into a 64-bit
-//! register, and a fault sets that register to all ones: a bit that no value has. The others have no bit to spare, so
-//! a fault zeroes the register that held the address, which no region starts at.
-//!
 //! x86 orders loads with loads and stores with stores by itself; locked instructions are full fences.
 #![expect(unsafe_code, reason = "inline assembly")]
 // UNSAFETY: the instructions that `raw`'s contract is about.
 
-use super::table::{recovery, register};
+use super::contract::Accesses;
+use super::table::text::{access_by_size, loads_and_stores};
 use super::{AtomicPrimitive, Faulted, Primitive};
-use core::arch::asm;
 
 mod bulk;
 mod context;
 
-pub(crate) use super::table::keep_loaded;
-pub(crate) use bulk::{rounds_in, rounds_out};
-pub(crate) use context::recover;
+pub(crate) use super::table::{RECOVERABLE, keep_loaded, recover};
 
-/// A fault comes back as an error.
-pub(crate) const RECOVERABLE: bool = true;
-
-/// What a code generation unit with accesses needs once: the numbers of the registers, as in an instruction's
-/// encoding, and the initialiser that registers the table of the linked object that the unit ends up in.
-macro_rules! once_per_unit {
+/// The numbers of the registers, as in an instruction's encoding.
+macro_rules! register_numbers {
     () => {
-        ".ifndef .Lrevocable_unit_{register}
-        .set .Lrevocable_gpr_rax, 0
+        ".set .Lrevocable_gpr_rax, 0
         .set .Lrevocable_gpr_rcx, 1
         .set .Lrevocable_gpr_rdx, 2
         .set .Lrevocable_gpr_rbx, 3
@@ -42,203 +31,73 @@ macro_rules! once_per_unit {
         .set .Lrevocable_gpr_r12, 12
         .set .Lrevocable_gpr_r13, 13
         .set .Lrevocable_gpr_r14, 14
-        .set .Lrevocable_gpr_r15, 15
-        .pushsection .text.revocable_mmio_register,\"ax\",@progbits
-        .hidden __start_revocable_mmio_recovery_1
-        .hidden __stop_revocable_mmio_recovery_1
-        .set .Lrevocable_unit_{register}, 1
-        9:
-        endbr64
+        .set .Lrevocable_gpr_r15, 15"
+    };
+}
+pub(super) use register_numbers;
+
+/// Calls `register` with the bounds of the table.
+macro_rules! hand_over {
+    () => {
+        "endbr64
         lea rdi, [rip + __start_revocable_mmio_recovery_1]
         lea rsi, [rip + __stop_revocable_mmio_recovery_1]
-        jmp {register}@PLT
-        .popsection
-        .pushsection .init_array,\"aw\",@init_array
-        .balign 8
-        .quad 9b
-        .popsection
-        .endif
-        "
+        jmp {register}@PLT"
     };
 }
-use once_per_unit;
+pub(super) use hand_over;
 
-/// One load.
-///
-/// # Safety
-///
-/// `raw`'s contract.
-#[inline(always)]
-pub(crate) unsafe fn load<T: Primitive>(p: *const T) -> Result<T, Faulted> {
-    macro_rules! narrow {
-        ($instruction:literal, $window:literal) => {{
-            let bits: u64;
-            // SAFETY: one load within `raw`'s contract; whoever else writes the memory, it's a single one.
-            // `readonly`: like a volatile load, it orders nothing else.
-            unsafe {
-                asm!(
-                    concat!("2: ", $instruction, " [{p}]"),
-                    "3:",
-                    recovery!("2b" => "3b", set "{bits}" = "-1", addr "{p}" + $window),
-                    p = in(reg) p,
-                    bits = lateout(reg) bits,
-                    register = sym register,
-                    options(nostack, readonly, preserves_flags),
-                );
-            }
-            if bits >> 63 != 0 {
-                return Err(Faulted);
-            }
-            // SAFETY: either the load zero-extended, or it faulted and the top bit was set. Saves a second extension.
-            unsafe { core::hint::assert_unchecked(bits >> (8 * T::SIZE) == 0) };
-            Ok(T::from_bits(bits))
-        }};
-    }
-    match T::SIZE {
-        1 => narrow!("movzx {bits:e}, byte ptr", "1"),
-        2 => narrow!("movzx {bits:e}, word ptr", "2"),
-        4 => narrow!("mov {bits:e}, dword ptr", "4"),
-        _ => {
-            let bits: u64;
-            let alive: usize;
-            // SAFETY: as the narrow ones.
-            unsafe {
-                asm!(
-                    "2: mov {bits}, qword ptr [{p}]",
-                    "3:",
-                    recovery!("2b" => "3b", set "{p}" = "0", addr "{p}" + "8"),
-                    p = inlateout(reg) p => alive,
-                    bits = out(reg) bits,
-                    register = sym register,
-                    options(nostack, readonly, preserves_flags),
-                );
-            }
-            if alive == 0 { Err(Faulted) } else { Ok(T::from_bits(bits)) }
-        }
-    }
-}
+/// The instructions.
+pub(super) enum Cpu {}
 
-/// One store.
-///
-/// # Safety
-///
-/// `raw`'s contract.
-#[inline(always)]
-pub(crate) unsafe fn store<T: Primitive>(p: *mut T, value: T) -> Result<(), Faulted> {
-    let alive: usize;
-    macro_rules! sized {
-        ($instruction:literal, $window:literal) => {
-            // SAFETY: one store within `raw`'s contract, which allows any other writer.
-            unsafe {
-                asm!(
-                    concat!("2: ", $instruction),
-                    "3:",
-                    recovery!("2b" => "3b", set "{p}" = "0", addr "{p}" + $window),
-                    p = inlateout(reg) p => alive,
-                    value = in(reg) value.to_bits(),
-                    register = sym register,
-                    options(nostack, preserves_flags),
-                );
-            }
-        };
-    }
-    match T::SIZE {
-        1 => sized!("mov byte ptr [{p}], {value:l}", "1"),
-        2 => sized!("mov word ptr [{p}], {value:x}", "2"),
-        4 => sized!("mov dword ptr [{p}], {value:e}", "4"),
-        _ => sized!("mov qword ptr [{p}], {value:r}", "8"),
-    }
-    if alive == 0 { Err(Faulted) } else { Ok(()) }
-}
-
-/// Stores `new` if the memory holds `old`, in one locked instruction; otherwise `Ok(Err(what it holds))`.
-///
-/// # Safety
-///
-/// `raw`'s contract.
-#[inline(always)]
-pub(crate) unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: T, new: T) -> Result<Result<T, T>, Faulted> {
-    let alive: usize;
-    let before: u64;
-    macro_rules! sized {
-        ($instruction:literal, $window:literal) => {
-            // SAFETY: one locked instruction within `raw`'s contract, which allows any other writer.
-            unsafe {
-                asm!(
-                    concat!("2: ", $instruction),
-                    "3:",
-                    recovery!("2b" => "3b", set "{p}" = "0", addr "{p}" + $window),
-                    p = inout(reg) p => alive,
-                    new = in(reg) new.to_bits(),
-                    inout("rax") old.to_bits() => before,
-                    register = sym register,
-                    options(nostack),
-                );
-            }
-        };
-    }
-    match T::SIZE {
-        1 => sized!("lock cmpxchg byte ptr [{p}], {new:l}", "1"),
-        2 => sized!("lock cmpxchg word ptr [{p}], {new:x}", "2"),
-        4 => sized!("lock cmpxchg dword ptr [{p}], {new:e}", "4"),
-        _ => sized!("lock cmpxchg qword ptr [{p}], {new:r}", "8"),
-    }
-    let before = T::from_bits(before);
-    match alive {
-        0 => Err(Faulted),
-        _ if before == old => Ok(Ok(before)),
-        _ => Ok(Err(before)),
-    }
-}
-
-/// The instructions that exchange a register with memory.
+/// An instruction that exchanges a register with memory.
 macro_rules! exchange {
-    ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
-        $(#[$doc])*
+    ($name:ident, $instruction:literal) => {
         #[inline(always)]
-        pub(crate) unsafe fn $name<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
-            let alive: usize;
-            let before: u64;
-            macro_rules! sized {
-                ($operands:literal, $window:literal) => {
-                    // SAFETY: one locked instruction within `raw`'s contract, which allows any other writer.
-                    unsafe {
-                        asm!(
-                            concat!("2: ", $instruction, " ", $operands),
-                            "3:",
-                            recovery!("2b" => "3b", set "{p}" = "0", addr "{p}" + $window),
-                            p = inout(reg) p => alive,
-                            value = inout(reg) value.to_bits() => before,
-                            register = sym register,
-                            options(nostack),
-                        );
-                    }
-                };
-            }
-            match T::SIZE {
-                1 => sized!("byte ptr [{p}], {value:l}", "1"),
-                2 => sized!("word ptr [{p}], {value:x}", "2"),
-                4 => sized!("dword ptr [{p}], {value:e}", "4"),
-                _ => sized!("qword ptr [{p}], {value:r}", "8"),
-            }
-            if alive == 0 { Err(Faulted) } else { Ok(T::from_bits(before)) }
+        unsafe fn $name<T: AtomicPrimitive>(p: *mut T, value: u64) -> Result<u64, Faulted> {
+            let before;
+            access_by_size!(
+                [
+                    concat!($instruction, " byte ptr [{p}], {value:l}"),
+                    concat!($instruction, " word ptr [{p}], {value:x}"),
+                    concat!($instruction, " dword ptr [{p}], {value:e}"),
+                    concat!($instruction, " qword ptr [{p}], {value:r}")
+                ],
+                T, at p, faults at ["2b"],
+                value = inout(reg) value => before,
+                options(nostack),
+            )?;
+            Ok(before)
         }
     };
 }
 
-exchange! {
-    /// Stores `value`; the value before.
-    ///
-    /// # Safety
-    ///
-    /// `raw`'s contract.
-    swap, "xchg"
-}
-exchange! {
-    /// Adds `value`, wrapping; the value before.
-    ///
-    /// # Safety
-    ///
-    /// `raw`'s contract.
-    fetch_add, "lock xadd"
+impl Accesses for Cpu {
+    loads_and_stores! {
+        load: "movzx {bits:e}, byte ptr [{p}]", "movzx {bits:e}, word ptr [{p}]",
+            "mov {bits:e}, dword ptr [{p}]", "mov {bits:r}, qword ptr [{p}]";
+        store: "mov byte ptr [{p}], {value:l}", "mov word ptr [{p}], {value:x}",
+            "mov dword ptr [{p}], {value:e}", "mov qword ptr [{p}], {value:r}";
+    }
+
+    #[inline(always)]
+    unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: u64, new: u64) -> Result<u64, Faulted> {
+        let before;
+        access_by_size!(
+            [
+                "lock cmpxchg byte ptr [{p}], {new:l}",
+                "lock cmpxchg word ptr [{p}], {new:x}",
+                "lock cmpxchg dword ptr [{p}], {new:e}",
+                "lock cmpxchg qword ptr [{p}], {new:r}"
+            ],
+            T, at p, faults at ["2b"],
+            new = in(reg) new,
+            inout("rax") old => before,
+            options(nostack),
+        )?;
+        Ok(before)
+    }
+
+    exchange!(swap, "xchg");
+    exchange!(fetch_add, "lock xadd");
 }

@@ -1,27 +1,27 @@
 //! The interrupted thread's registers, as the kernel saved them.
-#![expect(unsafe_code, reason = "edits the context that a signal handler was given")]
-// UNSAFETY: reads and writes the ucontext that the kernel hands to a handler.
 
-use crate::raw::table;
-use nix::libc::ucontext_t;
+use crate::raw::table::Registers;
+use nix::libc::mcontext_t;
 
-/// Whether the fault at `address` was one of this crate's accesses; the thread then goes on behind it.
-///
-/// # Safety
-///
-/// `context` is what the kernel passed to the handler of this fault, and nothing else refers to it.
-pub(crate) unsafe fn recover(address: usize, context: *mut ucontext_t) -> bool {
-    // SAFETY: the caller's contract.
-    let context = unsafe { &mut (*context).uc_mcontext };
-    let Some(entry) = table::find(usize::from_ne_bytes(context.pc.to_ne_bytes())) else {
-        return false;
-    };
-    // Register 31 would be the stack pointer or zero; no operand is ever put there.
-    let region_side = context.regs[usize::from(entry.addr % 31)];
-    if address.wrapping_sub(usize::from_ne_bytes(region_side.to_ne_bytes())) >= usize::from(entry.window) {
-        return false;
+/// Register 31 would be the stack pointer or zero; no operand is ever put there.
+fn index(register: u8) -> usize {
+    usize::from(register % 31)
+}
+
+impl Registers for mcontext_t {
+    fn program_counter(&self) -> usize {
+        usize::from_ne_bytes(self.pc.to_ne_bytes())
     }
-    context.regs[usize::from(entry.set % 31)] = i64::from(entry.value) as u64;
-    context.pc = u64::from_ne_bytes(entry.target().to_ne_bytes());
-    true
+
+    fn set_program_counter(&mut self, to: usize) {
+        self.pc = u64::from_ne_bytes(to.to_ne_bytes());
+    }
+
+    fn get(&self, number: u8) -> usize {
+        usize::from_ne_bytes(self.regs[index(number)].to_ne_bytes())
+    }
+
+    fn set(&mut self, number: u8, value: i8) {
+        self.regs[index(number)] = i64::from(value) as u64;
+    }
 }

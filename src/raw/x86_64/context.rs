@@ -1,10 +1,8 @@
 //! The interrupted thread's registers, as the kernel saved them.
-#![expect(unsafe_code, reason = "edits the context that a signal handler was given")]
-// UNSAFETY: reads and writes the ucontext that the kernel hands to a handler.
 
-use crate::raw::table;
+use crate::raw::table::Registers;
 use core::ffi::c_int;
-use nix::libc::{self, ucontext_t};
+use nix::libc::{self, mcontext_t};
 
 /// Where the saved context keeps each register, by the number it has in an instruction's encoding.
 const REGISTERS: [c_int; 16] = [
@@ -26,26 +24,6 @@ const REGISTERS: [c_int; 16] = [
     libc::REG_R15,
 ];
 
-/// Whether the fault at `address` was one of this crate's accesses; the thread then goes on behind it.
-///
-/// # Safety
-///
-/// `context` is what the kernel passed to the handler of this fault, and nothing else refers to it.
-pub(crate) unsafe fn recover(address: usize, context: *mut ucontext_t) -> bool {
-    // SAFETY: the caller's contract.
-    let registers = unsafe { &mut (*context).uc_mcontext.gregs };
-    let Some(entry) = table::find(address_in(registers[RIP])) else {
-        return false;
-    };
-    let region_side = address_in(registers[index(entry.addr)]);
-    if address.wrapping_sub(region_side) >= usize::from(entry.window) {
-        return false;
-    }
-    registers[index(entry.set)] = entry.value.into();
-    registers[RIP] = i64::from_ne_bytes(entry.target().to_ne_bytes());
-    true
-}
-
 const RIP: usize = libc::REG_RIP.unsigned_abs() as usize;
 
 fn index(register: u8) -> usize {
@@ -54,4 +32,22 @@ fn index(register: u8) -> usize {
 
 fn address_in(register: i64) -> usize {
     usize::from_ne_bytes(register.to_ne_bytes())
+}
+
+impl Registers for mcontext_t {
+    fn program_counter(&self) -> usize {
+        address_in(self.gregs[RIP])
+    }
+
+    fn set_program_counter(&mut self, to: usize) {
+        self.gregs[RIP] = i64::from_ne_bytes(to.to_ne_bytes());
+    }
+
+    fn get(&self, number: u8) -> usize {
+        address_in(self.gregs[index(number)])
+    }
+
+    fn set(&mut self, number: u8, value: i8) {
+        self.gregs[index(number)] = value.into();
+    }
 }

@@ -1,0 +1,36 @@
+//! What an architecture offers: two traits, implemented by the type `Cpu` of its file.
+//!
+//! The values of single accesses are the low bits of a 64-bit register here; `raw` makes them of the caller's type.
+//! Every function is unsafe by `raw`'s contract, for the pointer on the region's side. The portable file has one
+//! condition more: nothing may revoke the mapping meanwhile.
+
+use super::{AtomicPrimitive, Faulted, Primitive};
+
+/// Single accesses. One that faults has no effect.
+pub(super) trait Accesses {
+    /// One load: the value's bits, zero-extended.
+    unsafe fn load<T: Primitive>(p: *const T) -> Result<u64, Faulted>;
+
+    /// One store of the bits that fit in a `T`.
+    unsafe fn store<T: Primitive>(p: *mut T, value: u64) -> Result<(), Faulted>;
+
+    /// Stores `new` if the memory holds `old`. Returns what it held, zero-extended or not. `old` is zero-extended.
+    unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: u64, new: u64) -> Result<u64, Faulted>;
+
+    /// Stores `value`. Returns the value before, zero-extended or not.
+    unsafe fn swap<T: AtomicPrimitive>(p: *mut T, value: u64) -> Result<u64, Faulted>;
+
+    /// Adds `value`, wrapping. Returns the value before, zero-extended or not.
+    unsafe fn fetch_add<T: AtomicPrimitive>(p: *mut T, value: u64) -> Result<u64, Faulted>;
+}
+
+/// The unrolled loops of the bulk copies. `len` is a multiple of `bulk::ROUND` and not 0; the caller's buffer is valid
+/// for `len` bytes. Both return how many bytes were done, in ascending order.
+pub(super) trait Rounds {
+    /// Out of a region. A load that faults leaves its whole round undone.
+    unsafe fn rounds_out(dst: *mut u8, src: *const u8, len: usize) -> usize;
+
+    /// Into a region. The count has what a faulting round had stored before. A store that faults may have stored the
+    /// bytes before the page's edge; the words and bytes that follow store them again, the same.
+    unsafe fn rounds_in(dst: *mut u8, src: *const u8, len: usize) -> usize;
+}
