@@ -1,4 +1,4 @@
-//! Offsets, in bytes: in a mapping, and in the region that it is a mapping of.
+//! Offsets in bytes, in a mapping and in its region.
 
 use std::ops::Add;
 
@@ -17,7 +17,7 @@ impl InRegion {
     }
 }
 
-/// Where in the region an offset in a mapping is that starts at this one.
+/// The offset in the region of an offset in a mapping that starts here.
 impl Add<InMapping> for InRegion {
     type Output = Self;
 
