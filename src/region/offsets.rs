@@ -11,7 +11,7 @@ pub(crate) struct InRegion(pub(crate) usize);
 pub(crate) struct InMapping(pub(crate) usize);
 
 impl InRegion {
-    /// The start of the page of `size` bytes that it is in.
+    /// The start of the page of `size` bytes that contains it.
     pub(crate) fn page(self, size: usize) -> Self {
         Self(self.0 / size * size)
     }
