@@ -185,7 +185,7 @@ impl std::fmt::Debug for AddrRange {
 
 /// The size of a base page, in bytes.
 pub(crate) fn page_size() -> usize {
-    // No lock: asked in signal handlers and in forked children too. All threads find the same.
+    // No lock: signal handlers and forked children call this too. All threads find the same size.
     static SIZE: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     match SIZE.load(std::sync::atomic::Ordering::Relaxed) {
         0 => {
