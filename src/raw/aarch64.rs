@@ -1,11 +1,12 @@
 //! Recoverable accesses on aarch64: plain loads and stores, and exclusive pairs for the atomic operations.
 //!
-//! A fault is told as on x86-64: up to 32 bits, the load zero-extends into a 64-bit register, and a fault sets that
-//! register to all ones; the others have no bit to spare, so a fault zeroes the register that held the address.
+//! The code learns of a fault as on x86-64. Up to 32 bits, the load zero-extends into a 64-bit register, and a fault sets
+//! that register to all ones. 64-bit loads, stores and atomics have no bit to spare, so a fault zeroes the register that
+//! held the address.
 //!
-//! Loads and stores are unordered, like volatile ones; the atomic operations acquire and release. Exclusive pairs
-//! need normal memory: on device memory the architecture doesn't promise them, nor accesses that aren't aligned,
-//! which the bulk copies make.
+//! Loads and stores are unordered, like volatile ones; the atomic operations acquire and release. Exclusive pairs need
+//! normal memory: on device memory the architecture guarantees neither them nor unaligned accesses, which the bulk copies
+//! make.
 #![expect(unsafe_code, reason = "inline assembly")]
 // UNSAFETY: the instructions that `raw`'s contract is about.
 
@@ -20,11 +21,11 @@ pub(crate) use super::table::keep_loaded;
 pub(crate) use bulk::{rounds_in, rounds_out};
 pub(crate) use context::recover;
 
-/// A fault comes back as an error.
+/// A fault returns an error.
 pub(crate) const RECOVERABLE: bool = true;
 
-/// What a code generation unit with accesses needs once: the numbers of the registers, and the initialiser that
-/// registers the table of the linked object that the unit ends up in.
+/// The text that a code generation unit with accesses needs once: the numbers of the registers, and the initialiser that
+/// registers the table of the unit's linked object.
 macro_rules! once_per_unit {
     () => {
         ".ifndef .Lrevocable_unit_{register}
@@ -64,7 +65,7 @@ pub(crate) unsafe fn load<T: Primitive>(p: *const T) -> Result<T, Faulted> {
     macro_rules! narrow {
         ($instruction:literal, $window:literal) => {{
             let bits: u64;
-            // SAFETY: one load within `raw`'s contract; whoever else writes the memory, it's a single one.
+            // SAFETY: one load within `raw`'s contract, which allows any other writer.
             // `readonly`: like a volatile load, it orders nothing else.
             unsafe {
                 asm!(
@@ -233,7 +234,7 @@ macro_rules! exchange {
 }
 
 exchange! {
-    /// Stores `value`; the value before.
+    /// Stores `value`; returns the value before.
     ///
     /// # Safety
     ///
@@ -241,7 +242,7 @@ exchange! {
     swap, "mov {new}, {value}"
 }
 exchange! {
-    /// Adds `value`, wrapping; the value before.
+    /// Adds `value`, wrapping around; returns the value before.
     ///
     /// # Safety
     ///

@@ -1,24 +1,24 @@
 //! Plain volatile and atomic accesses, for architectures without a recovery file.
 //!
-//! A plain access can't be skipped when it faults, so none is made where one could be revoked: mappings access the
-//! owner's view under the read side of the memory lock (`locked.rs`). What is left is memory that the file itself doesn't
-//! give, which [`OwnerView::given`](crate::OwnerView) asks for first.
+//! A plain access cannot be skipped when it faults, so none is made where it could be revoked: mappings access the owner's
+//! view under the read side of the memory lock (`locked.rs`). Memory that the file itself does not give remains;
+//! [`OwnerView::given`](crate::OwnerView) makes sure of it first.
 #![expect(unsafe_code, reason = "plain accesses through raw pointers")]
 // UNSAFETY: volatile and atomic accesses within `raw`'s contract while nothing is revoked.
 
 use super::{AtomicPrimitive, Faulted, Primitive};
-// Not from `crate::sync`: this is device memory, which the model checker knows nothing of.
+// Not from `crate::sync`: this is device memory, which is not part of the model.
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 use nix::libc::ucontext_t;
 
-/// A fault is a signal: the caller makes sure that there is none.
+/// A fault is a signal: the caller makes sure that no access faults.
 pub(crate) const RECOVERABLE: bool = false;
 
 /// Nothing recovers.
 ///
 /// # Safety
 ///
-/// None; the others' signature.
+/// None; the signature is that of the other architectures.
 pub(crate) unsafe fn recover(_address: usize, _context: *mut ucontext_t) -> bool {
     false
 }
@@ -30,7 +30,7 @@ pub(crate) unsafe fn recover(_address: usize, _context: *mut ucontext_t) -> bool
 /// `raw`'s contract, and the mapping can't be revoked meanwhile.
 #[inline(always)]
 pub(crate) unsafe fn load<T: Primitive>(p: *const T) -> Result<T, Faulted> {
-    // SAFETY: the caller's contract; volatile, as anyone may write the memory.
+    // SAFETY: the caller's contract; volatile, as the device side, a guest and other processes may write the memory.
     Ok(unsafe { p.read_volatile() })
 }
 
@@ -41,7 +41,7 @@ pub(crate) unsafe fn load<T: Primitive>(p: *const T) -> Result<T, Faulted> {
 /// `raw`'s contract, and the mapping can't be revoked meanwhile.
 #[inline(always)]
 pub(crate) unsafe fn store<T: Primitive>(p: *mut T, value: T) -> Result<(), Faulted> {
-    // SAFETY: the caller's contract; volatile, as anyone may use the memory.
+    // SAFETY: the caller's contract; volatile, as the device side, a guest and other processes may use the memory.
     unsafe { p.write_volatile(value) };
     Ok(())
 }
@@ -80,7 +80,7 @@ pub(crate) unsafe fn compare_exchange<T: AtomicPrimitive>(p: *mut T, old: T, new
     }))
 }
 
-/// Stores `value`; the value before.
+/// Stores `value`; returns the value before.
 ///
 /// # Safety
 ///
@@ -91,7 +91,7 @@ pub(crate) unsafe fn swap<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, 
     Ok(with_atomic!(T, p, |atomic| T::from_bits(atomic.swap(Bits::from_bits(value.to_bits()), SeqCst).to_bits())))
 }
 
-/// Adds `value`, wrapping; the value before.
+/// Adds `value`, wrapping around; returns the value before.
 ///
 /// # Safety
 ///
@@ -106,7 +106,7 @@ pub(crate) unsafe fn fetch_add<T: AtomicPrimitive>(p: *mut T, value: T) -> Resul
 ///
 /// # Safety
 ///
-/// None; the others' signature.
+/// None; the signature is that of the other architectures.
 pub(crate) unsafe fn rounds_out(_dst: *mut u8, _src: *const u8, _len: usize) -> usize {
     0
 }
@@ -115,7 +115,7 @@ pub(crate) unsafe fn rounds_out(_dst: *mut u8, _src: *const u8, _len: usize) -> 
 ///
 /// # Safety
 ///
-/// None; the others' signature.
+/// None; the signature is that of the other architectures.
 pub(crate) unsafe fn rounds_in(_dst: *mut u8, _src: *const u8, _len: usize) -> usize {
     0
 }

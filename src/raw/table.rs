@@ -1,20 +1,21 @@
-//! The recovery table: which instructions may fault, and how each goes on when it does.
+//! The recovery table: the instructions that may fault, and how each goes on after a fault.
 //!
 //! Every access puts an [`Entry`] into a section of its own, next to its code, and the linker concatenates them.
-//! Four things could lose an entry, and each has an answer:
+//! Four things could lose an entry, and each has a remedy:
 //!
 //! * *Garbage collection of sections.* The section carries `SHF_GNU_RETAIN`; linkers that are older than the flag keep
 //!   the section because of the reference to its `__start_` symbol.
-//! * *Inlining.* An access is inlined into whoever calls it, so that it stays one instruction; that may be another
-//!   code generation unit, another crate, another shared object. Therefore each unit that contains an access also
-//!   contains an `.init_array` entry which hands the table of *its* linked object to [`register`], before any code of
-//!   that object runs. The start and stop symbols are hidden: no object sees another one's.
-//! * *Several copies of the crate.* Each registers its own tables with itself, and its signal handler passes on what
-//!   it doesn't know. Two copies of one version in one object share a section and both register it, which is
-//!   harmless: the section's name holds the version of the entry format, and every copy of that format treats an
-//!   entry alike.
-//! * *Unloading.* An object whose table is registered is made to stay (`RTLD_NODELETE`) once the signal handlers
-//!   are installed: they may walk it at any time.
+//! * *Inlining.* An access is inlined into its caller, so that it stays one instruction; the caller may be in another code
+//!   generation unit, another crate, another shared object. So each unit that contains an access also contains an
+//!   `.init_array` entry which passes the table of *its* linked object to [`register`], before any code of that object
+//!   runs.
+//!   The start and stop symbols are hidden: no object sees another one's.
+//! * *Several copies of the crate.* Each registers its own tables with itself, and its signal handler passes on the signals
+//!   that it does not know. Two copies of one version in one object share a section and both register it, which is
+//!   harmless:
+//!   the section's name has the version of the entry format, and every copy of that format treats an entry alike.
+//! * *Unloading.* Once the signal handlers are installed, an object whose table is registered is never unloaded
+//!   (`RTLD_NODELETE`): the handlers may walk its table at any time.
 #![expect(unsafe_code, reason = "reads a table that the linker laid out")]
 // UNSAFETY: walks linker-made arrays and lock-free nodes that are never freed.
 
@@ -23,7 +24,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 #[cfg(not(target_feature = "crt-static"))]
 use nix::libc;
 
-/// The text of one table entry, and of what each code generation unit needs once.
+/// The text of one table entry, and of the code that each code generation unit needs once.
 ///
 /// `$at` faults; resume at `$to` with register `$set` set to `$value` (a byte, sign-extended), provided that the
 /// fault's address is in the `$window` bytes from the address in register `$addr`. The `asm!` names the operand
@@ -55,21 +56,20 @@ macro_rules! recovery {
 }
 pub(super) use recovery;
 
-/// How one instruction recovers. The layout is what the `recovery!` macro emits; to change it is to change the
-/// section's name.
+/// How one instruction recovers. The `recovery!` macro emits this layout; a change of it needs a new name of the section.
 #[repr(C)]
 pub(crate) struct Entry {
     /// The instruction, relative to this field.
     at: i32,
-    /// Where to go on, relative to this field.
+    /// The instruction at which to go on, relative to this field.
     target: i32,
-    /// Which register tells the code that it faulted.
+    /// The register that tells the code that it faulted.
     pub(super) set: u8,
-    /// Which register holds the address on the region's side.
+    /// The register that holds the address on the region's side.
     pub(super) addr: u8,
-    /// How many bytes from there the instruction (or its loop) may touch.
+    /// How many bytes from that address the instruction (or its loop) may touch.
     pub(super) window: u8,
-    /// What the register is set to.
+    /// The value that the register is set to.
     pub(super) value: i8,
 }
 
@@ -121,7 +121,7 @@ fn tables() -> impl Iterator<Item = &'static Table> {
 /// # Safety
 ///
 /// `start` and `stop` are the bounds of a recovery section in this crate's format.
-// Never inlined: the accesses name it, also from other linked objects.
+// Never inlined: the accesses name it, even from other linked objects.
 #[inline(never)]
 pub(crate) unsafe extern "C" fn register(start: *const Entry, stop: *const Entry) {
     if tables().any(|table| table.start == start) {

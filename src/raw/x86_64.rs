@@ -1,10 +1,10 @@
 //! Recoverable accesses on x86-64: ordinary `mov`s and locked instructions.
 //!
-//! How the code learns of a fault costs nothing while there is none: up to 32 bits, the load zero-extends into a 64-bit
-//! register, and a fault sets that register to all ones: a bit that no value has. The others have no bit to spare, so
-//! a fault zeroes the register that held the address, which no region starts at.
+//! Noticing a fault costs nothing while there is none. Up to 32 bits, the load zero-extends into a 64-bit register, and a
+//! fault sets that register to all ones: the top bit is one that no value has. 64-bit loads, stores and atomics have no bit
+//! to spare, so a fault zeroes the register that held the address, and no region starts at 0.
 //!
-//! x86 orders loads with loads and stores with stores by itself; locked instructions are full fences.
+//! x86 keeps loads in order with loads and stores in order with stores; locked instructions are full fences.
 #![expect(unsafe_code, reason = "inline assembly")]
 // UNSAFETY: the instructions that `raw`'s contract is about.
 
@@ -19,11 +19,11 @@ pub(crate) use super::table::keep_loaded;
 pub(crate) use bulk::{rounds_in, rounds_out};
 pub(crate) use context::recover;
 
-/// A fault comes back as an error.
+/// A fault returns an error.
 pub(crate) const RECOVERABLE: bool = true;
 
-/// What a code generation unit with accesses needs once: the numbers of the registers, as in an instruction's
-/// encoding, and the initialiser that registers the table of the linked object that the unit ends up in.
+/// The text that a code generation unit with accesses needs once: the numbers of the registers, as in an instruction's
+/// encoding, and the initialiser that registers the table of the unit's linked object.
 macro_rules! once_per_unit {
     () => {
         ".ifndef .Lrevocable_unit_{register}
@@ -73,7 +73,7 @@ pub(crate) unsafe fn load<T: Primitive>(p: *const T) -> Result<T, Faulted> {
     macro_rules! narrow {
         ($instruction:literal, $window:literal) => {{
             let bits: u64;
-            // SAFETY: one load within `raw`'s contract; whoever else writes the memory, it's a single one.
+            // SAFETY: one load within `raw`'s contract, which allows any other writer.
             // `readonly`: like a volatile load, it orders nothing else.
             unsafe {
                 asm!(
@@ -227,7 +227,7 @@ macro_rules! exchange {
 }
 
 exchange! {
-    /// Stores `value`; the value before.
+    /// Stores `value`; returns the value before.
     ///
     /// # Safety
     ///
@@ -235,7 +235,7 @@ exchange! {
     swap, "xchg"
 }
 exchange! {
-    /// Adds `value`, wrapping; the value before.
+    /// Adds `value`, wrapping around; returns the value before.
     ///
     /// # Safety
     ///

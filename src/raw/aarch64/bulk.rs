@@ -5,7 +5,7 @@
 use super::{once_per_unit, recovery, register};
 use core::arch::asm;
 
-/// Whole rounds out of a region; how many bytes were done. A load that faults leaves its whole round undone.
+/// Whole rounds out of a region; returns how many bytes were moved. A load that faults leaves its whole round undone.
 ///
 /// # Safety
 ///
@@ -13,8 +13,8 @@ use core::arch::asm;
 #[inline]
 pub(crate) unsafe fn rounds_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
     let stop: *const u8;
-    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nobody else uses `dst` meanwhile;
-    // anyone may use the region's memory.
+    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nothing else uses `dst` meanwhile; other
+    // threads, the device side, a guest and other processes may use the region's memory.
     unsafe {
         asm!(
             "2:",
@@ -48,9 +48,9 @@ pub(crate) unsafe fn rounds_out(dst: *mut u8, src: *const u8, len: usize) -> usi
     stop.addr() - src.addr()
 }
 
-/// Whole rounds into a region; how many bytes were done. A store that faults says how much of its round was stored
-/// before it; of the pair that faulted, what lies before the page's edge may have been stored: it's stored again, the
-/// same, by the words and bytes that follow.
+/// Whole rounds into a region; returns how many bytes were moved. A store that faults says how much of its round was stored
+/// before it. Of the pair that faulted, the bytes before the page's edge may have been stored: the words and bytes that
+/// follow store the same again.
 ///
 /// # Safety
 ///
@@ -59,8 +59,8 @@ pub(crate) unsafe fn rounds_out(dst: *mut u8, src: *const u8, len: usize) -> usi
 pub(crate) unsafe fn rounds_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
     let stop: *mut u8;
     let stored: usize;
-    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nobody else writes `src`
-    // meanwhile; anyone may use the region's memory.
+    // SAFETY: moves `len` bytes from `src` to `dst`, within the caller's contract. Nothing else writes `src` meanwhile;
+    // other threads, the device side, a guest and other processes may use the region's memory.
     unsafe {
         asm!(
             "2:",

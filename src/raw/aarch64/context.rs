@@ -5,7 +5,7 @@
 use crate::raw::table;
 use nix::libc::ucontext_t;
 
-/// Whether the fault at `address` was one of this crate's accesses; the thread then goes on behind it.
+/// True if the fault at `address` was in one of this crate's accesses; the thread then goes on after it.
 ///
 /// # Safety
 ///
@@ -16,7 +16,7 @@ pub(crate) unsafe fn recover(address: usize, context: *mut ucontext_t) -> bool {
     let Some(entry) = table::find(usize::from_ne_bytes(context.pc.to_ne_bytes())) else {
         return false;
     };
-    // Register 31 would be the stack pointer or zero; no operand is ever put there.
+    // Register 31 would be the stack pointer or zero; operands are never there.
     let region_side = context.regs[usize::from(entry.addr % 31)];
     if address.wrapping_sub(usize::from_ne_bytes(region_side.to_ne_bytes())) >= usize::from(entry.window) {
         return false;

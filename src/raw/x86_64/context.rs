@@ -6,7 +6,7 @@ use crate::raw::table;
 use core::ffi::c_int;
 use nix::libc::{self, ucontext_t};
 
-/// Where the saved context keeps each register, by the number it has in an instruction's encoding.
+/// The index of each register in the saved context, by its number in an instruction's encoding.
 const REGISTERS: [c_int; 16] = [
     libc::REG_RAX,
     libc::REG_RCX,
@@ -26,7 +26,7 @@ const REGISTERS: [c_int; 16] = [
     libc::REG_R15,
 ];
 
-/// Whether the fault at `address` was one of this crate's accesses; the thread then goes on behind it.
+/// True if the fault at `address` was in one of this crate's accesses; the thread then goes on after it.
 ///
 /// # Safety
 ///
