@@ -1,16 +1,17 @@
 //! Device memory in user space that its owner can take away from every thread, system call, virtual CPU and
 //! process at once, and give back.
 //!
-//! For authors of virtual machine monitors and user-space devices: it is what Linux's vfio-pci does to a BAR when a guest clears the
-//! memory bit of PCI_COMMAND, for a device that is emulated. A guest that turns a device's memory off while something still uses it
-//! gets what the PCI specification says, not a dead VMM.
+//! For authors of virtual machine monitors and user-space devices. It does for an emulated device what Linux's vfio-pci
+//! does to a BAR when a guest clears the memory bit of PCI_COMMAND. A guest that turns a device's memory off while
+//! something still uses it gets what the PCI specification says, not a dead VMM.
 //!
 //! # What it costs
 //!
-//! An access through a [`Mapping`] is one comparison and one instruction. [`Region::disable`] and [`Region::enable`] are system calls
-//! on each mapping: microseconds where page tables can be moved aside ([`Strategy::Detach`]), else in proportion to the pages that
-//! are mapped, which also fault once after `enable()`. Under Detach address space is used twice while a region is disabled. While a region is disabled, nothing
-//! has to run. A shared monitor thread starts with the first mapping whose faults it has to answer.
+//! An access through a [`Mapping`] is one comparison and one instruction. [`Region::disable`] and [`Region::enable`] make
+//! system calls for each mapping. They take microseconds where page tables can be moved aside ([`Strategy::Detach`]);
+//! otherwise their cost grows with the number of mapped pages, and each of those pages faults once after `enable()`. Under
+//! Detach a disabled region uses its address space twice. A disabled region needs no running thread. A shared monitor
+//! thread starts with the first mapping whose faults it has to resolve.
 //!
 //! # Example
 //!
@@ -23,7 +24,7 @@
 //!
 //! bar.disable()?; // the guest clears PCI_COMMAND.MEM
 //! assert!(matches!(mapping.read::<u32>(0x10), Err(AccessError::Disabled { .. })));
-//! bar.owner().write(0x14, 1_u32)?; // the device goes on
+//! bar.owner().write(0x14, 1_u32)?; // the device keeps working
 //!
 //! bar.enable()?; // the same mapping, the same address, the same content
 //! assert_eq!(mapping.read::<u32>(0x10)?, 0xcafe);
@@ -32,33 +33,34 @@
 //!
 //! # How it works
 //!
-//! A [`Region`] is a file (a memfd, by default) with a state, a memory lock and a list of [`Mapping`]s. `disable()` waits for
-//! guards and pins, takes the write side of the lock, sets the state, and takes the page tables of every mapping away, by one of three
-//! [`Strategy`]s. What stands in the range from then on refuses by itself, as [`OnDisabled`] says: it needs no thread and no
-//! descriptor. Faults are resolved under the read side of the lock, by a [`Monitor`] or by the faulting thread, so none can bring a page
-//! back behind a revocation. The [`OwnerView`] is the device's own side, which no revocation touches.
+//! A [`Region`] is a file (a memfd, by default) with a state, a memory lock and a list of [`Mapping`]s. `disable()` waits
+//! for guards and pins, takes the write side of the lock, sets the state, and takes the page tables of every mapping away,
+//! by one of three [`Strategy`]s. The mapping that then stands in the range refuses accesses as [`OnDisabled`] says; it
+//! needs no thread and no descriptor to do so. A [`Monitor`] or the faulting thread resolves faults under the read side of
+//! the lock, so no fault can bring a page back after a revocation. The [`OwnerView`] is the device's own side, which no
+//! revocation touches.
 //!
-//! The crate's accessors ([`Mapping::read`], [`Mapping::write`] and their kin) recover from the fault of a revoked access, by handlers of
-//! SIGBUS and SIGSEGV that chain to those that were there: see [`signal`]. On architectures other than x86-64 and aarch64 they access the
-//! owner's view under the memory lock instead. Raw pointers from [`Mapping::as_ptr`], system calls and vCPUs
-//! meet the policy itself.
+//! The crate's accessors ([`Mapping::read`], [`Mapping::write`] and the others) recover from the fault of a revoked access.
+//! They do so through handlers of SIGBUS and SIGSEGV that chain to the earlier handlers: see [`signal`]. On architectures
+//! other than x86-64 and aarch64 they access the owner's view under the memory lock instead. Raw pointers from
+//! [`Mapping::as_ptr`], system calls and vCPUs get what the policy says.
 //!
 //! # Guarantees
 //!
 //! 1. *Revoked means revoked.* Once `disable()` has returned, nothing reaches the memory through any mapping until `enable()`.
-//! 2. *Nothing is lost.* Content survives; stores that returned before are in it, a store that failed is not.
+//! 2. *Nothing is lost.* Content survives. A store that returned before is in it; a store that failed is not.
 //! 3. *Access never kills.* A revoked access through the crate's accessors is an `Err` or all-ones, never a signal that ends the process.
-//! 4. *Bounded.* Revocation waits for guards and pins only, and says for whose; each wait has a form that does not wait.
-//! 5. *No deadlock*, whoever faults while holding what.
+//! 4. *Bounded.* Revocation waits for guards and pins only, and names their holders; each wait has a form that does not wait.
+//! 5. *No deadlock*, whatever a faulting thread holds.
 //! 6. *NOWAIT never sleeps.*
-//! 7. *Fails closed.* Whatever dies or runs out half-way, the memory stays out of reach, and who waits wakes.
+//! 7. *Fails closed.* If anything dies or runs out half-way, the memory stays out of reach, and every waiter is woken.
 //! 8. *Together or not at all*, for regions that are revoked as a group.
 //!
 //! Busy is not disabled: while [`Region::reset`] runs, accesses to an enabled region wait, and none is refused.
 //!
-//! What they don't cover: a process that maps the file by itself has page tables of its own, and DMA goes past all of them.
+//! Two things are not covered: another process that maps the file has page tables of its own, and DMA bypasses page tables.
 //!
-//! What this kernel and this process can do is found out at run time: [`Support::probe`].
+//! [`Support::probe`] finds out at run time what this kernel and this process can do.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -68,7 +70,7 @@ compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap a
 #[macro_use]
 mod trace;
 
-// By floor, the lowest first; a file imports from lower floors only (tests/floors.rs).
+// In the order of the floors, the lowest first; a file imports from lower floors only (tests/floors.rs).
 mod sys;
 
 mod stats;

@@ -1,7 +1,7 @@
-//! Monitors: what reads a userfaultfd and has its faults resolved.
+//! Monitors: they read a userfaultfd and resolve its faults.
 //!
-//! A monitor is a NOWAIT caller. A fault of a region whose memory lock is write-held is left waiting; whoever
-//! releases that lock makes its waiters fault again, so one region's long reset never holds up another's faults.
+//! A monitor is a NOWAIT caller. A fault of a region whose memory lock is write-held is left waiting; the thread that
+//! releases the lock makes its waiters fault again. So one region's long reset never holds up another's faults.
 
 pub(crate) use self::error::MonitorError;
 use self::waiting_room::WaitingRoom;
@@ -26,12 +26,12 @@ pub(crate) mod waiting_room;
 pub(crate) use self::core::wake_page;
 use self::core::{MonitorCore, MonitorCounters, either};
 
-/// A mapping whose faults a monitor answers.
+/// A mapping whose faults a monitor resolves.
 pub(crate) trait Resolver: Send + Sync {
-    /// Answers a fault, or leaves it waiting for the holder of the memory lock. Never blocks on a lock.
+    /// Resolves a fault, or leaves it waiting for the holder of the memory lock. Never blocks on a lock.
     fn serve(&self, fault: FaultMessage);
-    /// The monitor is gone for good: makes the mapping refuse, so that nobody waits for ever or reads what is not there.
-    /// Says whether that worked.
+    /// The monitor is gone for good: makes the mapping refuse, so that no access waits for ever or reads what is not there.
+    /// True if that worked.
     fn abandon(&self) -> bool;
 }
 
@@ -46,10 +46,10 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// The process's shared monitor, one thread, made anew if nobody holds it any more.
+    /// The process's shared monitor, with one thread. It is made anew if no clone of it is left.
     ///
     /// # Errors
-    /// No userfaultfd can be had: see [`Support`](crate::Support).
+    /// No userfaultfd can be opened: see [`Support`](crate::Support).
     pub fn shared() -> Result<Self, MonitorError> {
         type Shared = (Weak<MonitorCore>, Weak<Threads>);
         static SHARED: PerProcess<Mutex<Shared>> = PerProcess::new(|| Mutex::new((Weak::new(), Weak::new())));
@@ -67,7 +67,7 @@ impl Monitor {
     /// A monitor of its own with `count` threads, all reading one userfaultfd.
     ///
     /// # Errors
-    /// `count` is 0 or no userfaultfd can be had.
+    /// `count` is 0, or no userfaultfd can be opened.
     pub fn with_threads(count: usize) -> Result<Self, MonitorError> {
         if count == 0 {
             return Err(MonitorError::NoThreads);
@@ -79,35 +79,34 @@ impl Monitor {
     /// [`handle_ready`](Self::handle_ready).
     ///
     /// # Errors
-    /// No userfaultfd can be had.
+    /// No userfaultfd can be opened.
     pub fn manual() -> Result<Self, MonitorError> {
         Self::over(Uffd::open(features())?, 0)
     }
 
-    /// A monitor over a userfaultfd that was opened elsewhere in this process, for example before privileges were
-    /// dropped. `threads` may be 0, as for [`manual`](Self::manual). A descriptor whose `UFFDIO_API` handshake is
-    /// already done must have been given `UFFD_FEATURE_MINOR_SHMEM` (and no event features).
+    /// A monitor over a userfaultfd that was opened elsewhere in this process, for example before privileges were dropped.
+    /// `threads` may be 0, as for [`manual`](Self::manual). If the `UFFDIO_API` handshake of `fd` is already done, it must
+    /// have asked for `UFFD_FEATURE_MINOR_SHMEM` (and no event features).
     ///
-    /// A userfaultfd serves the process that made it and no other, also after it was handed on: a launcher hands on
+    /// A userfaultfd serves the process that made it and no other, even after it was passed on: a launcher passes on
     /// `/dev/userfaultfd` instead, see [`from_device`](Self::from_device).
     ///
     /// # Errors
-    /// `fd` is not a userfaultfd, or serves another process ([`MonitorError::Foreign`]): nothing changes there, except that the
-    /// handshake is done.
+    /// `fd` is not a userfaultfd, or serves another process ([`MonitorError::Foreign`]): in that process nothing changes,
+    /// except that the handshake is done.
     pub fn from_fd(fd: OwnedFd, threads: usize) -> Result<Self, MonitorError> {
         let uffd = Uffd::from_fd(fd, features())?.ok_or(MonitorError::Foreign)?;
         Self::over((uffd, UffdSource::HandedIn), threads)
     }
 
-    /// A monitor over a new userfaultfd, by a `/dev/userfaultfd` that somebody else opened: a privileged launcher, who
-    /// handed it on over a socket or through exec. Needs no privilege. `threads` may be 0, as for
-    /// [`manual`](Self::manual).
+    /// A monitor over a new userfaultfd, from a `/dev/userfaultfd` that another process opened: a privileged launcher that
+    /// passed it on over a socket or through exec. Needs no privilege. `threads` may be 0, as for [`manual`](Self::manual).
     ///
     /// # Errors
     /// `device` is not `/dev/userfaultfd` (Linux 6.1).
     pub fn from_device(device: BorrowedFd<'_>, threads: usize) -> Result<Self, MonitorError> {
         let uffd = Uffd::by_device(device, features(), UffdSource::Device)?;
-        // What faults wait in while regions are reset has to come from there as well.
+        // The waiting rooms for resets have to come from the device as well.
         WaitingRoom::supply(device);
         Self::over((uffd, UffdSource::Device), threads)
     }
@@ -137,27 +136,27 @@ impl Monitor {
         Ok(Self { core, threads })
     }
 
-    /// Has every thread of the monitor call `first` before it answers its first fault: to install a seccomp filter, to
-    /// choose its CPUs. Its threads start with the first mapping that needs them: call this before. If `first` panics the
-    /// monitor is dead, and its mappings refuse.
+    /// Makes every thread of the monitor call `first` before it resolves its first fault: to install a seccomp filter, or
+    /// to choose its CPUs. Call this before the first mapping that needs the monitor, which starts the threads. If `first`
+    /// panics, the monitor is dead, and its mappings refuse.
     pub fn on_thread_start(&self, first: impl Fn() + Send + Sync + 'static) {
         let earlier = self.threads.first.lock().replace(Arc::new(first));
-        // A user's closure: not under the lock.
+        // A user's closure: dropped without the lock.
         crate::users::discard(earlier);
     }
 
-    /// Answers waiting faults, at most `budget` of them, without blocking; says how many there were.
+    /// Resolves waiting faults, at most `budget` of them, without blocking; returns how many there were.
     ///
-    /// For a [`manual`](Self::manual) monitor; harmless on one with threads. Blocks no longer than resolving a page
+    /// For a [`manual`](Self::manual) monitor; harmless on one with threads. It blocks no longer than resolving a page
     /// takes; a fault of a region that is busy is left waiting.
     ///
     /// # Errors
-    /// The userfaultfd is gone: every mapping it served refuses from now on. [`MonitorError::Foreign`] in a forked child, whose
-    /// parent's faults are not its to resolve: nothing is changed.
+    /// The userfaultfd is gone: every mapping that it served refuses from now on. [`MonitorError::Foreign`] in a forked
+    /// child, which cannot resolve its parent's faults: nothing is changed.
     ///
     /// # Signal safety
-    /// Not for signal handlers. The thread that drives a [`manual`](Self::manual) monitor must not fault in what that serves, in a handler
-    /// neither: it would wait for itself.
+    /// Not for signal handlers. The thread that drives a [`manual`](Self::manual) monitor must not fault in a mapping of
+    /// that monitor, not even in a handler: it would wait for itself.
     pub fn handle_ready(&self, budget: usize) -> Result<usize, MonitorError> {
         if !self.threads.process.is_current() {
             return Err(MonitorError::Foreign);
@@ -177,12 +176,12 @@ impl Monitor {
         Ok(done)
     }
 
-    /// How it came by its userfaultfd.
+    /// Where its userfaultfd is from.
     pub fn source(&self) -> UffdSource {
         self.core.source
     }
 
-    /// MonitorCounters and the latency of answers.
+    /// Counters, and the latency of resolving faults.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -203,7 +202,7 @@ impl Monitor {
         self.threads.ensure_running()
     }
 
-    /// Has it failed, so that nobody answers faults any more?
+    /// True if it has failed, so that faults are no longer resolved.
     pub(crate) fn is_dead(&self) -> bool {
         self.core.dead.load(Ordering::Acquire)
     }
@@ -212,11 +211,11 @@ impl Monitor {
         &self.core.uffd
     }
 
-    /// From now on the faults of `range` are answered by `served`.
+    /// From now on `served` resolves the faults of `range`.
     pub(crate) fn adopt(&self, range: AddrRange, served: Arc<dyn Resolver>) -> Result<(), MonitorError> {
         let mut mappings = self.core.mappings.write();
-        // Under the table's lock, as `die` goes through the table after setting this: either it finds the mapping there, or
-        // the mapping finds this.
+        // Checked under the table's lock: `die` sets the flag, then goes through the table. Either `die` finds the mapping
+        // in the table, or this finds the flag.
         if self.is_dead() {
             return Err(MonitorError::Dead);
         }
@@ -224,14 +223,14 @@ impl Monitor {
         Ok(())
     }
 
-    /// The opposite of [`adopt`](Self::adopt). When it returns, no answer is under way for `range`, so its
-    /// addresses may be used for something else.
+    /// The opposite of [`adopt`](Self::adopt). When it returns, no fault of `range` is being resolved, so its addresses may
+    /// be used for something else.
     pub(crate) fn disown(&self, range: AddrRange) {
         self.core.mappings.write().remove(&range.start);
     }
 
-    /// For a caller that waits for something that a fault may hold up: answers faults if this is a manual monitor,
-    /// whose event loop may be the very caller. Says whether it is one.
+    /// For a caller that waits for something that a fault may hold up: resolves faults if this is a manual monitor, whose
+    /// event loop may be the very caller. True if it is a manual one.
     pub(crate) fn help(&self) -> bool {
         if self.threads.count == 0 {
             let _ = self.handle_ready(64);
@@ -279,9 +278,9 @@ struct Threads {
     core: Arc<MonitorCore>,
     count: usize,
     running: Mutex<Vec<JoinHandle<()>>>,
-    /// What each does first: see [`Monitor::on_thread_start`].
+    /// The closure that each thread calls first: see [`Monitor::on_thread_start`].
     first: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
-    /// Whose threads they are.
+    /// The process whose threads they are.
     process: Identity,
 }
 
@@ -306,13 +305,13 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         if !self.process.is_current() {
-            // A forked child has none of the threads, and the eventfd is its parent's too.
+            // A forked child has none of the threads, and the eventfd is shared with its parent.
             return;
         }
         self.core.stopping.store(true, Ordering::Release);
         self.core.ring();
         for handle in self.running.get_mut().drain(..) {
-            // The last owner can be one of the threads themselves only if a served mapping drops it there; a thread
+            // One of the threads itself can be the last owner, only if a served mapping drops the monitor there; a thread
             // cannot join itself.
             if handle.thread().id() != thread::current().id() {
                 let _ = handle.join();

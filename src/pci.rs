@@ -16,10 +16,10 @@
 //!
 //! # How it works
 //!
-//! Each memory BAR is a [`Region`](crate::Region) with a memory lock of its own; whatever changes whether the device
-//! decodes memory takes the write side of all of them, in one order, so they change together or not at all:
+//! Each memory BAR is a [`Region`](crate::Region) with a memory lock of its own. A change of whether the device decodes
+//! memory takes the write side of all of them, in one order, so they change together or not at all:
 //!
-//! | what | mappings | reads and writes by call |
+//! | change | mappings | reads and writes by call |
 //! |---|---|---|
 //! | PCI_COMMAND.MEM cleared; D3hot | SIGBUS | EIO |
 //! | runtime low power | SIGBUS | work: a call wakes the device, an access through a mapping never does |
@@ -27,23 +27,23 @@
 //! | BAR moved or sized, other bits of COMMAND | unaffected | unaffected |
 //! | virtual function, PCI_COMMAND.MEM cleared | zapped, and work | work |
 //!
-//! The memory-enabled predicate is the driver's (`__vfio_pci_memory_enabled`): power state below D3hot, and the virtual
-//! PCI_COMMAND.MEM bit unless the device is a virtual function. A register shows a revocation once it is complete, and
-//! is written before memory comes back.
+//! The memory-enabled predicate is the driver's (`__vfio_pci_memory_enabled`): the power state is below D3hot, and the
+//! virtual PCI_COMMAND.MEM bit is set or the device is a virtual function. A register shows a revocation only once that is
+//! complete, and shows memory as enabled before it is given back.
 //!
-//! # What the driver does and this does not
+//! # What the driver does and this module does not
 //!
-//! By the rows of the table of behaviours that it is modelled on:
+//! By the rows of the table of behaviours that this module is modelled on:
 //! - Tracking of VMAs, and the lock order that it forced (vma_lock): replaced in the driver itself in Linux 6.10, and here
 //!   by the region's list of mappings.
-//! - How many pages a fault maps: a region's business, see [`FaultAround`](crate::FaultAround).
+//! - How many pages a fault maps: the region decides, see [`FaultAround`](crate::FaultAround).
 //! - VGA regions (legacy probing, never gated): there is no legacy VGA range to serve here; `Space` has none.
 //! - Backdoor-reset detection (`vfio_need_bar_restore`): a BAR's address exists in this configuration space only.
 //! - FLR through the Advanced Features capability, which conventional PCI devices have: FLR through PCI Express is done.
-//! - Exporting BARs as dma-bufs: needs a kernel driver. [`Region::pin`](crate::Region::pin) has its protocol: told, waited
-//!   for, and re-armed; [`DmaSpace`] and notifiers have its invalidation.
+//! - Exporting BARs as dma-bufs: needs a kernel driver. [`Region::pin`](crate::Region::pin) follows its protocol (holders
+//!   are told, waited for, and can pin again); [`DmaSpace`] and notifiers follow its invalidation.
 //! - Low power with a wake-up eventfd: PME has no user-space counterpart.
-//! - Interrupts: [`PciDevice::privileged`] is what setting up MSI-X needs of the memory lock, the vectors are not modelled.
+//! - Interrupts: [`PciDevice::privileged`] gives what setting up MSI-X needs of the memory lock; vectors are not modelled.
 //! - Group files, containers and ownership tokens: [`Bus::hot_reset`] asks a function of the caller's instead.
 
 mod bar;

@@ -1,4 +1,4 @@
-//! The protocol: how a region's state changes, and who may rely on it meanwhile.
+//! The protocol: how a region's state changes, and which threads may rely on it meanwhile.
 //!
 //! ```text
 //!  changer                                  everyone else
@@ -8,31 +8,32 @@
 //!  gate: Busy  no new guards and pins       enter: sees Busy, waits or retries as its flags say
 //!  drain       the old ones end             faults are still resolved: a guard's holder may fault
 //!  memory lock, write side                  resolvers: try-read fails -> wait or retry
-//!  state := Disabled                        from here on a refusal is the truth
+//!  state := Disabled                        from here on refusals are correct
 //!  refuse()    zap, detach or replace       faults meet the old mapping or the refusal
 //!  unlock
 //!  gate: Disabled                           enter: refused
-//!  notify, wake                             who waited looks again
+//!  notify, wake                             every waiter looks again
 //! ```
 //!
-//! Enabling is the same with `restore()`, and `after_restore()` at the end; a reset holds (`hold()`) instead of
-//! refusing, runs its callback, and restores. If anything fails on the way, [`Change`]'s drop walks back.
+//! Enabling is the same with `restore()`, and `after_restore()` at the end. A reset holds (`hold()`) instead of refusing,
+//! runs its callback, and restores. If anything fails on the way, [`Change`]'s drop walks back.
 //!
-//! # Who would wait for itself
+//! # Threads that would wait for themselves
 //!
-//! A callback of a change, or a signal handler that interrupts the changer, must not wait for the change. Nor must a handler
-//! that interrupts a thread which holds any lock of the crate, or is about to take it: the changer may wait for that. Both are
-//! known without a lock: [`Protocol::changer`] names the thread from before the gate is shut until all are told, and a thread
-//! counts as inside ([`crate::sync::inside`]) from before it takes `control` until it is named, from before it is no longer
-//! named until `control` is free, and while it has any other lock or the read side. So between any two instructions of a change
-//! one of the two holds, and [`wait_while`](Protocol::wait_while), through which every wait for a region goes, refuses.
+//! A callback of a change, or a signal handler that interrupts the changer, must not wait for the change. Nor must a
+//! handler that interrupts a thread which holds any lock of the crate, or is about to take it: the changer may wait for
+//! that lock. Both cases are known without a lock. [`Protocol::changer`] names the changer from before the gate is shut
+//! until all are told. A thread counts as inside ([`crate::sync::inside`]) from before it takes `control` until it is
+//! named; from before its name is removed until `control` is free; and while it has any other lock or the read side. So
+//! between any two instructions of a change one of the two holds, and [`wait_while`](Protocol::wait_while), through which
+//! every wait for a region goes, refuses.
 //!
-//! The same thread's accesses must not wait in a page fault either. So mappings are closed (`Mechanism::close`), which leads
+//! That thread's accesses must not wait in a page fault either. So mappings are closed (`Mechanism::close`), which leads
 //! accesses here, before the write side is taken, and opened after it was released.
 //!
-//! Lock order: control, then the memory lock, then the region's file, then the list of mappings, then a view's place, then
-//! (in the kernel) mmap_lock. Neither side of the memory lock is held while anything is touched that can fault into a
-//! userfaultfd.
+//! Lock order: control, then the memory lock, then the region's file, then the list of mappings, then a view's
+//! `Standing`, then (in the kernel) mmap_lock. No thread that holds either side of the memory lock touches
+//! anything that can fault into a userfaultfd.
 
 use crate::protocol::error::RevokeError;
 use crate::protocol::gate::{Gate, Phase};
@@ -62,34 +63,34 @@ pub(crate) use changes::{Changes, Failed, Member, WaitFor};
 
 /// What the protocol drives. The real one makes system calls; the model's is a fake kernel.
 pub(crate) trait Mechanism {
-    /// Tells those who keep the memory reachable by other ways (memslots, IOMMUs, pins) that it goes away.
+    /// Tells the subscribers, which keep the memory reachable by other ways (memslots, IOMMUs), that it goes away.
     fn before_revoke(&self);
-    /// Tells them that it is back.
+    /// Tells the subscribers that the memory is back.
     fn after_restore(&self);
     /// Tells the holders of pins that a revocation waits for them.
     fn want_pins_back(&self);
     /// Nothing reaches the memory when it returns; faults wait.
     fn hold(&self) -> Result<(), RevokeError>;
-    /// Nothing reaches the memory when it returns; accesses meet the policy. `for_good`: it will never be restored, so
-    /// nobody is left waiting for that.
+    /// Nothing reaches the memory when it returns; accesses get what the policy says. `for_good`: it will never be
+    /// restored, so no access is left waiting for that.
     fn refuse(&self, for_good: bool) -> Result<(), RevokeError>;
     /// The memory is reachable again when it returns.
     fn restore(&self) -> Result<(), RevokeError>;
     /// Makes every access that waits in a page fault look again. The phase is set by now.
     fn wake(&self);
-    /// Completes what was asked for asynchronously, which runs users' code: called once everything that changes together is
-    /// accessible again.
+    /// Completes asynchronous faults, which runs users' code. Called once everything that changes together is accessible
+    /// again.
     fn complete(&self) {}
-    /// Called now and then while waiting for guards, if their holders may themselves wait for this thread, which is
-    /// what it answers.
+    /// Resolves faults if the waiting thread may have to do that itself. True if so: then it is called now and then while
+    /// waiting for guards, whose holders may wait for this thread.
     fn help(&self) -> bool;
-    /// Has accesses look at the state before they touch the memory. A hint, so the model has none.
+    /// Makes accesses look at the state before they touch the memory. A hint, so the model has none.
     fn close(&self) {}
     /// Lets accesses touch the memory at once.
     fn open(&self) {}
 }
 
-/// Answers whether the calling thread is one that the others of a change of several regions wait for.
+/// True if a change of several regions waits for the calling thread.
 pub(crate) type Together = std::sync::Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// A region's state, as the memory lock protects it.
@@ -114,9 +115,10 @@ impl State {
 pub(crate) struct Protocol {
     /// One change of state at a time, from its first notifier to its last.
     control: TryMutex,
-    /// The thread that holds `control`, 0 for none. Not the model's: it is only ever compared with the reading thread's own.
+    /// The thread that holds `control`, 0 for none. Not one of the model's atomics: it is only ever compared with the
+    /// reading thread's own id.
     changer: std::sync::atomic::AtomicI32,
-    /// While a change of several regions is under way. A leaf of the lock order, and none of the model's.
+    /// `Some` while a change of several regions is under way. A leaf of the lock order, and not one of the model's locks.
     together: FutexRwLock<Option<Together>>,
     /// The memory lock.
     memory: RwLock<State>,
@@ -124,13 +126,13 @@ pub(crate) struct Protocol {
     closed: AtomicBool,
     pub(crate) gate: Gate,
     pins: AtomicUsize,
-    /// Who waits for the region to be no longer busy, or to be enabled, or for the last pin.
+    /// The threads that wait for the region to be no longer busy, or to be enabled, or for the last pin.
     waiters: Event,
     /// Changes of state so far.
     epoch: AtomicU64,
-    /// Was the region enabled after the last of them?
+    /// True if the region was enabled after the last of them.
     enabled: AtomicBool,
-    /// Whose mappings they are: see [`is_inherited`](Self::is_inherited).
+    /// The process whose mappings they are: see [`is_inherited`](Self::is_inherited).
     process: Identity,
 }
 
@@ -156,9 +158,9 @@ impl Protocol {
         self.gate.phase()
     }
 
-    /// What an access meets. While a change waits for guards and pins that is what was before it: the access may be made by a
-    /// holder of one, or by a signal handler that has interrupted a thread in the middle of entering the gate, which the drain
-    /// waits for too. Busy only from the time at which the write side is wanted, when all of those are gone.
+    /// The phase for an access. While a change waits for guards and pins, that is the phase before the change: the access
+    /// may be made by a holder of one, or by a signal handler that has interrupted a thread in the middle of entering the
+    /// gate, for which the drain waits too. It is Busy only once the write side is wanted, when all of those are gone.
     pub(crate) fn met(&self) -> Phase {
         match self.phase() {
             Phase::Busy if self.is_closed() => Phase::Busy,
@@ -168,59 +170,59 @@ impl Protocol {
         }
     }
 
-    /// Is this a forked child's copy? The child has no mappings where its parent has them, maybe something else; and the
-    /// userfaultfds go on working on its parent's.
+    /// True for a forked child's copy. Where the parent has its mappings the child has nothing, or something else; and the
+    /// userfaultfds still act on the parent's.
     pub(crate) fn is_inherited(&self) -> bool {
         !self.process.is_current()
     }
 
-    /// Is the calling thread inside a change of this state: in a notifier, or in a reset callback? Or in users' code that a
-    /// change waits for ([`inside`](Self::inside))?
+    /// True if the calling thread is inside a change of this state, in a notifier or in a reset callback; or in users' code
+    /// that a change waits for ([`inside`](Self::inside)).
     pub(crate) fn is_changed_by_caller(&self) -> bool {
-        // Relaxed: only ever compared with the reading thread's own key.
+        // Relaxed: only ever compared with the reading thread's own id.
         self.changer.load(Ordering::Relaxed) == crate::sync::current_tid() || Calling::is_in(self)
     }
 
     /// While it lives, the calling thread is in users' code that a change of the state may have to wait for (an IOMMU's, a
-    /// memslot adapter's): whatever it asks for that waits for a change is an error.
+    /// memslot adapter's): any request of it that waits for a change is an error.
     pub(crate) fn inside(&self) -> Calling {
         Calling::of(self)
     }
 
-    /// Does the change that is under way, together with others', wait for the calling thread: for a guard that it holds
-    /// of another of the regions, or for the end of a change that it is making of it? Async-signal-safe.
+    /// True if the change that is under way, together with other regions', waits for the calling thread: for a guard that
+    /// it holds of another of the regions, or for the end of a change that it is making of one. Async-signal-safe.
     fn waits_for_caller(&self) -> bool {
-        // Asked under the lock: as long as that is held, the change goes on, and its regions are there.
+        // Asked under the lock: while it is held, the change cannot end, and its regions exist.
         self.together.read().as_ref().is_some_and(|waits_for_caller| waits_for_caller())
     }
 
-    /// Those that change together from now on, as far as others' waits are concerned.
+    /// Sets the regions that change together from now on, for the waits of other threads.
     fn change_together(&self, together: Option<&Together>) {
         let _inside = inside::enter();
         let earlier = std::mem::replace(&mut *self.together.write(), together.cloned());
         drop(earlier);
     }
 
-    /// Would the calling thread wait for itself, if it waited for this region? It is inside a change of its state, or inside of
-    /// the crate; or a signal handler runs that has interrupted such a thread. Async-signal-safe.
+    /// True if the calling thread would wait for itself if it waited for this region: it is inside a change of its state,
+    /// or inside of the crate, or it runs a signal handler that has interrupted such a thread. Async-signal-safe.
     pub(crate) fn waits_for_itself(&self) -> bool {
         inside::is_inside() || self.is_changed_by_caller()
     }
 
-    /// Must mappings stay closed?
+    /// True if mappings must stay closed.
     pub(crate) fn is_closed(&self) -> bool {
-        // SeqCst, with the store in `Change::write_lock`: see `Served::open`.
+        // SeqCst, with the store in `Change::lock`: see `Served::open`.
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Was the region enabled after the last finished change?
+    /// True if the region was enabled after the last finished change.
     pub(crate) fn was_enabled(&self) -> bool {
-        // Relaxed: an answer about the past.
+        // Relaxed: this is about the past.
         self.enabled.load(Ordering::Relaxed)
     }
 
     pub(crate) fn epoch(&self) -> u64 {
-        // Acquire: pairs with the Release in `Change::drop`; who sees the new number sees the new state.
+        // Acquire: pairs with the Release in `Change::publish`; a thread that sees the new number sees the new state.
         self.epoch.load(Ordering::Acquire)
     }
 
@@ -230,7 +232,7 @@ impl Protocol {
 
     /// The read side of the memory lock, without waiting, and not while a writer waits for it.
     pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, State>> {
-        // Relaxed: a matter of fairness; the lock is what counts. The fence is `try_read_to_answer`'s.
+        // Relaxed: a matter of fairness; the lock decides. The fence is the one of `try_read_to_answer`.
         if self.closed.load(Ordering::Relaxed) {
             if !broken(Mutation::TryFence) {
                 fence(Ordering::Acquire);
@@ -240,25 +242,25 @@ impl Protocol {
         self.try_read_to_answer()
     }
 
-    /// [`try_read`](Self::try_read) for who answers other threads' faults: also while a writer waits. The writer may wait for
-    /// a reader that a signal handler has interrupted, and that one for the answer.
+    /// [`try_read`](Self::try_read) for a thread that resolves other threads' faults: it also succeeds while a writer
+    /// waits. The writer may wait for a reader that a signal handler has interrupted, and the handler for that fault.
     ///
-    /// Who does not get it sees the phase as Busy, or as what came after: otherwise it would spin for a while instead of
-    /// waiting.
+    /// A thread that fails to get it sees the phase as Busy, or a later phase: otherwise it would spin for a while instead
+    /// of waiting.
     pub(crate) fn try_read_to_answer(&self) -> Option<RwLockReadGuard<'_, State>> {
         let state = self.memory.try_read();
         if state.is_none() && !broken(Mutation::TryFence) {
-            // Acquire: pairs with the heavy barrier in `Gate::shut`, after the store of Busy and before the lock is
-            // taken, through the lock's own word, which the failed try has read.
+            // Acquire: pairs with the heavy barrier in `Gate::shut`, which comes after the store of Busy and before the
+            // lock is taken, through the lock's own word, which the failed try has read.
             fence(Ordering::Acquire);
         }
         state
     }
 
-    /// The read side of the memory lock, waiting for a writer as long as it takes.
+    /// The read side of the memory lock; waits for a writer as long as it takes.
     ///
     /// # Errors
-    /// Why that would be for ever.
+    /// The reason why the wait would never end.
     pub(crate) fn read(&self) -> Result<RwLockReadGuard<'_, State>, Waited> {
         loop {
             if let Some(state) = self.try_read() {
@@ -283,7 +285,7 @@ impl Protocol {
         }
         let entering = inside::enter();
         let control = self.lock_control(Patience::Forever, Instant::now())?;
-        // What `f` calls may be users' code, which may wait for others, and must not wait for its own end.
+        // `f` may call users' code, which may wait for other threads, and must not wait for its own end.
         let calling = self.inside();
         drop(entering);
         let value = f(self.phase());
@@ -293,8 +295,8 @@ impl Protocol {
         Ok(value)
     }
 
-    /// Waits until the region is in none of the phases that `unwanted` names. Every wait for a region's state comes here, and
-    /// one that would never end is not begun, or not gone on with: [`Waited::Reentrant`], [`Waited::WouldDeadlock`].
+    /// Waits until the region is in none of the phases that `unwanted` names. Every wait for a region's state goes through
+    /// here. A wait that would never end is not begun, or not continued: [`Waited::Reentrant`], [`Waited::WouldDeadlock`].
     /// Async-signal-safe without a token.
     pub(crate) fn wait_while(
         &self,
@@ -305,13 +307,13 @@ impl Protocol {
         self.wait(|| unwanted(self.phase()), cancel, deadline)
     }
 
-    /// [`wait_while`](Self::wait_while) for an access: what it [meets](Self::met) is looked at, not what a guard would.
+    /// [`wait_while`](Self::wait_while) for an access: by the phase that an access [meets](Self::met), not the gate's.
     pub(crate) fn wait_while_met(&self, unwanted: impl Fn(Phase) -> bool, cancel: Option<&CancelToken>) -> Waited {
         self.wait(|| unwanted(self.met()), cancel, None)
     }
 
-    /// A change of several regions says that it does before it closes the first gate, so a look at each notification is enough
-    /// to see that it waits for the caller.
+    /// A change of several regions announces itself as such before it closes the first gate, so checking at each
+    /// notification is enough to notice that it waits for the caller.
     fn wait(&self, unwanted: impl Fn() -> bool, cancel: Option<&CancelToken>, deadline: Option<Instant>) -> Waited {
         let futile = Cell::new(None);
         let waiting = || {
@@ -325,7 +327,7 @@ impl Protocol {
         }
     }
 
-    /// Why a wait of the calling thread's for a change of this region would never end, if so. Async-signal-safe.
+    /// The reason, if a wait of the calling thread for a change of this region would never end. Async-signal-safe.
     pub(crate) fn futile(&self) -> Option<Waited> {
         if self.waits_for_itself() {
             Some(Waited::Reentrant)
@@ -336,11 +338,11 @@ impl Protocol {
         }
     }
 
-    /// Counts a pin in, under the read side of the memory lock of an enabled region; false while a revocation drains.
+    /// Counts a new pin, under the read side of the memory lock of an enabled region; false while a revocation drains.
     ///
-    /// A pin is counted in under a guard, so it has no race of its own: a guard is refused by a gate that closes, or
-    /// waited for by the drain, and the changer reads the count after that. And who holds a guard already, which the drain
-    /// waits for, gets its pin.
+    /// A pin is counted under a guard, so it has no race of its own: a gate that closes refuses the guard, or the drain
+    /// waits for it, and the changer reads the count after that. A thread that holds a guard already, for which the drain
+    /// waits, gets its pin.
     pub(crate) fn pin(&self) -> bool {
         let guard = self.gate.enter();
         if guard.is_err() && !broken(Mutation::PinRefusal) {
@@ -352,8 +354,8 @@ impl Protocol {
     }
 
     pub(crate) fn unpin(&self) {
-        // Release pairs with the Acquire in `drain`: what was done under the pin comes before the revocation that
-        // waited for it.
+        // Release pairs with the Acquire in `drain`: the accesses under the pin come before the revocation that waited for
+        // it.
         self.pins.fetch_sub(1, Ordering::Release);
         if !broken(Mutation::UnpinNotify) {
             self.waiters.notify_all();

@@ -1,4 +1,4 @@
-//! Single recoverable accesses: their contract, and what is the same on all architectures.
+//! Single recoverable accesses: their contract, and the code that all architectures share.
 //!
 //! Each architecture offers the same few accesses (`contract.rs`): one instruction each, listed in the recovery table
 //! (`table.rs`). A fault in one of them comes back as [`Faulted`] instead of a signal. Where no architecture
@@ -7,12 +7,12 @@
 //!
 //! # Safety of every access here
 //!
-//! The pointer is aligned for its type and lies in a range that this crate mapped and that nothing else is mapped
-//! over: it may be revoked, in any way, at any time. Other threads, the device side, a guest and other processes may
-//! write the memory at any time: no reference to it exists, and each access is a single one. The *caller's* buffers
-//! of the bulk functions are ordinary memory, outside of every region.
+//! The pointer is aligned for its type and lies in a range that this crate mapped and over which nothing else is mapped.
+//! The range may be revoked, in any way, at any time. Other threads, the device side, a guest and other processes may write
+//! the memory at any time: no reference to it exists, and each access is a single one. The *caller's* buffers of the bulk
+//! functions are ordinary memory, outside of every region.
 //!
-//! An access orders nothing but itself, like a volatile one: a driver that reads memory after a register needs a fence.
+//! Like a volatile access, an access orders nothing else: a driver that reads memory after a register needs a fence.
 #![expect(unsafe_code, reason = "raw accesses through pointers; see the module's documentation for the contract")]
 // UNSAFETY: forwards the contract in the module's documentation to the architecture's instructions.
 
@@ -31,7 +31,7 @@ pub(crate) use bulk::{copy_in, copy_out};
 use contract::Accesses;
 pub use primitive::{AtomicPrimitive, Primitive};
 
-// Here, and nowhere else, an architecture is picked; its file is `arch` to the others.
+// Only here is an architecture chosen; its file is `arch` to the others.
 
 #[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(any(revocable_portable, miri))))]
 mod x86_64;
@@ -56,7 +56,7 @@ mod portable;
 )))]
 use portable as arch;
 
-// For the architectures that recover.
+// For the architectures with recoverable accesses.
 #[cfg(all(
     any(target_arch = "x86_64", target_arch = "aarch64"),
     target_pointer_width = "64",
@@ -64,7 +64,7 @@ use portable as arch;
 ))]
 mod table;
 
-/// The access met memory that is revoked or missing. It had no effect.
+/// The access faulted: the memory is revoked or missing. The access had no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Faulted;
 
@@ -132,33 +132,33 @@ pub(crate) unsafe fn fetch_add<T: AtomicPrimitive>(p: *mut T, value: T) -> Resul
 /// The module's contract.
 #[inline]
 pub(crate) unsafe fn fetch_or<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
-    // SAFETY: handed on.
+    // SAFETY: the caller's contract, passed on.
     unsafe { fetch_update(p, |old| old | value.to_bits()) }
 }
 
-/// Keeps only the bits of `value`; the value before.
+/// Keeps only the bits of `value`; returns the value before.
 ///
 /// # Safety
 ///
 /// The module's contract.
 #[inline]
 pub(crate) unsafe fn fetch_and<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
-    // SAFETY: handed on.
+    // SAFETY: the caller's contract, passed on.
     unsafe { fetch_update(p, |old| old & value.to_bits()) }
 }
 
-/// Flips the bits of `value`; the value before.
+/// Flips the bits of `value`; returns the value before.
 ///
 /// # Safety
 ///
 /// The module's contract.
 #[inline]
 pub(crate) unsafe fn fetch_xor<T: AtomicPrimitive>(p: *mut T, value: T) -> Result<T, Faulted> {
-    // SAFETY: handed on.
+    // SAFETY: the caller's contract, passed on.
     unsafe { fetch_update(p, |old| old ^ value.to_bits()) }
 }
 
-/// A compare-exchange loop: x86 has no instruction that does these and returns the old value.
+/// A compare-exchange loop: x86 has no instruction for these operations that returns the old value.
 ///
 /// # Safety
 ///
@@ -176,13 +176,13 @@ unsafe fn fetch_update<T: AtomicPrimitive>(p: *mut T, new: impl Fn(u64) -> u64) 
     }
 }
 
-/// Stores `byte` `len` times, ascending; how many were stored before the first that faulted.
+/// Stores `byte` `len` times, in ascending order; returns how many stores came before the first that faulted.
 ///
 /// # Safety
 ///
 /// The module's contract, for all `len` bytes.
 pub(crate) unsafe fn fill(region_dst: *mut u8, byte: u8, len: usize) -> usize {
-    // Big enough that the loop costs nothing, small enough to stay in the first-level cache and on a small stack.
+    // Large enough that the loop costs nothing, small enough for the first-level cache and for a small stack.
     let pattern = [byte; 1024];
     let mut done = 0;
     while done < len {

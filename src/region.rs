@@ -40,12 +40,12 @@ use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Device memory that can be taken away from everyone who has it mapped, and given back.
+/// Device memory that can be taken away from everything that has it mapped, and given back.
 ///
-/// Dropping a region revokes it for good: its mappings stay, refusing, until they are dropped too.
+/// Dropping a region revokes it for good: its mappings stay and refuse accesses until they are dropped too.
 ///
-/// A forked child inherits no mapping: where its parent has one, it has nothing, and later maybe something else. It can drop
-/// what it has inherited, which does nothing, and must not access it.
+/// A forked child inherits no mapping: at the address of its parent's mapping it has nothing, or later something else. It
+/// may drop what it has inherited, which does nothing, and must not access it.
 pub struct Region {
     pub(crate) shared: Arc<RegionShared>,
 }
@@ -56,7 +56,7 @@ impl Region {
         RegionBuilder::new(len)
     }
 
-    /// Maps the region, or a part of it, while enabled or disabled alike. Waits while the region is busy.
+    /// Maps the region, or a part of it, whether it is enabled or disabled. Waits while the region is busy.
     ///
     /// # Errors
     /// Nothing is left behind: see [`MapError`].
@@ -67,18 +67,18 @@ impl Region {
         Mapping::new(&self.shared, options)
     }
 
-    /// Is the memory reachable through its mappings? While a change is under way: was it before?
+    /// True if the memory is reachable through its mappings. During a change, returns the previous state.
     pub fn is_enabled(&self) -> bool {
         self.shared.protocol.was_enabled()
     }
 
     /// Revokes every mapping. When it returns, nothing reaches the memory through any of them until
-    /// [`enable`](Self::enable). Says whether this call changed the state.
+    /// [`enable`](Self::enable). True if this call changed the state.
     ///
     /// # Blocking
-    /// Waits for guards and pins to be dropped, for another thread's change of state, and for single accesses that are made under
-    /// the memory lock, as long as it takes: those on a caller's behalf, and on architectures other than x86-64 and aarch64 all
-    /// (of a bulk copy, the page that is being copied).
+    /// Waits, as long as it takes, for guards and pins to be dropped, for another thread's change of state, and for single
+    /// accesses that are made under the memory lock: those on a caller's behalf, and on architectures other than x86-64 and
+    /// aarch64 every access (of a bulk copy, the page that is being copied).
     ///
     /// # Errors
     /// The state is as before: see [`RevokeError`].
@@ -111,7 +111,7 @@ impl Region {
         self.change(State::Disabled, Patience::within(patience))
     }
 
-    /// Gives every mapping its memory back, with the content it had. Says whether this call changed the state.
+    /// Gives every mapping its memory back, with the content it had. True if this call changed the state.
     ///
     /// # Blocking
     /// Waits for another thread's change of state only.
@@ -147,17 +147,18 @@ impl Region {
         self.change(State::Enabled, Patience::within(patience))
     }
 
-    /// Runs `reset` while nothing reaches the memory through any mapping. Accesses to an enabled region wait for its
-    /// end, none is refused; a disabled region stays disabled.
+    /// Runs `reset` while nothing reaches the memory through any mapping. Accesses to an enabled region wait for its end,
+    /// and none is refused; a disabled region stays disabled.
     ///
-    /// `reset` gets the owner's view. It must not change this region's state, nor touch its mappings other than by `try_`
-    /// accesses: they would wait for it. A panic in it passes on to the caller, after the mappings are back.
+    /// `reset` gets the owner's view. It must not change this region's state, and must touch its mappings by `try_`
+    /// accesses only: any other access would wait for `reset` itself. A panic in it passes on to the caller once the
+    /// mappings are back.
     ///
     /// # Blocking
     /// As [`disable`](Self::disable).
     ///
     /// # Errors
-    /// The region is as before; [`RevokeError::Sys`] from giving the memory back leaves it disabled.
+    /// The region is as before, except that a [`RevokeError::Sys`] from giving the memory back leaves it disabled.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -200,11 +201,11 @@ impl Region {
         released.map(|()| value).map_err(|failed| failed.source)
     }
 
-    /// Hands in a file for a device that was dropped on revocation ([`OnRevoke::Drop`](crate::OnRevoke)), before `enable()`. An `enable()` that
-    /// fails drops it again.
+    /// Gives the region a file again, before `enable()`, after revocation has dropped its device
+    /// ([`OnRevoke::Drop`](crate::OnRevoke)). An `enable()` that fails drops the file again.
     ///
     /// # Errors
-    /// The region has its file; `device` is handed back.
+    /// The region has a file already; `device` is returned.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -219,7 +220,7 @@ impl Region {
         }
     }
 
-    /// The device side's view, which no revocation touches.
+    /// The device's own view of the memory, which no revocation touches.
     pub fn owner(&self) -> &OwnerView {
         &self.shared.owner
     }
@@ -230,17 +231,17 @@ impl Region {
         self.shared.len
     }
 
-    /// The page size of its memory, in bytes: offsets and lengths of mappings are multiples of it.
+    /// The page size of its memory, in bytes. Offsets and lengths of mappings are multiples of it.
     pub fn page_size(&self) -> usize {
         self.shared.page
     }
 
-    /// The name given.
+    /// The name that the builder was given.
     pub fn name(&self) -> &str {
         &self.shared.name
     }
 
-    /// How its mappings are revoked.
+    /// The strategy by which its mappings are revoked.
     pub fn strategy(&self) -> Strategy {
         self.shared.strategy
     }
@@ -279,14 +280,15 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         let shared = &self.shared;
-        // What guards and pins still promise is kept, and ended in the background; a monitor in the middle of an answer is
-        // no reason to leave it reachable when this returns.
+        // Guards and pins keep what they promise: a background thread ends the region after them. A monitor that is
+        // resolving a fault is no reason to leave the memory reachable when this returns.
         match self.change(State::Gone, WaitFor::readers_only()) {
             Ok(_) | Err(RevokeError::Gone | RevokeError::Forked) => {}
             Err(e) => {
                 let later = Arc::clone(shared);
                 let spawned = crate::sys::thread::spawn("mmio-drop", move || later.end());
-                // No thread can be had: better wait than leave it reachable, unless that would be for ever.
+                // No thread can be started: waiting here is better than leaving the memory reachable, unless the wait would
+                // never end.
                 if spawned.is_err() && !matches!(e, RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant) {
                     shared.end();
                 }

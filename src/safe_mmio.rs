@@ -1,6 +1,6 @@
-//! An adapter for the `safe-mmio` crate (feature `safe-mmio`): drivers written for it, over revocable memory.
+//! Feature `safe-mmio`: an adapter for drivers that are written for the `safe-mmio` crate, over revocable memory.
 //!
-//! safe-mmio 0.3.1 and later let a program put its own accesses under every pointer of the crate (`custom-mmio`), once for the
+//! From version 0.3.1 on, safe-mmio lets a program replace the accesses of all its pointers (`custom-mmio`), once for the
 //! whole program:
 //!
 //! ```
@@ -8,10 +8,12 @@
 //! # fn main() {}
 //! ```
 //!
-//! Its accesses have no way to answer an error. A revoked one does what PCI does for a device that is not there, as a mapping
-//! with [`OnDisabled::AllOnes`](crate::OnDisabled) would: loads give all-ones, stores are lost. Whoever needs to know asks the
-//! [`Region`](crate::Region), or uses [`Register`](crate::Register). Accesses to memory of other kinds work as ever, but are
-//! recoverable too (on x86-64 and aarch64; elsewhere an access is what a raw pointer's is: a revoked one is a signal). Not for mappings for [accessors only](crate::MapOptions::accessors_only), whose faults need the mapping.
+//! safe-mmio's accesses cannot return an error. A revoked one does what PCI does for a device that is not there, as in a
+//! mapping with [`OnDisabled::AllOnes`](crate::OnDisabled): loads give all-ones, stores are lost. A driver that needs to
+//! know asks the [`Region`](crate::Region), or uses [`Register`](crate::Register). Accesses to other memory work as ever,
+//! and are recoverable too. On architectures other than x86-64 and aarch64 an access is one by raw pointer: a revoked one
+//! is a signal. Not for mappings for [accessors only](crate::MapOptions::accessors_only), whose faults only the mapping
+//! resolves.
 #![expect(unsafe_code, reason = "raw accesses by the trait's own contract")]
 // UNSAFETY: forwards safe-mmio's contract (valid, aligned, one access of the width) to the recoverable instructions.
 
@@ -25,16 +27,16 @@ pub struct RevocableOps;
 
 macro_rules! ops {
     ($($read:ident $write:ident $ty:ident;)*) => {
-        // Each is one access of its width, as the trait asks; one that faults is none.
+        // Each is one access of its width, as the trait requires; one that faults has no effect.
         impl MmioOps for RevocableOps {
             $(
                 unsafe fn $read(src: *const $ty) -> $ty {
-                    // SAFETY: the caller's contract: valid and aligned; whoever revokes it meanwhile, it recovers.
+                    // SAFETY: the caller's contract: valid and aligned. If the memory is revoked meanwhile, the load recovers.
                     unsafe { raw::load(src) }.unwrap_or($ty::ALL_ONES)
                 }
 
                 unsafe fn $write(dst: *mut $ty, value: $ty) {
-                    // SAFETY: as for the load. A store that faults is lost, as on a bus where nobody answers.
+                    // SAFETY: as for the load. A store that faults is lost, as on a bus where no device answers.
                     let _ = unsafe { raw::store(dst, value) };
                 }
             )*

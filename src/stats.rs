@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Buckets of a [`Latency`]: bucket `i` counts durations below `2^i` ns (and at least `2^(i-1)`).
+/// The number of buckets of a [`Latency`]. Bucket `i` counts durations below `2^i` ns (and at least `2^(i-1)`).
 pub const BUCKETS: usize = 40;
 
 #[derive(Debug)]
@@ -35,9 +35,9 @@ impl Histogram {
 /// A histogram of durations, in powers of two of nanoseconds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Latency {
-    /// How many durations fell into each bucket; bucket `i` holds those below `2^i` ns.
+    /// How many durations fell into each bucket; bucket `i` counts those below `2^i` ns.
     pub buckets: [u64; BUCKETS],
-    /// All durations together, in nanoseconds.
+    /// The sum of all durations, in nanoseconds.
     pub sum_ns: u64,
 }
 
@@ -47,7 +47,7 @@ impl Latency {
         self.buckets.iter().sum()
     }
 
-    /// An upper bound of the duration that `share` (0 to 1) of all stayed below; `None` if nothing was recorded.
+    /// An upper bound for `share` (0 to 1) of all durations; `None` if nothing was recorded.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let count = self.count();
         #[expect(clippy::cast_possible_truncation, reason = "at most the count, which is a u64")]
@@ -76,17 +76,17 @@ impl std::fmt::Debug for Latency {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct MonitorStats {
-    /// Faults answered or left waiting.
+    /// Faults read: resolved, refused or left waiting.
     pub faults: u64,
-    /// Faults of mappings that were gone by then.
+    /// Faults of mappings that were gone when the fault was read.
     pub stale: u64,
-    /// Answers that panicked; the monitor went on.
+    /// Faults whose handling panicked; the monitor went on.
     pub panics: u64,
     /// Mappings served now.
     pub mappings: usize,
-    /// Threads that serve them (0: the caller's event loop).
+    /// The monitor's threads; 0 if the caller's event loop drives it.
     pub threads: usize,
-    /// From reading a fault to having answered it.
+    /// The time from reading a fault to having handled it.
     pub answer: Latency,
 }
 
@@ -118,31 +118,32 @@ pub struct RegionStats {
     pub enables: u64,
     /// Resets.
     pub resets: u64,
-    /// Faults answered by mapping pages.
+    /// Faults resolved by mapping pages.
     pub faults_mapped: u64,
-    /// Pages mapped by those.
+    /// Pages mapped for those faults.
     pub pages_mapped: u64,
     /// Faults left waiting: the region was busy, or disabled under the policy Block.
     pub faults_parked: u64,
-    /// Faults that could not be answered (the backing file has no page there and gives none).
+    /// Faults that could not be resolved (the backing file has no page there and gives none).
     pub faults_failed: u64,
     /// Accesses through this crate that were refused.
     pub refused: u64,
-    /// Times that a mapping could not be revoked the intended way and a stronger way was taken: see ARCHITECTURE.md.
+    /// How often a mapping could not be revoked in the intended way, and was revoked in a stricter way: see
+    /// ARCHITECTURE.md.
     pub degraded: u64,
-    /// Notifiers that answered with an error.
+    /// Notifications that returned an error.
     pub notifier_errors: u64,
-    /// Notifiers that panicked.
+    /// Notifications that panicked.
     pub notifier_panics: u64,
-    /// Mappings now.
+    /// Mappings that exist now.
     pub mappings: usize,
-    /// Guards held now, on all threads; a hint while guards come and go.
+    /// Guards held now, in all threads; only a hint while guards are taken and dropped.
     pub guards: u64,
     /// Pins held now.
     pub pins: usize,
-    /// Address space kept besides the mappings themselves (Detach), in bytes.
+    /// Address space used besides the mappings themselves (Detach), in bytes.
     pub alias_bytes: usize,
-    /// Page tables kept aside by disabled mappings (Detach), in bytes, at the most.
+    /// Page tables that disabled mappings keep aside (Detach), in bytes: an upper bound.
     pub page_tables_kept: usize,
     /// How long disabling took, from the call to its return.
     pub disable: Latency,

@@ -31,17 +31,17 @@ pub(crate) enum Mutation {
     LightBarrier,
     /// The gate: no barrier between closing and scanning.
     HeavyBarrier,
-    /// The gate: let a thread in without reading the phase after announcing it.
+    /// The gate: a thread enters without reading the phase after announcing itself.
     Recheck,
-    /// The gate: the end of a guard tells nobody.
+    /// The gate: the end of a guard does not notify.
     ExitNotify,
-    /// The gate: a refused entry, which the drainer may have counted, tells nobody.
+    /// The gate: a refused entry, which the drainer may have counted, does not notify.
     RefusalNotify,
     /// The gate: the scan reads `entered` before `left`.
     ScanOrder,
     /// The gate: the end of a guard does not order its accesses.
     ExitRelease,
-    /// The gate: opening does not order what was prepared before it.
+    /// The gate: opening does not order the preparations before it.
     OpenRelease,
     /// The waiters: the generation is read after the condition instead of before.
     GenerationAfterCheck,
@@ -51,23 +51,23 @@ pub(crate) enum Mutation {
     CheckBeforeRegister,
     /// Cancellation: the flag is set but the waiters are not told.
     CancelNotify,
-    /// The protocol: a pin is counted in although the gate is closed.
+    /// The protocol: a pin is counted although the gate is closed.
     PinRefusal,
-    /// The protocol: nobody waits for pins.
+    /// The protocol: pins are not waited for.
     PinsIgnored,
-    /// The protocol: the end of a pin tells nobody.
+    /// The protocol: the end of a pin does not notify.
     UnpinNotify,
-    /// The protocol: who holds a guard waits for another thread's change of state.
+    /// The protocol: the holder of a guard waits for another thread's change of state.
     OwnGuards,
     /// The protocol: guards are waited for with the memory lock held.
     DrainUnderLock,
     /// The protocol: a failed try to read does not order the look at the phase that follows.
     TryFence,
-    /// The protocol: the state under the memory lock stays what it was.
+    /// The protocol: the state under the memory lock is not changed.
     StateUnset,
-    /// The protocol: who waits in a page fault is woken before the memory lock is released.
+    /// The protocol: threads in page faults are woken before the memory lock is released.
     WakeFirst,
-    /// The protocol: who waits for the phase is told before it is set.
+    /// The protocol: waiters for the phase are notified before it is set.
     NotifyFirst,
     /// The fault path: wait for the memory lock instead of trying it.
     NowaitReads,
@@ -76,13 +76,13 @@ pub(crate) enum Mutation {
     /// The fake kernel: revoke without dropping page-table entries.
     #[cfg(all(test, revocable_model))]
     Zap,
-    /// The fake kernel: what slipped in while the page tables were moved aside is not dropped.
+    /// The fake kernel: pages that were faulted in while the page tables were moved aside are not dropped.
     #[cfg(all(test, revocable_model))]
     ClosingZap,
-    /// The fake kernel: nobody who waits in a page fault is woken.
+    /// The fake kernel: threads in page faults are not woken.
     #[cfg(all(test, revocable_model))]
     Wake,
-    /// The fake kernel: a reset refuses instead of having faults wait.
+    /// The fake kernel: a reset refuses faults instead of making them wait.
     #[cfg(all(test, revocable_model))]
     HoldRefuses,
     /// The fake monitor: waits for the memory lock.

@@ -25,7 +25,7 @@ use nix::errno::Errno;
 pub struct SysError {
     /// The system call or ioctl.
     pub call: &'static str,
-    /// What it answered.
+    /// The error that it returned.
     pub errno: Errno,
 }
 
@@ -38,7 +38,7 @@ impl SysError {
         Self::new(call, Errno::last())
     }
 
-    /// True of a shortage, which may be over at the next try.
+    /// True for a shortage, which may be over at the next try.
     pub(crate) fn is_passing(&self) -> bool {
         matches!(
             self.errno,
@@ -46,7 +46,7 @@ impl SysError {
         )
     }
 
-    /// True of what the kernel says if it does not know a call or a flag: it never will.
+    /// True for an error that means that the kernel does not know a call or a flag: it never will.
     pub(crate) fn is_lasting(&self) -> bool {
         matches!(self.errno, Errno::ENOSYS | Errno::EINVAL | Errno::ENOTTY | Errno::EOPNOTSUPP)
     }
@@ -90,7 +90,7 @@ impl Addr {
         Self(pointer.expose_provenance())
     }
 
-    /// The start of the page of `size` bytes that it is in.
+    /// The start of the page of `size` bytes that contains it.
     pub(crate) fn page(self, size: usize) -> Self {
         Self(self.0 / size * size)
     }
@@ -155,13 +155,13 @@ impl AddrRange {
         self.start < other.end() && other.start < self.end()
     }
 
-    /// What both have.
+    /// The part that both ranges have in common.
     pub(crate) fn common(self, other: Self) -> Option<Self> {
         let (start, end) = (self.start.max(other.start), self.end().min(other.end()));
         (start < end).then(|| Self::between(start, end))
     }
 
-    /// What is left of it without `hole`, a part of it.
+    /// The rest of the range without `hole`, a part of it.
     pub(crate) fn around(self, hole: Self) -> impl Iterator<Item = Self> {
         let parts = [Self::between(self.start, hole.start), Self::between(hole.end(), self.end())];
         parts.into_iter().filter(|part| part.len > 0)
@@ -185,7 +185,7 @@ impl std::fmt::Debug for AddrRange {
 
 /// The size of a base page, in bytes.
 pub(crate) fn page_size() -> usize {
-    // No lock: asked in signal handlers and in forked children too. All threads find the same.
+    // No lock: signal handlers and forked children call this too. All threads find the same size.
     static SIZE: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     match SIZE.load(std::sync::atomic::Ordering::Relaxed) {
         0 => {
@@ -198,14 +198,14 @@ pub(crate) fn page_size() -> usize {
     }
 }
 
-/// Where a test makes the next system call of a name fail; nothing at all in an ordinary build.
+/// Fails where a test makes the next call of this name fail; does nothing in an ordinary build.
 #[cfg(not(revocable_inject))]
 #[inline(always)]
 pub(crate) fn may_fail(_call: &'static str) -> Result<(), SysError> {
     Ok(())
 }
 
-/// Whether a test leaves this step out, to show that a guarantee test would notice; never, in an ordinary build.
+/// True if a test leaves this step out, to show that a guarantee test would notice; never in an ordinary build.
 #[cfg(not(revocable_inject))]
 #[inline(always)]
 pub(crate) const fn left_out(_step: &'static str) -> bool {
@@ -233,18 +233,18 @@ pub mod inject {
     }
 
     static PLAN: Mutex<Option<Plan>> = Mutex::new(None);
-    /// In place of a call's name: every call, but the monitor's reading, which goes on all the time.
+    /// In place of a call's name: every call, except the monitor's reading, which goes on all the time.
     pub const ANY: &str = "*";
-    /// Those, except that threads can be had.
+    /// As [`ANY`], except that threads can be started.
     pub const ANY_BUT_CLONE: &str = "* except clone";
 
     static LEFT_OUT: Mutex<Option<&'static str>> = Mutex::new(None);
-    /// Whether anything is asked for: otherwise no lock is taken, which a forked child could inherit held.
+    /// Whether a test uses this at all: otherwise no lock is taken, which a forked child could inherit held.
     static IN_USE: AtomicBool = AtomicBool::new(false);
     static SEEN: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
 
-    /// From now on the named step (or several, separated by commas) is not done, and said to have been done; `None`: every step
-    /// is done again.
+    /// From now on leaves out the named step (or several, separated by commas), and reports it as done; `None` leaves out
+    /// none.
     pub fn leave_out(step: Option<&'static str>) {
         IN_USE.store(true, Ordering::SeqCst);
         *LEFT_OUT.lock().unwrap_or_else(|e| e.into_inner()) = step;
@@ -264,12 +264,12 @@ pub mod inject {
         *PLAN.lock().unwrap_or_else(|e| e.into_inner()) = Some(Plan { call, skip, times, errno });
     }
 
-    /// No further failures; answers whether the planned ones all happened.
+    /// Plans no further failures; true if all planned ones have happened.
     pub fn clear() -> bool {
         PLAN.lock().unwrap_or_else(|e| e.into_inner()).take().is_none_or(|p| p.times == 0)
     }
 
-    /// The calls made since the last time this was asked.
+    /// The calls made since the last call of this.
     pub fn take_seen() -> Vec<&'static str> {
         IN_USE.store(true, Ordering::SeqCst);
         std::mem::take(&mut *SEEN.lock().unwrap_or_else(|e| e.into_inner()))

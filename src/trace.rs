@@ -8,7 +8,7 @@
 //! | `reset` (span and event) | debug | a region is reset |
 //! | `fault`, `fault, region busy` | trace | a monitor has read a fault |
 //! | `slow guard` | warn | a revocation has been waiting for guards or pins for longer than [`SLOW`]; with their threads |
-//! | `degraded` | warn | a mapping could not be revoked the intended way, and a stronger way was taken |
+//! | `degraded` | warn | a mapping could not be revoked in the intended way, and was revoked in a stricter way |
 //! | `memslot degraded` | warn | KVM refused a change of a memslot |
 //!
 //! `fault` and `degraded` are emitted under the memory lock: a subscriber must neither touch region memory nor change

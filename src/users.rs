@@ -1,11 +1,11 @@
-//! Users' code: traits, closures and wakers that a user hands in, called and dropped.
+//! Users' code: traits, closures and wakers of a user's, called and dropped.
 //!
-//! One rule for all of them: they run under no lock of the crate, they may panic (so may their destructors), they may drop
-//! anything, and a verb that would have to wait for the call that they are part of says so instead.
+//! One rule for all of them: they run under no lock of the crate, they may panic (so may their destructors), and they may
+//! drop anything. A verb that would have to wait for the call that it is made from returns an error.
 //!
 //! - [`guarded`] and [`discard`] end a panic where the call was made.
-//! - [`Theirs`] is what is kept of a user's: its destructor's panic goes no further. It is dropped after locks are.
-//! - [`Calling`] remembers what the calling thread is in the middle of, where no lock's owner does.
+//! - [`Theirs`] holds an object of a user's: a panic of its destructor goes no further. It is dropped after locks are.
+//! - [`Calling`] remembers the objects for which the calling thread is in users' code, where no lock's owner shows it.
 
 use crate::sync::inside;
 use std::cell::Cell;
@@ -18,7 +18,7 @@ pub(crate) fn guarded<R>(run: impl FnOnce() -> R) -> Option<R> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(value) => Some(value),
         Err(panic) => {
-            // What a panic carries is the user's too, and its destructor may panic in turn.
+            // A panic's payload is the user's too, and its destructor may panic in turn.
             if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
                 std::mem::forget(another);
             }
@@ -27,12 +27,12 @@ pub(crate) fn guarded<R>(run: impl FnOnce() -> R) -> Option<R> {
     }
 }
 
-/// Drops what may be a user's.
+/// Drops a value that may be a user's.
 pub(crate) fn discard<T>(value: T) {
     let _ = guarded(|| drop(value));
 }
 
-/// A user's object, shared. Not to be dropped under a lock.
+/// A user's object, shared. It must not be dropped under a lock.
 pub(crate) struct Theirs<T: ?Sized>(Option<Arc<T>>);
 
 impl<T: ?Sized> Theirs<T> {
@@ -64,28 +64,28 @@ impl<T: ?Sized> Drop for Theirs<T> {
     }
 }
 
-/// How many calls inside of each other are told apart.
+/// How many nested calls are told apart.
 const DEPTH: usize = 16;
 
-// No destructor, no allocation: a signal handler may look.
+// No destructor, no allocation: a signal handler may read it.
 std::thread_local! {
     static INSIDE: Cell<(usize, [usize; DEPTH])> = const { Cell::new((0, [0; DEPTH])) };
 }
 
-/// While it lives, the calling thread is in a user's code on behalf of an object, which is known by its address. (Calling of the
-/// crate's own code is another: [`crate::sync::inside`].)
+/// While it lives, the calling thread is in users' code on behalf of an object, which is known by its address. (The crate's
+/// own code is another matter: [`crate::sync::inside`].)
 pub(crate) struct Calling {
-    /// Where the thread was before.
+    /// The thread's earlier calls.
     before: (usize, [usize; DEPTH]),
 }
 
 impl Calling {
     pub(crate) fn of<T>(object: &T) -> Self {
-        // A signal handler must not see half of it.
+        // A signal handler must not see it half-written.
         let _inside = inside::enter();
         let before = INSIDE.get();
         let (depth, mut objects) = before;
-        // Calls that are nested deeper than this are not remembered.
+        // Calls that are nested deeper than `DEPTH` are not remembered.
         if let Some(place) = objects.get_mut(depth) {
             *place = std::ptr::from_ref(object).addr();
             INSIDE.set((depth + 1, objects));
@@ -93,13 +93,13 @@ impl Calling {
         Self { before }
     }
 
-    /// Is the calling thread in the middle of a call on behalf of this object?
+    /// True if the calling thread is in the middle of a call on behalf of this object.
     pub(crate) fn is_in<T>(object: &T) -> bool {
         let (depth, objects) = INSIDE.get();
         objects[..depth].contains(&std::ptr::from_ref(object).addr())
     }
 
-    /// Of any object?
+    /// True if it is, on behalf of any object.
     pub(crate) fn is_any() -> bool {
         INSIDE.get().0 > 0
     }

@@ -1,14 +1,14 @@
 //! One range of address space: how it is made to reach nothing, and given its memory back.
 //!
-//! While a range is not live, nothing of the region's file stands in it. So nothing that happens to a descriptor, to a
-//! userfaultfd or to the range itself (MADV_COLLAPSE, a duplicate by mremap) can open it. What stands there instead:
+//! While a range is not live, nothing of the region's file is mapped in it. So nothing that happens to a descriptor, to a
+//! userfaultfd or to the range itself (MADV_COLLAPSE, a duplicate by mremap) can open it. The range contains instead:
 //!
 //! | content | made of | a load or store | a system call |
 //! |---|---|---|---|
 //! | cover | an empty file, or a file of ones | SIGBUS at the exact byte, or all-ones | EFAULT, or all-ones |
 //! | stand-in | private memory with a userfaultfd of its own | waits | waits during a reset, EFAULT under Block |
 //!
-//! The strategies differ in what happens to the page tables before that, and in what resolves the faults of a live range:
+//! The strategies differ in what happens to the page tables before that, and in the server of a live range's faults:
 //!
 //! | strategy | the page tables | faults while live |
 //! |---|---|---|
@@ -16,9 +16,9 @@
 //! | Detach  | are moved aside in whole subtrees, and moved back | the kernel |
 //! | Replace | are dropped with what is replaced | the kernel |
 //!
-//! Every change is made by the holder of the write side of the memory lock (or, at the start, by the only thread that knows
-//! the mapping), under the lock of the range's [`Standing`]. What stands in the range is replaced, never unmapped first, so that
-//! the range is never free for another mmap; and the replacing drops whatever the kernel has mapped there meanwhile.
+//! The holder of the write side of the memory lock makes every change (at the start, the only thread that knows the
+//! mapping), under the lock of the range's [`Standing`]. The content of a range is replaced, never unmapped first, so the
+//! range is never free for another mmap; and the replacing drops all pages that the kernel has mapped there meanwhile.
 
 mod aside;
 mod cover;
@@ -48,7 +48,7 @@ use std::fmt;
 use std::ops::DerefMut;
 use std::sync::Arc;
 
-/// What a view is made from, and what does not change about it.
+/// The properties of a view that do not change.
 pub(crate) struct ViewSpec {
     pub(crate) len: usize,
     /// Where the range starts in the region's file, in bytes.
@@ -58,7 +58,7 @@ pub(crate) struct ViewSpec {
     pub(crate) policy: OnDisabled,
     pub(crate) strategy: Strategy,
     pub(crate) server: Server,
-    /// What all-ones covers are made of, for that policy.
+    /// The file of all-ones covers, for that policy.
     pub(crate) ones: Option<Arc<Ones>>,
     /// The file's page size, in bytes: ranges of hugetlb files are multiples of it.
     pub(crate) page: usize,
@@ -68,54 +68,54 @@ pub(crate) struct ViewSpec {
     pub(crate) accessors_only: bool,
 }
 
-/// What stands in a range.
+/// The content of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
-    /// A reservation that was never anything else, or what a step that failed has left: maybe some of the file, without rights.
+    /// A reservation that was never anything else, or the rest of a failed step: maybe a part of the file, without rights.
     Unsettled,
     /// The region's memory.
     Live,
-    /// What refuses by itself.
+    /// A cover, which refuses.
     Cover,
-    /// What has faults wait.
+    /// A stand-in, in which faults wait.
     StandIn(Waits),
-    /// Nothing of the view's own any more.
+    /// Nothing of the view any more.
     Unmapped,
 }
 
 struct Standing {
     content: Content,
-    /// Where the page tables are while they are aside: an address that the kernel has chosen.
+    /// The address of the page tables while they are aside, which the kernel has chosen.
     aside: Option<AddrRange>,
-    /// Where they were last, and might go again.
+    /// Their last address, as a hint for the next time.
     hint: Option<Addr>,
-    /// A part of the range where nothing is mapped, since a call failed that was to replace what was there.
+    /// A part of the range where nothing is mapped, since a call that was to replace its content failed.
     hole: Option<AddrRange>,
-    /// Where faults of this range may wait that no wake has reached yet.
+    /// The rooms in which faults of this range may wait that no wake has reached yet.
     waiting: Vec<Arc<WaitingRoom>>,
 }
 
-/// How a range came to refuse or to wait: as intended, or in a way that is as safe but not as faithful.
+/// How a range refuses or waits: as intended, or in a way that is as safe but not what the policy says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Grade {
     Intended,
     Degraded,
 }
 
-/// One range, and all that is needed to revoke it and give it back.
+/// One range, with all that revoking it and giving it back needs.
 pub(crate) struct View {
     pub(crate) spec: ViewSpec,
     pub(crate) range: AddrRange,
     /// The process that the range is in. In a forked child there is nothing of the view's.
     identity: Identity,
     standing: Mutex<Standing>,
-    /// Which parts of the range have which rights. Written under the lock of the place, for a moment, by a thread that no
-    /// signal handler interrupts.
+    /// The rights of the parts of the range. Written under the lock of `standing`, for a moment, by a thread that no signal
+    /// handler interrupts.
     rights: RwLock<Rights>,
 }
 
 impl View {
-    /// A range of its own, in which nothing can be reached yet.
+    /// Reserves a range of its own, in which nothing can be reached yet.
     pub(crate) fn reserve(spec: ViewSpec) -> Result<Self, SysError> {
         Identity::prepare()?;
         sweep();
@@ -126,14 +126,14 @@ impl View {
         Ok(Self { spec, range, identity: Identity::current(), standing: Mutex::new(standing), rights })
     }
 
-    /// The same for threads that change no state: see [`Mutex::lock_quietly`].
+    /// The standing, for threads that change no state: see [`Mutex::lock_quietly`].
     fn look(&self) -> Option<impl DerefMut<Target = Standing>> {
         self.identity.is_current().then(|| self.standing.lock_quietly())
     }
 
-    /// What the range is, for its owner; a forked child has no such range.
+    /// The standing, for the changer of the state; a forked child has no such range.
     fn standing(&self) -> Result<MutexGuard<'_, Standing>, SysError> {
-        // Asked first: in a child the lock may be held for ever by a thread of the parent.
+        // Checked first: in a child the lock may be held for ever by a thread of the parent.
         match self.identity.is_current() {
             true => Ok(self.standing.lock()),
             false => Err(SysError::new("fork", Errno::ESRCH)),
@@ -145,12 +145,12 @@ impl View {
         self.spec.strategy == Strategy::Zap
     }
 
-    /// For the changer of the state. True if the region's memory stands in the range.
+    /// True if the region's memory is in the range. For the changer of the state.
     pub(crate) fn is_live(&self) -> bool {
         self.standing().is_ok_and(|standing| standing.content == Content::Live)
     }
 
-    /// Nothing reaches the memory any more when it returns, and accesses wait.
+    /// When it returns, nothing reaches the memory any more, and accesses wait.
     pub(crate) fn hold(&self) -> Result<Grade, SysError> {
         let mut standing = self.standing()?;
         match standing.content {
@@ -165,8 +165,8 @@ impl View {
         .or_else(|_| self.refuse_somehow(&mut standing))
     }
 
-    /// Nothing reaches the memory any more when it returns, and accesses meet what the policy says. `for_good`: nothing is
-    /// left waiting.
+    /// When it returns, nothing reaches the memory any more, and accesses get what the policy says. `for_good`: no access
+    /// is left waiting.
     pub(crate) fn refuse(&self, for_good: bool) -> Result<Grade, SysError> {
         let mut standing = self.standing()?;
         let waits = self.spec.policy == OnDisabled::Block && !for_good && !self.spec.accessors_only;
@@ -184,16 +184,16 @@ impl View {
         refused.map(|()| whole).or_else(|_| self.refuse_somehow(&mut standing))
     }
 
-    /// The ways that are left when the intended one failed.
+    /// The remaining ways to refuse, after the intended one failed.
     fn refuse_somehow(&self, standing: &mut Standing) -> Result<Grade, SysError> {
         match self.cover_empty(standing).or_else(|_| self.shut(standing)) {
-            // It waits instead of refusing, and is as unreachable.
+            // It waits instead of refusing, and is just as unreachable.
             Err(_) if matches!(standing.content, Content::StandIn(_)) => Ok(Grade::Degraded),
             refused => refused.map(|()| Grade::Degraded),
         }
     }
 
-    /// The monitor is gone: a live range whose faults it was to resolve refuses instead. Says whether that changed anything.
+    /// After the end of the monitor: makes a live range refuse whose faults the monitor resolved. True if that changed anything.
     pub(crate) fn abandon(&self) -> Result<bool, SysError> {
         let mut standing = self.standing()?;
         if standing.content != Content::Live || !self.is_served() {
@@ -203,11 +203,11 @@ impl View {
         self.refuse_somehow(&mut standing).map(|_| true)
     }
 
-    /// Puts something else into a part of the range by a call that replaces what is there. What stands in the range is not
-    /// settled until all of it is replaced, which the caller says.
+    /// Puts something else into a part of the range by a call that replaces its content. The content counts as unsettled
+    /// until all of it is replaced; then the caller sets it.
     ///
-    /// A call that fails leaves what was there, or nothing at all: then the part is reserved, before another thread's mmap finds
-    /// it free, or is remembered as a hole.
+    /// A call that fails leaves the old content, or nothing at all. In that case the part is reserved, before another
+    /// thread's mmap finds it free, or is remembered as a hole.
     #[expect(unsafe_code, reason = "UNSAFETY: reserves a part of the view's own range where it has become a hole")]
     fn replace(
         &self,
@@ -216,15 +216,15 @@ impl View {
         call: impl FnOnce() -> Result<(), SysError>,
     ) -> Result<(), SysError> {
         if let Some(hole) = standing.hole {
-            // SAFETY: a part of the view's own range, in which nothing was mapped; if another has mapped something since, that stays.
+            // SAFETY: a part of the view's own range, in which nothing was mapped; a mapping that other code has made there stays.
             let plugged = unsafe { map::plug(hole) };
-            // What the kernel gave the crate there since has stayed there.
+            // A mapping that the kernel gave the crate there since has stayed there.
             plugged.or_else(|e| if ranges::was_filled(self.range) { Ok(()) } else { Err(e) })?;
             standing.hole = None;
         }
         let replaced = call();
-        // Asked of what is mapped, not of the call that would fill a hole: at the limit of mappings that is refused anyway. Where
-        // foreign code has unmapped some of it, the rest is still there.
+        // Looks at what is mapped, not at the result of the call that would fill a hole: at the limit of mappings that is
+        // refused anyway. Where foreign code has unmapped a part, the rest is still there.
         if replaced.is_err() && !map::is_hole(part) {
             return replaced;
         }
@@ -236,12 +236,12 @@ impl View {
         replaced
     }
 
-    /// The memory is reachable again. On an error the range refuses, or waits as before.
+    /// Makes the memory reachable again. On an error the range refuses, or waits as before.
     pub(crate) fn restore(&self, file: Option<&KnownFile>) -> Result<(), SysError> {
         let mut standing = self.standing()?;
         match (standing.content, standing.aside) {
             (Content::Unmapped, _) | (Content::Live, None) => Ok(()),
-            // Nothing was put over it after all: without its page tables the kernel fills in new ones.
+            // Nothing was put over the range after all: without its page tables the kernel fills in new ones.
             (Content::Live, Some(aside)) => match self.move_back(&mut standing, aside) {
                 Err(_) if standing.content == Content::Live => {
                     release(aside);
@@ -255,7 +255,7 @@ impl View {
         }
     }
 
-    /// From now on a part of the range has these rights, whatever stands in it.
+    /// Gives a part of the range these rights from now on, whatever its content.
     #[expect(unsafe_code, reason = "UNSAFETY: changes access rights in the view's own range")]
     pub(crate) fn protect(&self, part: AddrRange, prot: Prot) -> Result<(), SysError> {
         let mut standing = self.look().ok_or(SysError::new("fork", Errno::ESRCH))?;
@@ -263,19 +263,19 @@ impl View {
             Content::Live | Content::Cover | Content::StandIn(_) => {
                 // SAFETY: a part of the view's own range, as the caller has checked; this moves nothing and loses nothing.
                 let changed = unsafe { map::protect(part, prot) };
-                // It stops where nothing is mapped: what comes before has other rights by then.
+                // It stops where nothing is mapped: the pages before that have the new rights by then.
                 changed.inspect_err(|_| self.put_rights_back(part))?;
             }
-            // The rights are all that keeps these from being reached; they are had by what comes next.
+            // The missing rights are all that keeps this content from being reached; the next content gets the new ones.
             Content::Unsettled => {}
             Content::Unmapped => return Ok(()),
         }
         let mut rights = self.rights.read().clone();
         rights.set(part, prot);
-        // The earlier ones are freed without the lock.
+        // The earlier rights are freed without the lock.
         let earlier = std::mem::replace(&mut *self.rights.write(), rights);
         drop(earlier);
-        // The page tables that are aside are one mapping with the rights of before: the range is filled anew.
+        // Page tables that are aside are one mapping with the old rights: they are dropped, and the range is filled anew.
         standing.aside.take().into_iter().for_each(release);
         Ok(())
     }
@@ -288,27 +288,27 @@ impl View {
         }
     }
 
-    /// True if all of `part`, a part of the range, has these rights, as far as the crate was told. Waits for nothing, as it is
-    /// asked in signal handlers too: while `protect` puts others in place, for a moment, nothing is allowed.
+    /// True if all of `part`, a part of the range, has these rights, as far as the crate was told. It never waits, since
+    /// signal handlers ask too: while `protect` exchanges the rights, for a moment, nothing is allowed.
     pub(crate) fn allows(&self, part: AddrRange, prot: Prot) -> bool {
-        // A few tries: the lock is held for as long as it takes to exchange two pointers.
+        // A few tries: the lock is held only while two pointers are exchanged.
         let rights = (0..64).find_map(|_| self.rights.try_read());
         rights.is_some_and(|rights| rights.parts().iter().all(|had| had.prot >= prot || !had.range.overlaps(part)))
     }
 
-    /// A copy of the parts, for a change of what stands in the range.
+    /// A copy of the parts, for a change of the range's content.
     fn parts(&self) -> Vec<Part> {
         self.rights.read().parts().to_vec()
     }
 
-    /// Makes everything that waits in this range fault again, and meet what is there now.
+    /// Wakes every thread that waits in a fault of this range: it faults again, at the present content.
     pub(crate) fn wake(&self) {
         let Ok(mut standing) = self.standing() else { return };
         if let Some(uffd) = self.spec.server.uffd().filter(|_| self.is_served()) {
             let _ = uffd.wake(self.range);
         }
         let still = match standing.content {
-            // The last one in is where faults wait now.
+            // Faults wait in the last room now.
             Content::StandIn(_) => standing.waiting.pop(),
             _ => None,
         };
@@ -316,7 +316,7 @@ impl View {
         standing.waiting.extend(still);
     }
 
-    /// Gives the range up; the view is of no use afterwards.
+    /// Gives the range up; afterwards the view cannot be used.
     pub(crate) fn unmap(&self) {
         let Ok(mut standing) = self.standing() else { return };
         if std::mem::replace(&mut standing.content, Content::Unmapped) == Content::Unmapped {
@@ -325,7 +325,7 @@ impl View {
         ranges::give_up(self.range, standing.hole);
         standing.aside.take().into_iter().for_each(release);
         drop(standing);
-        // munmap wakes nothing: what waited here faults again and meets what an unmapped address gives.
+        // munmap wakes no thread: those that waited here fault again, and get what an unmapped address gives.
         self.wake();
     }
 }
@@ -349,14 +349,14 @@ impl fmt::Debug for View {
     }
 }
 
-/// Makes what the whole process needs for revoking: later, a sandbox or a limit may forbid it.
+/// Makes the files and rooms that the process needs for revoking: later, a sandbox or a limit may forbid them.
 pub(crate) fn prepare() -> Result<(), SysError> {
-    // Without it a reset refuses raw pointers' accesses, and says so: `RegionStats::degraded`.
+    // Without the room a reset refuses accesses by raw pointer, which `RegionStats::degraded` counts.
     let _ = WaitingRoom::prepare(Waits::Everyone);
     cover::prepare()
 }
 
-/// Alignment at which page tables move in the largest subtrees: 1 GiB, 2 MiB, or a page.
+/// The alignment at which page tables move in the largest subtrees: 1 GiB, 2 MiB, or a page.
 fn alignment(len: usize) -> usize {
     const PUD: usize = 1 << 30;
     const PMD: usize = 2 << 20;

@@ -1,7 +1,7 @@
 //! Feature `vm-memory`: a mapping as a region of guest memory, for devices written against [`vm_memory`](https://docs.rs/vm-memory).
 //!
-//! A virtio device that follows a descriptor into a plain mapping of revoked memory takes SIGBUS, and the VM dies with
-//! it. Through a [`RevocableRegion`] the same access is an error that says why, and the device can fail its request.
+//! A virtio device that follows a descriptor into a plain mapping of revoked memory takes SIGBUS, and the VM dies with it.
+//! Through a [`RevocableRegion`] the same access returns an error that says why, and the device can fail its request.
 //!
 //! # What is offered
 //!
@@ -9,19 +9,19 @@
 //! |---|---|---|
 //! | `Bytes<MemoryRegionAddress>` | yes | every access is one of this crate's own, and recovers |
 //! | `GuestMemoryRegion` | yes | |
-//! | ... its `get_slice`, `as_volatile_slice`, `get_host_address` | for mappings of policy `AllOnes` only | they hand out an address; an access by it meets the mapping's policy, and only all-ones is never a signal. `Block` would have the device wait with no way to call it off |
+//! | ... its `get_slice`, `as_volatile_slice`, `get_host_address` | for writable mappings of policy `AllOnes` only | they give out an address; an access by address gets what the mapping's policy says, and only all-ones is never a signal. With `Block` the device would wait and could not be cancelled |
 //! | `GuestMemoryRegionBytes` | no | its `Bytes` go through `get_slice` |
 //! | `GuestMemoryBackend`, `GuestMemory` | yes, by `GuestRegionCollection<RevocableRegion>` or of [`AnyRegion`] | |
-//! | ... their `Bytes<GuestAddress>` | use [`Recoverable`] | vm-memory implements it for every `GuestMemory` by `get_slices`, that is by address: over a revocable region it answers `HostAddressNotAvailable` |
-//! | `file_offset` | no | whoever has the file can map it again, and no revocation would reach that |
-//! | `GuestMemoryMmap`, `GuestRegionMmap` | no | types of vm-memory's own, which access by address |
+//! | ... their `Bytes<GuestAddress>` | use [`Recoverable`] | vm-memory implements it for every `GuestMemory` by `get_slices`, that is by address: over a revocable region it returns `HostAddressNotAvailable` |
+//! | `file_offset` | no | the file can be mapped again, and no revocation would reach that mapping |
+//! | `GuestMemoryMmap`, `GuestRegionMmap` | no | vm-memory's own types, which access by address |
 //!
-//! Dirty tracking works as in vm-memory: what is written through a region is marked in its bitmap.
+//! Dirty tracking works as in vm-memory: bytes that are written through a region are marked in its bitmap.
 //!
 //! # Errors
 //!
-//! An access that is refused is `GuestMemoryError::IOError` whose source is a [`CopyError`](crate::CopyError) or an
-//! [`AccessError`](crate::AccessError); what is outside of the region is `InvalidBackendAddress`.
+//! A refused access is `GuestMemoryError::IOError` whose source is a [`CopyError`](crate::CopyError) or an
+//! [`AccessError`](crate::AccessError); an access outside the region is `InvalidBackendAddress`.
 //!
 //! # Example
 //!

@@ -1,7 +1,8 @@
-//! Faults, and single accesses on a caller's behalf, as its flags allow.
+//! Single accesses on a caller's behalf, as its flags allow.
 //!
 //! UNSAFETY: accesses region memory by address, in the owner's view, which the region keeps, or in a mapping that `&self`
-//! keeps. Whoever else writes there meanwhile, the accesses are single, and recoverable where accesses are.
+//! keeps. A device, a guest and other processes may write there meanwhile: the accesses are single, and recoverable on
+//! architectures that have recoverable accesses.
 #![expect(unsafe_code, reason = "accesses memory by address")]
 
 use crate::protocol::caller::Caller;
@@ -17,27 +18,28 @@ use crate::sync::inside;
 use crate::sys::map::Prot;
 
 impl Mapping {
-    /// One load as the caller's flags allow, made on its behalf: under the read side of the memory lock and through the
-    /// owner's view, so that it never waits in a page fault. [`Caller::on_disabled`] is the mapping's own policy.
+    /// One load on the caller's behalf, as its flags allow. It is made under the read side of the memory lock and through
+    /// the owner's view, so it never waits in a page fault. [`Caller::on_disabled`] is replaced by the mapping's own
+    /// policy.
     ///
     /// # Blocking
-    /// As the flags say; with [`FaultFlags::NOWAIT`] not at all.
+    /// As the flags say; with [`FaultFlags::NOWAIT`] it does not wait at all.
     ///
     /// # Errors
-    /// See [`AccessError`]; [`AccessError::WouldBlock`] for NOWAIT, [`AccessError::Cancelled`] if called off.
+    /// See [`AccessError`]: [`AccessError::WouldBlock`] for NOWAIT, [`AccessError::Cancelled`] if cancelled.
     ///
     /// # Signal safety
     /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken), as [`read`](Self::read) is.
     pub fn read_with<'a, T: Primitive>(&self, offset: usize, caller: impl Into<Caller<'a>>) -> Result<T, AccessError> {
         check::<T>(offset, self.len())?;
         let loaded = self.under_lock(offset, size_of::<T>(), Prot::Read, &caller.into(), |at| {
-            // SAFETY: `under_lock`'s place, checked just now.
+            // SAFETY: the address that `under_lock` gives, aligned and inside, as just checked.
             unsafe { raw::load(at.cast::<T>()) }
         })?;
         Ok(loaded.unwrap_or(T::ALL_ONES))
     }
 
-    /// One store as the caller's flags allow; see [`read_with`](Self::read_with).
+    /// One store on the caller's behalf, as its flags allow; see [`read_with`](Self::read_with).
     ///
     /// # Blocking
     /// As the flags say.
@@ -86,9 +88,9 @@ impl Mapping {
         self.write_with(offset, value, FaultFlags::NOWAIT.union(FaultFlags::WRITE))
     }
 
-    /// Runs `access` on `len` bytes at `offset`, which are in the mapping, as the caller's flags allow. The place that it is
-    /// given stays mapped meanwhile: under the read side of the memory lock of an enabled region, in the owner's view.
-    /// `None`: an Unsupported Request.
+    /// Runs `access` on `len` bytes at `offset`, which are in the mapping, as the caller's flags allow. The address that it
+    /// is given stays mapped meanwhile: it is in the owner's view, under the read side of the memory lock of an enabled
+    /// region. `None` means an Unsupported Request.
     pub(crate) fn under_lock<R>(
         &self,
         offset: usize,
@@ -102,11 +104,11 @@ impl Mapping {
         if region.protocol.is_inherited() {
             return Err(AccessError::Forked { offset });
         }
-        // Asked before the read side is taken, which counts too.
+        // Asked before the read side is taken, since its holder is inside as well.
         let inside = inside::is_inside();
         let mut access = || match region.owner.is_empty() {
-            // A device that is dropped on revocation has no owner's view; its faults are the kernel's to resolve, so the
-            // mapping itself will do.
+            // A device that is dropped on revocation has no owner's view. The kernel resolves its faults, so the mapping
+            // itself will do.
             true => match served.is_live(inside)? {
                 true => Some(access(self.as_ptr().wrapping_add(offset))),
                 false => Some(Err(Faulted)),
@@ -116,7 +118,7 @@ impl Mapping {
                 Some(if region.owner.given(at, len) == len { access(region.owner.at(at)) } else { Err(Faulted) })
             }
         };
-        // The owner's view has all rights, the mapping maybe not.
+        // The owner's view has all rights; the mapping may have fewer.
         let allowed = || served.view.allows(served.view.range.part(offset, len), needed);
         let access = || if allowed() { access().map(Some) } else { Some(None) };
         match region.protocol.on_behalf(&caller, access) {

@@ -1,4 +1,4 @@
-//! Guards: while one lives, the region stays as it is, and disabling waits.
+//! Guards: while one lives, the region stays enabled, and disabling waits.
 
 use crate::protocol::gate::{self, Phase};
 use crate::region::access_error::AccessError;
@@ -7,15 +7,15 @@ use crate::sync::wait::Waited;
 use std::fmt;
 use std::ops::Deref;
 
-/// A stretch of accesses that no revocation comes between; see [`Mapping::try_access`].
+/// Keeps the region enabled for a series of accesses; see [`Mapping::try_access`].
 ///
-/// While it lives, `disable()` of its region waits, `try_disable()` answers `Busy`, and `disable_timeout()` gives up and
-/// names this thread. It is no lock against other accesses. Leaked, it keeps its region from being revoked for good; once its
-/// thread has ended, as a guard of thread 0.
+/// While it lives, `disable()` of its region waits, `try_disable()` returns `Busy`, and `disable_timeout()` gives up and
+/// names this thread. It is no lock against other accesses. If it is leaked, its region can never be revoked; once its
+/// thread has ended, errors show it as a guard of thread 0.
 ///
 /// # Signal safety
-/// A handler may access through a guard that it has interrupted, as without one. Taking and dropping guards is not for handlers:
-/// one that interrupts its own thread there makes the gate miscount.
+/// A handler may access through a guard that it has interrupted, as it may without one. Taking and dropping guards is not
+/// for handlers: a handler that interrupts its own thread there makes the gate miscount.
 #[must_use = "a guard that is dropped at once guards nothing"]
 pub struct Access<'a> {
     mapping: &'a Mapping,
@@ -23,9 +23,9 @@ pub struct Access<'a> {
 }
 
 impl Access<'_> {
-    /// The first byte: reachable as long as the guard lives, so plain volatile accesses need no check and no recovery.
-    /// (A mapping for [accessors only](crate::MapOptions::accessors_only) and a file that others truncate are exceptions: use
-    /// the mapping's own accesses there, which a guard derefs to.)
+    /// The address of the first byte. It is reachable as long as the guard lives, so plain volatile accesses need no check
+    /// and no recovery. The exceptions are a mapping for [accessors only](crate::MapOptions::accessors_only) and a file
+    /// that others truncate: there, use the mapping's own accesses, to which a guard derefs.
     pub fn as_ptr(&self) -> *mut u8 {
         self.mapping.as_ptr()
     }
@@ -61,17 +61,17 @@ impl Mapping {
         }
     }
 
-    /// Runs `with` under a guard, and answers what it answers. A guard that a closure holds cannot leak.
+    /// Runs `with` under a guard, and returns its result. A guard that a closure holds cannot leak.
     ///
     /// # Blocking
-    /// Waits while the region is busy. Inside of another guard of the same region it never does: the revocation would
-    /// wait for that one.
+    /// Waits while the region is busy. Inside another guard of the same region it never waits: the revocation waits for
+    /// that guard.
     ///
     /// # Errors
-    /// As [`try_access`](Self::try_access), except `WouldBlock`. [`AccessError::Reentrant`] where it would wait for the calling
-    /// thread itself, which is in a callback of a change of the region. [`AccessError::WouldDeadlock`] inside of a guard of
-    /// *another* region that is being revoked together with this one (another BAR of the device, another member of the group):
-    /// the change of both waits for that guard.
+    /// As [`try_access`](Self::try_access), except `WouldBlock`. [`AccessError::Reentrant`] in a callback of a change of
+    /// the region, where it would wait for its own thread. [`AccessError::WouldDeadlock`] inside a guard of *another*
+    /// region that is being revoked together with this one (another BAR of the device, another member of the group): the
+    /// change of both waits for that guard.
     ///
     /// # Signal safety
     /// Not for signal handlers.

@@ -1,12 +1,12 @@
-//! Accesses on architectures whose accesses don't recover: under the read side of the memory lock, through the owner's view.
+//! Accesses on architectures whose accesses do not recover: under the read side of the memory lock, through the owner's view.
 //!
-//! That is how an access on a caller's behalf is made ([`Mapping::read_with`]), by a caller that waits. No revocation comes
-//! in between, so there is no fault to recover from; the price is the lock, which a revocation waits for.
+//! An access on a caller's behalf ([`Mapping::read_with`]) is made in the same way, here for a caller that waits. No
+//! revocation comes in between, so there is no fault to recover from; the price is the lock, which a revocation waits for.
 //!
 //! A copy takes the lock for each of its parts, and touches the caller's buffer only between them: the buffer may fault for as
 //! long as it likes, also into a mapping of the same region.
 #![expect(unsafe_code, reason = "raw accesses to regions")]
-// UNSAFETY: accesses to places that `under_lock` keeps mapped.
+// UNSAFETY: accesses to addresses that `under_lock` keeps mapped.
 
 use super::typed::AccessKind;
 use crate::protocol::caller::Caller;
@@ -16,12 +16,12 @@ use crate::region::access_error::{AccessError, CopyError};
 use crate::region::mapping::Mapping;
 use crate::sys::map::Prot;
 
-/// The longest part of a copy, in bytes. It crosses no page's edge, so its memory is there or it is not.
+/// The longest part of a copy, in bytes. A part crosses no page boundary, so its memory is there as a whole or not at all.
 const PART: usize = 4096;
 
 impl Mapping {
-    /// Runs `access` on `len` bytes at `offset`, which are in the mapping, once the region is enabled. `None`: an Unsupported
-    /// Request.
+    /// Runs `access` on `len` bytes at `offset`, which are in the mapping, once the region is enabled. `None` means an
+    /// Unsupported Request.
     pub(super) fn locked<R>(
         &self,
         offset: usize,
@@ -42,7 +42,7 @@ impl Mapping {
         let mut part = [0; PART];
         let copied = self.parts(offset, into.len(), AccessKind::Load, |done, len| {
             let copy = |from: *mut u8| {
-                // SAFETY: `under_lock`'s place, of `len` bytes; `part` has as many, and is this function's own.
+                // SAFETY: the address that `under_lock` gives, of `len` bytes; `part` has as many, and is this function's own.
                 all(unsafe { raw::copy_out(part.as_mut_ptr(), from, len) }, len)
             };
             let copied = self.locked(offset + done, len, AccessKind::Load, copy)?;
@@ -61,7 +61,7 @@ impl Mapping {
         let written = self.parts(offset, from.len(), AccessKind::Store, |done, len| {
             part[..len].copy_from_slice(&from[done..done + len]);
             self.locked(offset + done, len, AccessKind::Store, |to| {
-                // SAFETY: `under_lock`'s place, of `len` bytes; `part` has as many, and is this function's own.
+                // SAFETY: the address that `under_lock` gives, of `len` bytes; `part` has as many, and is this function's own.
                 all(unsafe { raw::copy_in(to, part.as_ptr(), len) }, len)
             })
         });
@@ -71,14 +71,14 @@ impl Mapping {
     /// See [`fill`](Self::fill).
     pub(super) fn fill_locked(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
         let filled = self.parts(offset, len, AccessKind::Store, |done, len| {
-            // SAFETY: `under_lock`'s place, of `len` bytes.
+            // SAFETY: the address that `under_lock` gives, of `len` bytes.
             self.locked(offset + done, len, AccessKind::Store, |to| all(unsafe { raw::fill(to, byte, len) }, len))
         });
         filled.map(drop)
     }
 
-    /// Copies or fills by parts: `part(done, len)` does `len` bytes after the first `done`. Returns how many bytes came before
-    /// an Unsupported Request, `len` if there was none.
+    /// Copies or fills by parts: `part(done, len)` does `len` bytes after the first `done`. Returns how many bytes were
+    /// done before an Unsupported Request; `len` if there was none.
     fn parts(
         &self,
         offset: usize,

@@ -8,10 +8,9 @@ use crate::region::access_error::check;
 use crate::region::mapping::Mapping;
 use std::fmt;
 
-/// One register of a mapping: bounds and alignment are checked when it is made, so that a read is one load.
+/// One register of a mapping. Bounds and alignment are checked when it is made, so a read is one load.
 ///
 /// `Copy`, and tied to its mapping: a driver's register block is a struct of these.
-///
 pub struct Register<'m, T> {
     at: *mut T,
     mapping: &'m Mapping,
@@ -62,8 +61,8 @@ impl<T: Primitive> Register<'_, T> {
     pub fn read(&self) -> Result<T, AccessError> {
         if raw::RECOVERABLE && self.mapping.is_open(AccessKind::Load) {
             #[expect(unsafe_code, reason = "UNSAFETY: a recoverable access inside the mapping")]
-            // SAFETY: `register` checked the place, and the mapping lives; whoever writes or takes the memory meanwhile, the
-            // access is made for it.
+            // SAFETY: `register` checked the address, and the mapping lives. A device, a guest, other processes and a
+            // revocation may write or take the memory meanwhile; the access is made for that.
             let loaded = unsafe { raw::load(self.at) };
             if let Ok(value) = loaded {
                 return Ok(value);
@@ -95,7 +94,7 @@ impl<T: Primitive> Register<'_, T> {
         self.mapping.write_slow(self.offset(), value)
     }
 
-    /// Where in the mapping it is, in bytes.
+    /// The register's offset in the mapping, in bytes.
     pub fn offset(&self) -> usize {
         self.at.addr() - self.mapping.as_ptr().addr()
     }

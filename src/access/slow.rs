@@ -1,4 +1,4 @@
-//! What an access does that did not succeed at once: look at the state, wait, resolve its own fault, or give up.
+//! The slow path of an access that did not succeed at once: look at the state, wait, resolve the fault, or give up.
 
 use crate::protocol::State;
 use crate::protocol::gate::Phase;
@@ -11,15 +11,15 @@ use crate::sync::wait::Waited;
 use crate::view::Server;
 use std::sync::atomic::Ordering;
 
-/// What an access that did not succeed at once is to do.
+/// What an access that did not succeed at once does next.
 pub(super) enum Next {
-    /// Try (again).
+    /// Try, or try again.
     Try,
     /// Behave like an Unsupported Request: loads give all-ones, stores are dropped.
     Unsupported,
 }
 
-/// How often an access may fault at an enabled region before it is the memory's own fault.
+/// How often an access may still fault at an enabled region before the memory itself is taken to be at fault.
 pub(super) struct Tries {
     epoch: u64,
     left: u32,
@@ -32,7 +32,7 @@ impl Tries {
 }
 
 impl Served {
-    /// A region that is disabled, and whose policy has nobody wait: the answer is known, and is to cost no more than the
+    /// The policy, if the region is disabled and the policy does not wait: the result is known, and costs no more than the
     /// memory would have.
     #[inline]
     pub(super) fn turns_away(&self) -> Option<OnDisabled> {
@@ -47,9 +47,9 @@ impl Served {
 
     /// Looks at the state and waits as the policy and the caller allow, until the access may be tried.
     ///
-    /// While a change of state waits for guards and pins the region is busy and enabled still, and accesses go on: the
-    /// caller may hold one of those guards or pins. What is waited for is the memory lock; whoever has its write side has
-    /// waited for them already.
+    /// While a change of state waits for guards and pins the region is busy but still enabled, and accesses go on: the
+    /// caller may hold one of those guards or pins. This waits for the memory lock only; the holder of its write side has
+    /// waited for guards and pins already.
     pub(super) fn admit(&self, offset: usize) -> Result<Next, AccessError> {
         let protocol = &self.region.protocol;
         loop {
@@ -83,11 +83,11 @@ impl Served {
         }
     }
 
-    /// The region is enabled, and this mapping is not: a change failed half-way and could not be undone.
+    /// Repairs this mapping where the region is enabled and the mapping is not: a change failed half-way and could not be undone.
     #[cold]
     fn mend(&self) {
         if inside::is_inside() {
-            // A signal handler has interrupted a thread that may hold what is needed for it.
+            // A signal handler has interrupted a thread that may hold the locks that the repair needs.
             return;
         }
         if let Some(state) = self.region.protocol.try_read().filter(|state| **state == State::Enabled) {
@@ -96,27 +96,26 @@ impl Served {
         }
     }
 
-    /// An access faulted. Resolves the fault where that is the accessing thread's business, and decides whether
-    /// trying again makes sense.
+    /// An access faulted. Resolves the fault if the accessing thread has to, and decides whether trying again makes sense.
     pub(super) fn after_fault(&self, offset: usize, tries: &mut Tries) -> Result<(), AccessError> {
         if self.region.protocol.is_inherited() {
             return Err(AccessError::Forked { offset });
         }
-        // As in `mend`. Asked before the read side is taken, which counts too.
+        // As in `mend`. Asked before the read side is taken, since its holder is inside as well.
         let inside = inside::is_inside();
-        // Under the read side of the memory lock; whoever holds the write side is waited for by `admit`.
+        // Under the read side of the memory lock; `admit` waits for the holder of the write side.
         if let Some(state) = self.region.protocol.try_read().filter(|state| **state == State::Enabled) {
             match &self.view.spec.server {
                 Server::Own(_) => {
                     self.fault_in(InMapping(offset)).unwrap_or(Ok(())).map_err(|_| AccessError::NoMemory { offset })?
                 }
-                // Nothing should refuse here, unless a change failed half-way and could not be undone.
+                // Nothing refuses here unless a change failed half-way and could not be undone.
                 _ if tries.left < 8 && !inside => drop(self.heal()),
                 _ => {}
             }
             drop(state);
         }
-        // A fault at a region that changed its state meanwhile is no surprise.
+        // A fault at a region that changed its state meanwhile does not count.
         let epoch = self.region.protocol.epoch();
         if epoch != tries.epoch {
             *tries = Tries { epoch, left: 16 };
@@ -128,7 +127,7 @@ impl Served {
         Ok(())
     }
 
-    /// Why an access faults again and again at an enabled region.
+    /// The reason why an access keeps faulting at an enabled region.
     #[cold]
     fn fails_at(&self, offset: usize) -> AccessError {
         match self.view.allows(self.view.range.part(offset, 1), self.view.spec.prot) {

@@ -1,7 +1,7 @@
 //! Typed accesses of a mapping: the fast paths, and the loops around the slow ones.
 //!
 //! UNSAFETY: accesses region memory by address, inside a mapping that `&self` keeps. A device, a guest, other processes and
-//! the mapping's revocation write or take the memory at any time; the accesses are made for it.
+//! the mapping's revocation write or take the memory at any time; the accesses are made for that.
 #![expect(unsafe_code, reason = "accesses memory by address")]
 
 use super::slow::{Next, Tries};
@@ -17,7 +17,7 @@ pub(crate) enum AccessKind {
     Store,
 }
 
-/// Has an access been made before it came to the slow path?
+/// Whether an access was tried before it came to the slow path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tried {
     Not,
@@ -45,11 +45,11 @@ macro_rules! read_modify_write {
 }
 
 impl Mapping {
-    /// One load. `offset` in bytes, a multiple of the size of `T`. Never torn, never a signal.
+    /// One load, never torn, never a signal. `offset` is in bytes, a multiple of the size of `T`.
     ///
     /// # Blocking
-    /// While the region is busy, and under [`OnDisabled::Block`] while it is disabled. Where that would be a wait for the calling
-    /// thread itself, it is [`AccessError::Reentrant`].
+    /// Waits while the region is busy, and under [`OnDisabled::Block`] while it is disabled. Where it would wait for the
+    /// calling thread itself, it returns [`AccessError::Reentrant`].
     ///
     /// # Errors
     /// See [`AccessError`].
@@ -67,8 +67,8 @@ impl Mapping {
         self.read_slow(offset)
     }
 
-    /// One store. `offset` in bytes, a multiple of the size of `T`. Never torn, never a signal; an error means that the
-    /// memory is unchanged by it.
+    /// One store, never torn, never a signal. `offset` is in bytes, a multiple of the size of `T`. On an error the memory
+    /// is unchanged.
     ///
     /// # Blocking
     /// As [`read`](Self::read).
@@ -106,7 +106,7 @@ impl Mapping {
         current: T,
         new: T,
     ) -> Result<Result<T, T>, AccessError> {
-        // SAFETY: `attempt` calls this with a place that it has checked; see the module's UNSAFETY.
+        // SAFETY: `attempt` calls this with an address that it has checked; see the module's UNSAFETY.
         let found = self.attempt::<T, _>(offset, AccessKind::Store, Tried::Not, |at| unsafe {
             raw::compare_exchange(at, current, new)
         })?;
@@ -114,19 +114,19 @@ impl Mapping {
     }
 
     read_modify_write! {
-        /// Stores `value`; answers what was there.
+        /// Stores `value`; returns the value before.
         swap;
-        /// Adds, wrapping around; answers what was there.
+        /// Adds `value`, wrapping around; returns the value before.
         fetch_add;
-        /// Sets the bits of `value`; answers what was there.
+        /// Sets the bits of `value`; returns the value before.
         fetch_or;
-        /// Keeps only the bits of `value`; answers what was there.
+        /// Keeps only the bits of `value`; returns the value before.
         fetch_and;
-        /// Flips the bits of `value`; answers what was there.
+        /// Flips the bits of `value`; returns the value before.
         fetch_xor;
     }
 
-    /// Copies out of the mapping. Not one access: other writers may come in between.
+    /// Copies out of the mapping. This is not one access: other writers may come in between.
     ///
     /// # Blocking
     /// As [`read`](Self::read).
@@ -151,7 +151,7 @@ impl Mapping {
         Ok(())
     }
 
-    /// Copies into the mapping. Not one access: other writers may come in between.
+    /// Copies into the mapping. This is not one access: other writers may come in between.
     ///
     /// # Blocking
     /// As [`read`](Self::read).
@@ -200,8 +200,8 @@ impl Mapping {
         self.served.view.range.as_ptr().wrapping_add(offset).cast()
     }
 
-    /// May accesses be tried at once, as far as is known? Where not, the first look is at the state: an access that waits in a page
-    /// fault cannot be refused, and in a signal handler it may wait for its own thread.
+    /// True if accesses may be tried at once, as far as is known. If not, the access looks at the state first: an access
+    /// that waits in a page fault cannot be refused, and in a signal handler it may wait for its own thread.
     #[inline]
     pub(crate) fn is_open(&self, kind: AccessKind) -> bool {
         let limit = match kind {
@@ -212,7 +212,7 @@ impl Mapping {
         limit.load(Ordering::Relaxed) != 0
     }
 
-    /// May this access be tried at once? Limits are 0 or multiples of the page size, so an aligned offset below one
+    /// True if this access may be tried at once. Limits are 0 or multiples of the page size, so an aligned offset below one
     /// leaves room for any `T`.
     #[inline]
     fn admits<T: Primitive>(&self, offset: usize, kind: AccessKind) -> bool {
@@ -220,7 +220,7 @@ impl Mapping {
             AccessKind::Load => &self.served.load_limit,
             AccessKind::Store => &self.served.store_limit,
         };
-        // Relaxed: a hint. An access that is let through too late or too early meets the page tables.
+        // Relaxed: a hint. The page tables refuse an access that is let through too early or too late.
         raw::RECOVERABLE && offset < limit.load(Ordering::Relaxed) && offset % size_of::<T>() == 0
     }
 
@@ -266,13 +266,14 @@ impl Mapping {
         self.attempt::<T, _>(offset, AccessKind::Store, self.was_tried::<T>(offset, AccessKind::Store), store).map(drop)
     }
 
-    /// Did the access come to the slow path because it faulted? What it would be let through for, it has tried. If
-    /// that has just changed, the answer is wrong and costs a fault to be resolved that there is not, or one more.
+    /// Whether the access came to the slow path because it faulted: it was tried if `admits` lets it through. If that has
+    /// changed in between, the answer is wrong, and costs resolving a fault that is none, or one fault more.
     fn was_tried<T: Primitive>(&self, offset: usize, kind: AccessKind) -> Tried {
         if self.admits::<T>(offset, kind) { Tried::Faulted } else { Tried::Not }
     }
 
-    /// One access with everything that it may meet, at the place that `access` is given. `None`: an Unsupported Request.
+    /// One access, with waiting, retries and resolving of faults, at the address that `access` is given. `None` means an
+    /// Unsupported Request.
     fn attempt<T: Primitive, R>(
         &self,
         offset: usize,
@@ -295,7 +296,7 @@ impl Mapping {
                 Next::Unsupported => return Ok(None),
                 Next::Try => {}
             }
-            // A signal costs as much as all the rest of resolving a fault: what has faulted is resolved first.
+            // A signal costs as much as all the rest of resolving a fault, so a fault that has happened is resolved before the next try.
             if std::mem::take(&mut faulted) {
                 served.after_fault(offset, &mut tries)?;
             }
@@ -306,8 +307,8 @@ impl Mapping {
         }
     }
 
-    /// A copy or fill of `len` bytes; `step(done)` goes on from there and answers how much it did. Answers how many
-    /// bytes came before an Unsupported Request, `len` if there was none.
+    /// A copy or fill of `len` bytes; `step(done)` goes on from there and returns how much it did. Returns how many bytes
+    /// were done before an Unsupported Request; `len` if there was none.
     fn bulk(
         &self,
         offset: usize,
@@ -325,7 +326,7 @@ impl Mapping {
         }
         let mut tries = Tries::new(served);
         while done < len {
-            // The first try costs no look at the state: a revoked range faults.
+            // The first try does not look at the state: a revoked range faults.
             let moved = step(done);
             done += moved;
             if done == len {

@@ -25,7 +25,7 @@ pub enum MemslotError {
         /// The slot that is in the way.
         other: u32,
     },
-    /// The mapping's options do not go with a guest.
+    /// A mapping with these options cannot be guest memory.
     #[error("this mapping cannot be guest memory: {0}")]
     Mapping(&'static str),
     /// Called from inside a notifier of the same region.
@@ -38,13 +38,13 @@ pub enum MemslotError {
         slot: u32,
         /// The guest physical address asked for.
         gpa: u64,
-        /// What it answered.
+        /// KVM's error.
         source: SysError,
     },
 }
 
-/// A guest's access could not be answered, and is still open: [`ExitHandler::again`](super::ExitHandler::again) tries it
-/// once more; entering the vCPU instead makes it an Unsupported Request where it had an address.
+/// A guest's access could not be answered, and is still open. [`ExitHandler::again`](super::ExitHandler::again) tries it
+/// once more; entering the vCPU instead makes it an Unsupported Request, if it had an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExitError {
@@ -53,18 +53,18 @@ pub enum ExitError {
     Disabled {
         /// The memslot.
         slot: u32,
-        /// The guest physical address, where the machine tells it.
+        /// The guest physical address, if the machine reports it.
         gpa: Option<u64>,
     },
-    /// The region was dropped, and the access was to wait for it.
+    /// The region was dropped, and the access would have waited for it.
     #[error("guest access to memory whose region is gone, slot {slot}{}", At(gpa))]
     Gone {
         /// The memslot.
         slot: u32,
-        /// The guest physical address, where the machine tells it.
+        /// The guest physical address, if the machine reports it.
         gpa: Option<u64>,
     },
-    /// The wait would have been for the calling thread itself, which changes the region's state (a notifier that runs a vCPU).
+    /// It would wait for the calling thread itself, which changes the region's state (a notifier that runs a vCPU).
     #[error(
         "guest access, slot {slot}, would wait for its own thread, which changes the region's state: run the vCPU elsewhere"
     )]
@@ -72,7 +72,7 @@ pub enum ExitError {
         /// The memslot.
         slot: u32,
     },
-    /// The change of state that it would have to wait for waits for the calling thread, for a guard that it holds.
+    /// It would wait for a change of state that waits for a guard of the calling thread.
     #[error(
         "guest access, slot {slot}, would wait for a change that waits for a guard of this thread's: drop it first"
     )]
@@ -88,12 +88,12 @@ pub enum ExitError {
         /// The guest physical address.
         gpa: u64,
     },
-    /// The memslot of a disabled region could not be taken out, so the access keeps coming back without an address.
+    /// The memslot of a disabled region could not be taken out, so the access keeps exiting without an address.
     #[error("slot {slot} cannot be taken out: {source}")]
     Kvm {
         /// The memslot.
         slot: u32,
-        /// What KVM answered.
+        /// KVM's error.
         source: SysError,
     },
 }

@@ -1,4 +1,4 @@
-//! Exits: what a vCPU's access to revoked memory comes to.
+//! Exits: the outcome of a vCPU's access to revoked memory.
 
 use super::error::ExitError;
 use super::slot::{Memslots, SlotCore};
@@ -15,14 +15,14 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use nix::libc;
 use std::sync::Arc;
 
-/// What a guest's access to disabled memory meets. An access to busy memory (a reset) waits in any case.
+/// The outcome of a guest's access to disabled memory. An access to busy memory (a reset) always waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum WhenDisabled {
     /// A PCI Unsupported Request: loads read all-ones, stores are dropped. The default.
     #[default]
     UnsupportedRequest,
-    /// Waits for `enable()`, then goes on; can be called off.
+    /// Waits for `enable()`, then goes on; the wait can be cancelled.
     Wait,
     /// An error for the VMM.
     Fail,
@@ -37,12 +37,12 @@ pub enum Handled<'vcpu> {
     /// The token was cancelled while the access waited; the access is still open. Call
     /// [`ExitHandler::again`] before entering the vCPU, else its load reads all-ones or its store is lost.
     Cancelled,
-    /// Not about a revocable memslot: the VMM's own business.
+    /// The exit is not about a revocable memslot: the VMM handles it.
     Other(Result<VcpuExit<'vcpu>, kvm_ioctls::Error>),
 }
 
-/// How often in a row `KVM_RUN` may fail with EFAULT, with nothing changed and nothing revoked, before the failure is the
-/// VMM's own business. A page that is given back while the exit is on its way here accounts for one.
+/// How often in a row `KVM_RUN` may fail with EFAULT, with nothing changed and nothing revoked, before the failure is left
+/// to the VMM. A page that is given back while the exit is on its way here accounts for one.
 const FAULTS_IN_A_ROW: u32 = 16;
 
 /// Handles the exits of one vCPU.
@@ -51,10 +51,10 @@ pub struct ExitHandler {
     slots: Memslots,
     when: WhenDisabled,
     cancel: CancelToken,
-    /// Changes of all the regions, at the last EFAULT.
+    /// The sum of the regions' epochs at the last EFAULT.
     epochs: u64,
     left: u32,
-    /// An MMIO exit was not answered.
+    /// An MMIO exit has not been answered yet.
     open: bool,
 }
 
@@ -65,20 +65,21 @@ enum ExitAccess<'a> {
 }
 
 impl ExitHandler {
-    /// A handler for one vCPU, whose waits `cancel` calls off.
+    /// A handler for one vCPU; `cancel` cancels its waits.
     pub fn new(slots: Memslots, when: WhenDisabled, cancel: CancelToken) -> Self {
         Self { slots, when, cancel, epochs: 0, left: FAULTS_IN_A_ROW, open: false }
     }
 
-    /// A new token for the waits from now on: a cancelled one stays cancelled.
+    /// Sets a new token for the waits from now on: a cancelled token stays cancelled.
     pub fn set_cancel(&mut self, cancel: CancelToken) {
         self.cancel = cancel;
     }
 
-    /// Handles what `KVM_RUN` came out with.
+    /// Handles an exit of `KVM_RUN`.
     ///
     /// # Blocking
-    /// While the region is busy, and while it is disabled under [`WhenDisabled::Wait`]; cancelling the token ends it.
+    /// Waits while the region is busy, and while it is disabled under [`WhenDisabled::Wait`]; cancelling the token ends the
+    /// wait.
     ///
     /// # Errors
     /// The access cannot be answered: see [`ExitError`]. It is still open, as after [`Handled::Cancelled`].
@@ -107,7 +108,7 @@ impl ExitHandler {
         }
     }
 
-    /// Takes up an access that was [`Cancelled`](Handled::Cancelled) or met an error, before the vCPU is entered again.
+    /// Tries an access again that was [`Cancelled`](Handled::Cancelled) or got an error, before the vCPU is entered again.
     ///
     /// # Blocking
     /// As [`handle`](Self::handle).
@@ -117,7 +118,7 @@ impl ExitHandler {
     pub fn again<'vcpu>(&mut self, vcpu: &'vcpu mut VcpuFd) -> Result<Handled<'vcpu>, ExitError> {
         let run = vcpu.get_kvm_run();
         if !std::mem::take(&mut self.open) || run.exit_reason != KVM_EXIT_MMIO {
-            // The access was not executed: it comes out again, if need be.
+            // The access was not executed: it exits again, if need be.
             return Ok(Handled::Reenter);
         }
         #[expect(unsafe_code, reason = "UNSAFETY: a member of KVM's union")]
@@ -129,7 +130,7 @@ impl ExitHandler {
         self.handle(Ok(if mmio.is_write != 0 { VcpuExit::MmioWrite(gpa, data) } else { VcpuExit::MmioRead(gpa, data) }))
     }
 
-    /// An access that came out with its address and data: KVM completes the instruction with what is answered here.
+    /// An access that exited with its address and data: KVM completes the instruction with the data that is put here.
     fn mmio<'vcpu>(&mut self, core: &SlotCore, gpa: u64, access: ExitAccess<'_>) -> Result<Handled<'vcpu>, ExitError> {
         self.left = FAULTS_IN_A_ROW;
         let region = &core.mapping.served.region;
@@ -149,12 +150,12 @@ impl ExitHandler {
             Err(NotResolved::Sigbus) if self.when == WhenDisabled::UnsupportedRequest => {
                 Ok(unsupported(core, &mut access))
             }
-            // A device that was dropped on revocation has no view to make the access through.
+            // A device that was dropped on revocation has no owner's view to make the access through.
             Ok(Err(_)) if region.owner.is_empty() && self.when == WhenDisabled::UnsupportedRequest => {
                 Ok(unsupported(core, &mut access))
             }
             refused => {
-                // For a VMM that enters the vCPU all the same: KVM completes the instruction with what it finds.
+                // For a VMM that enters the vCPU all the same: KVM completes the instruction with the data that it finds.
                 access.ones();
                 self.open = true;
                 match refused {
@@ -169,7 +170,7 @@ impl ExitHandler {
         }
     }
 
-    /// An access that was not executed, and whose address may be unknown: it is one of `suspects`, or nobody's.
+    /// An access that was not executed, and whose address may be unknown: it is an access to one of `suspects`, or to none.
     fn fault<'vcpu>(
         &mut self,
         suspects: &[Arc<SlotCore>],
@@ -186,7 +187,7 @@ impl ExitHandler {
                 match (phase, self.when) {
                     (Phase::Open, _) => break,
                     (Phase::Disabled | Phase::Gone, WhenDisabled::UnsupportedRequest) => {
-                        // The next access comes out with its address and data, and is answered.
+                        // The next access exits with its address and data, and is answered.
                         changed |= core.withdraw().map_err(|source| ExitError::Kvm { slot, source })?;
                         break;
                     }
@@ -230,7 +231,7 @@ impl ExitAccess<'_> {
         }
     }
 
-    /// As one access if it is one that the CPU makes at once, else byte by byte, as the bus would.
+    /// Makes one access if the size and alignment allow it; otherwise accesses byte by byte, as the bus would.
     fn make(&mut self, view: &OwnerView, at: usize) -> Result<(), AccessError> {
         macro_rules! as_one {
             ($t:ty) => {

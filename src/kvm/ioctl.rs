@@ -12,17 +12,17 @@ use std::io;
 /// The ioctl's name.
 pub(super) const CALL: &str = "KVM_SET_USER_MEMORY_REGION";
 
-/// What changes a guest's memory map: a [`VmFd`], or a VMM's own way to its virtual machine. Called without
-/// any lock of the crate; a panic is a failure.
+/// Changes a guest's memory map: a [`VmFd`], or a VMM's own interface to its virtual machine. It is called without any lock
+/// of the crate; a panic is a failure.
 pub trait SetMemslot: Send + Sync {
     /// `KVM_SET_USER_MEMORY_REGION`. A slot of 0 bytes is removed.
     ///
     /// # Safety
-    /// Until the slot is removed, `userspace_addr` and the `memory_size` bytes from there on are a mapping that nothing
-    /// else of this process relies on: the guest reads and writes it at any time.
+    /// Until the slot is removed, the `memory_size` bytes from `userspace_addr` on are a mapping that nothing else in this
+    /// process relies on: the guest reads and writes it at any time.
     ///
     /// # Errors
-    /// What KVM answered; the slot is as before.
+    /// KVM's error; the slot is as before.
     unsafe fn set(&self, slot: &kvm_userspace_memory_region) -> io::Result<()>;
 }
 
@@ -38,8 +38,8 @@ impl SetMemslot for VmFd {
 pub(super) fn change(vm: &dyn SetMemslot, slot: &kvm_userspace_memory_region) -> Result<(), SysError> {
     may_fail(CALL)?;
     // SAFETY: the only caller is a memslot's core, which owns the mapping and takes the slot out before it gives the
-    // mapping up (or leaks it). Whoever else reaches the memory does so by accesses that expect other writers: see the
-    // crate's rule of no references to region memory.
+    // mapping up (or leaks it). The device, mappings of the region and other processes reach the memory too, by accesses
+    // that expect other writers: the crate has no references to region memory.
     let done = unsafe { vm.set(slot) };
     done.map_err(|e| SysError::new(CALL, Errno::from_raw(e.raw_os_error().unwrap_or(0))))
 }

@@ -24,15 +24,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What becomes of a memslot while its region is disabled or being reset; the trade-off is in the [module](super).
+/// What happens to a memslot while its region is disabled or being reset; the [module](super) compares the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Retention {
-    /// It is taken out before the memory is revoked and put back after it is restored: guest accesses come out as
+    /// It is taken out before the memory is revoked and put back after it is restored: guest accesses exit as
     /// `KVM_EXIT_MMIO`. The default.
     #[default]
     Remove,
-    /// It stays: guest accesses come out as the machine has it.
+    /// It stays: how guest accesses exit depends on the machine.
     Keep,
 }
 
@@ -53,9 +53,9 @@ impl Memslots {
         Self { shared: Arc::new(Set { vm: Theirs::new(vm), slots: RwLock::new(Vec::new()) }) }
     }
 
-    /// Makes `mapping` guest memory at guest physical address `gpa`, as memslot `slot`, which must be free. If the
-    /// region is disabled now, the guest meets what it would meet had it been disabled later. Stores to a read-only
-    /// mapping come out as `KVM_EXIT_MMIO`, and the exit handler drops them.
+    /// Makes `mapping` guest memory at guest physical address `gpa`, as memslot `slot`, which must be free. If the region
+    /// is disabled now, the slot is as it would be if the region had been disabled later. Stores to a read-only mapping
+    /// exit as `KVM_EXIT_MMIO`, and the exit handler drops them.
     ///
     /// # Blocking
     /// Waits for a change of the region's state that is under way.
@@ -90,11 +90,11 @@ impl Memslots {
             }
             slots.push(Arc::clone(&core));
         }
-        // Dropping it undoes whatever was done.
+        // Dropping `memslot` undoes whatever was done.
         let mut memslot = Memslot { set: Arc::clone(&self.shared), core: Arc::clone(&core), subscription: None };
         let region = &core.mapping.served.region;
         let (subscription, installed) = region.protocol.at_rest(|phase| {
-            // No change is under way: what is seen here is what the first notification will change.
+            // No change is under way: the phase seen here is what the first notification will change.
             let start = core.mapping.offset();
             let range = start..start + core.mapping.len();
             let subscription = Subscription::new(region, range, Arc::clone(&core) as _);
@@ -124,7 +124,7 @@ impl fmt::Debug for Memslots {
     }
 }
 
-/// Can a vCPU's accesses go through this mapping?
+/// Checks that a vCPU's accesses can go through this mapping.
 fn suitable(mapping: &Mapping) -> Result<(), MemslotError> {
     let spec = &mapping.served.view.spec;
     let why = match &spec.server {
@@ -159,12 +159,12 @@ impl Memslot {
         self.core.range()
     }
 
-    /// Is it in the guest's memory map now?
+    /// True if it is in the guest's memory map now.
     pub fn is_installed(&self) -> bool {
         self.core.placed.now().is_there()
     }
 
-    /// SlotCounters.
+    /// Counters.
     pub fn stats(&self) -> MemslotStats {
         let c = &self.core.counters;
         MemslotStats {
@@ -180,7 +180,8 @@ impl Memslot {
 
 impl Drop for Memslot {
     fn drop(&mut self) {
-        // First nobody puts it back, then it goes, then nobody finds it.
+        // The subscription first, so that no notification puts the slot back; then the slot itself; then its entry in the
+        // set.
         self.subscription = None;
         let _ = self.core.change(|place| {
             place.gone = true;
@@ -188,7 +189,7 @@ impl Drop for Memslot {
         });
         self.set.slots.write().retain(|core| !Arc::ptr_eq(core, &self.core));
         if self.is_installed() {
-            // The guest still reaches these addresses: nothing else may ever be mapped there.
+            // The guest still reaches this address range: nothing else may ever be mapped there.
             std::mem::forget(Arc::clone(&self.core.mapping));
         }
     }
@@ -200,22 +201,21 @@ impl fmt::Debug for Memslot {
     }
 }
 
-/// What has happened to a [`Memslot`].
+/// Counters of a [`Memslot`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemslotStats {
-    /// Times that it was put into the guest's memory map.
+    /// How often it was put into the guest's memory map.
     pub installs: u64,
-    /// Times that it was taken out.
+    /// How often it was taken out.
     pub removals: u64,
-    /// How many of those were the exit handler's doing ([`Retention::Keep`]).
+    /// How often the exit handler took it out ([`Retention::Keep`]); included in `removals`.
     pub withdrawn: u64,
-    /// Changes that KVM refused. The memory is revoked all the same, and accesses to enabled memory are answered by the
-    /// exit handler.
+    /// Changes that KVM refused. The memory is revoked all the same, and the exit handler makes accesses to enabled memory.
     pub degraded: u64,
     /// Guest accesses that the exit handler made on the guest's behalf.
     pub served: u64,
-    /// Guest accesses that it answered as Unsupported Requests.
+    /// Guest accesses that the exit handler answered as Unsupported Requests.
     pub unsupported: u64,
 }
 
@@ -229,14 +229,14 @@ pub(super) struct SlotCounters {
     pub(super) unsupported: AtomicU64,
 }
 
-/// What a memslot, its set and its region's notifications share.
+/// The part that a memslot, its set and its region's notifications share.
 pub(super) struct SlotCore {
     vm: Theirs<dyn SetMemslot>,
     pub(super) slot: u32,
     pub(super) gpa: u64,
     pub(super) mapping: Arc<Mapping>,
     retention: Retention,
-    /// In the guest's memory map.
+    /// Whether it is in the guest's memory map.
     placed: Placed,
     pub(super) counters: SlotCounters,
 }
@@ -250,7 +250,7 @@ impl SlotCore {
         self.range().start < other.range().end && other.range().start < self.range().end
     }
 
-    /// Makes a wish come true; the error is KVM's, or the adapter's.
+    /// Changes the slot as `wish` says; the error is KVM's, or the adapter's.
     fn change(&self, wish: impl FnOnce(&mut Place)) -> Result<bool, SysError> {
         let _inside = self.mapping.served.region.protocol.inside();
         let changed = self.placed.change(wish, |there| {
@@ -264,7 +264,7 @@ impl SlotCore {
         })
     }
 
-    /// Takes the slot of a revoked region out, so that the next access has an address; says whether this call did it.
+    /// Takes the slot of a revoked region out, so that the next access has an address. True if this call did it.
     pub(super) fn withdraw(&self) -> Result<bool, SysError> {
         let due = self.change(|place| place.wanted &= !place.revoked)?;
         if due {
@@ -282,14 +282,14 @@ impl SlotCore {
             userspace_addr: self.mapping.as_ptr().expose_provenance() as u64,
         };
         let region = &self.mapping.served.region;
-        // KVM waits for every vCPU that is inside a page fault. If those are answered by an event loop, that may be this
-        // very thread: it goes on answering while another one waits for KVM.
+        // KVM waits for every vCPU that is inside a page fault. If an event loop resolves those faults, this very thread
+        // may run it: so another thread waits for KVM, while this one goes on resolving.
         if !region.monitor.as_ref().is_some_and(Monitor::help) {
             return change(&*self.vm, &slot);
         }
         std::thread::scope(|scope| {
             let helper = std::thread::Builder::new().name("mmio-memslot".to_owned());
-            // What it calls is this call's own, in another thread.
+            // The helper thread acts for this call, and counts as inside it.
             let run = || {
                 let _inside = (region.protocol.inside(), self.placed.inside());
                 change(&*self.vm, &slot)
@@ -315,7 +315,7 @@ impl SlotCore {
 
 impl InvalidateNotifier for SlotCore {
     fn before_revoke(&self, _range: Range<usize>) -> Result<(), NotifyError> {
-        // If KVM refuses, the slot stays, as with Keep: the mapping itself refuses, too.
+        // If KVM refuses, the slot stays, as with Keep: the mapping itself refuses as well.
         self.degraded(self.change(|place| {
             place.revoked = true;
             place.wanted &= self.retention == Retention::Keep;
@@ -324,7 +324,7 @@ impl InvalidateNotifier for SlotCore {
     }
 
     fn after_restore(&self, _range: Range<usize>) -> Result<(), NotifyError> {
-        // If KVM refuses, accesses come out as MMIO, and the exit handler makes them.
+        // If KVM refuses, accesses exit as MMIO, and the exit handler makes them.
         self.degraded(self.change(|place| {
             place.revoked = false;
             place.wanted = !place.gone;

@@ -1,4 +1,4 @@
-//! What a monitor's threads share, and do: read faults, answer them, fail closed.
+//! The state and the loop of a monitor's threads: they read faults, resolve them, and fail closed.
 
 use super::Resolver;
 use crate::stats::Histogram;
@@ -30,9 +30,9 @@ pub(super) type MappingTable = BTreeMap<Addr, (AddrRange, Arc<dyn Resolver>)>;
 pub(super) struct MonitorCore {
     pub(super) uffd: Uffd,
     pub(super) source: UffdSource,
-    /// By first address. Held for reading while an answer is given: see `disown`.
+    /// By first address. Read-locked while a fault is resolved: see `Monitor::disown`.
     pub(super) mappings: RwLock<MappingTable>,
-    /// Rings at the end, for all threads, and is never silenced.
+    /// Signalled at the end, for all threads, and never reset.
     pub(super) bell: EventFd,
     /// What the threads sleep in: the userfaultfd and the bell. Not poll(2), which keeps a file alive that is closed meanwhile: what
     /// waits in a closed userfaultfd is released when the last reference goes, and not before.
@@ -54,7 +54,7 @@ pub(super) fn either(uffd: &Uffd, bell: &EventFd) -> Result<Epoll, SysError> {
 }
 
 impl MonitorCore {
-    /// Reads what waits (at most `limit`) and answers it.
+    /// Reads waiting faults (at most `limit`) and resolves them.
     pub(super) fn pump(&self, batch: &mut Vec<FaultMessage>, limit: usize) -> Result<usize, SysError> {
         batch.clear();
         let n = match self.uffd.read(batch, limit) {
@@ -74,7 +74,7 @@ impl MonitorCore {
             let mappings = self.mappings.read();
             match mappings.range(..=fault.addr).next_back() {
                 Some((_, (range, served))) if range.contains(fault.addr) => served.serve(fault),
-                // The mapping went away between fault and answer: let the thread see what is there now.
+                // The mapping went away since the fault: the thread is woken and sees what is there now.
                 _ => {
                     self.counters.stale.fetch_add(1, Ordering::Relaxed);
                     wake_page(&self.uffd, fault.addr);
@@ -88,8 +88,8 @@ impl MonitorCore {
         self.counters.answer.record(since.elapsed());
     }
 
-    /// Fails closed where an answer has panicked: the next one would too. The mapping refuses from now on, and the thread
-    /// meets that instead of waiting for ever.
+    /// Fails closed after a panic in `serve`: the next fault would panic too. The mapping refuses from now on, and the
+    /// thread gets that instead of waiting for ever.
     fn give_up(&self, addr: Addr) {
         let _ = catch_unwind(AssertUnwindSafe(|| {
             let mappings = self.mappings.read();
@@ -110,9 +110,9 @@ impl MonitorCore {
         self.fail();
     }
 
-    /// Ends in one of the monitor's threads, unless it is wanted to.
+    /// Called at the end of a thread. Unless the monitor is stopping, all of its mappings refuse from now on.
     pub(super) fn fail(&self) {
-        // A mapping that does not even refuse, for want of memory, say, would leave its threads waiting: try again.
+        // A mapping that cannot even refuse, for want of memory, say, would leave its threads waiting: try again.
         while !self.stopping.load(Ordering::Acquire) && !self.die() {
             thread::sleep(Duration::from_millis(10));
         }
@@ -135,7 +135,7 @@ impl MonitorCore {
         woken && !self.stopping.load(Ordering::Acquire) && !self.dead.load(Ordering::Acquire)
     }
 
-    /// Fails closed; false if that has to be tried again.
+    /// Makes all mappings refuse; false if that has to be tried again.
     pub(super) fn die(&self) -> bool {
         self.dead.store(true, Ordering::Release);
         let mut closed = true;

@@ -2,7 +2,7 @@
 
 use crate::sys::SysError;
 
-/// A monitor cannot be had or cannot go on.
+/// A monitor cannot be made, or cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MonitorError {
@@ -12,7 +12,7 @@ pub enum MonitorError {
     /// The userfaultfd was made by another process, and serves that one.
     #[error("this userfaultfd serves the process that made it: hand on /dev/userfaultfd, see Monitor::from_device")]
     Foreign,
-    /// Its userfaultfd was closed behind its back. Its mappings refuse from then on.
+    /// Other code has closed its userfaultfd. Its mappings refuse from then on.
     #[error("the monitor's userfaultfd is gone; build the region with another monitor")]
     Dead,
     /// A system call failed.

@@ -38,7 +38,7 @@ fn a_mapping_whose_answer_panics_refuses_from_then_on() {
     assert_eq!(monitor.stats().panics, 1);
 }
 
-/// Notes what it is asked to answer.
+/// Records the faults that it is asked to resolve.
 #[derive(Default)]
 struct Notes {
     served: Mutex<Vec<FaultMessage>>,

@@ -1,11 +1,12 @@
 //! Waiting rooms: the userfaultfds that stand-ins are registered with, one for each kind of waiting.
 //!
 //! A registration survives mremap only if its userfaultfd asks for `UFFD_FEATURE_EVENT_REMAP`, and then mremap returns only
-//! once the event has been read (`mremap_userfaultfd_complete`). A thread does that. It sleeps between the moves, on a futex
-//! and not in the userfaultfd: closing that while nothing is being moved ends it at once, and releases whatever waits in it.
-//! For a while after a move it looks for the next one, so that the many moves of one change wake it once.
+//! once the event has been read (`mremap_userfaultfd_complete`). A thread reads it. Between the moves the thread sleeps on
+//! a futex and not in the userfaultfd: so closing the userfaultfd while nothing is being moved ends it at once, and
+//! releases all faults that wait in it. For a while after a move the thread looks for the next one, so that the many moves
+//! of one change wake it once.
 //!
-//! Faults are not read, or read and left: they end by a wake.
+//! Faults are not read, or read and ignored: a wake ends them.
 
 use crate::sync::inside::Mutex;
 use crate::sync::wait::Event;
@@ -21,13 +22,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Whose faults wait in a stand-in.
+/// Which faults wait in a stand-in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waits {
-    /// Everyone's, as far as this process may see them: for the time of a reset.
+    /// All faults that this process may see: for the time of a reset.
     Everyone,
-    /// Those of user mode; the kernel's are refused (EFAULT): for as long as it takes. The kernel does not sleep in a fault of
-    /// its own while the thread has a signal pending, it faults again and again (`fault_signal_pending`).
+    /// Faults of user mode; the kernel's are refused (EFAULT). For as long as it takes: while the thread has a signal
+    /// pending the kernel does not sleep in a fault of its own, but faults again and again (`fault_signal_pending`).
     UserMode,
 }
 
@@ -44,7 +45,7 @@ pub(crate) struct WaitingRoom {
     replaced: AtomicBool,
 }
 
-/// In place of the number of moves: there is no thread any more that would read their events.
+/// In place of the number of moves: there is no thread any more to read their events.
 const NO_MORE: usize = usize::MAX;
 
 #[derive(Default)]
@@ -65,7 +66,7 @@ impl Waits {
 }
 
 impl WaitingRoom {
-    /// The process's room, made if there is none, or none any more.
+    /// The process's room; it is made if there is none, or if the old one is gone.
     pub(crate) fn get(waits: Waits) -> Result<Arc<Self>, SysError> {
         Self::get_or(waits, || match waits {
             Waits::Everyone => Uffd::open(UffdFeatures::EVENT_REMAP).map(|(uffd, _)| uffd),
@@ -78,7 +79,7 @@ impl WaitingRoom {
         Self::get(waits)?.start()
     }
 
-    /// Makes the rooms that this process could not make by itself, by a `/dev/userfaultfd` that was handed to it.
+    /// Makes the rooms that this process could not make on its own, from a `/dev/userfaultfd` that was passed to it.
     pub(crate) fn supply(device: BorrowedFd<'_>) {
         let _ =
             Self::get_or(Waits::Everyone, || Uffd::by_device(device, UffdFeatures::EVENT_REMAP, UffdSource::Device));
@@ -103,7 +104,7 @@ impl WaitingRoom {
             replaced: AtomicBool::new(false),
         });
         if let Some(earlier) = room.replace(Arc::clone(&made)) {
-            // What waits in it keeps it. SeqCst: as for `moves`.
+            // The views whose faults wait in it keep it. SeqCst: as for `moves`.
             earlier.replaced.store(true, Ordering::SeqCst);
             earlier.begun.notify_all();
         }
@@ -111,11 +112,11 @@ impl WaitingRoom {
     }
 
     fn is_open(&self) -> bool {
-        // Acquire pairs with the Release in `read_events`; only a hint all the same.
+        // Acquire pairs with the Release in `read_events`; still only a hint.
         !self.ended.load(Ordering::Acquire) && self.uffd.is_open()
     }
 
-    /// From now on the faults of `range`, which is private memory, wait.
+    /// Makes the faults of `range`, which is private memory, wait from now on.
     pub(crate) fn register(&self, range: AddrRange) -> Result<(), SysError> {
         self.uffd.register(range, false)
     }
@@ -125,7 +126,7 @@ impl WaitingRoom {
         self.uffd.wake(range)
     }
 
-    /// Everything that waits in `range` faults again.
+    /// Wakes every thread that waits in `range`: it faults again.
     pub(crate) fn wake(&self, range: AddrRange) {
         let _ = self.uffd.wake(range);
     }
@@ -140,7 +141,7 @@ impl WaitingRoom {
             return Err(SysError::new("mremap", Errno::EBADF));
         }
         self.begun.notify_all();
-        // SAFETY: both are the caller's; what stands at `to` is being revoked, and nothing of it is needed.
+        // SAFETY: both are the caller's; the content of `to` is being revoked, and nothing of it is needed.
         let moved = unsafe { map::move_over(from, to) };
         self.moves.fetch_sub(1, Ordering::SeqCst);
         moved
@@ -163,7 +164,7 @@ impl WaitingRoom {
         let mut faults = Vec::new();
         loop {
             let _ = self.begun.wait_while(|| !moving() && !self.replaced.load(Ordering::SeqCst), None, None);
-            // Only between moves, and none begins afterwards: mremap would wait for its event to be read.
+            // Only between moves, and none begins afterwards: its mremap would wait for ever for its event to be read.
             if self.replaced.load(Ordering::SeqCst)
                 && self.moves.compare_exchange(0, NO_MORE, Ordering::SeqCst, Ordering::SeqCst).is_ok()
             {
@@ -174,7 +175,7 @@ impl WaitingRoom {
                 faults.clear();
                 match self.uffd.read(&mut faults, usize::MAX) {
                     Ok(0) if quiet_since.elapsed() < ANOTHER => std::thread::yield_now(),
-                    // A move that takes long: the CPU is of more use to it.
+                    // A move takes long: leave the CPU to it.
                     Ok(0) => {
                         let mut fds = [PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN)];
                         let _ = poll(&mut fds, PollTimeout::from(1_u8));

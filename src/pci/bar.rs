@@ -1,7 +1,7 @@
 //! BAR reads and writes on a caller's behalf (`vfio_pci_bar_rw`, `vfio_pci_core_do_io_rw`).
 //!
 //! Each access of 1, 2, 4 or 8 bytes takes the read side of the memory lock, asks whether the device decodes memory, and
-//! goes through the owner's view, which nothing revokes. The caller's buffer is touched between accesses only.
+//! goes through the owner's view, which nothing revokes. The caller's buffer is touched only between accesses.
 
 use super::buffer::{BufferFault, Sink, Source};
 use super::error::PciError;
@@ -16,18 +16,18 @@ use crate::region::owner::OwnerView;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-/// What a caller does about a device that is busy.
+/// How a caller waits for a device that is busy.
 #[derive(Clone, Copy)]
 pub(super) enum Wait<'a> {
     ForEver,
     As(Caller<'a>),
 }
 
-/// What comes next in a transfer.
+/// The next step of a transfer.
 enum Step {
-    /// One access of so many bytes.
+    /// One access of this many bytes.
     Access(usize),
-    /// So many bytes that calls cannot reach.
+    /// This many bytes that calls cannot reach.
     Excluded(usize),
 }
 
@@ -52,7 +52,7 @@ const WIDEST: usize = 8;
 const WIDEST_ROM: usize = 4;
 
 impl Device {
-    /// How many bytes of a transfer of `len` at `at` there are.
+    /// How many bytes of a transfer of `len` bytes at `at` are in the space.
     fn extent(&self, space: Space, at: u64, len: usize, size: u64) -> Result<usize, PciError> {
         let left = size.checked_sub(at).filter(|left| *left > 0);
         let left = left.ok_or(PciError::OutOfRange { space, offset: at, size })?;
@@ -71,7 +71,7 @@ impl Device {
         let len = self.extent(space, at, into.len(), memory.size)?;
         let widest = if space == Space::Rom { WIDEST_ROM } else { WIDEST };
         if space == Space::Rom && !self.decoding.load(Ordering::Relaxed) {
-            // The driver finds it out when it maps the ROM for the transfer (`pci_map_rom`).
+            // The driver finds this out when it maps the ROM for the transfer (`pci_map_rom`).
             return Err(PciError::RomDisabled);
         }
         let mut done = 0;
@@ -149,7 +149,7 @@ impl Device {
     }
 
     /// One access under the read side of the memory lock, if the device decodes memory. Every access on a caller's behalf
-    /// comes through here.
+    /// goes through here.
     #[inline]
     pub(super) fn gated<R>(
         &self,
@@ -162,7 +162,7 @@ impl Device {
         let region = &*memory.region.shared;
         let at = usize::try_from(offset).unwrap_or(usize::MAX);
         let disabled = || PciError::Disabled { space, offset };
-        // Relaxed: changed under the write side of the lock whose read side is held.
+        // Relaxed: it changes only under the write side of the lock whose read side is held.
         let admits = |state| state != State::Gone && self.decoding.load(Ordering::Relaxed);
         if let Some(state) = region.protocol.try_read() {
             return match admits(*state) {
@@ -232,10 +232,10 @@ impl Device {
     }
 }
 
-/// What a range that calls cannot reach reads as.
+/// The bytes that a call reads in a range that it cannot reach.
 const ONES: [u8; 64] = [0xff; 64];
 
-/// Where in a register-sized array the bytes of a narrower value are.
+/// The position of a narrower value's bytes in a register-sized array.
 #[inline]
 fn bytes_of<T: Primitive>() -> Range<usize> {
     if cfg!(target_endian = "little") { 0..T::SIZE } else { 8 - T::SIZE..8 }

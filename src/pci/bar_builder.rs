@@ -1,4 +1,4 @@
-//! A base address register to be made.
+//! The description of a base address register.
 
 use super::config::ConfigSpace;
 use super::error::PciError;
@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A BAR of a device to be made.
+/// The description of a BAR, for [`PciBuilder::bar`](super::PciBuilder::bar).
 #[derive(Debug)]
 #[must_use]
 pub struct Bar {
@@ -19,7 +19,7 @@ pub struct Bar {
     wide: bool,
     prefetchable: bool,
     pub(super) excluded: Vec<Range<u64>>,
-    /// Asked for what ports don't have.
+    /// A setting that I/O ports do not have.
     mistake: Option<&'static str>,
 }
 
@@ -49,7 +49,7 @@ impl Bar {
         Self { kind: BarKind::Io(Theirs::new(ports)), ..Self::memory(size) }
     }
 
-    /// What the memory is made of. Default: a memfd of its own. Ports are made of none: the device is not built then.
+    /// The file that is the memory. Default: a memfd of its own. I/O ports have none: with one, the device is not built.
     pub fn backing(mut self, backing: Backing) -> Self {
         match &mut self.kind {
             BarKind::Memory(of) => *of = backing,
@@ -70,8 +70,8 @@ impl Bar {
         self
     }
 
-    /// A range of bytes, the MSI-X table, that calls cannot reach: they read all-ones, and their writes are dropped, in
-    /// whatever state the device is. It can be mapped. Called again, it excludes another range too.
+    /// Excludes a range of bytes, such as the MSI-X table, from calls: reads give all-ones and writes are dropped, whatever
+    /// state the device is in. The range can still be mapped. Each call excludes one more range.
     pub fn exclude(mut self, range: Range<u64>) -> Self {
         self.excluded.push(range);
         self
@@ -125,7 +125,7 @@ impl Bar {
 /// The size of the largest BAR or ROM that is 32 bits wide.
 pub(super) const LARGEST_NARROW: u64 = 1 << 31;
 
-/// The same bytes as ranges in order that don't touch each other; empty ones are none.
+/// The same bytes as ranges in order that do not touch each other, without empty ones.
 pub(super) fn apart(mut ranges: Vec<Range<u64>>) -> Box<[Range<u64>]> {
     ranges.retain(|range| range.start < range.end);
     ranges.sort_by_key(|range| range.start);

@@ -1,44 +1,44 @@
-//! Callers' buffers: where a transfer on a caller's behalf comes from or goes to.
+//! Callers' buffers: the source or the destination of a transfer on a caller's behalf.
 //!
-//! A buffer may itself be revocable memory, of the same device even: a copy to or from it may wait for the memory lock,
-//! or fail. So no lock is held while one is touched (vfio-pci's own deadlock, commit bc93b9ae0151).
+//! A buffer may itself be revocable memory, even of the same device: a copy to or from it may wait for the memory lock, or
+//! fail. So no lock is held while a buffer is touched (vfio-pci's own deadlock, commit bc93b9ae0151).
 
 use crate::region::access_error::CopyError;
 use crate::region::mapping::Mapping;
 use std::error::Error;
 use std::ops::Range;
 
-/// Why a caller's buffer failed.
+/// The error of a caller's buffer.
 pub type BufferFault = Box<dyn Error + Send + Sync>;
 
-/// Where a read on a caller's behalf puts what it read (`copy_to_user`).
+/// The destination of a read on a caller's behalf (`copy_to_user`).
 pub trait Sink {
     /// How many bytes it takes.
     fn len(&self) -> usize;
 
-    /// Does it take none?
+    /// True if it takes none.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Stores `bytes` from byte `at` on, which is inside.
+    /// Stores `bytes` from byte `at` on. They fit.
     ///
     /// # Errors
     /// The transfer ends with EFAULT.
     fn put(&mut self, at: usize, bytes: &[u8]) -> Result<(), BufferFault>;
 }
 
-/// Where a write on a caller's behalf takes what it writes (`copy_from_user`).
+/// The source of a write on a caller's behalf (`copy_from_user`).
 pub trait Source {
     /// How many bytes it has.
     fn len(&self) -> usize;
 
-    /// Has it none?
+    /// True if it has none.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Fills `into` from byte `at` on, which is inside.
+    /// Fills `into` from byte `at` on. There are as many.
     ///
     /// # Errors
     /// The transfer ends with EFAULT.
@@ -71,7 +71,7 @@ impl Source for [u8] {
     }
 }
 
-/// A part of a mapping as a caller's buffer: a transfer between a BAR and a mapping, of the same BAR even.
+/// A part of a mapping as a caller's buffer, for a transfer between a BAR and a mapping, even of the same BAR.
 #[derive(Clone, Debug)]
 pub struct MappingPart<'a> {
     mapping: &'a Mapping,
@@ -79,7 +79,7 @@ pub struct MappingPart<'a> {
 }
 
 impl<'a> MappingPart<'a> {
-    /// The bytes of `range`, as offsets in the mapping. Beyond its end the transfer fails.
+    /// The bytes of `range`, as offsets in the mapping. The transfer fails beyond the mapping's end.
     pub fn new(mapping: &'a Mapping, range: Range<usize>) -> Self {
         Self { mapping, range }
     }

@@ -1,4 +1,4 @@
-//! Describing a device.
+//! The description of a device.
 
 use super::bar_builder::{Bar, BarKind, LARGEST_NARROW, apart};
 use super::config::ConfigSpace;
@@ -96,7 +96,7 @@ impl PciBuilder {
         self
     }
 
-    /// PCI_COMMAND at the start. Default: 0, everything off. Bits that cannot be written may be set here.
+    /// The initial PCI_COMMAND. Default: 0, everything off. Bits that the guest cannot write may be set here.
     pub fn command(mut self, command: u16) -> Self {
         self.command = command;
         self
@@ -108,8 +108,7 @@ impl PciBuilder {
         self
     }
 
-    /// An expansion ROM with this content. Its size is the next power of two, 2 KiB at least; what is left over reads
-    /// all-ones.
+    /// An expansion ROM with this content. Its size is the next power of two, 2 KiB at least; the rest reads all-ones.
     pub fn rom(mut self, content: &[u8]) -> Self {
         self.rom = Some(content.to_vec());
         self
@@ -133,48 +132,47 @@ impl PciBuilder {
         self
     }
 
-    /// A PCI Express capability at `at`. It says that the function can be reset on its own if the device has a
-    /// [reset](Self::on_reset).
+    /// A PCI Express capability at `at`. It announces Function Level Reset if the device has a [reset](Self::on_reset).
     pub fn express(mut self, at: usize) -> Self {
         self.express = Some(at);
         self
     }
 
-    /// Bytes of configuration space, and which of their bits can be written (missing ones cannot): any other capability,
-    /// or whatever the header should say.
+    /// Bytes of configuration space, and a mask of their writable bits (bytes without a mask are read-only): for any other
+    /// capability, or any register of the header.
     pub fn config(mut self, at: usize, bytes: &[u8], writable: &[u8]) -> Self {
         self.raw.push((at, bytes.to_vec(), writable.to_vec()));
         self
     }
 
-    /// An SR-IOV virtual function: its memory is always enabled, as far as PCI_COMMAND goes.
+    /// An SR-IOV virtual function: PCI_COMMAND does not disable its memory.
     pub fn virtual_function(mut self) -> Self {
         self.virtual_function = true;
         self
     }
 
-    /// How mappings of its BARs are revoked. Default: the best that works for each.
+    /// How mappings of its BARs are revoked. Default: the best strategy that works for each BAR.
     pub fn strategy(mut self, strategy: Strategy) -> Self {
         self.strategy = Some(strategy);
         self
     }
 
-    /// Who resolves faults of its BARs. Default: [`Monitor::shared`].
+    /// The monitor that resolves faults of its BARs. Default: [`Monitor::shared`].
     pub fn monitor(mut self, monitor: Monitor) -> Self {
         self.monitor = Some(monitor);
         self
     }
 
-    /// Who waits for its ioeventfds. Default: [`IoEventLoop::shared`], started with the first.
+    /// The loop that serves its ioeventfds. Default: [`IoEventLoop::shared`], started with the first ioeventfd.
     pub fn io_event_loop(mut self, kicks: IoEventLoop) -> Self {
         self.kicks = Some(kicks);
         self
     }
 
-    /// How the function is reset. It runs while nothing reaches the memory, and works through the BARs' owners' views;
-    /// calls that would change the device's state, or access it as a caller would, are refused from inside of it.
+    /// How the function is reset. `reset` runs while nothing reaches the memory, and works through the BARs' owner's views.
+    /// It cannot change the device's state, nor access the device as a caller would: such calls are refused.
     ///
-    /// Without one, the device cannot be reset on its own.
+    /// Without `reset` the device cannot be reset on its own.
     pub fn on_reset(mut self, reset: impl Fn(&PciDevice, ResetKind) -> io::Result<()> + Send + Sync + 'static) -> Self {
         self.reset = Some(Handler(Theirs::new(Arc::new(reset))));
         self
@@ -183,7 +181,7 @@ impl PciBuilder {
     /// Makes the device.
     ///
     /// # Errors
-    /// The description contradicts itself, or memory could not be made.
+    /// The description contradicts itself, or a BAR's memory could not be made.
     pub fn build(mut self) -> Result<PciDevice, PciError> {
         let [vendor, device, ..] = self.ids;
         let name = self.name.take().unwrap_or_else(|| format!("{vendor:04x}:{device:04x}"));
@@ -243,7 +241,7 @@ impl PciBuilder {
         Ok(if enabled { builder.build() } else { builder.disabled().build() }?)
     }
 
-    /// Configuration space as it is at the start.
+    /// The initial configuration space.
     fn header(&self) -> Result<ConfigSpace, PciError> {
         let mut config = ConfigSpace::new(self.size);
         let [vendor, device, subsystem_vendor, subsystem] = self.ids.map(u16::to_le_bytes);

@@ -1,5 +1,5 @@
-//! The command register, and what every change of what a device decodes comes to: which writes revoke memory, and when the
-//! register shows it (`vfio_basic_config_write`).
+//! The command register, and every change of what a device decodes: which writes revoke memory, and when the register shows
+//! it (`vfio_basic_config_write`).
 
 use super::config::ConfigSpace;
 use super::error::PciError;
@@ -11,7 +11,7 @@ use crate::region::group::GroupError;
 use crate::sync::wait::Patience;
 
 impl Device {
-    /// A write that leaves the memory bit clear revokes, whatever it was before; one that leaves it set gives back.
+    /// A write that leaves the memory bit clear revokes, whatever the bit was before; one that leaves it set gives back.
     pub(super) fn write_command(&self, turn: &TurnGuard<'_>, at: usize, bytes: &[u8]) -> Result<(), PciError> {
         let memory = {
             let config = self.config.lock();
@@ -26,10 +26,10 @@ impl Device {
         self.transition(turn, reach, |config| config.write(at, bytes))
     }
 
-    /// Changes registers and, with them, who reaches memory: every mapping of every BAR and every call, or none. A
-    /// register shows a revocation when it is complete, and memory comes back when the register says so.
+    /// Changes registers and, with them, whether mappings and calls reach memory: for every BAR, or for none. A register
+    /// shows a revocation once it is complete, and memory comes back once the register says so.
     ///
-    /// Nothing is locked, and nobody told, if nothing changes for them.
+    /// If that stays as it is, no lock is taken and no notifier is told.
     pub(super) fn transition(
         &self,
         _turn: &TurnGuard<'_>,
@@ -46,7 +46,7 @@ impl Device {
             signal::install().map_err(failed)?;
         }
         let Some(mut changes) = Changes::begin(&self.members, |_| None, Patience::Forever)? else {
-            // No memory.
+            // The device has no memory BAR.
             write(&mut self.config.lock());
             self.set_reach(to);
             return Ok(());
@@ -67,7 +67,7 @@ impl Device {
         Ok(())
     }
 
-    /// Drops every page-table entry of every mapping; they come back with the next access.
+    /// Drops every page-table entry of every mapping; the next accesses fault them in again.
     fn zap(&self, _turn: &TurnGuard<'_>) -> Result<(), PciError> {
         let ((), released) = Changes::reset(&self.members, Patience::Forever, || (), |_| None)?;
         Ok(released?)

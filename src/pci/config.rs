@@ -1,16 +1,16 @@
-//! Configuration space: bytes, and which of their bits can be written. No behaviour: what a write sets off is the
-//! business of the files named after it.
+//! Configuration space: bytes, and which of their bits can be written. No behaviour: the effects of a write are in the
+//! files that are named after them.
 
 use super::regs::*;
 
-/// PCI's configuration space, or that of PCI Express.
+/// The configuration space of PCI, or of PCI Express.
 #[derive(Clone, Debug)]
 pub(super) struct ConfigSpace {
     bytes: Box<[u8]>,
     writable: Box<[u8]>,
-    /// Where the power-management capability stands.
+    /// The offset of the power-management capability.
     pub(super) power: Option<usize>,
-    /// Where the PCI Express capability stands.
+    /// The offset of the PCI Express capability.
     pub(super) express: Option<usize>,
 }
 
@@ -44,12 +44,12 @@ impl ConfigSpace {
         self.bytes[at..][..bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Lets these bits be written.
+    /// Makes these bits writable.
     pub(super) fn allow(&mut self, at: usize, mask: &[u8]) {
         self.writable[at..][..mask.len()].copy_from_slice(mask);
     }
 
-    /// Sizing is all in the mask: address bits below the size read as the type bits they are, whatever is written.
+    /// Sizing is all in the mask: address bits below the size read as type bits, whatever is written.
     pub(super) fn set_bar(&mut self, index: usize, size: u64, kind: u32) {
         let at = BAR0 + 4 * index;
         let mask = !(size - 1);
@@ -73,7 +73,7 @@ impl ConfigSpace {
         u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]])
     }
 
-    /// What the byte at `register` would be after this write.
+    /// The byte at `register` after this write.
     pub(super) fn preview(&self, at: usize, bytes: &[u8], register: usize) -> u8 {
         let old = self.bytes[register];
         let mask = self.writable[register];
@@ -83,14 +83,14 @@ impl ConfigSpace {
         }
     }
 
-    /// A guest's write: only what can be written changes.
+    /// A guest's write: only writable bits change.
     pub(super) fn write(&mut self, at: usize, bytes: &[u8]) {
         for i in 0..bytes.len() {
             self.bytes[at + i] = self.preview(at, bytes, at + i);
         }
     }
 
-    /// Takes a write back; others may have written other bytes since.
+    /// Takes a write back, except bytes that it did not change: others may have written those since.
     pub(super) fn undo(&mut self, before: &Self, after: &Self) {
         for (at, (old, new)) in before.bytes.iter().zip(&after.bytes).enumerate() {
             if old != new {

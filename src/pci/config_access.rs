@@ -52,7 +52,7 @@ impl Device {
         let flr = control.is_some_and(|control| u16::from(bytes[control - at]) & (EXP_DEVCTL_FLR >> 8) != 0);
         let command = covers(at, bytes.len(), COMMAND);
         if !command && !power {
-            // Nothing about memory: not even a reset that is under way holds it up.
+            // This write does not affect memory: not even a reset that is under way holds it up.
             config.write(at, bytes);
         }
         drop(config);

@@ -17,24 +17,24 @@ use std::sync::atomic::Ordering;
 
 impl PciDevice {
     /// Reads on a caller's behalf (`pread` of a vfio device): accesses of 1, 2, 4 or 8 bytes, as the offset's alignment
-    /// allows, each by itself under the read side of the memory lock. Answers how many bytes were read, fewer than
-    /// asked for at the end of a BAR.
+    /// allows, each of them under the read side of the memory lock. Returns how many bytes were read: fewer than asked for
+    /// at the end of a BAR.
     ///
     /// # Blocking
-    /// While the device is being reset.
+    /// Waits while the device is being reset.
     ///
     /// # Errors
-    /// See [`PciError`]. A transfer that is cut by a revocation is an error as a whole.
+    /// See [`PciError`]. A transfer that a revocation cuts short is an error as a whole.
     #[inline]
     pub fn read<B: Sink + ?Sized>(&self, space: Space, offset: u64, into: &mut B) -> Result<usize, PciError> {
         self.device.read(space, offset, into, Wait::ForEver)
     }
 
-    /// Writes on a caller's behalf; see [`read`](Self::read). Writing to configuration space does what the register
-    /// does: revoke and give back memory, change the power state, reset the function.
+    /// Writes on a caller's behalf; see [`read`](Self::read). A write to configuration space has the register's effect: it
+    /// revokes memory or gives it back, changes the power state, or resets the function.
     ///
     /// # Blocking
-    /// While the device is being reset; a write that revokes, as [`Region::disable`] does.
+    /// Waits while the device is being reset; a write that revokes also waits as [`Region::disable`] does.
     ///
     /// # Errors
     /// See [`PciError`]. What was written before the error stays written.
@@ -57,7 +57,7 @@ impl PciDevice {
         self.device.read(space, offset, into, Wait::As(caller.into()))
     }
 
-    /// [`write`](Self::write) for a caller with flags. They are about BARs: a write to configuration space that revokes
+    /// [`write`](Self::write) for a caller with flags. The flags apply to BARs: a write to configuration space that revokes
     /// memory waits all the same.
     ///
     /// # Errors
@@ -72,10 +72,10 @@ impl PciDevice {
         self.device.write(space, offset, from, Wait::As(caller.into()))
     }
 
-    /// Maps a BAR, or a part of it, in whatever state the device is.
+    /// Maps a BAR, or a part of it, whatever state the device is in.
     ///
     /// # Errors
-    /// I/O ports, the ROM and configuration space cannot be mapped (EINVAL); as [`Region::map`] otherwise.
+    /// I/O ports, the ROM and configuration space cannot be mapped (EINVAL); otherwise as [`Region::map`].
     pub fn map(&self, bar: Space, options: MapOptions) -> Result<Mapping, PciError> {
         match self.region(bar) {
             Some(region) if bar != Space::Rom => region.map(options).map_err(|e: MapError| e.into()),
@@ -83,18 +83,18 @@ impl PciDevice {
         }
     }
 
-    /// The region behind a memory BAR or the ROM: for pins, notifiers and statistics. Its state is the device's to
-    /// change, by its registers.
+    /// The region of a memory BAR or the ROM: for pins, notifiers and statistics. The device changes its state, through its
+    /// registers; the caller must not.
     pub fn region(&self, space: Space) -> Option<&Region> {
         self.device.memory(space).map(|memory| &memory.region)
     }
 
-    /// The device side's view of a memory BAR or the ROM, which no revocation touches.
+    /// The device's own view of a memory BAR or the ROM, which no revocation touches.
     pub fn owner(&self, space: Space) -> Option<&OwnerView> {
         self.region(space).map(Region::owner)
     }
 
-    /// What a space is good for.
+    /// The size of a space, and what can be done with it.
     pub fn info(&self, space: Space) -> SpaceInfo {
         let device = &*self.device;
         match space {
@@ -112,30 +112,30 @@ impl PciDevice {
         }
     }
 
-    /// Can mappings of its BARs reach memory? PCI_COMMAND.MEM is set, the power state is below D3hot, and it is not in low
-    /// power.
+    /// True if mappings of its BARs reach memory: PCI_COMMAND.MEM is set, the power state is below D3hot, and the device is
+    /// not in low power.
     pub fn is_memory_enabled(&self) -> bool {
         self.device.decoding.load(Ordering::Relaxed) && !self.is_low_power()
     }
 
-    /// The name given.
+    /// The name that the builder was given.
     pub fn name(&self) -> &str {
         &self.device.name
     }
 
-    /// Lets the owner make accesses that no other access comes in between, whatever state the device is in: setting up
-    /// MSI-X, for one (`vfio_pci_memory_lock_and_enable`). `work` goes through the [owner's views](Self::owner).
+    /// Runs `work`, the owner's accesses, with no other access in between, whatever state the device is in: for setting up
+    /// MSI-X, for instance (`vfio_pci_memory_lock_and_enable`). `work` goes through the [owner's views](Self::owner).
     ///
-    /// **This bypasses the gate:** it works on a device whose memory is disabled, and nobody is told. No mapping is zapped;
-    /// what is mapped already goes on reaching the memory meanwhile. Reads and writes by call, faults, ioeventfds and
-    /// changes of state wait for its end. So `work` does not touch the device's mappings other than by `try_` accesses: a page
-    /// fault there would wait for its end too.
+    /// **This bypasses the gate:** it works on a device whose memory is disabled, and no notifier is told. No mapping is
+    /// zapped; pages that are mapped already go on reaching the memory meanwhile. Reads and writes by call, faults,
+    /// ioeventfds and changes of state wait for the end of `work`. So `work` must touch the device's mappings by `try_`
+    /// accesses only: a page fault there would wait for its end too.
     ///
     /// # Blocking
     /// Waits for single accesses and for changes of state.
     ///
     /// # Errors
-    /// Called from inside a notifier or a reset callback.
+    /// It was called from inside a notifier or a reset callback.
     pub fn privileged<R>(&self, work: impl FnOnce(&Self) -> R) -> Result<R, PciError> {
         let _turn = self.device.take_turn()?;
         let _locked = Changes::lock_out(&self.device.members)?;
@@ -190,7 +190,7 @@ impl Space {
     /// From vfio's region index (`VFIO_PCI_BAR0_REGION_INDEX` and so on).
     ///
     /// # Errors
-    /// An index that PCI devices do not have here; 8 (VGA) among them.
+    /// An index that devices do not have here, such as 8 (VGA).
     pub fn from_vfio_index(index: u32) -> Result<Self, PciError> {
         match index {
             0..=5 => Ok(Space::Bar(index as usize)),

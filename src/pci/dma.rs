@@ -1,8 +1,8 @@
 //! DMA mappings of BARs: what vfio's type1 IOMMU driver does with the patch series, over regions.
 //!
-//! Mapping a range for DMA faults it in; while the memory is revoked it is refused, and nothing is left behind. Unlike
-//! type1, whose mappings of a BAR stay in the IOMMU when the memory goes, a [`DmaSpace`] takes them out of it before the
-//! revocation and puts them back after: it is one of the region's notifiers. It can be unmapped in any state.
+//! Mapping a range for DMA faults it in. While the memory is revoked the mapping is refused, and nothing is left behind.
+//! With type1, mappings of a BAR stay in the IOMMU when the memory goes; a [`DmaSpace`] takes them out before the
+//! revocation and puts them back afterwards, as one of the region's notifiers. It can be unmapped in any state.
 
 use super::dma_part::DmaPart;
 use super::dma_segment::{DmaAccess, DmaSegment, Iommu, SegmentKind};
@@ -20,26 +20,26 @@ use std::sync::Arc;
 
 /// An I/O address space whose mappings follow the revocation of the memory behind them.
 ///
-/// It belongs to the process that made it: a forked child changes nothing by it, and its drop there reaches no IOMMU.
+/// It belongs to the process that made it: a forked child cannot change it, and dropping it there reaches no IOMMU.
 pub struct DmaSpace {
     iommu: Theirs<dyn Iommu>,
-    /// By first I/O address. Held for looks and changes of its own only: neither the IOMMU nor a region is called under it.
+    /// By first I/O address. Locked for single looks and changes only: neither the IOMMU nor a region is called under it.
     maps: Mutex<BTreeMap<u64, Taken>>,
     process: Identity,
 }
 
 /// A range of I/O addresses.
 struct Taken {
-    /// The last of them.
+    /// The last address.
     last: u64,
-    /// What is mapped there; `None` while a thread maps or unmaps it.
+    /// The segments mapped there; `None` while a thread maps or unmaps them.
     entries: Option<Vec<DmaEntry>>,
 }
 
 /// One segment, mapped as long as it lives.
 struct DmaEntry {
     kind: EntryKind,
-    /// Whose it is.
+    /// The process that mapped it.
     process: Identity,
 }
 
@@ -57,12 +57,12 @@ impl DmaSpace {
     /// Maps the segments, one after the other from `iova` on, or none of them.
     ///
     /// # Blocking
-    /// While a region is busy; not while it is disabled.
+    /// Waits while a region is busy; does not wait while it is disabled.
     ///
     /// # Errors
-    /// EFAULT for memory that is revoked, that may not be written or is not whole pages; EINVAL, EEXIST for the I/O addresses
-    /// (taken also while another thread maps or unmaps them); what the IOMMU answered; EDEADLK from inside a change of the
-    /// region, or with a guard that one waits for; EPERM in a forked child.
+    /// EFAULT for memory that is revoked, may not be written, or is not whole pages. EINVAL or EEXIST for the I/O addresses
+    /// (they are also taken while another thread maps or unmaps them). The IOMMU's own error. EDEADLK from inside a change
+    /// of the region, or with a guard that a change waits for. EPERM in a forked child.
     pub fn map(&self, iova: u64, segments: &[DmaSegment<'_>], access: DmaAccess) -> Result<(), PciError> {
         if !self.process.is_current() {
             return Err(PciError::Forked);
@@ -81,7 +81,7 @@ impl DmaSpace {
         let mut entries = Vec::with_capacity(segments.len());
         let mut at = iova;
         for segment in segments {
-            // Whatever fails, the entries so far are unmapped as they are dropped, before their addresses are free again.
+            // If this fails, the entries so far are unmapped as they are dropped, before their addresses are free again.
             entries.push(self.enter(at, segment, access)?);
             // The end of the last one may be 2^64.
             at = at.wrapping_add(segment.len() as u64);
@@ -90,8 +90,8 @@ impl DmaSpace {
         Ok(())
     }
 
-    /// Unmaps every mapping that lies in the range as a whole; says how many bytes those were. What another thread is mapping or
-    /// unmapping meanwhile is not among them.
+    /// Unmaps every mapping that lies in the range as a whole, and returns how many bytes those were. Mappings that another
+    /// thread is making or unmapping at the same time are not included.
     pub fn unmap(&self, iova: u64, len: usize) -> usize {
         if !self.process.is_current() || len == 0 {
             return 0;
@@ -107,7 +107,7 @@ impl DmaSpace {
         }
         for (reserved, entries) in removed {
             drop(entries);
-            // Only now may they be mapped again.
+            // Only now can the addresses be mapped again.
             drop(reserved);
         }
         bytes
@@ -129,7 +129,7 @@ impl DmaSpace {
             SegmentKind::Plain { addr, len } => {
                 let mapped = guarded(|| iommu.map(iova, *addr, *len, access));
                 let refused = |source| PciError::Iommu { iova, len: *len, source };
-                // After a panic it may be there all the same: dropping the entry takes it out.
+                // After a panic the mapping may be there all the same: dropping the entry takes it out.
                 let entry = DmaEntry { kind: EntryKind::Plain { iommu, iova, len: *len }, process };
                 match mapped {
                     Some(Ok(())) => Ok(entry),
@@ -150,7 +150,7 @@ impl DmaSpace {
                     placed: Placed::default(),
                 });
                 let in_region = mapping.offset() + range.start..mapping.offset() + range.end;
-                // First the subscription: no revocation is missed from here on. Whatever fails, the entry undoes it.
+                // The subscription comes first: no revocation is missed from here on. If a step fails, the entry undoes it all.
                 let subscription = Subscription::new(&mapping.served.region, in_region.clone(), Arc::clone(&part) as _);
                 let revoked = subscription.is_revoked();
                 let _ = part.change(|place| place.revoked |= revoked);
@@ -165,7 +165,7 @@ impl DmaSpace {
     }
 }
 
-/// I/O addresses that nothing else can be mapped at; free again when it is dropped.
+/// I/O addresses at which nothing else can be mapped until this is dropped.
 struct Reserved<'a> {
     space: &'a DmaSpace,
     iova: u64,
@@ -195,7 +195,7 @@ impl DmaEntry {
         }
     }
 
-    /// Nothing is mapped: there is nothing to be unmapped.
+    /// Drops the entry without unmapping: nothing is mapped.
     fn forget(mut self) {
         if let EntryKind::Plain { len, .. } = &mut self.kind {
             *len = 0;
@@ -206,14 +206,14 @@ impl DmaEntry {
 impl Drop for DmaEntry {
     fn drop(&mut self) {
         if !self.process.is_current() {
-            // The IOMMU is the parent's, and so is what is mapped there.
+            // The IOMMU is the parent's, and so are the mappings in it.
             return;
         }
         match &self.kind {
             EntryKind::Plain { len: 0, .. } => {}
             EntryKind::Plain { iommu, iova, len } => drop(guarded(|| iommu.unmap(*iova, *len))),
             EntryKind::Device { part, .. } => {
-                // From here on a notification finds nothing to do. An IOMMU that panics has been told.
+                // From here on a notification finds nothing to do. An IOMMU that panics has at least been called.
                 let _ = part.change(|place| {
                     place.gone = true;
                     place.wanted = false;

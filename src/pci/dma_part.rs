@@ -1,4 +1,4 @@
-//! A segment of revocable memory, in the IOMMU as long as the memory is there.
+//! A segment of revocable memory, which is in the IOMMU as long as the memory is there.
 
 use super::dma_segment::{DmaAccess, Iommu};
 use super::error::PciError;
@@ -26,10 +26,10 @@ pub(super) struct DmaPart {
     pub(super) iommu: Theirs<dyn Iommu>,
     pub(super) mapping: Arc<Listed>,
     pub(super) iova: u64,
-    /// In the mapping.
+    /// Offsets in the mapping.
     pub(super) range: Range<usize>,
     pub(super) access: DmaAccess,
-    /// In the IOMMU.
+    /// Whether it is in the IOMMU.
     pub(super) placed: Placed,
 }
 
@@ -66,8 +66,8 @@ impl DmaPart {
                 _ => bad("it cannot be pinned"),
             });
             let pin = pin?;
-            // No revocation completes while the guard lives, so what is faulted in stays. And as it is this thread's: what the
-            // IOMMU asks of the region does not wait for a revocation that waits for this.
+            // No revocation completes while the guard lives, so the pages that are faulted in stay. The guard is this
+            // thread's, so what the IOMMU asks of the region does not wait for a revocation that waits for this guard.
             let Ok(_guard) = protocol.gate.enter() else { continue };
             drop(pin);
             let mapped = self.change(|place| place.wanted = !place.revoked && !place.gone);
@@ -79,7 +79,7 @@ impl DmaPart {
                 Err(Refused::By(NotMapped::Iommu(source))) => return Err(self.refused(source)),
                 Err(Refused::Panicked) => return Err(self.refused(io::Error::other("it panicked"))),
             }
-            // A revocation has been announced and is about to shut the gate: whatever comes of it is waited for.
+            // A revocation has been announced and is about to shut the gate: wait for its outcome.
             if own_guards {
                 return Err(PciError::WouldDeadlock);
             }
@@ -111,7 +111,7 @@ impl DmaPart {
         })
     }
 
-    /// Has every page of the range mapped (`follow_fault_pfn`). The region is enabled, and stays so meanwhile.
+    /// Makes every page of the range present (`follow_fault_pfn`). The region is enabled, and stays so meanwhile.
     fn fault_in(&self) -> Result<(), SysError> {
         let served = &self.mapping.served;
         let part = served.view.range.part(self.range.start, self.range.len());
@@ -119,7 +119,7 @@ impl DmaPart {
             DmaAccess::Read => Prot::Read,
             DmaAccess::ReadWrite => Prot::ReadWrite,
         };
-        // A page that is made present has no more rights by that: the IOMMU would refuse, or not look.
+        // Making a page present gives it no more rights: the IOMMU would refuse it, or not check.
         if !served.view.allows(part, needed) {
             return Err(SysError::new("mmap", Errno::EFAULT));
         }
@@ -132,7 +132,7 @@ impl DmaPart {
         Ok(())
     }
 
-    /// Device files know no populating advice: a load from each page does as well.
+    /// Device files do not know the populating advice: there, loads from each page fault it in.
     #[expect(unsafe_code, reason = "UNSAFETY: populates and loads from a part of the view's own range")]
     fn touch(&self) -> Result<(), SysError> {
         let range = self.mapping.served.view.range.part(self.range.start, self.range.len());
@@ -146,7 +146,8 @@ impl DmaPart {
             other => return other,
         }
         for at in (0..range.len).step_by(self.mapping.served.region.page) {
-            // SAFETY: inside the view's own range; whoever writes there meanwhile, the value is not used.
+            // SAFETY: inside the view's own range. A device, a guest and other processes may write there meanwhile; the
+            // value is not used.
             let loaded = unsafe { raw::load::<u8>(range.as_ptr().wrapping_add(at)) };
             loaded.map_err(|_| SysError::new("mmap", Errno::EFAULT))?;
         }

@@ -1,4 +1,4 @@
-//! What a device may reach by DMA, and how an IOMMU is told.
+//! The memory that a device may reach by DMA, and the interface to an IOMMU.
 
 use super::error::PciError;
 use crate::region::mapping::Mapping;
@@ -16,13 +16,13 @@ pub enum DmaAccess {
     ReadWrite,
 }
 
-/// What puts mappings into hardware: `VFIO_IOMMU_MAP_DMA`, iommufd, a software IOMMU.
+/// Puts mappings into hardware: `VFIO_IOMMU_MAP_DMA`, iommufd, a software IOMMU.
 ///
-/// Called without any lock of the crate, by the thread that maps, unmaps, revokes or gives back; a panic is a failure. From inside
-/// of a call nothing can be had of the region that the memory is of that would have to wait for the call's own end: it says
+/// It is called without any lock of the crate, by the thread that maps, unmaps, revokes or gives back; a panic is a
+/// failure. Inside a call, a request to the memory's region that would wait for the call's own end returns
 /// [`Reentrant`](PciError::Reentrant).
 pub trait Iommu: Send + Sync {
-    /// From now on `iova..iova + len` reaches the memory at `addr`, which is there and will stay until
+    /// From its return on, `iova..iova + len` reaches the memory at `addr`, which is there and stays until
     /// [`unmap`](Self::unmap).
     ///
     /// # Errors
@@ -44,8 +44,8 @@ pub(super) enum SegmentKind<'a> {
 }
 
 impl<'a> DmaSegment<'a> {
-    /// A part of a BAR's mapping, as offsets in the mapping, in bytes: whole pages. Its range stays, revoked and given back with the
-    /// region, if the mapping is dropped before this is unmapped.
+    /// A part of a BAR's mapping, as offsets in the mapping, in bytes: whole pages. If the mapping is dropped before this
+    /// is unmapped, the range stays, and is revoked and given back with the region.
     pub fn device(mapping: &'a Mapping, range: Range<usize>) -> Self {
         Self(SegmentKind::Device { mapping, range })
     }
@@ -53,8 +53,9 @@ impl<'a> DmaSegment<'a> {
     /// Memory that is never revoked: `len` bytes from `addr` on, whole pages.
     ///
     /// # Safety
-    /// As long as it is mapped in a [`DmaSpace`], devices read it, and write it where they are allowed to, at any time. So until
-    /// it is unmapped it is memory of the caller's that stays mapped, and that nothing has a reference to which that breaks.
+    /// As long as it is mapped in a [`DmaSpace`], devices read it at any time, and write it if they are allowed to. Until
+    /// it is unmapped it must be the caller's own memory, stay mapped, and have no reference to it that such accesses would
+    /// break.
     #[expect(unsafe_code, reason = "UNSAFETY: what an IOMMU is told to reach is the caller's promise")]
     pub unsafe fn plain(addr: *mut u8, len: usize) -> Self {
         Self(SegmentKind::Plain { addr, len })
@@ -67,7 +68,7 @@ impl<'a> DmaSegment<'a> {
         }
     }
 
-    /// Is it made of whole pages, and inside of what it is a part of?
+    /// Checks that it is whole pages, and inside its mapping.
     pub(super) fn check(&self, access: DmaAccess) -> Result<(), PciError> {
         let page = page_size();
         let (addr, start, len) = match &self.0 {

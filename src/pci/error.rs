@@ -1,4 +1,4 @@
-//! What the device model answers, each with the errno that vfio-pci gives for it.
+//! The errors of the device model, each with the errno that vfio-pci gives for it.
 
 use super::space::Space;
 use crate::monitor::error::MonitorError;
@@ -12,7 +12,7 @@ use crate::sys::SysError;
 use nix::errno::Errno;
 use std::sync::Arc;
 
-/// Why the device did not do it; [`errno`](Self::errno) is what the same step gets from vfio-pci.
+/// The device refused or failed; [`errno`](Self::errno) is the errno that vfio-pci returns for the same.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PciError {
@@ -23,7 +23,7 @@ pub enum PciError {
     Disabled {
         /// Which space.
         space: Space,
-        /// The access, in bytes.
+        /// Where in the space, in bytes.
         offset: u64,
     },
     /// The ROM cannot be read while memory decoding is off (ENOMEM).
@@ -34,7 +34,7 @@ pub enum PciError {
     NoSuchSpace {
         /// Which space.
         space: Space,
-        /// What it lacks.
+        /// The reason.
         why: &'static str,
     },
     /// The access starts at or beyond the end (EINVAL).
@@ -57,7 +57,7 @@ pub enum PciError {
         /// Its size, in bytes.
         size: usize,
     },
-    /// The caller's own buffer could not be read or written; some of the transfer may have been done (EFAULT).
+    /// The caller's own buffer could not be read or written; a part of the transfer may have been done (EFAULT).
     #[error("the caller's buffer failed at byte {at}: {source}")]
     Buffer {
         /// Where in the buffer.
@@ -73,7 +73,7 @@ pub enum PciError {
         /// In bytes.
         offset: u64,
     },
-    /// The wait was called off (EINTR).
+    /// The wait was cancelled (EINTR).
     #[error("the wait for {space:?} at {offset:#x} was called off")]
     Cancelled {
         /// Which space.
@@ -81,7 +81,7 @@ pub enum PciError {
         /// In bytes.
         offset: u64,
     },
-    /// Flags that contradict themselves (EINVAL).
+    /// The flags contradict themselves (EINVAL).
     #[error(transparent)]
     Flags(#[from] IllegalFlags),
     /// Called from inside the device's own reset callback or notifier (EDEADLK).
@@ -89,10 +89,10 @@ pub enum PciError {
         "called from inside this device's reset callback or one of its notifiers: call it from elsewhere, or after"
     )]
     Reentrant,
-    /// The calling thread holds a guard that the change of state which it would have to wait for waits for (EDEADLK).
+    /// It would wait for a change of state that waits for a guard of the calling thread (EDEADLK).
     #[error("this thread holds a guard that the change under way waits for: drop that guard first")]
     WouldDeadlock,
-    /// Called in a forked child, for what is its parent's (EPERM).
+    /// Called in a forked child, on a device, loop or space of its parent's (EPERM).
     #[error("it is the parent's: a forked child makes its own")]
     Forked,
     /// The device has no way to be reset (EINVAL for a function, ENODEV for a bus).
@@ -110,31 +110,31 @@ pub enum PciError {
     /// The reset itself failed; the device is as before.
     #[error("the reset failed: {0}")]
     Reset(#[source] std::io::Error),
-    /// Low power was entered before (EINVAL).
+    /// The device is in low power already (EINVAL).
     #[error("the device is in low power already: exit_low_power() first")]
     LowPower,
-    /// Somebody else changes the state of a function of the bus (EBUSY).
+    /// Another thread is changing the state of a function of the bus (EBUSY).
     #[error("{name} is busy; nothing was reset: try again")]
     Busy {
         /// The function.
         name: String,
     },
-    /// This ioeventfd exists (EEXIST).
+    /// The ioeventfd exists already (EEXIST).
     #[error("an ioeventfd for that offset, width and value exists: remove it first")]
     Exists,
-    /// No such ioeventfd to remove (ENODEV).
+    /// There is no such ioeventfd to remove (ENODEV).
     #[error("no ioeventfd for that offset, width and value")]
     NotFound,
     /// The limit of 1000 ioeventfds a device is reached (ENOSPC).
     #[error("a device has {limit} ioeventfds at most: remove others first")]
     TooMany {
-        /// How many.
+        /// The limit.
         limit: usize,
     },
-    /// The descriptor is no eventfd (EINVAL).
+    /// The descriptor is not an eventfd (EINVAL).
     #[error("that descriptor is no eventfd: see eventfd(2)")]
     NotEventFd,
-    /// An address cannot be mapped for DMA: its memory is revoked, or may not be accessed so (EFAULT).
+    /// An address cannot be mapped for DMA: its memory is revoked, or its rights do not allow it (EFAULT).
     #[error("{addr:#x} cannot be mapped for DMA: {why}")]
     Dma {
         /// The address.
@@ -149,10 +149,10 @@ pub enum PciError {
         iova: u64,
         /// In bytes.
         len: usize,
-        /// What it answered.
+        /// Its error.
         source: std::io::Error,
     },
-    /// A range of I/O addresses that is empty, not made of whole pages, or wraps around (EINVAL).
+    /// The range of I/O addresses is empty, not whole pages, or wraps around (EINVAL).
     #[error("{len:#x} bytes at I/O address {iova:#x}: {why}")]
     Iova {
         /// The I/O address.
@@ -186,7 +186,7 @@ pub enum PciError {
 }
 
 impl PciError {
-    /// What a system call would answer: vfio-pci's errno wherever the real driver was seen to do the same.
+    /// The errno that a system call would return: vfio-pci's, wherever the real driver was observed.
     pub fn errno(&self) -> i32 {
         let errno = match self {
             Self::Disabled { .. } => Errno::EIO,

@@ -1,7 +1,8 @@
 //! ioeventfds: an eventfd that stands for one write to a BAR (`vfio_pci_ioeventfd`).
 //!
-//! Signalled, it writes without waiting; if the device is busy, a thread is made that waits and writes; while memory is
-//! disabled the write is dropped, as on a bus nobody decodes. In all cases the eventfd is consumed.
+//! When it is signalled, the write is tried without waiting. If the device is busy, a new thread waits and writes; while
+//! memory is disabled the write is dropped, like a write that no device on a bus decodes. In all cases the eventfd is
+//! consumed.
 
 use super::bar::Wait;
 use super::error::PciError;
@@ -22,18 +23,19 @@ use std::sync::{Arc, Weak};
 pub(super) struct IoEventFd {
     device: Weak<Device>,
     write: Write,
-    /// Signals that a thread waits to make a write for; one write will do for all of them.
+    /// Signals for which a thread is waiting to write; one write is enough for all of them.
     deferred: AtomicU64,
 }
 
 impl PciDevice {
-    /// Each time `eventfd` is signalled, `value` is written to the BAR at `offset`, as a call would, but for this: it is
-    /// dropped while memory is disabled. Setting one up works in any state, and an eventfd that is signalled already
+    /// Writes `value` to the BAR at `offset` each time `eventfd` is signalled. This is a write by call, except that it is
+    /// dropped while memory is disabled. An ioeventfd can be added in any state, and an eventfd that is signalled already
     /// writes at once. The descriptor is duplicated.
     ///
     /// # Errors
-    /// No such place in a BAR, the MSI-X table, no eventfd (EINVAL); the same offset, width and value again, by whatever
-    /// eventfd (EEXIST); more than [`MOST_IOEVENTFDS`] (ENOSPC); a forked child's parent's device or loop (EPERM).
+    /// EINVAL: no such BAR or offset, the MSI-X table, or a descriptor that is not an eventfd. EEXIST: the same offset,
+    /// width and value again, even with another eventfd. ENOSPC: more than [`MOST_IOEVENTFDS`]. EPERM: in a forked child, a
+    /// device or loop of its parent's.
     pub fn add_ioeventfd(
         &self,
         bar: usize,
@@ -66,10 +68,10 @@ impl PciDevice {
         Ok(())
     }
 
-    /// Ends what [`add_ioeventfd`](Self::add_ioeventfd) began. A write that is under way may still be made.
+    /// Removes an ioeventfd. A write that is under way may still be made.
     ///
     /// # Errors
-    /// There is none for that offset, width and value (ENODEV).
+    /// There is no ioeventfd for that offset, width and value (ENODEV).
     pub fn remove_ioeventfd(&self, bar: usize, offset: u64, width: Width, value: u64) -> Result<(), PciError> {
         if !self.device.ioeventfds.process.is_current() {
             return Err(PciError::Forked);
@@ -112,8 +114,8 @@ impl Device {
         }
     }
 
-    /// The access is as wide as asked for where the offset's alignment allows it (all of it under one look at the state),
-    /// and made of bytes where not.
+    /// One access of the width asked for, if the offset's alignment allows it; otherwise single bytes. All of it is under
+    /// one look at the state.
     #[expect(clippy::cast_possible_truncation, reason = "the width says how much of the value counts")]
     fn store_as(
         &self,
@@ -141,22 +143,22 @@ impl Kick for IoEventFd {
     fn signalled(self: Arc<Self>) {
         let Some(device) = self.device.upgrade() else { return };
         let nowait = Wait::As(Caller::new(FaultFlags::NOWAIT));
-        // Disabled: dropped. Out of memory in the file: nobody to tell.
+        // Dropped if memory is disabled. If the file is out of memory, there is no caller to tell.
         let Err(PciError::WouldBlock { .. }) = device.make(self.write, nowait) else { return };
-        // AcqRel, as in `make_deferred`: either that sees this signal, or this sees that it has ended.
+        // AcqRel, as in `make_deferred`: either the thread there sees this signal, or this sees that it has ended.
         if self.deferred.fetch_add(1, Ordering::AcqRel) > 0 {
             return;
         }
         let kick = Arc::clone(&self);
         if thread::spawn("mmio-ioeventfd", move || kick.make_deferred(&device)).is_err() {
-            // No thread to be had: as if the signal had been merged with a later one.
+            // No thread could be started: as if the signal had been merged with a later one.
             self.deferred.store(0, Ordering::Release);
         }
     }
 }
 
 impl IoEventFd {
-    /// Waits and writes; again if there were more signals meanwhile, so that a write follows on every signal.
+    /// Waits and writes, and again if there were more signals meanwhile, so that a write follows every signal.
     fn make_deferred(&self, device: &Device) {
         loop {
             let seen = self.deferred.load(Ordering::Acquire);

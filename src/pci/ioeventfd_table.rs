@@ -1,4 +1,4 @@
-//! Which ioeventfds a device has.
+//! The ioeventfds of a device.
 
 use super::kicks::{IoEventLoop, Registration};
 use crate::sys::identity::Identity;
@@ -21,7 +21,7 @@ pub enum Width {
 }
 
 impl Width {
-    /// In bytes.
+    /// The width in bytes.
     pub fn bytes(self) -> usize {
         match self {
             Width::One => 1,
@@ -34,10 +34,10 @@ impl Width {
 
 /// A device's ioeventfds.
 pub(super) struct IoEventFds {
-    /// Who waits for them; the process's own from the first one on.
+    /// The loop that waits for them; without one of the caller's, the process's shared loop from the first ioeventfd on.
     pub(super) kicks: Mutex<Option<IoEventLoop>>,
     pub(super) list: Mutex<Vec<(Write, Registration)>>,
-    /// Whose they are: a forked child has none.
+    /// The process that they belong to: a forked child has none.
     pub(super) process: Identity,
 }
 

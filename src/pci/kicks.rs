@@ -1,4 +1,4 @@
-//! Who waits for ioeventfds: one epoll descriptor, read by a thread of its own or by the caller's event loop.
+//! The loop that waits for ioeventfds: one epoll descriptor, read by a thread of its own or by the caller's event loop.
 
 use super::error::PciError;
 use crate::sys::SysError;
@@ -20,11 +20,11 @@ use std::thread::JoinHandle;
 /// Waits for the ioeventfds of any number of devices; see
 /// [`PciBuilder::io_event_loop`](super::PciBuilder::io_event_loop). A clone is the same loop.
 ///
-/// It serves the process that made it: a forked child makes one of its own, and what it does to its parent's is refused.
+/// It serves the process that made it: a forked child makes one of its own, and cannot use its parent's.
 #[derive(Clone)]
 pub struct IoEventLoop {
     core: Arc<LoopCore>,
-    /// `None`: the caller's event loop.
+    /// `None`: the caller's event loop drives it.
     thread: Option<Arc<Thread>>,
 }
 
@@ -34,15 +34,16 @@ struct LoopCore {
     next: AtomicU64,
     stop: EventFd,
     stopping: AtomicBool,
-    /// Its thread has ended: there is nothing to wait for events any more.
+    /// Its thread has ended: no thread waits for events any more.
     ended: AtomicBool,
-    /// Whose loop it is. A forked child has the same epoll: what it adds, takes out or waits for there is its parent's.
+    /// The process that made it. A forked child has the same epoll: what it adds, removes or waits for there is its
+    /// parent's.
     process: Identity,
 }
 
-/// What a signalled eventfd stands for.
+/// The action of a signalled eventfd.
 pub(super) trait Kick: Send + Sync {
-    /// The eventfd was signalled, and consumed. Never waits.
+    /// The eventfd was signalled, and has been consumed. Never waits.
     fn signalled(self: Arc<Self>);
 }
 
@@ -53,14 +54,14 @@ struct Target {
     kick: Arc<dyn Kick>,
 }
 
-/// An ioeventfd's place in the loop, given up when dropped.
+/// An ioeventfd's registration with the loop, which ends when this is dropped.
 pub(super) struct Registration {
     kicks: IoEventLoop,
     id: u64,
 }
 
 impl IoEventLoop {
-    /// The process's shared loop, one thread, made anew if nobody holds it any more.
+    /// The process's shared loop, with one thread. It is made anew if no clone of it is left.
     ///
     /// # Errors
     /// Out of descriptors or threads.
@@ -102,13 +103,13 @@ impl IoEventLoop {
         Ok(Self { core: Arc::new(core), thread: None })
     }
 
-    /// Makes the writes of ioeventfds that are signalled now, and says how many there were. Never blocks: the write to
-    /// a busy device is left to a thread.
+    /// Makes the writes of the ioeventfds that are signalled now, and returns how many there were. Never blocks: a new
+    /// thread makes the write to a busy device.
     ///
-    /// A panic of a [`PortIo`](super::PortIo) ends there: its write counts as made.
+    /// A panic of a [`PortIo`](super::PortIo) is caught: its write counts as made.
     ///
     /// # Errors
-    /// The epoll descriptor is gone; or the loop is the parent's of a forked process.
+    /// The epoll descriptor is gone; or this is a forked child and the loop is its parent's.
     pub fn handle_ready(&self) -> Result<usize, PciError> {
         if self.core.is_inherited() {
             return Err(PciError::Forked);
@@ -125,12 +126,12 @@ impl IoEventLoop {
             return Err(PciError::NotEventFd);
         }
         if core.ended.load(Ordering::Acquire) {
-            // Its descriptors were closed behind its back. Better no ioeventfd than one that is not served.
+            // Other code has closed its descriptors. No ioeventfd is better than one that is not served.
             return Err(SysError::new("epoll_wait", Errno::EBADF).into());
         }
         let id = core.next.fetch_add(1, Ordering::Relaxed);
         let fd = Arc::new(fd);
-        // First the target, then its events.
+        // The target first, then its events.
         core.targets.lock().insert(id, Target { fd: Arc::clone(&fd), kick });
         // The duplicate is a descriptor of its own: one eventfd can stand for many writes.
         let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, id);
@@ -183,7 +184,7 @@ impl LoopCore {
             let target = self.targets.lock().get(&event.data()).cloned();
             if let Some(target) = target {
                 eventfd::take(target.fd.as_fd());
-                // Ports are a user's, and so is what goes with the last of a device.
+                // Ports are users' code, and so are destructors that run with the last reference to a device.
                 let _ = guarded(|| target.kick.signalled());
             }
         }
@@ -217,20 +218,20 @@ impl Drop for Thread {
     fn drop(&mut self) {
         let running = self.running.take();
         if self.core.is_inherited() {
-            // The thread is the parent's, and so is what it would be stopped by.
+            // The thread is the parent's, and so is the eventfd that would stop it.
             std::mem::forget(running);
             return;
         }
         self.core.stopping.store(true, Ordering::Release);
         let _ = self.core.stop.write(1);
-        // The last device can be dropped by the thread itself, which cannot join itself.
+        // The thread itself may drop the last device, and cannot join itself.
         if let Some(running) = running.filter(|running| running.thread().id() != std::thread::current().id()) {
             let _ = running.join();
         }
     }
 }
 
-/// Is it an eventfd? The kernel says so in /proc only; where there is none, any descriptor is taken for one.
+/// True for an eventfd. The kernel says so in /proc only; without /proc any descriptor is taken for one.
 fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     link.map_or(true, |target| target.as_os_str() == "anon_inode:[eventfd]")

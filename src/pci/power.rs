@@ -5,8 +5,8 @@ use super::regs::*;
 use super::state::{Device, PciDevice, Reach, TurnGuard};
 
 impl Device {
-    /// A write to PMCSR. A state that the device does not have, or does not go to from where it is, is ignored
-    /// (`pci_set_power_state` fails, and the driver does not tell).
+    /// A write to PMCSR. A state that the device does not have, or cannot reach from its present one, is ignored
+    /// (`pci_set_power_state` fails, and the driver does not report it).
     pub(super) fn write_power_control(&self, turn: &TurnGuard<'_>, at: usize, bytes: &[u8]) -> Result<(), PciError> {
         let asked = bytes[0] & PM_CTRL_STATE;
         let (now, supported) = {
@@ -19,7 +19,7 @@ impl Device {
             };
             (config.power_state(), supported)
         };
-        // From a state down to a deeper one, or up to D0.
+        // To a deeper state, or back to D0.
         let state = if supported && (asked == D0 || asked >= now) { asked } else { now };
         let reach = Reach { decoding: self.decodes(self.memory_bit(), state), ..self.reach() };
         self.transition(turn, reach, |config| {
@@ -35,8 +35,8 @@ impl PciDevice {
         self.device.config.lock().power_state()
     }
 
-    /// Runtime low power (`VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY`): mappings are revoked until
-    /// [`exit_low_power`](Self::exit_low_power). Calls are answered, for a call wakes the device for its duration; an
+    /// Enters runtime low power (`VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY`): mappings are revoked until
+    /// [`exit_low_power`](Self::exit_low_power). Calls still work, since a call wakes the device for its duration; an
     /// access through a mapping never wakes it.
     ///
     /// # Blocking
@@ -54,17 +54,17 @@ impl PciDevice {
         device.transition(&turn, Reach { low_power: true, ..reach }, |_| {})
     }
 
-    /// Ends low power. Nothing happens to a device that is not in it.
+    /// Leaves low power. Does nothing if the device is not in it.
     ///
     /// # Errors
-    /// Memory could not be given back: it stays in low power.
+    /// Memory could not be given back: the device stays in low power.
     pub fn exit_low_power(&self) -> Result<(), PciError> {
         let device = &*self.device;
         let turn = device.take_turn()?;
         device.transition(&turn, Reach { low_power: false, ..device.reach() }, |_| {})
     }
 
-    /// Is the device in runtime low power?
+    /// True if the device is in runtime low power.
     pub fn is_low_power(&self) -> bool {
         self.device.reach().low_power
     }

@@ -17,12 +17,12 @@ pub(super) const ROM_ADDRESS: usize = 0x30;
 pub(super) const CAPABILITIES: usize = 0x34;
 pub(super) const INTERRUPT_LINE: usize = 0x3c;
 pub(super) const INTERRUPT_PIN: usize = 0x3d;
-/// Where the header ends and capabilities may stand.
+/// The end of the header, from which on capabilities may be placed.
 pub(super) const HEADER_END: usize = 0x40;
 
 /// COMMAND: the device answers accesses to its memory BARs.
 pub(super) const COMMAND_MEMORY: u16 = 1 << 1;
-/// COMMAND: what can be written besides: I/O space, bus master, SERR#, INTx disable. The others are hardwired to 0 in
+/// COMMAND: the other writable bits: I/O space, bus master, SERR#, INTx disable. The rest are hardwired to 0 in
 /// PCI Express devices.
 pub(super) const COMMAND_WRITABLE: u16 = COMMAND_MEMORY | 1 << 0 | 1 << 2 | 1 << 8 | 1 << 10;
 /// STATUS: there is a list of capabilities.
@@ -59,10 +59,10 @@ pub(super) const EXP_LEN: usize = 0x3c;
 pub(super) const EXP_DEVCAP_FLR: u32 = 1 << 28;
 /// Device control: reset the function now; reads as 0.
 pub(super) const EXP_DEVCTL_FLR: u16 = 1 << 15;
-/// Device control: all but FLR, which is acted on, and phantom functions, which there are none of.
+/// Device control: all bits except FLR, which is acted on, and phantom functions, of which there are none.
 pub(super) const EXP_DEVCTL_WRITABLE: u16 = !(EXP_DEVCTL_FLR | 1 << 9);
 
-/// Does an access of `len` bytes at `at` touch the byte at `register`?
+/// True if an access of `len` bytes at `at` touches the byte at `register`.
 pub(super) fn covers(at: usize, len: usize, register: usize) -> bool {
     Range { start: at, end: at + len }.contains(&register)
 }

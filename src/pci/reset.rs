@@ -12,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 
 impl Device {
-    /// FLR through configuration space. The bit always reads as 0, and a reset that fails has no way to say so.
+    /// FLR through configuration space. The bit always reads as 0, and a reset that fails has no way to report it.
     pub(super) fn function_level_reset(self: &Arc<Self>, turn: &TurnGuard<'_>) {
         if let Some(reset) = &self.reset {
             let device = PciDevice { device: Arc::clone(self) };
@@ -24,14 +24,14 @@ impl Device {
 }
 
 impl PciDevice {
-    /// Resets the function (`VFIO_DEVICE_RESET`): it goes to D0, mappings are zapped, accesses wait, and the configuration
-    /// is as it was. Memory that was disabled before stays so.
+    /// Resets the function (`VFIO_DEVICE_RESET`): it goes to D0, mappings are zapped, accesses wait, and the rest of the
+    /// configuration is kept. Memory that was disabled stays disabled.
     ///
     /// # Blocking
     /// As [`Region::reset`](crate::Region::reset).
     ///
     /// # Errors
-    /// No way to reset it (EINVAL; nothing is zapped), or what the reset itself answered.
+    /// The device has no way to be reset (EINVAL; nothing is zapped), or the reset itself failed.
     pub fn reset(&self) -> Result<(), PciError> {
         let device = &self.device;
         let reset = device.reset.as_ref().ok_or(PciError::NoReset { what: "function" })?;
@@ -43,9 +43,9 @@ impl PciDevice {
 /// The functions that one reset of their bus reaches.
 #[derive(Clone, Debug)]
 pub struct Bus {
-    /// In the order in which everybody takes them.
+    /// In the one order in which every bus takes its functions.
     functions: Vec<PciDevice>,
-    /// A function on the bus that is nobody's here.
+    /// A function on the bus that is not served here.
     foreign: Option<String>,
 }
 
@@ -58,7 +58,7 @@ impl Bus {
         Self { functions, foreign: None }
     }
 
-    /// Says that a function on the bus is not served here: the bus cannot be reset.
+    /// Adds a function that is not served here: the bus then cannot be reset.
     #[must_use]
     pub fn with_foreign(mut self, name: impl Into<String>) -> Self {
         self.foreign = Some(name.into());
@@ -70,19 +70,19 @@ impl Bus {
         &self.functions
     }
 
-    /// Resets the bus (`VFIO_DEVICE_PCI_HOT_RESET`): every function goes to D0, every mapping of every one of them is
-    /// zapped before `reset` runs, accesses wait, and those that are enabled are given back after it. Or nothing at all
-    /// happens.
+    /// Resets the bus (`VFIO_DEVICE_PCI_HOT_RESET`), or does nothing at all. Every function goes to D0, every mapping of
+    /// every function is zapped before `reset` runs, accesses wait, and functions that are enabled are given back
+    /// afterwards.
     ///
-    /// `owned` says of each function whether the caller may reset it; it is asked before anything is touched. `reset` works
-    /// through the owners' views, as in [`PciBuilder::on_reset`](super::PciBuilder::on_reset).
+    /// `owned` says whether the caller may reset a function; it is asked about each one before anything is touched. `reset`
+    /// works through the owner's views, as in [`PciBuilder::on_reset`](super::PciBuilder::on_reset).
     ///
     /// # Blocking
-    /// For single accesses that others are in the middle of, 100 ms at most; else not at all.
+    /// At most 100 ms, for single accesses that other threads are in the middle of.
     ///
     /// # Errors
-    /// A function that is not the caller's (EINVAL), no function at all (ENODEV), one that somebody else changes, guards
-    /// or pins (EBUSY; undone in reverse), or what `reset` answered.
+    /// A function that is not the caller's (EINVAL); no function at all (ENODEV); a function that another thread is
+    /// changing, or that is guarded or pinned (EBUSY; undone in reverse); or the error of `reset`.
     pub fn hot_reset(
         &self,
         owned: impl Fn(&PciDevice) -> bool,
@@ -111,7 +111,7 @@ impl Bus {
     }
 }
 
-/// Turns taken, given back in reverse.
+/// Turns that were taken, given back in reverse.
 struct Turns<'a>(Vec<(&'a Arc<Device>, TurnGuard<'a>)>);
 
 impl Drop for Turns<'_> {
@@ -136,7 +136,8 @@ fn reset_all(
         }
         reset()
     };
-    // Whoever was in D3hot with the memory bit set has memory again. What could not be given back stays revoked.
+    // A function that was in D3hot with the memory bit set has memory again. A member that could not be given back stays
+    // revoked.
     let goal = |member: &Arc<RegionShared>| {
         let device = devices.iter().find(|(device, _)| device.has(member));
         device.map(|(device, _)| device.reach().state())

@@ -1,6 +1,6 @@
-//! What of a device is read, written or mapped.
+//! The spaces of a device that can be read, written or mapped.
 
-/// What of a device is read, written or mapped; vfio's region indices.
+/// A space of a device that can be read, written or mapped: one of vfio's region indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Space {
     /// A base address register's memory or ports, 0 to 5.
@@ -11,16 +11,16 @@ pub enum Space {
     Config,
 }
 
-/// What a space is good for (`VFIO_DEVICE_GET_REGION_INFO`).
+/// The size of a space, and what can be done with it (`VFIO_DEVICE_GET_REGION_INFO`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SpaceInfo {
-    /// In bytes; 0 for one that the device does not have.
+    /// The size in bytes; 0 if the device does not have the space.
     pub size: u64,
-    /// Can it be read?
+    /// True if it can be read.
     pub read: bool,
-    /// Can it be written?
+    /// True if it can be written.
     pub write: bool,
-    /// Can it be mapped?
+    /// True if it can be mapped.
     pub map: bool,
 }

@@ -1,4 +1,4 @@
-//! A device's state: its parts, what decides whether its memory is reachable, and whose turn it is to change it.
+//! A device's state: its parts, the conditions for its memory to be reachable, and the turn to change it.
 
 use super::config::ConfigSpace;
 use super::error::PciError;
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 /// A PCI device whose memory is revoked and given back as vfio-pci does it; see the [module](crate::pci).
 ///
-/// A clone is the same device. With the last one its memory goes for good: mappings refuse.
+/// A clone is the same device. When the last one is dropped, the memory goes for good: mappings refuse.
 #[derive(Clone)]
 pub struct PciDevice {
     pub(super) device: Arc<Device>,
@@ -26,17 +26,17 @@ pub struct PciDevice {
 
 pub(super) struct Device {
     pub(super) name: String,
-    /// Held for single looks and changes only; nothing is waited for under it.
+    /// Locked for single looks and changes only; no thread waits while it holds the lock.
     pub(super) config: Mutex<ConfigSpace>,
     pub(super) turn: Turn,
     pub(super) slots: [Option<BarSlot>; 6],
     pub(super) rom: Option<Memory>,
-    /// The regions of all of them, in the order in which they are locked.
+    /// The regions of all BARs and the ROM, in the order in which they are locked.
     pub(super) members: Vec<Arc<RegionShared>>,
-    /// Does the device answer memory accesses? (`__vfio_pci_memory_enabled`.) Changed under the write side of every
-    /// member's memory lock, asked under the read side of any.
+    /// True if the device decodes memory accesses (`__vfio_pci_memory_enabled`). Changed under the write side of every
+    /// member's memory lock, read under the read side of any.
     pub(super) decoding: AtomicBool,
-    /// In runtime low power (`pm_runtime_engaged`). Changed like `decoding`.
+    /// True in runtime low power (`pm_runtime_engaged`). Changed like `decoding`.
     pub(super) low_power: AtomicBool,
     pub(super) virtual_function: bool,
     pub(super) reset: Option<Theirs<ResetFn>>,
@@ -68,7 +68,7 @@ pub(super) struct Memory {
     pub(super) region: Region,
     /// The BAR's own size: the region may be longer, up to a page's end.
     pub(super) size: u64,
-    /// In order, and apart from each other.
+    /// In order, and not touching each other.
     pub(super) excluded: Box<[Range<u64>]>,
 }
 
@@ -77,10 +77,10 @@ pub(super) struct Ports {
     pub(super) size: u64,
 }
 
-/// One change of the device's registers at a time, and none from inside another.
+/// The turn to change the device's registers: one thread at a time, and not from inside another change.
 #[derive(Default)]
 pub(super) struct Turn {
-    /// Its holder runs callbacks.
+    /// Its holder may run callbacks.
     taken: parking_lot::Mutex<()>,
     by: AtomicI32,
 }
@@ -95,7 +95,7 @@ impl Turn {
         self.taken.try_lock().map(|taken| self.guard(taken))
     }
 
-    /// Is it the calling thread's turn?
+    /// True if it is the calling thread's turn.
     pub(super) fn is_caller(&self) -> bool {
         // Relaxed, here and below: only ever compared with the reading thread's own id.
         self.by.load(Ordering::Relaxed) == current_tid()
@@ -115,40 +115,40 @@ impl Drop for TurnGuard<'_> {
 
 pub(super) type ResetFn = dyn Fn(&PciDevice, ResetKind) -> io::Result<()> + Send + Sync;
 
-/// What asked for a reset.
+/// The cause of a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResetKind {
     /// [`PciDevice::reset`] (`VFIO_DEVICE_RESET`).
     Call,
-    /// Initiate Function Level Reset, through the PCI Express capability.
+    /// Function Level Reset, through the PCI Express capability.
     FunctionLevel,
     /// The bus's reset, [`Bus::hot_reset`].
     Bus,
 }
 
-/// I/O ports of a device: emulated by whoever implements this. Not gated by PCI_COMMAND.MEM.
+/// I/O ports of a device, emulated by the implementation. PCI_COMMAND.MEM does not gate them.
 ///
-/// Called by the thread that reads or writes by call, and by the ioeventfds' loop, where a panic ends with the one write. No lock
-/// of the crate is held.
+/// It is called by the thread that reads or writes by call, and by the ioeventfds' loop, where a panic ends only the one
+/// write. No lock of the crate is held.
 pub trait PortIo: Send + Sync {
-    /// A read of 1, 2 or 4 bytes (8 for a caller that asks for so many at an aligned offset).
+    /// A read of 1, 2 or 4 bytes, or of 8 for a caller that asks for 8 at an aligned offset.
     fn read(&self, offset: u64, into: &mut [u8]);
-    /// A write of as many.
+    /// A write of as many bytes.
     fn write(&self, offset: u64, bytes: &[u8]);
 }
 
-/// What decides whether memory is reachable.
+/// The conditions for memory to be reachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reach {
-    /// The device answers memory accesses.
+    /// The device decodes memory accesses.
     pub(super) decoding: bool,
-    /// It is in runtime low power: mappings are revoked, calls are answered.
+    /// The device is in runtime low power: mappings are revoked, calls work.
     pub(super) low_power: bool,
 }
 
 impl Reach {
-    /// Through mappings.
+    /// True if mappings reach memory.
     pub(super) fn mapped(self) -> bool {
         self.decoding && !self.low_power
     }
@@ -159,7 +159,7 @@ impl Reach {
 }
 
 impl Device {
-    /// Waits for the turn, unless its owner may be waiting for the caller.
+    /// Takes the turn; waits for it, unless its holder may be waiting for the caller.
     pub(super) fn take_turn(&self) -> Result<TurnGuard<'_>, PciError> {
         if self.is_changed_by_caller() {
             return Err(PciError::Reentrant);
@@ -173,7 +173,7 @@ impl Device {
         Ok(self.turn.guard(self.turn.taken.lock()))
     }
 
-    /// Is the calling thread inside a change of the device, or of one of its regions?
+    /// True if the calling thread is inside a change of the device, or of one of its regions.
     pub(super) fn is_changed_by_caller(&self) -> bool {
         self.turn.is_caller() || self.members.iter().any(|member| member.protocol.is_changed_by_caller())
     }
@@ -188,7 +188,7 @@ impl Device {
     }
 
     pub(super) fn reach(&self) -> Reach {
-        // Relaxed: changed by the holder of the turn only, or looked at as a hint.
+        // Relaxed: only the holder of the turn changes these; other readers take them as a hint.
         Reach { decoding: self.decoding.load(Ordering::Relaxed), low_power: self.low_power.load(Ordering::Relaxed) }
     }
 
@@ -197,7 +197,7 @@ impl Device {
         power_state < D3HOT && (memory_bit || self.virtual_function)
     }
 
-    /// The memory bit that a guest reads.
+    /// The memory bit as a guest reads it.
     pub(super) fn memory_bit(&self) -> bool {
         self.config.lock().u16(COMMAND) & COMMAND_MEMORY != 0
     }

@@ -1,8 +1,8 @@
-//! Asynchronous faults, as KVM's async page faults: not there now, told when it is.
+//! Asynchronous faults, like KVM's async page faults: the memory is not there now, and a completion says when it is.
 //!
-//! A queue is one consumer's, a vCPU's for instance. A fault that cannot be resolved now is put on the region's list; the
-//! thread that ends the change of state it waits for completes it. No thread, no runtime: a completion is an entry in
-//! the queue and a count in its eventfd, and wakes the token's task if it is awaited.
+//! A queue belongs to one consumer, a vCPU for instance. A fault that cannot be resolved now goes on the region's list; the
+//! thread that ends the change of state it waits for completes it. No thread and no runtime is needed: a completion is an
+//! entry in the queue and a count in its eventfd, and it wakes the task that awaits the token.
 
 use crate::protocol::error::SubmitError;
 use crate::protocol::fault::NotResolved;
@@ -26,10 +26,10 @@ mod ready;
 
 use ready::Ready;
 
-/// Where the completions of one consumer's faults arrive.
+/// A queue in which the completions of one consumer's faults arrive.
 ///
-/// [`AsFd`] is an eventfd, readable while completions wait, for epoll. Cheap to clone: clones are the same queue. In a forked
-/// child it is empty and stays so.
+/// [`AsFd`] gives an eventfd for epoll, readable while completions wait. Cheap to clone: clones are the same queue. In a
+/// forked child it is empty and stays so.
 #[derive(Clone)]
 pub struct FaultQueue {
     shared: Arc<QueueShared>,
@@ -40,20 +40,20 @@ struct QueueShared {
     /// Submitted and not yet taken from the queue.
     outstanding: AtomicUsize,
     completed: Mutex<VecDeque<Completion>>,
-    /// Counts what is in `completed`, and changes under its lock: a count that came after its completion was taken would
-    /// leave the eventfd readable with nothing to read.
+    /// Counts the entries of `completed`, and changes under its lock: a count that came after its completion was taken
+    /// would leave the eventfd readable with nothing to read.
     ready: Ready,
 }
 
-/// A fault of a queue's that is decided.
+/// A fault that is decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Completion {
-    /// Which: [`FaultToken::id`].
+    /// The fault's [`FaultToken::id`].
     pub id: u64,
-    /// The page it was for, an offset in the region, in bytes.
+    /// The page that was asked for: an offset in the region, in bytes.
     pub offset: usize,
-    /// The region is enabled: repeat the access. Or why it never will be, for this fault.
+    /// `Ok`: the region is enabled, repeat the access. `Err`: why this fault will not be resolved.
     pub result: Result<(), NotResolved>,
 }
 
@@ -62,9 +62,9 @@ pub struct Completion {
 pub enum Submitted {
     /// The region is enabled and not busy: repeat the access at once. Nothing was queued.
     Ready,
-    /// Told later.
+    /// The fault was queued; the token completes later.
     Queued(FaultToken),
-    /// This page's fault is in this queue already; its token tells.
+    /// This page's fault is in this queue already; the earlier token completes.
     Pending {
         /// The earlier token's id.
         id: u64,
@@ -72,8 +72,9 @@ pub enum Submitted {
 }
 
 impl FaultQueue {
-    /// A queue for at most `limit` faults that are not taken yet (KVM has 64 for a vCPU). At the limit a submission is refused
-    /// ([`SubmitError::Full`]) and the caller waits for its fault itself ([`Region::fault_in`]), as KVM does.
+    /// A queue for at most `limit` faults that are submitted and not taken yet (KVM has 64 for a vCPU). At the limit a
+    /// submission is refused ([`SubmitError::Full`]), and the caller waits for its fault itself
+    /// ([`Region::fault_in`](crate::Region::fault_in)), as KVM does.
     ///
     /// # Errors
     /// Out of descriptors.
@@ -106,7 +107,7 @@ impl FaultQueue {
 }
 
 impl FaultQueue {
-    /// Is it of the process that this one was forked from?
+    /// True if the queue belongs to the process that this one was forked from.
     pub(crate) fn is_inherited(&self) -> bool {
         self.shared.ready.is_inherited()
     }
@@ -127,7 +128,7 @@ impl fmt::Debug for FaultQueue {
     }
 }
 
-/// A fault that is not decided.
+/// A fault that is not decided yet.
 struct Pending {
     id: u64,
     offset: usize,
@@ -143,12 +144,13 @@ struct TokenState {
 }
 
 impl Pending {
-    /// Is it of the process that this one was forked from? Then locks may be held for ever, and the eventfd is the parent's.
+    /// True if the fault belongs to the process that this one was forked from. Its locks may then be held for ever, and the
+    /// eventfd is the parent's.
     fn is_inherited(&self) -> bool {
         self.queue.ready.is_inherited()
     }
 
-    /// Completes it, once.
+    /// Completes the fault, once.
     fn complete(&self, result: Result<(), NotResolved>) {
         if self.is_inherited() {
             return;
@@ -170,12 +172,12 @@ impl Pending {
             drop(completed);
         }
         if let Some(waker) = waker {
-            // A task's panic is its own: the change of state that brings this goes on to its end.
+            // A task's panic must not stop the change of state that completes the fault.
             let _ = guarded(|| waker.wake());
         }
     }
 
-    /// What a region in this phase means for it; `None`: it goes on waiting.
+    /// The result of the fault at a region in this phase; `None` if it goes on waiting.
     fn verdict(&self, phase: Phase) -> Option<Result<(), NotResolved>> {
         match (phase, self.policy) {
             (Phase::Open, _) => Some(Ok(())),
@@ -187,21 +189,22 @@ impl Pending {
     }
 }
 
-/// A submitted fault: a `Future` of its result, which also arrives in its queue. Dropping it gives the fault up:
-/// it completes with `Killed`. In a forked child it is given up at once, and its parent's stays as it is.
+/// A submitted fault: a `Future` of its result, which also arrives in its queue. Dropping the token gives the fault up: it
+/// completes with `Killed`. In a forked child the token is ready with `Killed` at once, and its parent's fault stays as it
+/// is.
 pub struct FaultToken {
     pending: Arc<Pending>,
-    /// The region's list, as long as the region is there.
+    /// The region's list, as long as the region exists.
     list: Weak<PendingFaults>,
 }
 
 impl FaultToken {
-    /// Tells completions apart; unique in its region.
+    /// The id that tells completions apart; unique in the region.
     pub fn id(&self) -> u64 {
         self.pending.id
     }
 
-    /// Gives the fault up: it completes with [`NotResolved::Killed`], if it is not decided yet.
+    /// Gives the fault up: if it is not decided yet, it completes with [`NotResolved::Killed`].
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -212,7 +215,7 @@ impl FaultToken {
         if broken(Mutation::CancelLate) {
             self.pending.complete(Err(NotResolved::Killed));
         }
-        // First off the list: a repeated fault on the page must not be told that one which is decided tells.
+        // Off the list first: a repeated fault on the page must not be referred to a token that is decided already.
         if let Some(list) = self.list.upgrade() {
             list.remove(self.pending.id);
         }
@@ -233,7 +236,7 @@ impl Future for FaultToken {
         if self.pending.is_inherited() {
             return Poll::Ready(Err(NotResolved::Killed));
         }
-        // A waker's clone and its destructor are the task's code: no lock is held.
+        // A waker's clone and destructor are the task's code: no lock is held while they run.
         let waker = context.waker().clone();
         let mut state = self.pending.state.lock();
         if let Some(result) = state.result {
@@ -261,7 +264,7 @@ impl fmt::Debug for FaultToken {
 /// The faults that wait for a region.
 pub(crate) struct PendingFaults {
     list: Mutex<PendingList>,
-    /// Whose they are.
+    /// The process that they belong to.
     process: Identity,
 }
 
@@ -272,7 +275,7 @@ struct PendingList {
 }
 
 impl PendingFaults {
-    /// Puts a fault on the list, if the phase does not decide it at once. See [`Region::fault_async`].
+    /// Puts a fault on the list, unless the phase decides it at once. See [`Region::fault_async`](crate::Region::fault_async).
     pub(crate) fn submit(
         self: &Arc<Self>,
         offset: usize,
@@ -303,18 +306,18 @@ impl PendingFaults {
         });
         list.faults.push(Arc::clone(&pending));
         drop(list);
-        // On the list first, then a look at the phase; a changer sets the phase first, then looks at the list. Either it
-        // sees the fault, or this sees the phase: the list's lock orders the two.
+        // The fault goes on the list first, then the phase is read; a changer sets the phase first, then reads the list.
+        // Either the changer sees the fault, or this sees the phase: the list's lock orders the two.
         if !broken(Mutation::SubmitRecheck) {
             self.settle(phase);
         }
         Ok(Submitted::Queued(FaultToken { pending, list: Arc::downgrade(self) }))
     }
 
-    /// Completes what the phase decides. Called after every change of state, once the phase is set.
+    /// Completes the faults that the phase decides. Called after every change of state, once the phase is set.
     ///
-    /// The phase is read under the list's lock: so it is the phase at a time when every fault on the list was there
-    /// already, and none is answered by what was before it.
+    /// The phase is read under the list's lock, when every fault on the list is there already, so no fault is completed by
+    /// a phase older than itself.
     pub(crate) fn settle(&self, phase: impl Fn() -> Phase) {
         let before = broken(Mutation::SettleStale).then(&phase);
         let mut list = self.list.lock();

@@ -1,7 +1,8 @@
 //! The fault path: a caller that needs memory, with flags that say what may be done about it if it is not there.
 //!
-//! Everything that can meet a busy or a disabled region on a caller's behalf comes through [`Protocol::fault_once`]:
-//! it tries the read side of the memory lock, and leaves every other decision to [`crate::fault::decide`].
+//! Every access and fault on a caller's behalf, which may find a busy or a disabled region, goes through
+//! [`Protocol::fault_once`]: it tries the read side of the memory lock, and leaves every other decision to
+//! [`crate::fault::decide`].
 
 use crate::protocol::fault::{
     CallerLock, Decision, FaultFlags, NoLock, NotResolved, Outcome, Rules, Seen, Situation, Sleep, Woken, decide,
@@ -13,33 +14,33 @@ use crate::protocol::{Protocol, State};
 use crate::sync::wait::{CancelToken, Waited};
 use crate::sync::{Mutation, RwLockReadGuard, broken};
 
-/// Who faults, and what it allows.
+/// A caller: what it allows, and what can end its waits.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Caller<'a> {
-    /// What the caller allows to be done. `WRITE` says that the access is a store.
+    /// What the caller allows the fault to do. `WRITE` says that the access is a store.
     pub flags: FaultFlags,
-    /// What calls off its waits, if the flags have `KILLABLE` or `INTERRUPTIBLE`.
+    /// Cancels its waits, if the flags have `KILLABLE` or `INTERRUPTIBLE`.
     pub cancel: Option<&'a CancelToken>,
-    /// What it meets at a disabled region: [`OnDisabled::Block`] waits, the others do not.
+    /// What happens at a disabled region: under [`OnDisabled::Block`] the caller waits, under the others it does not.
     pub on_disabled: OnDisabled,
-    /// What is done about it while the region is busy. Default: [`Rules::CRATE`].
+    /// The rules while the region is busy. Default: [`Rules::CRATE`].
     pub rules: Rules,
 }
 
 impl<'a> Caller<'a> {
-    /// A caller with these flags, whose waits nobody calls off, and that does not wait at a disabled region.
+    /// A caller with these flags, without a token, that does not wait at a disabled region.
     pub fn new(flags: FaultFlags) -> Self {
         Self { flags, cancel: None, on_disabled: OnDisabled::Sigbus, rules: Rules::CRATE }
     }
 
-    /// Cancelling `token` ends its waits.
+    /// Adds a token: cancelling it ends the caller's waits.
     pub fn cancel(mut self, token: &'a CancelToken) -> Self {
         self.cancel = Some(token);
         self
     }
 
-    /// What it meets at a disabled region.
+    /// Sets what happens at a disabled region.
     pub fn on_disabled(mut self, policy: OnDisabled) -> Self {
         self.on_disabled = policy;
         self
@@ -64,18 +65,18 @@ impl From<FaultFlags> for Caller<'_> {
 /// What a fault waits for.
 #[derive(Clone, Copy)]
 enum Until {
-    /// For the gate to let it in, or refuse it.
+    /// The gate lets it in, or refuses it.
     Entered,
-    /// For the memory lock.
+    /// The memory lock is free.
     Unlocked,
-    /// For the region to be enabled.
+    /// The region is enabled.
     Enabled,
 }
 
 impl Protocol {
-    /// One try. `ready` runs under the read side of the memory lock, of an enabled region, and must neither wait for
-    /// another thread nor touch anything that can fault into a userfaultfd; it answers `None` if it found the region
-    /// busy after all.
+    /// One try. `ready` runs under the read side of the memory lock of an enabled region, and must neither wait for another
+    /// thread nor touch anything that can fault into a userfaultfd. It returns `None` if it found the region busy after
+    /// all.
     ///
     /// With NOWAIT nothing here sleeps: one try-read, one decision.
     pub(crate) fn fault_once<R>(
@@ -87,8 +88,8 @@ impl Protocol {
         self.fault_once_if(|state| state == State::Enabled, caller, lock, ready)
     }
 
-    /// [`fault_once`](Self::fault_once) for a caller whose idea of enabled is its own (`admits`, asked under the read
-    /// side of the memory lock): a device in low power answers calls, though its mappings are revoked.
+    /// [`fault_once`](Self::fault_once) for a caller that decides itself which states count as enabled (`admits`, called
+    /// under the read side of the memory lock): a device in low power answers calls, though its mappings are revoked.
     fn fault_once_if<R>(
         &self,
         admits: impl Fn(State) -> bool,
@@ -116,7 +117,7 @@ impl Protocol {
             };
             let decision: Decision = decide(caller.flags, seen, caller.rules);
             if matches!(decision, Decision::Wait { .. }) {
-                // Before the caller's lock is released for a wait that there is not.
+                // Asked before the caller's lock is released for a wait that will not happen.
                 match self.futile() {
                     Some(Waited::WouldDeadlock) => return Err(Outcome::WouldDeadlock),
                     Some(_) => return Err(Outcome::Reentrant),
@@ -132,7 +133,7 @@ impl Protocol {
                 };
                 match waited {
                     Waited::Cancelled => Woken::Killed,
-                    // The last two: looked at again, and refused before the next wait.
+                    // The last two: the loop looks again, and `futile` refuses before the next wait.
                     Waited::Done | Waited::TimedOut | Waited::Reentrant | Waited::WouldDeadlock => Woken::Done,
                 }
             });
@@ -142,12 +143,12 @@ impl Protocol {
         }
     }
 
-    /// The loop around [`fault_once`](Self::fault_once): first try, then TRIED, cancellation looked at in between.
+    /// The loop around [`fault_once`](Self::fault_once): a first try, then TRIED, with a check for cancellation in between.
     pub(crate) fn on_behalf<R>(&self, caller: &Caller<'_>, ready: impl FnMut() -> Option<R>) -> Result<R, NotResolved> {
         self.on_behalf_if(|state| state == State::Enabled, caller, ready)
     }
 
-    /// [`on_behalf`](Self::on_behalf) for a caller whose idea of enabled is its own.
+    /// [`on_behalf`](Self::on_behalf) for a caller that decides itself which states count as enabled.
     pub(crate) fn on_behalf_if<R>(
         &self,
         admits: impl Fn(State) -> bool,
@@ -167,12 +168,12 @@ impl Protocol {
                 Err(outcome) => outcome,
             },
         )?;
-        // `resolve` answers Ok for Mapped only.
+        // `resolve` returns Ok for Mapped only.
         value.ok_or(NotResolved::Sigbus)
     }
 }
 
-/// Answers under the lock; the model's tests see what happens if not.
+/// Runs `ready` under the lock; the model's tests leave the lock out to see it missed.
 #[inline(always)]
 fn unlocked_if_broken<R>(state: RwLockReadGuard<'_, State>, ready: &mut impl FnMut() -> R) -> R {
     if broken(Mutation::FaultUnlocked) {

@@ -1,4 +1,4 @@
-//! A change of state under way: what the changer does between the locking and the waking.
+//! A change of state under way: the changer's steps from the announcement to the waking.
 
 use super::{Mechanism, Protocol, State};
 use crate::protocol::error::{Holders, RevokeError};
@@ -8,8 +8,9 @@ use crate::sync::wait::Patience;
 use crate::sync::{Mutation, RwLock, RwLockWriteGuard, TryMutexGuard, broken, fence, inside};
 use std::time::Instant;
 
-/// A change of state under way: the gate is closed and the write side of the memory lock is held. Dropping it
-/// ends the change, in whatever state it has come to.
+/// A change of state under way, from the claim of the right to make it. It is [announced](Self::announce), then
+/// [locked](Self::lock): the gate is then closed and the write side of the memory lock is held. Dropping it ends the
+/// change, in whatever state it has reached.
 pub(crate) struct Change<'a> {
     protocol: &'a Protocol,
     mechanism: &'a dyn Mechanism,
@@ -20,7 +21,7 @@ pub(crate) struct Change<'a> {
     memory: Option<RwLockWriteGuard<'a, State>>,
     was: State,
     now: State,
-    /// Those to be told before a revocation have been.
+    /// The subscribers have been told of a revocation.
     told: bool,
     published: bool,
 }
@@ -55,9 +56,9 @@ impl<'a> Change<'a> {
         self.was
     }
 
-    /// Tells those who keep the memory reachable by other ways that it goes away, then lets no guard and no pin come, and waits
-    /// for those that are there. Faults are still resolved, so several regions' changes are all announced before the first is
-    /// [locked](Self::lock): who holds a guard or a pin of one may access another.
+    /// Tells the subscribers that the memory goes away, then refuses new guards and pins, and waits for the old ones.
+    /// Faults are still resolved, so several regions' changes are all announced before the first is [locked](Self::lock):
+    /// the holder of a guard or a pin of one may access another.
     pub(super) fn announce(&mut self, patience: Patience) -> Result<(), RevokeError> {
         if self.was == State::Enabled {
             self.told = true;
@@ -67,23 +68,23 @@ impl<'a> Change<'a> {
         if broken(Mutation::DrainUnderLock) {
             self.lock(patience)?;
         }
-        // While disabled there is neither a guard nor a pin. An entry that is being refused is not waited for: its thread may be in
-        // a signal handler that waits for the end of that state.
+        // A disabled region has neither a guard nor a pin. An entry that is being refused is not waited for: its thread may
+        // be in a signal handler that waits for the end of that state.
         if self.was == State::Enabled { self.protocol.drain(self.mechanism, patience, self.since) } else { Ok(()) }
     }
 
-    /// Takes the write side of the memory lock: from here on no fault is resolved. Its readers hold it for a single access each and
-    /// wait for nobody.
+    /// Takes the write side of the memory lock: from here on no fault is resolved. Its readers hold it for a single access
+    /// each and wait for no other thread.
     pub(super) fn lock(&mut self, patience: Patience) -> Result<(), RevokeError> {
         if self.memory.is_some() {
             return Ok(());
         }
-        // Before the lock is taken or waited for: a signal handler of this thread that accesses a mapping must not fault into
-        // what only this thread can resolve.
+        // Before the lock is taken or waited for: if a signal handler of this thread accesses a mapping, it must not fault,
+        // since only this thread could resolve the fault.
         self.protocol.closed.store(true, Ordering::SeqCst);
         self.mechanism.close();
-        // Release: partner of the Acquire in `try_read_to_answer`, through the lock's own word. Who fails to read sees that the
-        // write side is wanted, and waits for the end of that.
+        // Release: partner of the Acquire in `try_read_to_answer`, through the lock's own word. A thread that fails to read
+        // sees that the write side is wanted, and waits for the end of that.
         if !broken(Mutation::TryFence) {
             fence(Ordering::Release);
         }
@@ -104,15 +105,15 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// Revokes. On an error everything is as before, unless it was to be for good: then it is, and what has failed to refuse
-    /// is left to whoever ends the region (`RegionShared::end`).
+    /// Revokes. On an error everything is as before, except with `State::Gone`: then the state is Gone, and the mappings
+    /// that failed to refuse are left to `RegionShared::end`.
     fn disable(&mut self, to: State) -> Result<(), RevokeError> {
         let was = self.now;
-        // First the state, then the refusal: a region that refuses is disabled.
+        // The state first, then the refusal: a region that refuses is disabled.
         self.set(to);
         self.mechanism.refuse(to == State::Gone).inspect_err(|_| {
-            // What does not come back either goes on refusing. The region is not revoked as a whole, so it is not
-            // called disabled: the next `disable()` must try again, and not find that there is nothing to do.
+            // A mapping that cannot be restored either goes on refusing. The region is not revoked as a whole, so its state
+            // is not Disabled: the next `disable()` must try again, and not find nothing to do.
             if to != State::Gone {
                 let _ = self.mechanism.restore();
                 self.set(was);
@@ -123,15 +124,15 @@ impl<'a> Change<'a> {
     /// Gives back. On an error everything is as before.
     fn enable(&mut self) -> Result<(), RevokeError> {
         let restored = self.mechanism.restore();
-        // What was given back before the failure is taken away again. If that fails too, the region is not revoked as a
-        // whole, and so not called disabled.
+        // Mappings that were given back before the failure are taken away again. If that fails too, the region is not
+        // revoked as a whole, so its state is not Disabled.
         if restored.is_ok() || self.mechanism.refuse(false).is_err() {
             self.set(State::Enabled);
         }
         restored
     }
 
-    /// Revokes or gives back, whichever `goal` asks for, if anything. On an error everything is as before.
+    /// Revokes or gives back as `goal` requires, or does nothing. On an error everything is as before.
     pub(super) fn become_state(&mut self, goal: State) -> Result<(), RevokeError> {
         match (self.now, goal) {
             (now, goal) if now == goal => Ok(()),
@@ -162,14 +163,14 @@ impl<'a> Change<'a> {
     pub(super) fn release(&mut self) -> Result<(), RevokeError> {
         match self.now {
             State::Enabled => self.mechanism.restore().inspect_err(|_| {
-                // What cannot be given back is revoked: it refuses already, and now it says so.
+                // A region that cannot be given back is revoked: it refuses already, and now its state says so.
                 let _ = self.disable(State::Disabled);
             }),
             State::Disabled | State::Gone => Ok(()),
         }
     }
 
-    /// Was anything done, or is this only the right to do it?
+    /// True if anything was done; false if this is only the right to do it.
     fn is_begun(&self) -> bool {
         self.told || self.published || self.memory.is_some() || self.protocol.phase() == Phase::Busy
     }
@@ -183,13 +184,13 @@ impl<'a> Change<'a> {
         drop(self.control.take());
     }
 
-    /// Ends the change for everyone who waits. What is left, completing asynchronous faults and telling that the memory is back,
-    /// is users' code, and may wait for them: a group publishes all of its members before that.
+    /// Ends the change for every waiter. What is left is users' code, which may wait for those waiters: completing
+    /// asynchronous faults, and telling subscribers that the memory is back. So a group publishes all of its members first.
     pub(super) fn publish(&mut self) {
         if !self.is_begun() || std::mem::replace(&mut self.published, true) {
             return;
         }
-        // Each step lets somebody look again, so each comes after what they are to see.
+        // Each step makes other threads look again, so it comes after the changes that they have to see.
         if broken(Mutation::WakeFirst) {
             self.mechanism.wake();
         }

@@ -1,8 +1,8 @@
 //! Changes of state, of one region or of several as one: the steps of the protocol, for all of them.
 //!
-//! Every change goes through here: a region's, a group's, a device's. First the right to change each member is claimed, in one
-//! fixed order; then guards and pins are waited for; then the memory locks are taken; then the state changes; then all are
-//! published before the first is told that its memory is back. What fails is undone in reverse.
+//! Every change goes through here: a region's, a group's, a device's. First the right to change each member is claimed, in
+//! one fixed order; then guards and pins are waited for; then the memory locks are taken; then the state changes; then all
+//! members are published before any subscriber is told that memory is back. Steps before a failure are undone in reverse.
 
 use super::{Change, Mechanism, Protocol, State, Together};
 use crate::protocol::error::RevokeError;
@@ -10,38 +10,38 @@ use crate::sync::wait::Patience;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-/// One of those that change together.
+/// A member of a set of regions that change together.
 pub(crate) trait Member: Clone + Send + Sync + 'static {
     fn protocol(&self) -> &Protocol;
     fn mechanism(&self) -> &dyn Mechanism;
-    /// Its state has changed, and everyone is told.
+    /// Called when its state has changed and all subscribers are told.
     fn changed(&self, was: State, now: State, took: Duration);
-    /// It was reset.
+    /// Called when it was reset.
     fn was_reset(&self);
 }
 
-/// A change failed, for this member. All are as before, but for those whose way back failed too.
+/// A change failed, at this member. All are as before, except those that could not be put back.
 #[derive(Debug)]
 pub(crate) struct Failed<M> {
     pub(crate) member: M,
     pub(crate) source: RevokeError,
 }
 
-/// What a reset's callback answered, and whether all came back.
+/// The value of a reset's callback, and whether all members were given back.
 pub(crate) type WasReset<R, M> = (R, Result<(), Failed<M>>);
 
-/// How long to wait, for whom.
+/// How long to wait for holders and for readers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WaitFor {
-    /// Those who hold guards and pins, and other changes.
+    /// For the holders of guards and pins, and for other changes.
     holders: Patience,
-    /// Those who are in the middle of a single access under the memory lock.
+    /// For threads in the middle of a single access under the memory lock.
     readers: Patience,
 }
 
 impl WaitFor {
-    /// Only those in the middle of a single access, for a moment. They hold nothing else and wait for nobody, so this is no
-    /// deadlock; without it regions under load would be busy for ever.
+    /// Waits only for threads in the middle of a single access, for a moment. They hold nothing else and wait for no other
+    /// thread, so there is no deadlock; without this wait, regions under load would be busy for ever.
     pub(crate) fn readers_only() -> Self {
         const READERS: Duration = Duration::from_millis(100);
         Self { holders: Patience::Never, readers: Patience::Until(Instant::now() + READERS) }
@@ -54,7 +54,7 @@ impl From<Patience> for WaitFor {
     }
 }
 
-/// Changes under way. Dropping them ends all, in whatever state each has come to.
+/// Changes under way. Dropping this ends all of them, in whatever state each has reached.
 pub(crate) struct Changes<'a, M: Member> {
     /// In the order in which they were begun; ended in reverse.
     begun: Vec<(&'a M, Change<'a>)>,
@@ -62,12 +62,12 @@ pub(crate) struct Changes<'a, M: Member> {
 }
 
 impl<'a, M: Member> Changes<'a, M> {
-    /// Begins them all, or none: afterwards nobody uses the memory under a guard or a pin, nobody resolves a fault, and this thread
-    /// alone may change the states. `goal`: what a member is to become, `None` if it is to stay, or not known yet. `None`: all are what they
-    /// are to become. Those that are stay untouched, and unchanged.
+    /// Begins them all, or none. Afterwards no thread uses the memory under a guard or a pin or resolves a fault, and this
+    /// thread alone may change the states. `goal` is the state that a member is to have, `None` if it stays or is not known
+    /// yet. Members that have their state already are left untouched, and unchanged. Returns `None` if all have it.
     ///
-    /// The members are in the one order in which everybody takes them; who waits, waits in that order. If nothing is waited for,
-    /// no member is told before all of them look as if they could be had.
+    /// The members are in the one order that all changes share; a change that waits does so in that order. Without waiting,
+    /// no subscriber is told before every member looks free.
     pub(crate) fn begin(
         members: &'a [M],
         goal: impl Fn(&M) -> Option<State>,
@@ -80,7 +80,7 @@ impl<'a, M: Member> Changes<'a, M> {
             let goal = goal(member);
             let claimed = member.protocol().claim(member.mechanism(), goal, holders, together.as_ref());
             let Some(mut change) = claimed.map_err(|source| failed(member, source))? else { continue };
-            // Before the next is claimed: the holder of a guard of this one may change that one meanwhile.
+            // Before the next member is claimed: the holder of a guard of this one may be changing that one.
             if holders != Patience::Never && goal != Some(change.state()) {
                 change.announce(holders).map_err(|source| failed(member, source))?;
             }
@@ -110,7 +110,7 @@ impl<'a, M: Member> Changes<'a, M> {
         Ok(changes)
     }
 
-    /// Brings all to one state, or leaves them as they are. Says whether there was anything to do.
+    /// Brings all to one state, or leaves all as they are. True if there was anything to do.
     pub(crate) fn make(members: &'a [M], state: State, wait: impl Into<WaitFor>) -> Result<bool, Failed<M>> {
         match Self::begin(members, |_| Some(state), wait)? {
             Some(mut changes) => changes.settle(|_| Some(state)).map(|()| true),
@@ -118,8 +118,9 @@ impl<'a, M: Member> Changes<'a, M> {
         }
     }
 
-    /// Runs `run` while nothing reaches the memory of any member and accesses to enabled ones wait. Then each is given back, or
-    /// becomes what `goal` names for it: how that went comes second. A panic in `run` passes on after that.
+    /// Runs `run` while nothing reaches the memory of any member and accesses to enabled members wait. Then each is given
+    /// back, or brought to the state that `goal` names; the second part of the result says how that went. A panic in `run`
+    /// passes on after that.
     pub(crate) fn reset<R>(
         members: &'a [M],
         wait: impl Into<WaitFor>,
@@ -127,7 +128,7 @@ impl<'a, M: Member> Changes<'a, M> {
         goal: impl Fn(&M) -> Option<State>,
     ) -> Result<WasReset<R, M>, Failed<M>> {
         let Some(mut changes) = Self::begin(members, |_| None, wait)? else {
-            // No members.
+            // There are no members.
             return Ok((run(), Ok(())));
         };
         changes.hold()?;
@@ -148,7 +149,7 @@ impl<'a, M: Member> Changes<'a, M> {
             if let Err(source) = change.hold() {
                 let failed = failed(*member, source);
                 for (_, held) in self.begun[..at].iter_mut().rev() {
-                    // What cannot be given back is revoked, and says so itself.
+                    // A member that cannot be given back is revoked, and its state says so.
                     let _ = held.release();
                 }
                 return Err(failed);
@@ -157,7 +158,7 @@ impl<'a, M: Member> Changes<'a, M> {
         Ok(())
     }
 
-    /// Ends a [`hold`](Self::hold), in reverse; answers the first error, after having gone through all of them.
+    /// Ends a [`hold`](Self::hold), in reverse; goes through all members, then returns the first error.
     fn release(&mut self) -> Result<(), Failed<M>> {
         let mut first = Ok(());
         for (member, change) in self.begun.iter_mut().rev() {
@@ -167,7 +168,7 @@ impl<'a, M: Member> Changes<'a, M> {
         first
     }
 
-    /// Brings each to the state that `goal` names for it, or all back to where they were.
+    /// Brings each to the state that `goal` names for it, or all back to the states that they had.
     pub(crate) fn settle(&mut self, goal: impl Fn(&M) -> Option<State>) -> Result<(), Failed<M>> {
         let was: Vec<State> = self.begun.iter().map(|(_, change)| change.state()).collect();
         for at in 0..self.begun.len() {
@@ -175,8 +176,8 @@ impl<'a, M: Member> Changes<'a, M> {
             if let Err(source) = goal(*member).map_or(Ok(()), |goal| change.become_state(goal)) {
                 let failed = failed(*member, source);
                 for ((_, done), was) in self.begun[..at].iter_mut().zip(&was).rev() {
-                    // One that cannot go back stays as it is: revoked if it cannot be given back, enabled if it cannot be
-                    // revoked again.
+                    // A member that cannot go back stays as it is: revoked if it cannot be given back, enabled if it cannot
+                    // be revoked again.
                     let _ = done.become_state(*was);
                 }
                 return Err(failed);
@@ -188,7 +189,8 @@ impl<'a, M: Member> Changes<'a, M> {
 
 impl<M: Member> Drop for Changes<'_, M> {
     fn drop(&mut self) {
-        // Whoever is told that the memory is back, and a waker just so, may wait for one who waits for another member.
+        // A subscriber that is told that the memory is back, or a waker, may wait for a thread that waits for another
+        // member.
         self.begun.iter_mut().rev().for_each(|(_, change)| change.publish());
         let mut changed = Vec::with_capacity(self.begun.len());
         while let Some((member, change)) = self.begun.pop() {
@@ -201,10 +203,10 @@ impl<M: Member> Drop for Changes<'_, M> {
     }
 }
 
-/// What the members' changes wait for, as the calling thread sees it: it holds a guard of one (if guards are waited for), or
-/// is in the middle of a change of one.
+/// True if the members' changes wait for the calling thread: it holds a guard of one (if guards are waited for), or is in
+/// the middle of a change of one.
 fn together<M: Member>(members: &[M], guards: bool) -> Option<Together> {
-    // One alone sees for itself.
+    // A single member has its own checks for that.
     (members.len() > 1).then(|| -> Together {
         let members = members.to_vec();
         std::sync::Arc::new(move || {

@@ -1,4 +1,4 @@
-//! The right to change a region's state, and waiting for those who rely on the memory.
+//! The right to change a region's state, and waiting for the threads that rely on the memory.
 
 use super::{Change, Mechanism, Protocol, State, Together};
 use crate::protocol::error::{Holders, RevokeError};
@@ -9,14 +9,15 @@ use crate::sync::{Mutation, TryMutexGuard, broken, current_tid, inside};
 use crate::trace;
 use std::time::{Duration, Instant};
 
-/// How long a thread waits for the right to change the state before it looks whether it is waited for itself.
+/// How long a thread waits for the right to change the state before it checks whether others wait for it.
 const LOOK: Duration = Duration::from_millis(250);
 
 impl Protocol {
-    /// The right to change the state, if it looks as if that will come to something: nothing is told, and nothing closed, by a
-    /// change that has to be refused. A look only: a guard that is taken this very moment refuses it later, which is then taken
-    /// back. `goal`: what the state is to become, `None` if it is to stay or not known yet. `None` is the answer to the holder of
-    /// a guard who wants the region enabled: it is, as long as the guard lives.
+    /// Claims the right to change the state, if the change looks possible: a change that has to be refused tells no
+    /// subscriber, and closes nothing. This is only a look: a guard that is taken at this very moment refuses the change
+    /// later, which is then taken back. `goal` is the state that the region is to have, `None` if it stays or is not known
+    /// yet. Returns `None` to a thread that holds a guard and wants the region enabled: it is enabled as long as the guard
+    /// lives.
     pub(super) fn claim<'a>(
         &'a self,
         mechanism: &'a dyn Mechanism,
@@ -41,8 +42,8 @@ impl Protocol {
                 return Err(RevokeError::Busy(holders));
             }
         }
-        // A revoked access is to be an error, and so must reach the crate's handler. What ends for good does not fail for that,
-        // and a goal that is not known yet is looked at later (`Change::become_state`).
+        // A revoked access must reach the crate's handler to become an error. An end for good does not fail for that, and a
+        // goal that is not known yet is checked later (`Change::become_state`).
         match goal {
             Some(State::Disabled) => crate::raw::signal::install()?,
             Some(State::Gone) => _ = crate::raw::signal::install(),
@@ -52,9 +53,9 @@ impl Protocol {
         Ok(Some(change))
     }
 
-    /// The write side of the memory lock for an access of the owner's that nobody else may come in between; the state
-    /// stays, nothing is zapped, guards and pins are not waited for and nobody is told. Who meets the lock meets a
-    /// busy region, as in any change.
+    /// The write side of the memory lock, for accesses of the owner with no other access in between. The state stays,
+    /// nothing is zapped, guards and pins are not waited for, and no subscriber is told. Other threads see a busy region,
+    /// as in any change.
     pub(super) fn lock_out<'a>(
         &'a self,
         mechanism: &'a dyn Mechanism,
@@ -80,7 +81,7 @@ impl Protocol {
         if self.waits_for_itself() {
             return Err(RevokeError::Reentrant);
         }
-        // Until `changer` says it.
+        // Until `changer` names this thread.
         let _inside = inside::enter();
         let control = self.lock_control(patience, since)?;
         let was = match self.phase() {
@@ -89,13 +90,13 @@ impl Protocol {
             // Busy ends before `control` is released.
             Phase::Gone | Phase::Busy => return Err(RevokeError::Gone),
         };
-        // Relaxed: only ever compared with the reading thread's own key.
+        // Relaxed: only ever compared with the reading thread's own id.
         self.changer.store(current_tid(), Ordering::Relaxed);
         Ok(Change::new(self, mechanism, control, was, since))
     }
 
-    /// One change at a time. The holder of a guard does not wait for it: whoever has it may be waiting for that guard. Nor does
-    /// a thread that the change of this and other regions waits for.
+    /// Takes `control`: one change at a time. The holder of a guard does not wait for it: the thread that has it may be
+    /// waiting for that guard. Nor does a thread for which the change of this and other regions waits.
     pub(super) fn lock_control(&self, patience: Patience, since: Instant) -> Result<TryMutexGuard<'_>, RevokeError> {
         if let Some(control) = self.control.try_lock() {
             return Ok(control);
@@ -117,7 +118,7 @@ impl Protocol {
         tried?.ok_or_else(|| RevokeError::gave_up(patience, since, Holders::default()))
     }
 
-    /// Waits for the guards and the pins.
+    /// Waits for the guards and the pins to end.
     pub(super) fn drain(
         &self,
         mechanism: &dyn Mechanism,
@@ -146,7 +147,7 @@ impl Protocol {
         drained?
             .ok_or_else(|| RevokeError::gave_up(patience, since, Holders { guards: held, pins: self.pins() }))??;
 
-        // Only now: a guard that the drain waited for may have counted a pin in. See `pin`.
+        // Only now: a guard that the drain waited for may have counted a new pin. See `pin`.
         if self.pins() > 0 && patience != Patience::Never {
             mechanism.want_pins_back();
         }
@@ -174,8 +175,8 @@ impl Protocol {
     }
 }
 
-/// Tries again and again, each time for as long as `nap` says (`None`: for good), until patience ends: then `None`. `look` comes before
-/// each try.
+/// Tries repeatedly, each time for as long as `nap` says (`None`: without a limit), until patience ends: then returns
+/// `None`. `look` is called before each try.
 fn in_stretches<T>(
     patience: Patience,
     nap: impl Fn() -> Option<Duration>,
@@ -197,8 +198,8 @@ fn in_stretches<T>(
     }
 }
 
-/// How long to sleep at a stretch: not for long if the holder of a guard or a pin may need this thread's help (to have a fault resolved,
-/// say), nor if it is to tell who is slow.
+/// How long to sleep at a stretch: not for long if the holder of a guard or a pin may need this thread's help (to have a
+/// fault resolved), or if slow holders are to be traced.
 fn nap(mechanism: &dyn Mechanism) -> Option<Duration> {
     match mechanism.help() {
         true => Some(Duration::from_millis(1)),
@@ -206,7 +207,7 @@ fn nap(mechanism: &dyn Mechanism) -> Option<Duration> {
     }
 }
 
-/// Has a moment passed? Says so once.
+/// True once, when the moment has passed.
 fn is_over(moment: &mut Option<Instant>) -> bool {
     moment.take_if(|moment| Instant::now() >= *moment).is_some()
 }

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Holders {
-    /// The guards, by thread.
+    /// The guards, one entry a thread.
     pub guards: Vec<HeldGuard>,
-    /// How many pins.
+    /// How many pins are held.
     pub pins: usize,
 }
 
@@ -30,39 +30,40 @@ impl std::fmt::Display for Holders {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RevokeError {
-    /// `try_` met somebody else's change of state, a guard, a pin or a reader, and never waits.
+    /// A `try_` verb found another thread's change of state, a guard, a pin or a reader, and does not wait.
     #[error("the region is busy: {0}; try again, or let it wait")]
     Busy(Holders),
-    /// `_timeout` gave up.
+    /// A `_timeout` verb gave up.
     #[error("gave up after {waited:?}: {holders}; try again once they are dropped")]
     TimedOut {
         /// How long it waited.
         waited: Duration,
-        /// For whom.
+        /// What it waited for.
         holders: Holders,
     },
-    /// The calling thread holds a guard of this region: waiting for it would wait for ever.
+    /// The change would wait for the calling thread: it holds a guard of this region, or it holds a guard of, or is
+    /// changing, a region that changes together with this one.
     #[error("this thread holds {guards} guard(s) of the region itself: drop them first")]
     WouldDeadlock {
-        /// How many.
+        /// How many guards of this region it holds; may be 0 if other regions change together with this one.
         guards: u64,
     },
-    /// Called from inside a notifier or a reset callback of the same region, or from a signal handler that interrupted a thread
-    /// inside of this crate.
+    /// Called from inside a notifier or a reset callback of the same region, or from a signal handler that interrupted a
+    /// thread inside of this crate.
     #[error("called from inside a notifier or reset callback of the same region: change its state from elsewhere")]
     Reentrant,
-    /// SIGBUS or SIGSEGV no longer reaches the crate's handler, and it could not be put back: a revoked access would end the
-    /// process.
+    /// The crate's handler is no longer in front for SIGBUS or SIGSEGV, and could not be put back: a revoked access would
+    /// end the process.
     #[error(transparent)]
     Signal(#[from] crate::raw::signal::SignalError),
     /// Called in a forked child: mappings are not inherited.
     #[error("the region is the parent's: a forked child has none of its mappings and cannot change it")]
     Forked,
-    /// The kernel refused membarrier(2), which it had granted before (a seccomp filter?): nobody can tell whether guards
-    /// are held.
+    /// The kernel refused membarrier(2), which it had granted before (a seccomp filter?). Without it a revocation cannot
+    /// tell whether guards are held.
     #[error("membarrier was refused: {0}; let membarrier(2) through the seccomp filter")]
     Barrier(std::io::Error),
-    /// The region's file was dropped on revocation; give one with `supply`.
+    /// The region's file was dropped on revocation; give it one with [`Region::supply`](crate::Region::supply).
     #[error("the region has no file: it was dropped on revocation, give it one with Region::supply")]
     NoFile,
     /// The region was dropped.
@@ -90,7 +91,7 @@ pub enum SubmitError {
         /// The region's length, in bytes.
         len: usize,
     },
-    /// The queue holds as many faults as it may.
+    /// The queue has as many faults as its limit allows.
     #[error("the queue has its {limit} faults: take completions first, or wait for this fault with Region::fault_in")]
     Full {
         /// The queue's limit.
@@ -99,16 +100,16 @@ pub enum SubmitError {
     /// The flags contradict themselves.
     #[error(transparent)]
     Flags(#[from] crate::protocol::fault::IllegalFlags),
-    /// Called in a forked child, with its parent's region or queue.
+    /// Called in a forked child with its parent's region or queue.
     #[error("the region or the queue is the parent's: a forked child makes its own")]
     Forked,
-    /// No eventfd.
+    /// No eventfd could be made.
     #[error("no queue: {0}")]
     Sys(#[from] SysError),
 }
 
 impl RevokeError {
-    /// Patience has come to its end.
+    /// The error of a change that has waited as long as `patience` allows.
     pub(super) fn gave_up(patience: Patience, since: Instant, holders: Holders) -> Self {
         match patience {
             Patience::Never => Self::Busy(holders),

@@ -1,16 +1,16 @@
-//! What a faulting caller allows, and what its fault meets: one pure decision for every path.
+//! What a faulting caller allows, and what happens to its fault: one pure decision for every path.
 //!
-//! The vocabulary is the kernel's (`FAULT_FLAG_*`, `VM_FAULT_*`). A lock that is contended is decided by [`Rules`]: the kernel's for
-//! a page that is locked, those that the vfio-pci patch and its review had for a BAR that is being reset, or this crate's, the
-//! default. A disabled region is decided by [`on_disabled`], as `handle_userfault` decides.
+//! The vocabulary is the kernel's (`FAULT_FLAG_*`, `VM_FAULT_*`). [`Rules`] decide about a contended lock: the kernel's
+//! rules for a page that is locked, those that the vfio-pci patch and its review had for a BAR that is being reset, or this
+//! crate's, the default. [`on_disabled`] decides about a disabled region, as `handle_userfault` does.
 //!
 //! # A contended lock, under each of the rules
 //!
 //! A cell says how the caller sleeps (at once: not at all; locked: with its own lock held; unlocked: with it released), the
-//! answer, and what has become of the lock. Mapped comes from going on with the fault once the other has let go. "Cancelled"
-//! is a fatal signal during the sleep, here a [`CancelToken`](crate::CancelToken): where the cell says killed, that ended it.
-//! WRITE, USER and INTERRUPTIBLE make no difference. (A test runs every legal set of flags against a region that is held, and
-//! compares.)
+//! result, and whether the lock is then held or released. Mapped means that the fault goes on once the contended lock is
+//! free. "Cancelled" is a fatal signal during the sleep, here a [`CancelToken`](crate::CancelToken); "killed" in a cell
+//! means that it ended the sleep. WRITE, USER and INTERRUPTIBLE make no difference. (A test runs every legal set of flags
+//! against a region that is held, and compares.)
 //!
 //! | flags | PATCH_V1 | PATCH_V2 | REVIEW | PAGE_LOCK | CRATE |
 //! |---|---|---|---|---|---|

@@ -1,8 +1,8 @@
 //! Guards that cost a nanosecond, and a revocation that waits for them.
 //!
-//! A guard keeps a region enabled while it lives. It is no read lock: a guard's holder may fault, and the fault
-//! needs the memory lock's read side, which a waiting writer would keep from it. So revocation first closes this
-//! gate and drains it, while faults are still being resolved, and takes the memory lock afterwards.
+//! A guard keeps a region enabled while it lives. It is no read lock: a guard's holder may fault, and the fault needs the
+//! memory lock's read side, which a waiting writer would deny. So revocation first closes this gate and drains it, while
+//! faults are still being resolved, and takes the memory lock afterwards.
 //!
 //! Entering and leaving are one addition each, to counters that no other thread writes, and a barrier that costs
 //! the CPU nothing; the revoking side pays for both ([`Barriers`]).
@@ -21,8 +21,8 @@
 //! A refused entry was announced too, and may have been counted, so it counts itself out in the same way.
 //!
 //! The scan reads `left` before `entered`. Counters only grow and `left` is never ahead, so if the two are equal,
-//! they were equal when `left` was read: no guard was alive then, and by the cases above none came after. In the
-//! other order a refused entry inside of a guard would make up for the guard's missing exit.
+//! they were equal when `left` was read: no guard was alive then, and by the cases above none came after. In the other
+//! order a refused entry inside a guard would make up for the guard's missing exit.
 
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::barrier::Barriers;
@@ -80,16 +80,16 @@ pub struct HeldGuard {
     pub held_for_at_least: Duration,
 }
 
-/// Why a gate is not drained.
+/// The reason why a gate is not drained.
 #[derive(Debug)]
 pub(crate) enum NotDrained {
-    /// Patience ended; these are in the way.
+    /// Patience ended; these guards are in the way.
     Held(Vec<HeldGuard>),
-    /// The caller itself holds this one, so that waiting would never end.
+    /// The caller itself holds these guards, so waiting would never end.
     HeldByCaller(HeldGuard),
 }
 
-/// Gives the model's thread that runs now a number, from 0.
+/// Gives the model's running thread a number, from 0.
 #[cfg(all(test, revocable_model))]
 pub(crate) fn adopt(number: usize) {
     threads::adopt(number);
@@ -103,11 +103,11 @@ pub(crate) struct Gate {
     /// Accesses turned away while the gate was closed, without entering. No part of the protocol.
     turned_away: Tally,
     drained: Event,
-    /// What earlier looks saw: a report's memory, not a part of the protocol.
+    /// What earlier scans saw, for reports; not a part of the protocol.
     seen: Mutex<Vec<SeenHeld>>,
 }
 
-/// A slot with guards, its count of ended ones, and since when it has been that.
+/// A slot with guards, its count of ended guards, and since when that count has been the same.
 struct SeenHeld {
     place: SlotAt,
     left: u64,
@@ -119,11 +119,11 @@ struct Held {
     place: SlotAt,
     left: u64,
     count: u64,
-    /// Those of them whose owner has ended.
+    /// How many of them are leaked: their owner has ended.
     leaked: u64,
 }
 
-/// Guards of one owner of a slot, or of the earlier ones, who leaked theirs.
+/// The guards of a slot's owner, or those that its earlier owners leaked.
 struct Holder {
     place: SlotAt,
     leaked: bool,
@@ -146,7 +146,7 @@ impl Gate {
         }
     }
 
-    /// Pass, if the gate is open. Takes no lock and never sleeps (a thread's first entry may allocate); a thread may
+    /// Enters, if the gate is open. Takes no lock and never sleeps (a thread's first entry may allocate); a thread may
     /// hold any number of guards.
     ///
     /// # Errors
@@ -163,7 +163,7 @@ impl Gate {
         let entered = slot.entered.load(Ordering::Relaxed);
         slot.entered.store(entered + 1, Ordering::Relaxed);
         self.barriers.light();
-        // Acquire pairs with the Release in `set_phase`: who finds the gate open finds everything in its place.
+        // Acquire pairs with the Release in `set_phase`: a thread that finds the gate open finds everything in its place.
         let phase = self.phase.load(Ordering::Acquire);
         if phase == Phase::Open as u32 || broken(Mutation::Recheck) {
             Ok(Guard { gate: self, slot, on_this_thread: PhantomData })
@@ -188,9 +188,9 @@ impl Gate {
         slot
     }
 
-    /// A guard of a thread that holds one already passes a gate that is closing too: the drain waits for the earlier
-    /// one, so waiting for the drain would be a deadlock. No drain has ended meanwhile: the counters of this slot, which
-    /// only this thread changes, differed all the time.
+    /// A thread that holds a guard also passes a gate that is closing: the drain waits for its first guard, so waiting for
+    /// the drain would be a deadlock. No drain has ended meanwhile: the counters of this slot, which only this thread
+    /// changes, differed all the time.
     #[cold]
     fn not_open<'a>(&'a self, slot: &'a GuardSlot, entered: u64, phase: u32) -> Result<Guard<'a>, Phase> {
         // Relaxed: *Owned*.
@@ -206,8 +206,8 @@ impl Gate {
     fn leave(&self, slot: &GuardSlot, silent: Mutation) {
         // Relaxed: *Owned*.
         let left = slot.left.load(Ordering::Relaxed);
-        // Release pairs with the Acquire in `Held::look`: what was done under the guard comes before what the drainer
-        // does next, and the scan's later load of `entered` sees no less than was announced before this.
+        // Release pairs with the Acquire in `Held::look`: accesses under the guard come before the drainer's next steps,
+        // and the scan's later load of `entered` sees no less than was announced before this.
         let release = if broken(Mutation::ExitRelease) { Ordering::Relaxed } else { Ordering::Release };
         slot.left.store(left + 1, release);
         self.barriers.light();
@@ -241,23 +241,23 @@ impl Gate {
         Phase::from_word(self.phase.load(Ordering::Acquire))
     }
 
-    /// Set the phase; the caller makes sure that nobody else does so at the same time.
+    /// Sets the phase; the caller makes sure that no other thread does so at the same time.
     ///
-    /// Not the way to close: setting another phase than Open does not wait for anybody.
+    /// Not the way to close: it waits for no guard, whatever the phase.
     pub(crate) fn set_phase(&self, phase: Phase) {
         // Release pairs with the Acquire in `enter`.
         let release = if broken(Mutation::OpenRelease) { Ordering::Relaxed } else { Ordering::Release };
         self.phase.store(phase as u32, release);
     }
 
-    /// Close and drain, for the tests of this file.
+    /// Closes and drains, for the tests of this module.
     #[cfg(test)]
     pub(crate) fn close(&self, patience: Patience) -> Result<(), NotDrained> {
         self.shut().expect("the kernel keeps to what it granted");
         self.drain(patience)
     }
 
-    /// Close without waiting: once this is `Ok`, no new guard comes, and [`Gate::drain`] sees all that there are.
+    /// Closes without waiting: once this is `Ok`, no new guard comes, and [`Gate::drain`] sees all that exist.
     ///
     /// # Errors
     ///
@@ -268,12 +268,12 @@ impl Gate {
         self.barriers.heavy().map_err(|e| e.errno.into())
     }
 
-    /// Wait until no guard of a gate that is shut is alive. One thread at a time.
+    /// Waits until no guard of a gate that is shut is alive. One thread at a time.
     ///
     /// # Errors
     ///
-    /// Who is in the way. Guards of the calling thread are reported at once, whatever the patience. An entry that is
-    /// being refused this very moment can look like a guard to a drain that never waits.
+    /// The guards in the way. Guards of the calling thread are reported at once, whatever the patience. An entry that is
+    /// being refused at this very moment can look like a guard to a drain that never waits.
     pub(crate) fn drain(&self, patience: Patience) -> Result<(), NotDrained> {
         debug_assert_eq!(self.phase(), Phase::Busy, "the ends of guards notify nobody otherwise");
         let held = self.held();
@@ -291,8 +291,8 @@ impl Gate {
             Patience::Forever => None,
             Patience::Until(deadline) => Some(deadline),
         };
-        // No guard comes any more, so a thread that was once seen without is done with: not all have to be seen so
-        // at one time, which refused entries could put off for long.
+        // No guard comes any more, so a thread that was once seen without one is done with. Not all threads have to be seen
+        // without one at the same time, which refused entries could put off for long.
         let pending = RefCell::new(held.iter().map(|holder| holder.place).collect::<Vec<_>>());
         let still_held = || {
             let mut pending = pending.borrow_mut();
@@ -304,13 +304,13 @@ impl Gate {
             Waited::TimedOut | Waited::Cancelled | Waited::Reentrant | Waited::WouldDeadlock => {
                 let pending = pending.into_inner();
                 let held = self.held().into_iter().filter(|holder| pending.contains(&holder.place)).collect::<Vec<_>>();
-                // The last of them may have ended between the two looks.
+                // The last of them may have ended between the two scans.
                 if held.is_empty() { Ok(()) } else { Err(NotDrained::Held(guards(held))) }
             }
         }
     }
 
-    /// How many guards the calling thread holds. Async-signal-safe: what a first use would allocate, it does not need.
+    /// How many guards the calling thread holds. Async-signal-safe: it does not need what a first use would allocate.
     pub(crate) fn held_by_caller(&self) -> u64 {
         let me = threads::current();
         let Some(slot) = self.slots.peek(me.place).filter(|slot| slot.is_owned_by(me.generation)) else { return 0 };
@@ -319,7 +319,7 @@ impl Gate {
         count - slot.leaked_of(count)
     }
 
-    /// Which threads hold guards now. While the gate is open, only a hint.
+    /// The threads that hold guards now. Only a hint while the gate is open.
     pub(crate) fn held_guards(&self) -> Vec<HeldGuard> {
         guards(self.held())
     }
@@ -357,7 +357,7 @@ impl Held {
         let early = if broken(Mutation::ScanOrder) { slot.entered.load(Ordering::Acquire) } else { 0 };
         // Acquire pairs with the Release in `leave`.
         let left = slot.left.load(Ordering::Acquire);
-        // Relaxed: the load before this keeps its place; partner in `enter`, through the barriers.
+        // Relaxed: the load of `left` stays before it; partner in `enter`, through the barriers.
         let entered = if broken(Mutation::ScanOrder) { early } else { slot.entered.load(Ordering::Relaxed) };
         let count = entered.wrapping_sub(left);
         (count != 0).then(|| Self { place, left, count, leaked: slot.leaked_of(count) })
@@ -374,8 +374,8 @@ impl fmt::Debug for Gate {
     }
 }
 
-/// Keeps its gate from being drained. Leaked, it does so for good; so does, in a forked child, one that another
-/// thread held at the fork.
+/// Keeps its gate from being drained; for good if it is leaked. In a forked child a guard that another thread held at the
+/// fork is leaked too.
 #[must_use = "a guard that is dropped at once guards nothing"]
 pub(crate) struct Guard<'gate> {
     gate: &'gate Gate,

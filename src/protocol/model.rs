@@ -1,17 +1,17 @@
 //! Model-checked: the protocol, the gate, pins and the fault path, over a kernel with one page.
 //!
-//! What is the real code: [`Protocol`] with [`Change`], the gate, [`Event`](crate::wait::Event) and
-//! [`CancelToken`], [`Protocol::fault_once`] with the decision function, [`Protocol::on_behalf`], pins. What is a stand-in: the
-//! mechanism and the monitor's answer ([`kernel`]), line by line after `view.rs` and `mapping::Served::serve`.
+//! Real code: [`Protocol`] with [`Change`] and [`Changes`], the gate, [`Event`](crate::sync::wait::Event) and
+//! [`CancelToken`], [`Protocol::fault_once`] with the decision function, [`Protocol::on_behalf`], pins. Fakes: the
+//! mechanism and the monitor's answer ([`kernel`]), line by line after `view.rs` and `Served::serve`.
 //!
-//! What is not modelled: time (a timed wait never times out, so nothing may need its timeout to end: the napping of who
-//! drives a manual monitor is left out), the fairness of the memory lock (no thread takes its read side twice), more than
-//! one page or mapping (they share one list and one lock), recoverable accesses (to the protocol, raw ones that look
-//! again), the system calls' failures (tests with injected errors), the lists of mappings and of pins' holders (plain
-//! locks, leaves of the lock order).
+//! Not modelled: time (a timed wait never times out, so nothing may need its timeout to end; the naps of a thread that
+//! drives a manual monitor are left out), the fairness of the memory lock (no thread takes its read side twice), more than
+//! one page or mapping (they share one list and one lock), recoverable accesses (to the protocol, raw accesses that look
+//! again), failures of system calls (there are tests with injected errors), the lists of mappings and of pins' holders
+//! (plain locks, leaves of the lock order).
 //!
-//! A reach for the memory of a revoked region, or one that is not ordered against the owner's, is a panic; whatever waits
-//! for ever is a deadlock, which loom reports. Each property is also run with the step left out that it rests on.
+//! An access to the memory of a revoked region, or one that is not ordered against the owner's, is a panic. A thread that
+//! waits for ever is a deadlock, which loom reports. Each property is also run without the step that it rests on.
 
 mod kernel;
 
@@ -76,7 +76,7 @@ impl World {
         Changes::make(slice::from_ref(self), to, patience).map_err(|failed| failed.source)
     }
 
-    /// Disables, and has the memory for itself.
+    /// Disables, and uses the memory alone.
     fn disable(&self) {
         assert!(self.change(State::Disabled, Patience::Forever).unwrap());
         self.kernel.revoked(true);
@@ -118,8 +118,8 @@ fn spawn<T: 'static>(world: &World, number: usize, run: impl FnOnce(&World) -> T
     })
 }
 
-/// Runs `changes` while a thread accesses the mapping (twice, if there is no monitor to wait for), with a monitor if it is
-/// needed; says what the last access met.
+/// Runs `changes` while a thread accesses the mapping (twice, if there is no monitor to wait for), with a monitor if one is
+/// needed; returns what the last access met.
 fn accessed(kind: Kind, policy: OnDisabled, state: State, changes: impl FnOnce(&World)) -> Met {
     let world = World::new(kind, policy, state);
     let monitor = (kind == Kind::Zap).then(|| spawn(&world, 1, |world| world.kernel.monitor(&world.protocol)));

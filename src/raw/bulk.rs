@@ -1,52 +1,52 @@
 //! Bulk copies that know how far they came.
 //!
-//! Wide moves in ascending order, in rounds that the architecture unrolls. When a wide move faults, the bytes up to
-//! the page's edge are done one by one, and the first of those that faults ends the copy: that makes the count exact.
-//! A fault in the caller's buffer is in no table: it's foreign.
+//! Wide moves in ascending order, in rounds that the architecture unrolls. After a wide move faults, the bytes up to the
+//! page's edge are moved one by one, and the first of those that faults ends the copy: so the count is exact. A fault in
+//! the caller's buffer is in no table: it is not the crate's.
 #![expect(unsafe_code, reason = "raw accesses to regions and to the caller's buffers")]
 // UNSAFETY: accesses within `raw`'s contract, and plain accesses to the caller's buffer.
 
 use super::contract::Rounds;
 use super::{Cpu, RECOVERABLE, load, store};
 
-/// What one round of an architecture's unrolled loop moves.
+/// How many bytes one round of an architecture's unrolled loop moves.
 pub(super) const ROUND: usize = 128;
-/// From here it pays to align the stores first: a cache line is then never written in two halves.
+/// From this length on it pays to align the stores first: a cache line is then never written in two halves.
 const ALIGN_FROM: usize = 1024;
-/// What stores are aligned to.
+/// The alignment of stores.
 const ALIGNMENT: usize = 32;
 
-/// Copies out of a region; how many bytes were done. None beyond them was written to `dst`.
+/// Copies out of a region; returns how many bytes were copied. None beyond them was written to `dst`.
 ///
 /// # Safety
 ///
 /// `raw`'s contract for `src`; `dst` is valid for writes of `len` bytes.
 #[inline]
 pub(crate) unsafe fn copy_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    // SAFETY: handed on.
+    // SAFETY: the caller's contract, passed on.
     unsafe { copy::<Out>(dst, src, len) }
 }
 
-/// Copies into a region; how many bytes were done. None beyond them was written.
+/// Copies into a region; returns how many bytes were copied. None beyond them was written.
 ///
 /// # Safety
 ///
 /// `raw`'s contract for `dst`; `src` is valid for reads of `len` bytes.
 #[inline]
 pub(crate) unsafe fn copy_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    // SAFETY: handed on.
+    // SAFETY: the caller's contract, passed on.
     unsafe { copy::<In>(dst, src, len) }
 }
 
-/// Which side is the region's.
+/// The direction of a copy, which says which side is the region's.
 trait Direction {
-    /// Moves whole rounds, at least one; how many bytes were done.
+    /// Moves whole rounds, at least one; returns how many bytes were moved.
     unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize;
-    /// Whether a word may move here: unaligned ones only where the instruction is the crate's own.
+    /// True if a word may be moved here: an unaligned one only if the instruction is the crate's own.
     fn word_fits(dst: *mut u8, src: *const u8) -> bool;
-    /// Moves 8 bytes; whether it did.
+    /// Moves 8 bytes; true if it did.
     unsafe fn word(dst: *mut u8, src: *const u8) -> bool;
-    /// Moves a byte; whether it did.
+    /// Moves a byte; true if it did.
     unsafe fn byte(dst: *mut u8, src: *const u8) -> bool;
 }
 
@@ -70,7 +70,7 @@ unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize 
         let moved = unsafe { D::rounds(dst.wrapping_add(done), src.wrapping_add(done), whole) };
         done += moved;
         if moved < whole {
-            // SAFETY: as the rounds. It faults again, at the exact byte, or goes on if the memory is back.
+            // SAFETY: as for the rounds. It faults again, at the exact byte, or goes on if the memory is back.
             return done + unsafe { small::<D>(dst.wrapping_add(done), src.wrapping_add(done), len - done) };
         }
     }
@@ -78,7 +78,7 @@ unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize 
     done + unsafe { small::<D>(dst.wrapping_add(done), src.wrapping_add(done), len - done) }
 }
 
-/// By words and bytes, ascending.
+/// Copies by words and bytes, in ascending order.
 #[inline]
 unsafe fn small<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
     let mut done = 0;
@@ -117,11 +117,11 @@ impl Direction for Out {
 
     #[inline(always)]
     unsafe fn word(dst: *mut u8, src: *const u8) -> bool {
-        // SAFETY: `raw`'s contract; `word_fits` has seen to the alignment.
+        // SAFETY: `raw`'s contract; `word_fits` has checked the alignment.
         let Ok(word) = (unsafe { load(src.cast::<u64>()) }) else {
             return false;
         };
-        // SAFETY: the caller's buffer has room for 8 bytes, and nobody else uses it.
+        // SAFETY: the caller's buffer has room for 8 bytes, and nothing else uses it.
         unsafe { dst.cast::<u64>().write_unaligned(word) };
         true
     }
@@ -132,7 +132,7 @@ impl Direction for Out {
         let Ok(byte) = (unsafe { load(src) }) else {
             return false;
         };
-        // SAFETY: the caller's buffer has room for it, and nobody else uses it.
+        // SAFETY: the caller's buffer has room for it, and nothing else uses it.
         unsafe { dst.write(byte) };
         true
     }
@@ -152,15 +152,15 @@ impl Direction for In {
 
     #[inline(always)]
     unsafe fn word(dst: *mut u8, src: *const u8) -> bool {
-        // SAFETY: the caller's buffer has 8 bytes, and nobody else writes it.
+        // SAFETY: the caller's buffer has 8 bytes, and nothing else writes it.
         let word = unsafe { src.cast::<u64>().read_unaligned() };
-        // SAFETY: `raw`'s contract; `word_fits` has seen to the alignment.
+        // SAFETY: `raw`'s contract; `word_fits` has checked the alignment.
         unsafe { store(dst.cast::<u64>(), word) }.is_ok()
     }
 
     #[inline(always)]
     unsafe fn byte(dst: *mut u8, src: *const u8) -> bool {
-        // SAFETY: the caller's buffer has it, and nobody else writes it.
+        // SAFETY: the caller's buffer has the byte, and nothing else writes it.
         let byte = unsafe { src.read() };
         // SAFETY: `raw`'s contract.
         unsafe { store(dst, byte) }.is_ok()

@@ -1,26 +1,26 @@
 //! Plain volatile and atomic accesses, for architectures without a recovery file.
 //!
-//! A plain access can't be skipped when it faults, so none is made where one could be revoked: mappings access the
-//! owner's view under the read side of the memory lock (`locked.rs`). What is left is memory that the file itself doesn't
-//! give, which [`OwnerView::given`](crate::OwnerView) asks for first.
+//! A plain access cannot be skipped when it faults, so none is made where it could be revoked: mappings access the owner's
+//! view under the read side of the memory lock (`locked.rs`). Memory that the file itself does not give remains;
+//! [`OwnerView::given`](crate::OwnerView) makes sure of it first.
 #![expect(unsafe_code, reason = "plain accesses through raw pointers")]
 // UNSAFETY: volatile and atomic accesses within `raw`'s contract while nothing is revoked.
 
 use super::contract::{Accesses, Rounds};
 use super::primitive::sealed::Bits;
 use super::{AtomicPrimitive, Faulted, Primitive};
-// Not from `crate::sync`: this is device memory, which the model checker knows nothing of.
+// Not from `crate::sync`: this is device memory, which is not part of the model.
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 use nix::libc::ucontext_t;
 
-/// A fault is a signal: the caller makes sure that there is none.
+/// A fault is a signal: the caller makes sure that no access faults.
 pub(crate) const RECOVERABLE: bool = false;
 
 /// Nothing recovers.
 ///
 /// # Safety
 ///
-/// None; the others' signature.
+/// None; the signature is that of the other architectures.
 pub(crate) unsafe fn recover(_address: usize, _context: *mut ucontext_t) -> bool {
     false
 }

@@ -1,14 +1,14 @@
-//! What one access can move: the machine's own integers and floats, nothing with padding or invalid values.
+//! The types of single accesses: the machine's own integers and floats, without padding or invalid values.
 
 /// A type that one load or store can move: the integers of 1 to 8 bytes and the two floats.
 ///
-/// Every bit pattern is a valid value, because a device may answer with any. The trait is sealed: an access has to
-/// be one instruction, and only these types have one.
+/// Every bit pattern is a valid value, because a device may give any. The trait is sealed: an access has to be one
+/// instruction, and only these types have one.
 pub trait Primitive: sealed::Bits + Copy + Send + Sync + 'static {
-    /// Size in bytes: 1, 2, 4 or 8; also the alignment that an access needs, on every target.
+    /// The size in bytes: 1, 2, 4 or 8. It is also the alignment that an access needs, on every target.
     const SIZE: usize = size_of::<Self>();
 
-    /// What a bus answers for a device that isn't there: every bit set.
+    /// Every bit set, which a bus gives for a device that is not there.
     const ALL_ONES: Self;
 }
 
@@ -30,7 +30,7 @@ macro_rules! integers {
         impl sealed::Bits for $ty {
             #[inline(always)]
             fn to_bits(self) -> u64 {
-                // Through the unsigned type of the same size first, or a sign would be extended.
+                // Through the unsigned type of the same size, or the sign would be extended.
                 self as $unsigned as u64
             }
 

@@ -1,51 +1,52 @@
-//! SIGBUS and SIGSEGV: how an access that met revoked memory comes back as an error.
+//! SIGBUS and SIGSEGV: how an access to revoked memory returns an error.
 //!
-//! The handler asks one question: did this fault happen in one of the crate's accesses, at an address that this
-//! access may touch? If so the thread goes on behind the access. Everything else belongs to whoever handled the
-//! signal before, and reaches it as the kernel would have delivered it: its kind of handler, its mask, its flags, or
-//! the default action with the right signal.
+//! The handler asks one question: did this fault happen in one of the crate's accesses, at an address that this access may
+//! touch? If so, the thread goes on after the access. Every other signal goes to the earlier handler of that signal, as the
+//! kernel would have delivered it: with that handler's calling convention, mask and flags, or to the default action with
+//! the right signal.
 //!
-//! What a process has to keep to:
+//! The rules for a process:
 //!
-//! * A thread that accesses revocable memory doesn't block SIGBUS or SIGSEGV: the kernel kills a thread whose
-//!   synchronous signal is blocked. That includes handlers of these two signals, which block their own unless they're
+//! * A thread that accesses revocable memory does not block SIGBUS or SIGSEGV: the kernel kills a thread whose synchronous
+//!   signal is blocked. That includes handlers of these two signals, which block their own signal unless they are
 //!   installed with `SA_NODEFER`.
-//! * A handler that is installed later may call the one that it replaced for what it doesn't know, with the arguments that it
-//!   got. Whether it does can't be seen from outside: see below.
+//! * A handler that is installed later may call the one that it replaced for signals that it does not know, with the
+//!   arguments that it got. Whether it does cannot be seen from outside: see below.
 //! * The handler runs on the thread's alternate stack if it has one, and so do the earlier handlers that it calls.
 //!
 //! # Handlers that are installed later
 //!
-//! A handler that was installed over the crate's, or a signal that was set back to its default, is noticed when a region is
-//! built and before each change to disabled (one sigaction(2) for each signal, 0.2 us). The crate's handler is then
-//! installed again, in front, and passes on to the one that it found there. If that one calls the crate's in turn, the signal
-//! goes to what was there before it, and so on, down to the default action: each handler sees a signal once, and none calls
-//! itself in a circle. A handler that takes itself out, by putting back what it had replaced, is out. Between its installation
-//! and the next `disable()` a handler that doesn't chain may meet a revoked access; call [`install`] after installing one.
+//! A later handler over the crate's, or a signal that was reset to its default, is noticed when a region is built and
+//! before each change to disabled (one sigaction(2) for each signal, 0.2 us). The crate's handler is then installed again,
+//! in front, and passes signals on to the one that it found there. If that one calls the crate's in turn, the signal goes
+//! to the handler before it, and so on, down to the default action: each handler sees a signal once, and none calls itself
+//! in a circle. A handler that removes itself, by putting back what it had replaced, stays removed. Until the next
+//! `disable()`, a new handler that does not chain may get the fault of a revoked access; call [`install`] after installing
+//! one.
 //!
 //! None of this happens after [`own_handlers`].
 //!
 //! # Signal safety
 //!
-//! While the crate's handler runs every other signal is blocked, except those that an instruction or a system call raises by
-//! itself (SIGILL, SIGTRAP, SIGFPE, SIGSYS): no other handler, which might use an accessor, interrupts it. A fault of the handler
-//! itself kills. An earlier handler runs with the mask that the kernel would have set for it alone.
+//! While the crate's handler runs, every other signal is blocked, except those that an instruction or a system call itself
+//! raises (SIGILL, SIGTRAP, SIGFPE, SIGSYS). So no other handler, which might use an accessor, interrupts it. A fault of
+//! the handler itself kills. An earlier handler runs with the mask that the kernel would have set for it alone.
 //!
-//! The accessors of [`Mapping`](crate::Mapping) and [`Register`](crate::Register) may be used in signal handlers; each says so. Four
-//! things to know there:
+//! The accessors of [`Mapping`](crate::Mapping) and [`Register`](crate::Register) may be used in signal handlers; each says
+//! so. Four rules apply there:
 //!
-//! * They may change errno, as system calls do. A handler puts it back.
+//! * They may change errno, as system calls do. A handler restores it.
 //! * Where an accessor waits ([`Mapping::read`](crate::Mapping::read), while the region is busy or under
-//!   [`OnDisabled::Block`](crate::OnDisabled::Block)), it keeps waiting what the handler has interrupted: a lock of the
-//!   application, the allocator's. If the thread that changes the region needs that, both wait for ever. It never waits for its own
-//!   thread, nor with a lock of this crate held: that is [`AccessError::Reentrant`](crate::AccessError::Reentrant). The `try_` forms
-//!   never wait.
-//! * Where a change of state has failed half-way, the next access mends its mapping, for which it may allocate.
-//! * In a shared object that was loaded by dlopen(3) a thread's first access may allocate its thread-local variables: make one
-//!   before the handler does.
+//!   [`OnDisabled::Block`](crate::OnDisabled::Block)), the interrupted code waits too, with all its locks held: the
+//!   application's, the allocator's. If the thread that changes the region needs one of those, both wait for ever. An
+//!   accessor never waits for its own thread, nor with a lock of this crate held: it then returns
+//!   [`AccessError::Reentrant`](crate::AccessError::Reentrant). The `try_` forms never wait.
+//! * Where a change of state has failed half-way, the next access repairs its mapping, and may allocate to do so.
+//! * In a shared object that was loaded by dlopen(3), a thread's first access may allocate its thread-local variables: make
+//!   one access before the handler does.
 //!
-//! What changes a region, makes or drops something (regions, mappings, guards, pins) or takes a
-//! [`CancelToken`](crate::CancelToken) is not for signal handlers.
+//! Calls that change a region, that make or drop regions, mappings, guards or pins, or that take a
+//! [`CancelToken`](crate::CancelToken) are not for signal handlers.
 #![expect(unsafe_code, reason = "signal handlers are C functions that get raw pointers")]
 // UNSAFETY: the sigaction calls, and calls of other handlers by the contract that they were installed with.
 
@@ -62,7 +63,7 @@ mod chain;
 #[cfg(all(test, not(revocable_model)))]
 pub(super) mod tests;
 
-/// Why the handlers are not in place.
+/// Why the handlers could not be installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SignalError {
@@ -81,23 +82,23 @@ pub enum SignalError {
     Installed,
 }
 
-/// A memory error that the kernel tells of early, wherever the thread happens to be (`BUS_MCEERR_AO` in sigaction(2)).
+/// A memory error that the kernel reports early, wherever the thread happens to be (`BUS_MCEERR_AO` in sigaction(2)).
 const BUS_MCEERR_AO: c_int = 5;
 
-/// The process's own handlers ask. A forked child inherits this, as it does the handlers.
+/// The process's own handlers call [`try_handle`]. A forked child inherits this, as it does the handlers.
 static OWN: AtomicBool = AtomicBool::new(false);
 
-/// The crate's handlers were put in place. Inherited likewise.
+/// The crate's handlers were installed. Inherited likewise.
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 
-/// One thread at a time installs.
+/// Held by the one thread that installs.
 static INSTALLING: PerProcess<Mutex<()>> = PerProcess::new(|| Mutex::new(()));
 
-/// Sees to it that the crate's handlers of SIGBUS and SIGSEGV are the ones in place, in front of whatever was installed
-/// meanwhile. The crate calls it when a region is built and before each change to disabled.
+/// Installs the crate's handlers of SIGBUS and SIGSEGV in front of all others, if they are not in front already. The crate
+/// calls it when a region is built and before each change to disabled.
 ///
-/// After [`own_handlers`] it does nothing. Where sigaction(2) is refused once they are in place (a seccomp filter), they are
-/// taken to be there still.
+/// After [`own_handlers`] it does nothing. If sigaction(2) is refused after the handlers were installed (a seccomp filter),
+/// they are assumed to be in place.
 ///
 /// # Errors
 ///
@@ -126,16 +127,16 @@ pub fn install() -> Result<(), SignalError> {
     Ok(())
 }
 
-/// Promises that the process's own handlers of SIGBUS and SIGSEGV call [`try_handle`]; the crate then never installs
-/// any. A forked child inherits the promise.
+/// Promises that the process's own handlers of SIGBUS and SIGSEGV call [`try_handle`]; the crate then never installs any. A
+/// forked child inherits the promise.
 ///
-/// Install them with a full `sa_mask`: a handler that interrupts them, and uses an accessor, would end the process.
+/// Install them with a full `sa_mask`: another handler that interrupts them and uses an accessor would end the process.
 ///
-/// A promise that isn't kept shows as a process that dies of SIGBUS at the first access to revoked memory.
+/// If the promise is not kept, the process dies of SIGBUS at the first access to revoked memory.
 ///
 /// # Errors
 ///
-/// [`SignalError::Installed`]: too late.
+/// [`SignalError::Installed`]: the crate's handlers are installed already.
 pub fn own_handlers() -> Result<(), SignalError> {
     let _installing = INSTALLING.get().lock();
     if INSTALLED.load(Ordering::SeqCst) {
@@ -147,8 +148,8 @@ pub fn own_handlers() -> Result<(), SignalError> {
 
 /// Recovers if the signal is the fault of one of this crate's accesses; for a program that has its own handlers.
 ///
-/// `true`: the context was changed so that the thread goes on behind the access; return from the handler at once.
-/// `false`: nothing was changed, the signal means something else.
+/// `true`: the context was changed so that the thread goes on after the access; return from the handler at once. `false`:
+/// nothing was changed, the signal is not about one of the accesses.
 ///
 /// # Signal safety
 ///
@@ -173,7 +174,7 @@ pub unsafe fn try_handle(signal: c_int, info: *mut siginfo_t, context: *mut c_vo
     unsafe { raw::recover(address, context.cast()) }
 }
 
-/// Whether the kernel raised the signal for the instruction at the program counter, rather than someone having sent it.
+/// True if the kernel raised the signal for the instruction at the program counter; false if it was sent.
 fn is_fault(signal: c_int, info: &siginfo_t) -> bool {
     info.si_code > 0 && !(signal == SIGBUS && info.si_code == BUS_MCEERR_AO)
 }

@@ -1,7 +1,7 @@
-//! The recovery table: which instructions may fault, and how each goes on when it does.
+//! The recovery table: the instructions that may fault, and how each goes on after a fault.
 //!
 //! Every access puts an [`Entry`] into a section of its own, next to its code, and the linker concatenates them.
-//! Four things could lose an entry, and each has an answer:
+//! Four things could lose an entry, and each has a remedy:
 //!
 //! * *Garbage collection of sections.* The section carries `SHF_GNU_RETAIN`; linkers that are older than the flag keep
 //!   the section because of the reference to its `__start_` symbol.
@@ -61,13 +61,12 @@ pub(crate) unsafe fn recover(address: usize, context: *mut ucontext_t) -> bool {
     true
 }
 
-/// How one instruction recovers. The layout is what the `recovery!` macro emits; to change it is to change the
-/// section's name.
+/// How one instruction recovers. The `recovery!` macro emits this layout; a change of it needs a new name of the section.
 #[repr(C)]
 pub(crate) struct Entry {
     /// The instruction, relative to this field.
     at: i32,
-    /// Where to go on, relative to this field.
+    /// The instruction at which to go on, relative to this field.
     target: i32,
     /// Which register tells the code that it faulted.
     set: u8,
@@ -127,7 +126,7 @@ fn tables() -> impl Iterator<Item = &'static Table> {
 /// # Safety
 ///
 /// `start` and `stop` are the bounds of a recovery section in this crate's format.
-// Never inlined: the accesses name it, also from other linked objects.
+// Never inlined: the accesses name it, even from other linked objects.
 #[inline(never)]
 pub(crate) unsafe extern "C" fn register(start: *const Entry, stop: *const Entry) {
     if tables().any(|table| table.start == start) {

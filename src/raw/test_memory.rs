@@ -1,4 +1,4 @@
-//! Memory for the tests: accessible, or with the signal that it is made for.
+//! Memory for the tests: accessible, or raising a chosen signal.
 
 #![expect(clippy::undocumented_unsafe_blocks, reason = "maps and unmaps memory that only the calling test knows")]
 

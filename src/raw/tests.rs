@@ -78,7 +78,7 @@ fn floats_load_and_store_bit_for_bit() {
     }
 }
 
-/// Copies of every kind that meet the page's edge at `edge` bytes, at every alignment of both sides modulo 32.
+/// Copies of every kind that reach the page's edge after `edge` bytes, at every alignment of both sides modulo 32.
 fn copies_stop_at(edge: usize, len: usize, region: impl Fn() -> *mut u8) {
     let buffer: Vec<u8> = (0..len + 64).map(|i| u8::try_from(i % 251).unwrap() + 1).collect();
     for misaligned in 0..32 {

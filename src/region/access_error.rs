@@ -1,4 +1,4 @@
-//! Errors of accesses, and what of an access is looked at first.
+//! Errors of accesses, and the check that every access begins with.
 
 use crate::raw::Primitive;
 
@@ -6,7 +6,7 @@ use crate::raw::Primitive;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AccessError {
-    /// Not inside the mapping.
+    /// The access is not inside the mapping.
     #[error("{size} bytes at offset {offset:#x} are not inside the mapping's {len:#x} bytes")]
     OutOfBounds {
         /// In bytes.
@@ -16,7 +16,7 @@ pub enum AccessError {
         /// The mapping's length, in bytes.
         len: usize,
     },
-    /// Single accesses are naturally aligned.
+    /// The access is not naturally aligned.
     #[error("offset {offset:#x} is not a multiple of {align}")]
     Misaligned {
         /// In bytes.
@@ -42,7 +42,7 @@ pub enum AccessError {
         /// In bytes.
         offset: usize,
     },
-    /// The region is busy, or its page is not there yet, and the access may not wait.
+    /// The region is busy, or the page is not there yet, and the access may not wait.
     #[error("the region is busy, and {} would have to wait: try again, or let it wait", AtOffset(*.offset))]
     WouldBlock {
         /// In bytes.
@@ -54,7 +54,7 @@ pub enum AccessError {
         /// In bytes.
         offset: usize,
     },
-    /// The access would have waited for its own thread: it was made by a callback of a change of the region's state, or by a
+    /// The access would wait for its own thread: it was made by a callback of a change of the region's state, or by a
     /// signal handler that interrupted a thread inside of this crate.
     #[error(
         "{} would wait for its own thread, which changes the region's state or was interrupted inside of this crate: \
@@ -77,8 +77,8 @@ pub enum AccessError {
         /// In bytes.
         offset: usize,
     },
-    /// The change of state that it would have to wait for waits for the calling thread: for a guard that it holds of another region
-    /// that changes together with this one, or for a change that it is making of that one.
+    /// It would wait for a change of state which in turn waits for the calling thread: for a guard that it holds of another
+    /// region that changes together with this one, or for a change that it is making of that region.
     #[error(
         "the change under way waits for this thread, for a guard that it holds of a region that changes together with this one: drop it"
     )]
@@ -86,7 +86,7 @@ pub enum AccessError {
     /// The caller's flags contradict themselves.
     #[error(transparent)]
     Flags(crate::protocol::fault::IllegalFlags),
-    /// The region is enabled, but the memory gives no page there: its file was truncated, or memory ran out.
+    /// The region is enabled, but there is no page: its file was truncated, or memory ran out.
     #[error("no memory at offset {offset:#x}: the region's file was truncated, or the system is out of memory")]
     NoMemory {
         /// In bytes.
@@ -95,7 +95,7 @@ pub enum AccessError {
 }
 
 impl AccessError {
-    /// The offset that the error of a guard has: it is about the whole mapping.
+    /// The offset in the error of a guard, which is about the whole mapping.
     pub const WHOLE: usize = usize::MAX;
 }
 
@@ -116,13 +116,13 @@ impl std::fmt::Display for AtOffset {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{done} bytes were copied, then: {error}")]
 pub struct CopyError {
-    /// How many bytes were done; none beyond them were.
+    /// How many bytes were copied; none beyond them were.
     pub done: usize,
     /// Why it ended.
     pub error: AccessError,
 }
 
-/// Bounds and natural alignment of one access.
+/// Checks the bounds and the natural alignment of one access.
 pub(crate) fn check<T: Primitive>(offset: usize, len: usize) -> Result<(), AccessError> {
     let size = size_of::<T>();
     if offset.checked_add(size).is_none_or(|end| end > len) {

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum FaultAround {
-    /// 64 KiB at first, twice as much each time a fault follows on the one before, up to 16 MiB: a single access stays
-    /// cheap, walking a region costs a third of what the kernel's own minor faults cost. The default.
+    /// 64 KiB at first, and twice as much each time a fault follows directly on the last window, up to 16 MiB. A single
+    /// access stays cheap, and walking a region costs a third of what the kernel's own minor faults cost. The default.
     #[default]
     Adaptive,
-    /// So many pages, in a window of that size around the fault. 1: nothing but the page itself.
+    /// This many pages, in a window of that size around the fault. 1 maps only the page itself.
     Pages(usize),
     /// The whole mapping.
     Whole,
@@ -43,7 +43,7 @@ impl Around {
                 (start, start.saturating_add(size).min(len))
             }
             FaultAround::Adaptive => {
-                // Races between faulting threads cost a smaller window, nothing else.
+                // A race between faulting threads costs a smaller window, nothing else.
                 let follows = self.last_end.load(Ordering::Relaxed) == first;
                 let last = self.last_len.load(Ordering::Relaxed);
                 let size = if follows { (2 * last).clamp(ADAPTIVE_FIRST, ADAPTIVE_MOST) } else { ADAPTIVE_FIRST };

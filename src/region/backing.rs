@@ -1,4 +1,4 @@
-//! What a region's memory is: a file.
+//! The file that is a region's memory.
 
 use crate::region::error::BuildError;
 use crate::sys::{SysError, map, page_size};
@@ -7,7 +7,7 @@ use nix::sys::statfs::{FsType, fstatfs};
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// What a region's memory is made of.
+/// The file that a region's memory is.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub enum Backing {
@@ -18,31 +18,31 @@ pub enum Backing {
     Huge2M,
     /// A memfd of huge pages of 1 GiB, from the system's pool.
     Huge1G,
-    /// A file of the caller's, from `offset` (in bytes) on: a memfd, a file on tmpfs or hugetlbfs, a BAR of a vfio
-    /// device, any file that can be mapped shared. Whoever else holds it reaches the memory by it at any time, and
-    /// can truncate it unless it is sealed against shrinking.
+    /// The caller's file, from `offset` (in bytes) on: a memfd, a file on tmpfs or hugetlbfs, a BAR of a vfio device, any
+    /// file that can be mapped shared. Any other holder of the file reaches the memory through it at any time, and can
+    /// truncate it unless it is sealed against shrinking.
     File {
         /// Open for reading and writing.
         fd: OwnedFd,
-        /// Where the region starts in it, in bytes.
+        /// Where the region starts in the file, in bytes.
         offset: u64,
-        /// Is this a device file? Then its size is not checked, it is mapped by the strategy Replace, and this says what
-        /// becomes of `fd` on revocation.
+        /// `Some` for a device file: its size is not checked, it is mapped by the strategy Replace, and this says what
+        /// happens to `fd` on revocation.
         device: Option<OnRevoke>,
     },
 }
 
-/// What becomes of a device's descriptor on revocation.
+/// What happens to a device's descriptor on revocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnRevoke {
-    /// Kept, so that `enable()` can map it again. The device stays pinned by it.
+    /// Kept, so that `enable()` can map it again. It pins the device.
     Keep,
-    /// Closed: nothing of the region's pins the device any more, its owner's view included. `enable()` needs
+    /// Closed: nothing of the region pins the device any more, and its owner's view is empty. `enable()` needs
     /// [`Region::supply`](crate::Region::supply) first.
     Drop,
 }
 
-/// What kind of file it turned out to be.
+/// The kind of file that a region's memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BackingKind {
     /// Shared memory: userfaultfd can register it, pages are in the page cache.
@@ -62,7 +62,7 @@ pub(crate) struct File {
     pub(crate) on_revoke: OnRevoke,
 }
 
-// statfs(2). Its type is another on every libc, of 32 or 64 bits, signed or not; the bits are the same.
+// statfs(2). Its type differs between libcs (32 or 64 bits, signed or not); the bits are the same.
 const TMPFS_MAGIC: FsType = FsType(0x0102_1994_u32 as _);
 const HUGETLBFS_MAGIC: FsType = FsType(0x9584_58f6_u32 as _);
 
@@ -100,7 +100,7 @@ impl Backing {
         }
     }
 
-    /// A file of the caller's by a borrowed descriptor, which is duplicated.
+    /// The caller's file, by a borrowed descriptor, which is duplicated.
     ///
     /// # Errors
     /// Out of descriptors.
@@ -118,7 +118,7 @@ fn check(len: usize, offset: u64, page: usize) -> Result<(), BuildError> {
             return Err(BuildError::Unaligned { what, value, page });
         }
     }
-    // Twice: some strategies need as much again.
+    // Twice: Detach needs as much again.
     let fits = isize::try_from(len).is_ok_and(|len| len.checked_mul(2).is_some())
         && offset.checked_add(len as u64).is_some_and(|end| i64::try_from(end).is_ok());
     if fits { Ok(()) } else { Err(BuildError::TooLarge { offset, len }) }

@@ -1,4 +1,4 @@
-//! What a region is made of, and which strategy fits it.
+//! The builder of a region, and the choice of its strategy.
 
 use super::Region;
 use super::around::FaultAround;
@@ -50,25 +50,25 @@ impl RegionBuilder {
         }
     }
 
-    /// A name for `Debug`, errors and /proc/self/maps (which shows a memfd's name). Default: `mmio`.
+    /// The name shown in `Debug`, errors and /proc/self/maps (which shows a memfd's name). Default: `mmio`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// What the memory is. Default: a sealed memfd of its own.
+    /// The file that is the memory. Default: a sealed memfd of the region's own.
     pub fn backing(mut self, backing: Backing) -> Self {
         self.backing = backing;
         self
     }
 
-    /// How mappings are revoked. Default: the best that works here, told by [`Region::strategy`].
+    /// How mappings are revoked. Default: the best strategy that works here; [`Region::strategy`] returns it.
     pub fn strategy(mut self, strategy: Strategy) -> Self {
         self.strategy = Some(strategy);
         self
     }
 
-    /// Who resolves faults. Default: [`Monitor::shared`], started with the first mapping that needs it.
+    /// The monitor that resolves faults. Default: [`Monitor::shared`], started with the first mapping that needs it.
     pub fn monitor(mut self, monitor: Monitor) -> Self {
         self.monitor = Some(monitor);
         self
@@ -86,8 +86,9 @@ impl RegionBuilder {
         self
     }
 
-    /// Detach keeps a disabled mapping's page tables (up to 2 MiB for 1 GiB), so that `enable()` need not fill them again.
-    /// With this, a background thread frees them after each `disable()`: for those who mostly revoke for good.
+    /// Frees the page tables of disabled mappings (Detach) in a background thread after each `disable()`. Without this they
+    /// are kept (up to 2 MiB for 1 GiB), so that `enable()` need not fill them again. For regions that are mostly revoked
+    /// for good.
     pub fn trim_detached(mut self) -> Self {
         self.trim_detached = true;
         self
@@ -143,7 +144,7 @@ impl RegionBuilder {
     }
 }
 
-/// The strategy for a file: the one asked for, if it is possible, or the best that is.
+/// The strategy for a file: the requested one, if it is possible; without a request, the best one that is possible.
 fn choose(asked: Option<Strategy>, file: &File, monitor: bool) -> Result<Strategy, BuildError> {
     let candidates = [Strategy::Detach, Strategy::Zap, Strategy::Replace];
     let mut refused = None;
@@ -162,7 +163,7 @@ fn choose(asked: Option<Strategy>, file: &File, monitor: bool) -> Result<Strateg
     refused.map_or(Ok(Strategy::Replace), Err)
 }
 
-/// Whether a strategy can be had for a file; if not, what is missing, and what the kernel said.
+/// Whether a strategy is possible for a file; if not, what is missing, and the kernel's error.
 fn possible(strategy: Strategy, file: &File, monitor: bool) -> Result<(), (&'static str, Option<SysError>)> {
     let minor = if file.kind == BackingKind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
     let (needs, lacks, failed) = match (strategy, file.kind) {
@@ -177,7 +178,7 @@ fn possible(strategy: Strategy, file: &File, monitor: bool) -> Result<(), (&'sta
             let lacks = "the kernel has no MREMAP_DONTUNMAP on shared memory (Linux 5.13)";
             (Feature::DONTUNMAP, lacks, "MREMAP_DONTUNMAP cannot be tried now")
         }
-        // A monitor that was handed in may have what this process could not get by itself; mapping tells.
+        // A monitor of the caller's may have a userfaultfd that this process could not open itself; mapping finds out.
         (Strategy::Zap, _) if monitor => return Ok(()),
         (Strategy::Zap, _) => {
             let lacks = "the kernel has no userfaultfd with minor faults (Linux 5.14)";

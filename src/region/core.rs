@@ -1,4 +1,4 @@
-//! What a region is to its mappings, pins and subscriptions.
+//! The part of a region that its mappings, pins and subscriptions keep.
 
 use super::around::FaultAround;
 use super::backing::BackingKind;
@@ -14,7 +14,7 @@ use crate::sys::known::KnownFile;
 use crate::view::Strategy;
 use std::sync::Arc;
 
-/// A region but for its list of mappings, which know this.
+/// A region without its list of mappings; every mapping refers to this.
 pub(crate) struct RegionCore {
     pub(crate) name: String,
     pub(crate) len: usize,

@@ -1,5 +1,5 @@
-//! Errors of making, mapping, pinning and faulting in: one enum for each family of verbs, with the numbers in the message and
-//! what to do about it.
+//! Errors of making, mapping, pinning and faulting in: one enum for each family of verbs, with the numbers in the message
+//! and the remedy.
 
 use crate::monitor::MonitorError;
 use crate::sys::SysError;
@@ -25,7 +25,7 @@ pub enum BuildError {
         /// The page size, in bytes.
         page: usize,
     },
-    /// More than the address space, or than a file, can hold.
+    /// The region is larger than the address space, or than a file, can be.
     #[error("offset {offset:#x} plus length {len:#x} is more than an address space can hold: make the region shorter")]
     TooLarge {
         /// Where the region starts in its file, in bytes.
@@ -41,24 +41,24 @@ pub enum BuildError {
         /// Offset plus length, in bytes.
         needed: u64,
     },
-    /// The strategy cannot be had here; or, where none was asked for, the best one cannot be had now, for want of descriptors or
-    /// memory: a weaker one would be the region's for good.
+    /// The strategy is not possible here. Or none was asked for, and the best one is not possible at the moment, for lack
+    /// of descriptors or memory: a weaker one would stay the region's for good.
     #[error("strategy {strategy} is not possible: {why}{}; leave the choice to the builder, or see Support", because(.source))]
     Strategy {
-        /// What was asked for, or is the best.
+        /// The strategy that was asked for, or the best one.
         strategy: Strategy,
         /// What is missing.
         why: &'static str,
-        /// What the kernel said when it was tried.
+        /// The kernel's error when it was tried.
         source: Option<SysError>,
     },
     /// The name has a NUL byte.
     #[error("the name {0:?} has a NUL byte in it: leave it out")]
     Name(String),
-    /// No monitor could be had.
+    /// No monitor could be made.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
-    /// The signal handlers that accesses recover by could not be installed.
+    /// The signal handlers through which accesses recover could not be installed.
     #[error(transparent)]
     Signal(#[from] crate::raw::signal::SignalError),
     /// A system call failed.
@@ -74,7 +74,7 @@ fn because(source: &Option<SysError>) -> String {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapError {
-    /// Nothing to map.
+    /// There is nothing to map: a length of 0.
     #[error("a mapping of 0 bytes: give a length, at an offset before the region's end")]
     Empty,
     /// Offsets and lengths of mappings are multiples of the page size.
@@ -97,7 +97,7 @@ pub enum MapError {
         /// The region's length, in bytes.
         region: usize,
     },
-    /// [`OnDisabled::Block`](crate::OnDisabled): what accesses are to wait in cannot be had.
+    /// [`OnDisabled::Block`](crate::OnDisabled): the userfaultfd in which accesses would wait cannot be opened.
     #[error("waiting at a disabled region needs a userfaultfd for user-mode faults (Linux 5.11): {source}")]
     Wait {
         /// What failed.
@@ -106,10 +106,10 @@ pub enum MapError {
     /// Called in a forked child: its parent's monitor cannot serve it.
     #[error("the region is the parent's: a forked child builds one of its own")]
     Forked,
-    /// Called from inside a reset callback of the same region, for whose end it would have to wait.
+    /// Called from inside a reset callback of the same region: it would wait for that callback's end.
     #[error("called from inside a reset callback of the same region: map it before or after")]
     Reentrant,
-    /// The change that it would have to wait for waits for one that the calling thread is making, of a region that changes
+    /// It would wait for a change which in turn waits for the calling thread, which is changing a region that changes
     /// together with this one.
     #[error("the change under way waits for this thread, which changes a region that changes together with this one")]
     WouldDeadlock,
@@ -140,7 +140,7 @@ pub enum ProtectError {
         /// The mapping's length, in bytes.
         len: usize,
     },
-    /// Rights are those of whole pages.
+    /// Rights are set for whole pages.
     #[error("{value:#x} is not a multiple of the page size {page:#x}")]
     Unaligned {
         /// In bytes.
@@ -148,10 +148,10 @@ pub enum ProtectError {
         /// The region's page size, in bytes.
         page: usize,
     },
-    /// More than the mapping was made with.
+    /// The rights exceed those that the mapping was made with.
     #[error("the mapping is read-only: map the region without MapOptions::read_only for rights to write")]
     ReadOnly,
-    /// Called in a forked child, which has no such mapping.
+    /// Called in a forked child, which does not have the mapping.
     #[error("the mapping is the parent's: a forked child builds a region of its own")]
     Forked,
     /// The system call failed.
@@ -163,7 +163,7 @@ pub enum ProtectError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FaultError {
-    /// Not inside the region (or mapping).
+    /// The offset is not inside the region or mapping.
     #[error("offset {offset:#x} is beyond its {len:#x} bytes")]
     OutOfBounds {
         /// In bytes.
@@ -202,12 +202,12 @@ pub enum PinError {
     /// The wait was cancelled.
     #[error("the wait was cancelled")]
     Cancelled,
-    /// Waiting would have been for the calling thread itself: this is a callback of a change of the region's state, or a signal
+    /// It would wait for the calling thread itself: this is a callback of a change of the region's state, or a signal
     /// handler that interrupted a thread inside of this crate.
     #[error("the pin would wait for its own thread, which changes the region's state: pin later, or in another thread")]
     Reentrant,
-    /// The change of state that it would have to wait for waits for the calling thread: for a guard that it holds of another region
-    /// that changes together with this one, or for a change that it is making of that one.
+    /// It would wait for a change of state which in turn waits for the calling thread: for a guard that it holds of another
+    /// region that changes together with this one, or for a change that it is making of that region.
     #[error(
         "the change under way waits for this thread, for a guard that it holds of a region that changes together with this one: drop it"
     )]
@@ -215,7 +215,7 @@ pub enum PinError {
     /// Called in a forked child, which has none of its parent's memory.
     #[error("the region is the parent's: a forked child builds one of its own")]
     Forked,
-    /// The file gives no pages there, or the region has no owner's view to reach them by ([`OnRevoke::Drop`](crate::OnRevoke)).
+    /// The file gives no pages there, or the region has no owner's view ([`OnRevoke::Drop`](crate::OnRevoke)).
     #[error("the file gives no memory, or the region has no owner's view: {0}")]
     NoMemory(SysError),
     /// The flags contradict themselves.

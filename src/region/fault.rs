@@ -1,4 +1,4 @@
-//! Faults as a caller's flags allow: of a region, and of a mapping.
+//! Faults of a region and of a mapping, as the caller's flags allow.
 
 use super::Region;
 use super::core::RegionCore;
@@ -22,7 +22,7 @@ impl RegionCore {
         self.protocol.fault_once(caller, lock, || Some(self.populated(offset))).unwrap_or_else(|outcome| outcome)
     }
 
-    /// Has the file give the page at `offset`.
+    /// Makes the page at `offset` present in the file.
     fn populated(&self, offset: InRegion) -> Outcome {
         outcome(self.owner.is_empty() || self.owner.populate(offset.page(self.page), self.page).is_ok())
     }
@@ -32,14 +32,14 @@ impl Region {
     /// One try at a fault on the byte at `offset`: makes the page present in the region's file if the region is enabled,
     /// and does what the caller's flags allow if it is busy or disabled.
     ///
-    /// The caller's own lock, a VMM's address-space lock for instance, stands where mmap_lock stands in the kernel:
-    /// [`Outcome::Retry`] tells whether it was released on the way.
+    /// The caller's own lock, a VMM's address-space lock for instance, takes the part that mmap_lock has in the kernel:
+    /// [`Outcome::Retry`] says whether it was released on the way.
     ///
     /// # Blocking
     /// As the flags say. With `RETRY_NOWAIT` it never sleeps on a lock, not for a moment.
     ///
     /// # Errors
-    /// Out of bounds, or flags that contradict themselves; the lock is untouched then.
+    /// Out of bounds, or flags that contradict themselves; the lock is then untouched.
     ///
     /// # Signal safety
     /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
@@ -53,9 +53,9 @@ impl Region {
         Ok(self.shared.fault_once(InRegion(offset), &caller, lock))
     }
 
-    /// The loop around [`fault`](Self::fault), as `fixup_user_fault` does it: first try, then TRIED, cancellation looked
-    /// at in between, until it is decided. The caller's lock is held again when it returns; the answer says whether it
-    /// was released in between.
+    /// The loop around [`fault`](Self::fault), as `fixup_user_fault` does it: a first try, then tries with TRIED, with a
+    /// check for cancellation between them, until the fault is decided. The caller's lock is held again when this returns;
+    /// the result says whether it was released in between.
     ///
     /// # Blocking
     /// As the flags say.
@@ -78,8 +78,8 @@ impl Region {
 }
 
 impl Mapping {
-    /// One try at a fault on the byte at `offset`, as [`Region::fault`], that also maps the page in this mapping where
-    /// that is not the kernel's business (Zap). [`Caller::on_disabled`] is the mapping's own policy.
+    /// One try at a fault on the byte at `offset`, as [`Region::fault`]; under Zap it also maps the page in this mapping,
+    /// which the kernel does under the other strategies. [`Caller::on_disabled`] is replaced by the mapping's own policy.
     ///
     /// # Blocking
     /// As the flags say.

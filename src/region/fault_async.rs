@@ -1,4 +1,4 @@
-//! Faults that are asked for and told later.
+//! Faults that are requested now and completed later.
 
 use super::Region;
 use crate::protocol::async_fault::{FaultQueue, Submitted};
@@ -6,12 +6,12 @@ use crate::protocol::caller::Caller;
 use crate::protocol::error::SubmitError;
 
 impl Region {
-    /// Asks for the page at `offset` without waiting for it: [`Submitted::Ready`] if the region is enabled and not busy,
-    /// else a token that completes when it is, or when it is known that it will not be. [`Caller::on_disabled`] says whether
-    /// a disabled region is waited for.
+    /// Asks for the page at `offset` without waiting for it. Returns [`Submitted::Ready`] if the region is enabled and not
+    /// busy. Otherwise returns a token that completes once the region is enabled, or once it is certain that it will not
+    /// be. [`Caller::on_disabled`] says whether a disabled region is waited for.
     ///
     /// # Blocking
-    /// Never for the region; for a moment on the lock of its list of faults.
+    /// Never waits for the region; waits for a moment on the lock of its list of faults.
     ///
     /// # Errors
     /// Nothing is queued: see [`SubmitError`].

@@ -1,9 +1,10 @@
 //! Reset groups: regions that are revoked together or not at all, as a bus reset revokes every function on the bus.
 //!
-//! The `try_` verbs begin every member's change, in one fixed order and by trying only, before the first member is touched; a
-//! member that somebody else has, or that is guarded or pinned, makes the whole group [`Busy`](GroupError::is_busy), and what
-//! was begun is undone in reverse. So two groups that overlap never wait for each other (`vfio_pci_dev_set_hot_reset`
-//! does the same with `down_write_trylock`, for the same reason). The verbs that wait do so in that order.
+//! The `try_` verbs begin every member's change in one fixed order, and without waiting, before the first member is
+//! touched. A member that another thread is changing, or that is guarded or pinned, makes the whole group
+//! [`Busy`](GroupError::is_busy), and the changes that were begun are undone in reverse. So two groups that overlap never
+//! wait for each other (`vfio_pci_dev_set_hot_reset` does the same with `down_write_trylock`, for the same reason). The
+//! verbs that wait begin the changes in the same order.
 
 use super::Region;
 use super::owner::OwnerView;
@@ -15,8 +16,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A change of a group's state failed. Every member is as before, but for those whose way back failed too: which state that
-/// leaves them in, the methods say.
+/// A change of a group's state failed. Every member is as before, except those that could not be put back: each method says
+/// which state that leaves them in.
 #[derive(Debug, thiserror::Error)]
 #[error("member {member} of the group: {source}")]
 pub struct GroupError {
@@ -27,7 +28,7 @@ pub struct GroupError {
 }
 
 impl GroupError {
-    /// Would trying again later make sense? Somebody else changes the state of a member, or holds a guard or a pin.
+    /// True if trying again later makes sense: another thread is changing a member's state, or a guard or a pin is held.
     pub fn is_busy(&self) -> bool {
         matches!(self.source, RevokeError::Busy(_) | RevokeError::TimedOut { .. })
     }
@@ -35,11 +36,11 @@ impl GroupError {
 
 /// Regions that are revoked together or not at all.
 ///
-/// A region may be in any number of groups. The group keeps its members' memory, but not their regions: one that was
-/// dropped makes the group fail with [`RevokeError::Gone`].
+/// A region may be in any number of groups. The group keeps its members' memory, but not the [`Region`]s: if one was
+/// dropped, the group fails with [`RevokeError::Gone`].
 #[derive(Clone)]
 pub struct ResetGroup {
-    /// In the one order in which everybody takes them, each once.
+    /// Each once, in the one order in which every group and device takes them.
     members: Vec<Arc<RegionShared>>,
 }
 
@@ -51,24 +52,24 @@ impl ResetGroup {
         Self { members }
     }
 
-    /// How many regions.
+    /// How many regions the group has.
     pub fn len(&self) -> usize {
         self.members.len()
     }
 
-    /// Has it no member?
+    /// True if the group has no member.
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
 
-    /// Revokes every member, or none. Says whether this call changed anything: a group whose members are all disabled is left alone,
-    /// and nobody is told.
+    /// Revokes every member, or none. True if this call changed anything: a group whose members are all disabled is left
+    /// alone, and no notifier is told.
     ///
     /// # Blocking
-    /// As [`Region::disable`], for each member, in the one order in which all groups take theirs.
+    /// As [`Region::disable`], for each member, in the order that all groups share.
     ///
     /// # Errors
-    /// Every member is as before; one whose memory cannot be given back stays disabled.
+    /// Every member is as before, except one whose memory cannot be given back: that one stays disabled.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -79,7 +80,7 @@ impl ResetGroup {
     /// [`disable`](Self::disable) that waits for no guard, no pin and no other change.
     ///
     /// # Blocking
-    /// For single accesses that others are in the middle of, 100 ms at most; else not at all.
+    /// At most 100 ms, for single accesses that other threads are in the middle of.
     ///
     /// # Errors
     /// [Busy](GroupError::is_busy) where `disable` would wait.
@@ -101,13 +102,13 @@ impl ResetGroup {
         self.change(State::Disabled, Patience::within(patience))
     }
 
-    /// Gives every member back, or none. Says whether this call changed anything.
+    /// Gives every member back, or none. True if this call changed anything.
     ///
     /// # Blocking
     /// As [`Region::enable`], for each member.
     ///
     /// # Errors
-    /// Every member is as before; one that cannot be revoked again stays enabled.
+    /// Every member is as before, except one that cannot be revoked again: that one stays enabled.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -132,7 +133,7 @@ impl ResetGroup {
     /// [`enable`](Self::enable) that gives up after `patience`, for all members together.
     ///
     /// # Errors
-    /// [`RevokeError::TimedOut`] if others' changes took longer.
+    /// [`RevokeError::TimedOut`] if other threads' changes took longer.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -140,15 +141,15 @@ impl ResetGroup {
         self.change(State::Enabled, Patience::within(patience))
     }
 
-    /// Runs `reset` while nothing reaches the memory of any member through any mapping; accesses to enabled members wait
-    /// for its end, disabled members stay disabled. It gets the members' own views, in the group's order. As for
-    /// [`Region::reset`] it must not change a member's state; a panic in it passes on after the mappings are back.
+    /// Runs `reset` while nothing reaches the memory of any member through any mapping. Accesses to enabled members wait
+    /// for its end; disabled members stay disabled. `reset` gets the members' owner's views, in the group's order. As for
+    /// [`Region::reset`], it must not change a member's state, and a panic in it passes on once the mappings are back.
     ///
     /// # Blocking
     /// As [`disable`](Self::disable).
     ///
     /// # Errors
-    /// Nothing was reset; or, from giving memory back: that member is disabled, the others are as before.
+    /// Nothing was reset; or a member's memory could not be given back: that member is disabled, the others are as before.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -204,7 +205,7 @@ impl fmt::Debug for ResetGroup {
     }
 }
 
-/// Sorts members into the one order in which everybody takes them, and drops duplicates.
+/// Sorts members into the one order in which every group and device takes them, and drops duplicates.
 pub(crate) fn in_order(members: &mut Vec<Arc<RegionShared>>) {
     members.sort_by_key(|member| Arc::as_ptr(member).addr());
     members.dedup_by(|a, b| Arc::ptr_eq(a, b));

@@ -26,17 +26,17 @@ use std::sync::atomic::AtomicUsize;
 
 /// One view of a region.
 ///
-/// A mapping may outlive its region: it then refuses for good. Dropping it unmaps it; a thread that still uses its raw
-/// pointer, or waits in a fault of it, then meets what any unmapped address gives (SIGSEGV, EFAULT). What a
+/// A mapping may outlive its region: it then refuses for good. Dropping it unmaps it. A thread that still uses its raw
+/// pointer, or waits in a fault of it, then gets what any unmapped address gives (SIGSEGV, EFAULT). A part that a
 /// [`DmaSpace`](crate::pci::DmaSpace) has mapped stays, and is revoked with its region, until it is unmapped there too.
 pub struct Mapping {
     pub(crate) served: Arc<Served>,
-    /// Dropped after `served`, which is thus never the last.
+    /// Dropped after `served`, so `served` is never the last reference.
     pub(crate) listed: Arc<Listed>,
 }
 
-/// A mapping's place in its region's list and in its monitor's table. Whoever relies on the range keeps this, not just
-/// what is [`Served`]: a range that is in neither is revoked by nobody.
+/// A mapping's entries in its region's list and in its monitor's table. Code that relies on the range keeps this, not just
+/// a [`Served`]: no change of state revokes a range that is in neither.
 pub(crate) struct Listed {
     pub(crate) served: Arc<Served>,
     region: Arc<RegionShared>,
@@ -79,7 +79,7 @@ impl Mapping {
             store_limit: AtomicUsize::new(0),
             around: Around::new(region.fault_around, region.page),
         });
-        // From here on dropping it undoes whatever was done.
+        // From here on dropping `listed` undoes whatever was done.
         let listed = Arc::new(Listed { served: Arc::clone(&served), region: Arc::clone(region) });
         let mapping = Self { served, listed };
         mapping.establish().map_err(|e| match e {
@@ -91,7 +91,7 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Puts in place what the region's state asks for, under the read side of the memory lock.
+    /// Puts into the range what the region's state requires, under the read side of the memory lock.
     fn establish(&self) -> Result<(), Establish> {
         let served = &self.served;
         let region = &self.listed.region;
@@ -120,13 +120,13 @@ impl Mapping {
         Ok(())
     }
 
-    /// The first byte. Accesses through it meet [`OnDisabled`] while the region is disabled. Valid until the mapping is
-    /// dropped.
+    /// The address of the first byte, valid until the mapping is dropped. While the region is disabled, accesses through it
+    /// get what [`OnDisabled`] says.
     ///
-    /// The whole range is the mapping's until then: revoking, restoring and dropping work on all of it, whatever else in the
-    /// process has done there meanwhile. Other rights for a part of it are had by [`protect`](Self::protect); what mprotect
-    /// has changed is as before after the next `enable()`. Nothing else may be mapped there. A part that mremap has moved away
-    /// is not revoked, but counted ([`RegionStats::degraded`](crate::RegionStats)).
+    /// Until then the whole range belongs to the mapping: revoking, restoring and dropping act on all of it, whatever other
+    /// code in the process has done there meanwhile. Use [`protect`](Self::protect) to change the rights of a part; the
+    /// next `enable()` undoes a change by mprotect. Nothing else may be mapped there. A part that mremap has moved away is
+    /// not revoked, but counted ([`RegionStats::degraded`](crate::RegionStats)).
     pub fn as_ptr(&self) -> *mut u8 {
         self.served.view.range.as_ptr()
     }
@@ -142,12 +142,12 @@ impl Mapping {
         self.served.offset.0
     }
 
-    /// Can it be stored to?
+    /// True if the mapping can be stored to.
     pub fn is_writable(&self) -> bool {
         self.served.view.spec.prot == Prot::ReadWrite
     }
 
-    /// What accesses meet while the region is disabled.
+    /// What accesses get while the region is disabled.
     pub fn on_disabled(&self) -> OnDisabled {
         self.served.view.spec.policy
     }

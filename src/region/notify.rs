@@ -1,12 +1,12 @@
-//! Invalidation notifiers: who keeps region memory reachable by other ways than a mapping hears of a revocation before
-//! it happens, and of its end after it.
+//! Invalidation notifiers: code that keeps region memory reachable by other ways than a mapping is told of a revocation
+//! before it happens, and of its end afterwards.
 //!
-//! The order is the kernel's (`mmu_notifier`, `dma_buf_invalidate_mappings`): memslots and IOMMUs are told first, then
-//! no new guards and pins come in and the old ones are waited for, then the mappings are zapped. On the way back the
-//! mappings come first. Subscribers are told in the order in which they subscribed, and in reverse on the way back.
+//! The order is the kernel's (`mmu_notifier`, `dma_buf_invalidate_mappings`): memslots and IOMMUs are told first, then new
+//! guards and pins are refused and the old ones are waited for, then the mappings are zapped. On the way back the mappings
+//! come first. Subscribers are told in the order in which they subscribed, and in reverse on the way back.
 //!
-//! Each subscriber hears strictly in turn, revoked, restored, revoked; one that subscribes to a region that is not
-//! reachable hears of its restoration first. A revocation that fails after it was announced is taken back with
+//! Each subscriber is told strictly in turn: revoked, restored, revoked. A subscriber to a region that is not reachable is
+//! told of its restoration first. A revocation that fails after it was announced is taken back with
 //! [`after_restore`](InvalidateNotifier::after_restore).
 
 use crate::stats::count;
@@ -17,26 +17,26 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// What a notifier may fail with; counted in [`RegionStats`](crate::RegionStats), and no reason to stop a revocation.
+/// The error of a notifier. It is counted in [`RegionStats`](crate::RegionStats) and does not stop a revocation.
 pub type NotifyError = Box<dyn Error + Send + Sync>;
 
-/// Hears of revocations; see [`Region::subscribe`].
+/// Is told of revocations; see [`Region::subscribe`](crate::Region::subscribe).
 ///
 /// Both methods run in the thread that changes the region's state. They must not change the state of that region
 /// ([`RevokeError::Reentrant`](crate::RevokeError::Reentrant)), nor wait for another thread that does. Errors and panics
-/// are counted and go no further: whatever a notifier does, the region is revoked when it was asked to be.
+/// are counted and go no further: whatever a notifier does, the region is revoked as requested.
 pub trait InvalidateNotifier: Send + Sync {
-    /// The memory of `range` (offsets in the region, in bytes) is about to go away. It is still reachable, and the state
-    /// is as before. When this returns, nothing must reach the memory by the subscriber's own ways.
+    /// The memory of `range` (offsets in the region, in bytes) is about to go away. It is still reachable, and the state is
+    /// as before. Once this returns, nothing may reach the memory by the subscriber's own ways.
     ///
     /// # Errors
-    /// Counted.
+    /// The error is counted.
     fn before_revoke(&self, range: Range<usize>) -> Result<(), NotifyError>;
 
     /// The memory of `range` is reachable again, through the same mappings.
     ///
     /// # Errors
-    /// Counted.
+    /// The error is counted.
     fn after_restore(&self, range: Range<usize>) -> Result<(), NotifyError>;
 }
 
@@ -48,16 +48,15 @@ pub(crate) struct Notifiers {
 }
 
 struct List {
-    /// Was the last thing that subscribers were to hear a revocation?
+    /// True if subscribers were last told of a revocation.
     revoked: bool,
     subscribers: Vec<Arc<Subscriber>>,
 }
 
-/// One of them.
 pub(super) struct Subscriber {
     notifier: Theirs<dyn InvalidateNotifier>,
     pub(super) range: Range<usize>,
-    /// Held while it is being told, so that unsubscribing waits for that (and for nothing else: see `Subscription`).
+    /// Held while the subscriber is being told, so that unsubscribing waits for that (and for nothing else: see `Subscription`).
     calling: parking_lot::Mutex<()>,
     gone: AtomicBool,
     pub(super) revoked: AtomicBool,
@@ -82,14 +81,14 @@ impl Notifiers {
         subscriber
     }
 
-    /// It hears nothing more when this returns; but for a call that another thread is making, if this thread is in a notifier
-    /// itself.
+    /// When this returns, the subscriber is told nothing more. The exception is a call that another thread is making while
+    /// this thread is in a notifier itself.
     pub(super) fn remove(&self, subscriber: &Arc<Subscriber>) {
-        // The caller has it too: nothing of the user's is dropped under the list's lock.
+        // The caller holds it too: nothing of the user's is dropped under the list's lock.
         self.list.lock().subscribers.retain(|known| !Arc::ptr_eq(known, subscriber));
         subscriber.gone.store(true, Ordering::Relaxed);
         if !Calling::is_any() {
-            // A changer may wait for this thread to let go of it.
+            // A changer may wait for this thread to release it.
             let _inside = inside::enter();
             drop(subscriber.calling.lock());
         }
@@ -107,7 +106,7 @@ impl Notifiers {
         }
     }
 
-    /// Whose turn it is. No lock of the list is held while they are told: they may subscribe others.
+    /// The subscribers whose turn it is. They are told after the list's lock is released: they may subscribe others.
     fn turn(&self, revoked: bool) -> Vec<Arc<Subscriber>> {
         let mut list = self.list.lock();
         list.revoked = revoked;
@@ -122,7 +121,7 @@ impl Notifiers {
 
     fn tell(&self, subscriber: &Subscriber, revoked: bool) {
         let _calling = subscriber.calling.lock();
-        // Relaxed: the unsubscribing thread sets it, then waits for the lock just taken, or does not wait.
+        // Relaxed: the unsubscribing thread sets it, then waits for the lock just taken, or does not wait at all.
         if subscriber.gone.load(Ordering::Relaxed) {
             return;
         }

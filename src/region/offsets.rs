@@ -1,4 +1,4 @@
-//! Offsets, in bytes: in a mapping, and in the region that it is a mapping of.
+//! Offsets in bytes, in a mapping and in its region.
 
 use std::ops::Add;
 
@@ -11,13 +11,13 @@ pub(crate) struct InRegion(pub(crate) usize);
 pub(crate) struct InMapping(pub(crate) usize);
 
 impl InRegion {
-    /// The start of the page of `size` bytes that it is in.
+    /// The start of the page of `size` bytes that contains it.
     pub(crate) fn page(self, size: usize) -> Self {
         Self(self.0 / size * size)
     }
 }
 
-/// Where in the region an offset in a mapping is that starts at this one.
+/// The offset in the region of an offset in a mapping that starts here.
 impl Add<InMapping> for InRegion {
     type Output = Self;
 

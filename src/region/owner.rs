@@ -1,7 +1,7 @@
 //! The owner's view: the device side's own mapping of a region, which no revocation touches.
 //!
-//! UNSAFETY: addresses inside the view; a device, other processes and every mapping of the region write there at any time,
-//! which is why there are no references to it, only volatile and recoverable accesses.
+//! UNSAFETY: addresses inside the view. A device, other processes and every mapping of the region write there at any time,
+//! so there are no references to it, only volatile and recoverable accesses.
 #![expect(unsafe_code, reason = "accesses memory by address")]
 
 use super::offsets::InRegion;
@@ -17,19 +17,19 @@ use nix::errno::Errno;
 use std::fmt;
 use std::os::fd::AsFd;
 
-/// The device side's view of a region: always there, whatever state the region is in.
+/// The device's own view of a region: always there, whatever state the region is in.
 ///
-/// For emulating the device. Its accesses take no lock and never wait; they fail only where the file gives no memory
-/// (truncated by somebody else, or out of memory).
+/// For emulating the device. Its accesses take no lock and never wait; they fail only where the file gives no memory (it
+/// was truncated, or memory ran out).
 ///
-/// Of a device that is dropped on revocation ([`OnRevoke::Drop`](crate::OnRevoke)) the view is empty: it would pin the
-/// device.
+/// If the region's device is dropped on revocation ([`OnRevoke::Drop`](crate::OnRevoke)), the view is empty: a mapping
+/// would pin the device.
 pub struct OwnerView {
     map: Option<MmapRaw>,
-    /// The process that it is mapped in: a forked child has something else there, or nothing.
+    /// The process that it is mapped in. A forked child has something else there, or nothing.
     mapped_in: Identity,
     of_device: bool,
-    /// Accesses ask first whether there is memory: they would not recover, and the file can lose some.
+    /// Whether an access first makes sure that there is memory: it could not recover, and the file can lose pages.
     asks: bool,
     /// The file's page size, in bytes.
     page: usize,
@@ -48,12 +48,12 @@ impl OwnerView {
         for advice in [Advice::DontFork, Advice::DontDump] {
             map.advise(advice).map_err(|e| SysError::new("madvise", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
         }
-        // A device's memory (VM_PFNMAP) can't be asked for.
+        // A device's memory (VM_PFNMAP) can't be populated.
         let asks = !raw::RECOVERABLE && !of_device && map::may_shrink(file.fd.as_fd());
         Ok(Self { map: Some(map), mapped_in: Identity::current(), of_device, asks, page: file.page })
     }
 
-    /// The first byte; null for an empty view.
+    /// The address of the first byte; null for an empty view.
     pub fn as_ptr(&self) -> *mut u8 {
         self.map.as_ref().map_or(std::ptr::null_mut(), MmapRaw::as_mut_ptr)
     }
@@ -62,22 +62,22 @@ impl OwnerView {
         self.as_ptr().wrapping_add(offset.0)
     }
 
-    /// The region's length, in bytes.
+    /// The region's length, in bytes; 0 for an empty view.
     pub fn len(&self) -> usize {
         self.map.as_ref().map_or(0, MmapRaw::len)
     }
 
-    /// Is there nothing in it? See [`OwnerView`].
+    /// True if the view has no memory: see [`OwnerView`].
     pub fn is_empty(&self) -> bool {
         self.map.is_none()
     }
 
     /// Has the file give pages in `range`, without changing their content.
     pub(crate) fn populate(&self, offset: InRegion, len: usize) -> Result<(), SysError> {
-        // An empty view has no addresses: 0 plus the offset is somebody else's.
+        // An empty view has no addresses: 0 plus the offset may be anything.
         let view = self.map.as_ref().ok_or(SysError::new("madvise", Errno::EBADF))?;
         let range = AddrRange::new(Addr::of(view.as_mut_ptr()) + offset.0, len);
-        // SAFETY: inside the view (the callers' windows are inside the region); it drops nothing.
+        // SAFETY: inside the view (callers pass ranges inside the region); the advice drops no content.
         match unsafe { map::advise(range, map::Advice::PopulateWrite) } {
             // A device's memory (VM_PFNMAP) is always there.
             Err(e) if e.errno == Errno::EINVAL && self.of_device => Ok(()),
@@ -85,7 +85,7 @@ impl OwnerView {
         }
     }
 
-    /// One load. `offset` in bytes, a multiple of the size of `T`.
+    /// One load. `offset` is in bytes, a multiple of the size of `T`.
     ///
     /// # Errors
     /// Out of bounds, misaligned, or no memory there.
@@ -94,12 +94,12 @@ impl OwnerView {
     /// Async-signal-safe.
     pub fn read<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
         self.check::<T>(offset)?;
-        // SAFETY: inside the view and aligned, as just checked; the view lives as long as `self`. Whoever writes there
-        // at the same time makes the value theirs or ours, never torn.
+        // SAFETY: inside the view and aligned, as just checked; the view lives as long as `self`. A device, mappings of the
+        // region and other processes may write there at the same time: the value is then theirs or ours, never torn.
         unsafe { raw::load(self.at(InRegion(offset)).cast::<T>()) }.map_err(|_| AccessError::NoMemory { offset })
     }
 
-    /// One store. `offset` in bytes, a multiple of the size of `T`.
+    /// One store. `offset` is in bytes, a multiple of the size of `T`.
     ///
     /// # Errors
     /// Out of bounds, misaligned, or no memory there.
@@ -116,7 +116,7 @@ impl OwnerView {
     /// Copies out of the region.
     ///
     /// # Errors
-    /// Out of bounds (nothing done), or no memory at some place.
+    /// Out of bounds (nothing is done), or no memory at some offset.
     ///
     /// # Signal safety
     /// Async-signal-safe.
@@ -130,7 +130,7 @@ impl OwnerView {
     /// Copies into the region.
     ///
     /// # Errors
-    /// Out of bounds (nothing done), or no memory at some place.
+    /// Out of bounds (nothing is done), or no memory at some offset.
     ///
     /// # Signal safety
     /// Async-signal-safe.
@@ -144,7 +144,7 @@ impl OwnerView {
     /// Sets `len` bytes to `byte`.
     ///
     /// # Errors
-    /// Out of bounds (nothing done), or no memory at some place.
+    /// Out of bounds (nothing is done), or no memory at some offset.
     ///
     /// # Signal safety
     /// Async-signal-safe.
@@ -155,8 +155,8 @@ impl OwnerView {
         finished(done, len, offset)
     }
 
-    /// How many of the `len` bytes at `offset`, which are in the view, may be accessed. All of them, but where an access that
-    /// meets no memory would be a signal.
+    /// How many of the `len` bytes at `offset`, which are in the view, may be accessed: all of them, unless an access
+    /// without memory would raise a signal that is not recovered from.
     pub(crate) fn given(&self, offset: InRegion, len: usize) -> usize {
         if !self.asks || self.gives(offset.0, len) {
             return len;
@@ -174,17 +174,17 @@ impl OwnerView {
 
     fn gives(&self, offset: usize, len: usize) -> bool {
         let first = offset / self.page * self.page;
-        // Before Linux 5.14 there is no asking (EINVAL).
+        // Linux before 5.14 does not know the advice (EINVAL).
         self.populate(InRegion(first), offset + len - first).map_or_else(|e| e.errno == Errno::EINVAL, |()| true)
     }
 
-    /// One access: bounds, alignment, memory.
+    /// Checks one access: bounds, alignment, memory.
     fn check<T: Primitive>(&self, offset: usize) -> Result<(), AccessError> {
         check::<T>(offset, self.len())?;
         if self.given(InRegion(offset), T::SIZE) == T::SIZE { Ok(()) } else { Err(AccessError::NoMemory { offset }) }
     }
 
-    /// A copy's bounds; how many bytes of it may be accessed.
+    /// Checks a copy's bounds, and returns how many bytes of it may be accessed.
     fn check_slice(&self, offset: usize, size: usize) -> Result<usize, CopyError> {
         let fits = offset.checked_add(size).is_some_and(|end| end <= self.len());
         let error = AccessError::OutOfBounds { offset, size, len: self.len() };
@@ -199,7 +199,7 @@ fn finished(done: usize, len: usize, offset: usize) -> Result<(), CopyError> {
 impl Drop for OwnerView {
     fn drop(&mut self) {
         if !self.mapped_in.is_current() {
-            // munmap would take away whatever the child has there by now.
+            // munmap would remove what the child has mapped there by now.
             std::mem::forget(self.map.take());
         }
     }

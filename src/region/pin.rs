@@ -1,7 +1,7 @@
-//! Pins: a promise that pages stay reachable by address, for DMA. Told, then waited for, at revocation.
+//! Pins: a promise that pages stay reachable by address, for DMA. A revocation tells their holders, then waits for them.
 //!
-//! The order is that of a revoked dma-buf (`vfio_pci_dma_buf_move`): no new pins, every holder is told, then the last
-//! one to let go is waited for; and it can be done again.
+//! The order is that of a revoked dma-buf (`vfio_pci_dma_buf_move`): new pins are refused, every holder is told, and the
+//! last pin is waited for. After the region is enabled again, all of it can be repeated.
 
 use super::Region;
 use super::core::RegionCore;
@@ -14,9 +14,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Pages that stay reachable by address until it is dropped; see [`Region::pin`].
+/// Keeps pages reachable by address until it is dropped; see [`Region::pin`].
 ///
-/// While it lives, `disable()` waits, `try_disable()` answers `Busy`, and `disable_timeout()` gives up.
+/// While it lives, `disable()` waits, `try_disable()` returns `Busy`, and `disable_timeout()` gives up.
 ///
 /// # Signal safety
 /// Pinning and dropping a pin are not for signal handlers.
@@ -28,7 +28,7 @@ pub struct Pin {
 }
 
 impl Pin {
-    /// The pages' address, in the owner's view: valid, and backed by the same pages, as long as the pin lives.
+    /// The address of the pages, in the owner's view. It is valid, and backed by the same pages, as long as the pin lives.
     pub fn as_ptr(&self) -> *mut u8 {
         self.region.owner.as_ptr().wrapping_add(self.range.start)
     }
@@ -38,13 +38,13 @@ impl Pin {
         self.range.clone()
     }
 
-    /// Has a revocation begun that waits for this pin?
+    /// True if a revocation has begun that waits for this pin.
     pub fn is_wanted_back(&self) -> bool {
         self.region.protocol.phase() == crate::protocol::gate::Phase::Busy
     }
 
-    /// `told` is called, in the revoking thread, each time a revocation begins to wait for pins. It is to stop the
-    /// DMA and have the pin dropped, at once or soon, from any thread; it must not change the region's state.
+    /// Calls `told`, in the revoking thread, each time a revocation begins to wait for pins. `told` should stop the DMA and
+    /// have the pin dropped, at once or soon, from any thread; it must not change the region's state.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -79,11 +79,13 @@ impl Region {
     /// keeps the region from being revoked while the pin lives.
     ///
     /// # Blocking
-    /// As the flags say, while the region is busy (and while it is disabled, with [`OnDisabled::Block`](crate::OnDisabled)).
-    /// With `RETRY_NOWAIT` it answers [`PinError::WouldBlock`] at once, and queues nothing. Under a guard of the region it
-    /// does not wait either. But whoever holds a pin already and waits here for another one waits, while a revocation waits
-    /// for the first: give it up when told ([`Pin::on_revoke`]), or ask with `RETRY_NOWAIT`. Under a guard of another region that
-    /// is being revoked together with this one (another BAR of the device) it is an error: that revocation waits for the guard.
+    /// As the flags say, while the region is busy (and while it is disabled, with
+    /// [`OnDisabled::Block`](crate::OnDisabled)). With `RETRY_NOWAIT` it returns [`PinError::WouldBlock`] at once, and
+    /// queues nothing. Under a guard of the region it does not wait either.
+    ///
+    /// A thread that holds a pin and waits here for another one makes the revocation wait for the first: drop the pin when
+    /// told ([`Pin::on_revoke`]), or ask with `RETRY_NOWAIT`. Under a guard of another region that is being revoked
+    /// together with this one (another BAR of the device) it is an error, because that revocation waits for the guard.
     ///
     /// # Errors
     /// Nothing is pinned: see [`PinError`].
@@ -108,7 +110,7 @@ impl RegionCore {
         let start = range.start / page * page;
         let pages = start..range.end.next_multiple_of(page);
         let pinned = self.protocol.on_behalf(caller, || {
-            // Counted in first: from here on the pages stay. While a revocation drains, no pin is counted in.
+            // Counted first: from here on the pages stay. While a revocation drains, no pin is counted.
             self.protocol.pin().then(|| {
                 let pin = Pin { region: Arc::clone(self), range: pages.clone(), holder: None };
                 self.owner.populate(InRegion(pages.start), pages.len()).map(|()| pin)

@@ -1,11 +1,11 @@
-//! Who holds pins and wants to be told of revocations.
+//! The holders of pins that are told of revocations.
 
 use crate::sync::inside::Mutex;
 use crate::users::{Theirs, guarded};
 
 pub(super) type Told = Theirs<dyn Fn() + Send + Sync>;
 
-/// The holders of pins that want to be told.
+/// The callbacks of the holders of pins.
 #[derive(Default)]
 pub(crate) struct PinTable {
     holders: Mutex<PinHolders>,
@@ -18,11 +18,11 @@ struct PinHolders {
 }
 
 impl PinTable {
-    /// Tells every holder. None of the table's locks is held meanwhile: a holder may drop its pin at once.
+    /// Tells every holder. The table's lock is not held meanwhile: a holder may drop its pin at once.
     pub(crate) fn tell(&self) {
         let told: Vec<Told> = self.holders.lock().told.iter().map(|(_, told)| told.clone()).collect();
         for holder in told {
-            // A holder's panic is its own; the revocation goes on, and waits for the pin all the same.
+            // A panic of a holder does not stop the revocation, which waits for the pin all the same.
             let _ = guarded(&*holder);
         }
     }
@@ -35,8 +35,8 @@ impl PinTable {
         id
     }
 
-    /// What the holder handed in, to be dropped when no lock is held and the pin has ended: it may drop other pins, and
-    /// change the region's state.
+    /// Returns the holder's callback. The caller drops it once no lock is held and the pin has ended: its destructor may
+    /// drop other pins, and change the region's state.
     #[must_use]
     pub(super) fn remove(&self, id: u64) -> Option<Told> {
         let mut holders = self.holders.lock();

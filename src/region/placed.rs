@@ -1,18 +1,18 @@
-//! What users' code puts in place and takes out again as a region's state asks: an IOMMU's mapping, a memslot.
+//! An IOMMU's mapping or a memslot: users' code puts it in place and takes it out as a region's state requires.
 //!
-//! Several threads may want it changed: the one that revokes, the one that maps or unmaps, a vCPU's. One of them at a time calls
-//! the user's code, without any lock; the others wait for the end of that call. One that is itself inside of it leaves its wish,
-//! which is seen to when the call returns.
+//! Several threads may want it changed: the thread that revokes, one that maps or unmaps, a vCPU's. One of them at a time
+//! calls the user's code, without any lock; the others wait for the end of that call. A thread that is itself inside that
+//! call only leaves its wish, which is carried out when the call returns.
 
 use crate::users::{Calling, guarded};
 use parking_lot::{Condvar, Mutex};
 
-/// What is wanted, and what is there.
+/// Whether it is wanted in place, and whether it is there.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Place {
     /// A revocation has been announced and not been taken back.
     pub(crate) revoked: bool,
-    /// Taken out for good.
+    /// It is taken out for good.
     pub(crate) gone: bool,
     pub(crate) wanted: bool,
     there: bool,
@@ -33,36 +33,36 @@ pub(crate) struct Placed {
 #[derive(Default)]
 struct PlacedState {
     place: Place,
-    /// A thread is in the user's code.
+    /// A thread is running the user's code.
     calling: bool,
 }
 
-/// Why it is not as wanted. What was wanted is what is there, from then on.
+/// Why the wish failed. From then on what is there counts as what is wanted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refused<E> {
     #[error(transparent)]
     By(E),
-    /// After a panic in putting it in place, it was taken out, to be on the safe side.
+    /// The user's code panicked while putting it in place; it was then taken out, to be on the safe side.
     #[error("it panicked")]
     Panicked,
 }
 
 impl Placed {
-    /// As of now.
+    /// The state as of now.
     pub(crate) fn now(&self) -> Place {
         self.state.lock().place
     }
 
-    /// While it lives, the calling thread is in the user's code too, for the one that called it.
+    /// While it lives, the calling thread counts as running the user's code, on behalf of the thread that started it.
     #[cfg_attr(not(feature = "kvm"), expect(dead_code, reason = "only memslots have a thread more"))]
     pub(crate) fn inside(&self) -> Calling {
         Calling::of(self)
     }
 
-    /// Makes a wish, and has the user's code called until what is there is what is wanted. Says whether it had to be.
+    /// Makes a wish, and calls the user's code until what is there is what is wanted. True if a call was needed.
     ///
     /// # Errors
-    /// What the user's code answered.
+    /// The error of the user's code.
     pub(crate) fn change<E>(
         &self,
         wish: impl FnOnce(&mut Place),
@@ -97,7 +97,8 @@ impl Placed {
                     done = done.and(Err(Refused::By(e)));
                 }
                 None => {
-                    // It may be there all the same: what panicked while putting it in place is asked to take it out.
+                    // It may be there all the same: if putting it in place panicked, the user's code is asked to take it
+                    // out.
                     state.place.wanted = !wanted;
                     state.place.there = true;
                     done = done.and(Err(Refused::Panicked));

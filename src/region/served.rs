@@ -1,4 +1,4 @@
-//! What a mapping, its region and its monitor share: how accesses and faults are answered.
+//! What a mapping, its region and its monitor share, and how its faults are resolved.
 
 use super::around::Around;
 use super::core::RegionCore;
@@ -20,8 +20,8 @@ pub(crate) struct Served {
     /// Where in the region the view starts.
     pub(crate) offset: InRegion,
     pub(crate) view: View,
-    /// Accesses below this offset may be tried at once: the mapping's length, or 0 while it is known to refuse or
-    /// to wait. One comparison checks the bounds and the state.
+    /// Accesses below this offset may be tried at once. It is the mapping's length, or 0 while the mapping is known to
+    /// refuse or to wait. One comparison checks the bounds and the state.
     pub(crate) load_limit: AtomicUsize,
     /// The same for stores; 0 for ever if the mapping is read-only.
     pub(crate) store_limit: AtomicUsize,
@@ -29,10 +29,10 @@ pub(crate) struct Served {
 }
 
 impl Served {
-    /// Accesses may be tried. A hint, no more: an access that is tried too early faults and looks again.
+    /// Lets accesses be tried at once. Only a hint: an access that is tried too early faults and looks at the state again.
     ///
-    /// Not while the write side of the memory lock is held or waited for. SeqCst, all of them, with `Change::write_lock`: either
-    /// the change is seen here, or what is stored here is seen, and stored over, there (`Mechanism::close`).
+    /// Undone while the write side of the memory lock is held or waited for. Every access is SeqCst, as in `Change::lock`:
+    /// either the change is seen here, or the change sees what is stored here, and overwrites it (`Mechanism::close`).
     pub(crate) fn open(&self) {
         let len = self.view.range.len;
         self.load_limit.store(len, Ordering::SeqCst);
@@ -42,8 +42,8 @@ impl Served {
         }
     }
 
-    /// Under the read side of the memory lock of an enabled region: puts right what a change that failed half-way left. Waits
-    /// for a moment only: the next try is as good. Says whether the memory is in the range.
+    /// Repairs what a change that failed half-way left, under the read side of the memory lock of an enabled region. It
+    /// only tries the file's lock: the next try is as good. True if the memory is in the range.
     pub(crate) fn heal(&self) -> bool {
         let live = self.region.file.try_lock().is_some_and(|file| self.view.restore(file.as_ref()).is_ok());
         if live {
@@ -52,9 +52,9 @@ impl Served {
         live
     }
 
-    /// Is the region's memory in the range, under the read side of the memory lock of an enabled region? What a change that
-    /// failed half-way has left is put right, which a signal handler cannot do that has interrupted a thread `inside` of the
-    /// crate. `None`: then, or if a change is about to begin, it is not known.
+    /// Whether the region's memory is in the range; the caller holds the read side of the memory lock of an enabled region.
+    /// What a change that failed half-way has left is repaired, except in a signal handler that has interrupted a thread
+    /// `inside` of the crate. `None` (unknown): in such a handler, or if a change is about to begin.
     pub(crate) fn is_live(&self, inside: bool) -> Option<bool> {
         match self.load_limit.load(Ordering::Relaxed) > 0 {
             true => Some(true),
@@ -63,15 +63,14 @@ impl Served {
         }
     }
 
-    /// Accesses had better look first. A hint: the refusal itself is in the page tables.
+    /// Makes accesses look at the state first. A hint: the refusal itself is in the page tables.
     pub(crate) fn close(&self) {
         self.load_limit.store(0, Ordering::SeqCst);
         self.store_limit.store(0, Ordering::SeqCst);
     }
 
-    /// Maps the page at `at` and those around it, if that is the crate's business: `None` if the kernel does it. The caller
-    /// holds the read side of the memory lock and has seen the region enabled; so nothing that a revocation has dropped comes
-    /// back.
+    /// Maps the page at `at` and those around it; `None` if the kernel resolves the mapping's faults. The caller holds the
+    /// read side of the memory lock and has seen the region enabled, so no page that a revocation has dropped comes back.
     pub(crate) fn fault_in(&self, at: InMapping) -> Option<Result<(), SysError>> {
         self.view.spec.server.uffd().map(|uffd| self.map_pages(uffd, at))
     }
@@ -89,7 +88,7 @@ impl Served {
                     mapped += n / page;
                     from += n;
                 }
-                // Somebody was faster. Its waiters were woken by whoever mapped it, unless they came in between.
+                // Another thread was faster, and woke the page's waiters, except those that came in between.
                 Ok(Continued::AlreadyMapped) => {
                     if from == first {
                         let _ = uffd.wake(self.view.range.part(from, page));
@@ -99,7 +98,7 @@ impl Served {
                 Ok(Continued::Hole) if from == first => {
                     self.region.owner.populate(self.offset + InMapping(first), page)?
                 }
-                // Around the fault only what the file has is mapped.
+                // Around the fault only pages that the file has are mapped.
                 Ok(Continued::Hole) => from += page,
                 // Part of the window was unmapped or split off by the application: the page itself, or nothing.
                 Ok(Continued::NotRegistered) if from == first && part.len == page => {
@@ -109,7 +108,7 @@ impl Served {
                 Ok(Continued::NotRegistered) | Err(_) if from <= first => {
                     return self.map_page(uffd, first);
                 }
-                // What is wrong behind it is not this fault's business.
+                // An error after the faulting page does not concern this fault.
                 Ok(Continued::NotRegistered) | Err(_) => break,
                 Ok(Continued::TryAgain) => std::thread::yield_now(),
             }
@@ -148,17 +147,18 @@ impl monitor::Resolver for Served {
             State::Enabled => {
                 if self.map_pages(uffd, InMapping(fault.addr - self.view.range.start)).is_err() {
                     count(&counters.faults_failed);
-                    // The file gives no page there: it was truncated, or its file system is full. Left to the kernel, the
-                    // thread meets what that answers, SIGBUS; else it would come here again and again. Whatever the kernel
-                    // maps there after all is revoked with the rest, which registers the page again.
-                    // A page by itself is one more mapping, for which there may be no memory either; all of the range is none.
+                    // The file gives no page there: it was truncated, or its file system is full. Once the page is left to
+                    // the kernel, the thread gets the kernel's answer, SIGBUS; otherwise it would fault here again and
+                    // again. If the kernel maps something there after all, that is revoked with the rest, and registers the
+                    // page again. Splitting off one page takes one more mapping, for which there may be no memory either;
+                    // unregistering the whole range takes none.
                     let page = self.region.page;
                     let page = AddrRange::new(fault.addr.page(page), page);
                     let _ = uffd.unregister(page).or_else(|_| uffd.unregister(self.view.range));
                     wake_page(uffd, fault.addr);
                 }
             }
-            // A late message: something else is there to be met by now.
+            // A late message: by now something else is in the range.
             State::Disabled | State::Gone => wake_page(uffd, fault.addr),
         }
     }
@@ -171,7 +171,7 @@ impl monitor::Resolver for Served {
         if abandoned.is_err() {
             count(&self.region.counters.degraded);
         }
-        // Replacing a mapping wakes nothing that waits in it.
+        // Replacing a mapping does not wake the threads that wait in it.
         self.view.wake();
         abandoned.is_ok()
     }

@@ -17,7 +17,7 @@ use std::slice;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-/// A region as its owner and its changers have it.
+/// A region with its mappings, for its owner and for the threads that change it.
 pub(crate) struct RegionShared {
     pub(super) core: Arc<RegionCore>,
     pub(super) on_revoke: OnRevoke,
@@ -35,11 +35,12 @@ impl Deref for RegionShared {
 }
 
 impl RegionShared {
-    /// Ends it for good, whatever it takes; without anybody to tell of a failure, there is only the next try.
+    /// Ends the region for good, however many tries it takes: there is no caller to report a failure to.
     pub(super) fn end(self: &Arc<Self>) {
         let end = || match Changes::make(slice::from_ref(self), State::Gone, Patience::Forever).map_err(|e| e.source) {
-            // Gone is for good, also where a mapping did not refuse: nobody changes the state or resolves a fault any more,
-            // so there is no lock to take. What is left to do is to refuse, and to wake who waits in what now does.
+            // Gone is for good, even where a mapping did not refuse: no thread changes the state or resolves a fault any
+            // more, so there is no lock to take. What is left is to refuse, and to wake the threads that wait in mappings
+            // that now refuse.
             Err(RevokeError::Gone) => self.refuse(true).map(|()| self.wake()),
             ended => ended.map(drop),
         };
@@ -69,8 +70,9 @@ impl RegionShared {
         let starts: Vec<Addr> = self.mappings.lock().keys().copied().collect();
         let trimming = move || {
             for start in starts {
-                // One step at a time, so that neither an `enable()` nor the mapping's end waits for more than that. Under the
-                // list's lock, and holding nothing of the mapping's: when its drop has returned, it is unmapped.
+                // One step at a time, so that neither an `enable()` nor the mapping's end waits for more than one. Each is
+                // under the list's lock, and keeps nothing of the mapping: once the mapping's drop has returned, it is
+                // unmapped.
                 let mut done = Some(0);
                 while let (Some(from), Some(region)) = (done, region.upgrade()) {
                     done = region.mappings.lock().get(&start).and_then(|served| served.view.trim(from));
@@ -106,7 +108,7 @@ impl Mechanism for RegionShared {
         let mut refused = Ok(());
         for mapping in self.mappings.lock().values() {
             mapping.close();
-            // One that fails does not spare the others.
+            // A failure does not spare the other mappings.
             refused = refused.and(self.grade(mapping.view.refuse(for_good), mapping));
         }
         refused?;
@@ -144,7 +146,8 @@ impl Mechanism for RegionShared {
     }
 
     fn open(&self) {
-        // What could not be given back is looked at by each access, and put right if it can be (`Served::heal`).
+        // A mapping that could not be given back stays closed: each access looks at it, and repairs it if that is possible
+        // (`Served::heal`).
         self.mappings.lock().values().filter(|mapping| mapping.view.is_live()).for_each(|mapping| mapping.open());
     }
 

@@ -1,4 +1,4 @@
-//! Notifiers' places at regions.
+//! Subscriptions of notifiers to regions.
 
 use super::Region;
 use super::core::RegionCore;
@@ -8,9 +8,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// A notifier's place at a region; it hears nothing more once this is dropped.
+/// A notifier's subscription to a region. Once this is dropped, the notifier is told nothing more.
 ///
-/// Dropping it waits for a call of the notifier that another thread is making. From inside a notifier, whosever, it does not: two
+/// Dropping it waits for a call of the notifier that another thread is making. Inside any notifier it does not wait: two
 /// threads in each other's notifiers would wait for each other.
 #[must_use = "a subscription that is dropped at once hears nothing"]
 pub struct Subscription {
@@ -26,13 +26,13 @@ impl Subscription {
         Self { region: Arc::clone(region), subscriber }
     }
 
-    /// What it is about: offsets in the region, in bytes.
+    /// The range that was subscribed to: offsets in the region, in bytes.
     pub fn range(&self) -> Range<usize> {
         self.subscriber.range.clone()
     }
 
-    /// Is its memory not reachable, as far as the notifier has heard? Asked right after subscribing, it says which of
-    /// the two it will hear first.
+    /// True if the last that the notifier was told of is a revocation. Asked right after subscribing, it says which of the
+    /// two calls will come first.
     pub fn is_revoked(&self) -> bool {
         self.subscriber.revoked.load(Ordering::Relaxed)
     }
@@ -59,9 +59,9 @@ impl fmt::Debug for Subscription {
 }
 
 impl Region {
-    /// Has `notifier` told of every revocation of `range` (offsets in bytes, cut to the region's length) and of its end,
-    /// until the answer is dropped. Regions are revoked whole; the range is what the notifier is told, and remembers
-    /// what it is about.
+    /// Tells `notifier` of every revocation of `range` (offsets in bytes, cut to the region's length) and of its end, until
+    /// the returned subscription is dropped. Regions are revoked whole; the range is passed on to the notifier, so that it
+    /// knows which memory is meant.
     ///
     /// # Signal safety
     /// Not for signal handlers.

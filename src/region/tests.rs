@@ -1,4 +1,4 @@
-//! Messages to a monitor that no fault has caused open and close nothing: the memory is as the region's state says.
+//! Made-up messages to a monitor open and close nothing: the memory is as the region's state says.
 #![expect(unsafe_code, reason = "loads from the mapping's memory")]
 // UNSAFETY: recoverable accesses inside of mappings that live.
 
@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Messages that no fault has caused open nothing, close nothing, and stop no thread.
+    /// Made-up messages open nothing, close nothing, and stop no thread.
     #[test]
     fn made_up_messages_change_nothing(
         rounds in prop::collection::vec((any::<bool>(), prop::collection::vec(hostile(), 0..40)), 1..6),
@@ -53,7 +53,7 @@ proptest! {
     }
 }
 
-/// The memory itself is what the region's state and the mapping's policy ask for.
+/// The memory itself is as the region's state and the mapping's policy require.
 fn reached(mapping: &Mapping, enabled: bool) -> Result<(), TestCaseError> {
     let at = mapping.as_ptr().wrapping_add(8).cast::<u32>();
     // SAFETY: aligned, inside a mapping that lives; an access that may be refused is made only where it is recovered from.
@@ -68,7 +68,7 @@ fn reached(mapping: &Mapping, enabled: bool) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Is there a page at this address? `/proc/self/pagemap` has 8 bytes for each; bit 63 says present (proc_pid_pagemap(5)).
+/// True if there is a page at this address: `/proc/self/pagemap` has 8 bytes per page; bit 63 is "present" (proc_pid_pagemap(5)).
 fn is_present(address: usize) -> bool {
     let pagemap = File::open("/proc/self/pagemap").expect("procfs");
     let mut entry = [0; 8];

@@ -42,7 +42,7 @@ impl Barriers {
         Self::Fences
     }
 
-    /// The side that must cost nothing. It stands between a store and a load that must not be swapped.
+    /// The side that must cost nothing, between a store and a load that must not be swapped.
     #[inline(always)]
     pub(crate) fn light(self) {
         if broken(Mutation::LightBarrier) {
@@ -56,12 +56,12 @@ impl Barriers {
         }
     }
 
-    /// The other side.
+    /// The side that pays for both.
     ///
     /// # Errors
     ///
-    /// The kernel refused a command that it accepted before (a seccomp filter that came later, say). There is no
-    /// other way to reach threads that are in the middle of a light barrier, so the caller must fail closed.
+    /// The kernel refused a command that it accepted before (because of a seccomp filter that was installed since, say).
+    /// There is no other way to reach threads in the middle of a light barrier, so the caller must fail closed.
     pub(crate) fn heavy(self) -> Result<(), SysError> {
         if broken(Mutation::HeavyBarrier) {
             return Ok(());

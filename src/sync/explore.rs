@@ -1,4 +1,4 @@
-//! How the model's tests are run, and how each is shown to be able to fail.
+//! Runs the model's tests, and shows that each can fail.
 
 use super::Mutation;
 use std::env;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 const LEAVE_OUT: &str = "REVOCABLE_MODEL_LEAVE_OUT";
 
-/// Run `model` through every interleaving with at most so many preemptions.
+/// Runs `model` through every interleaving with at most this many preemptions.
 pub(crate) fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     super::model::sabotage(env::var(LEAVE_OUT).ok().map(|step| step.parse().expect("a mutation's number")));
     let mut builder = loom::model::Builder::new();
@@ -22,7 +22,7 @@ pub(crate) fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'stat
     println!("{} interleavings", runs.load(Ordering::Relaxed));
 }
 
-/// Run the test of this name with `step` left out, and see it fail with one of these messages.
+/// Runs the test of this name with `step` left out, and checks that it fails with one of these messages.
 ///
 /// In a process of its own, because a model that ends in a deadlock cannot be unwound.
 pub(crate) fn fails_without(step: Mutation, test: &str, says: &[&str]) {

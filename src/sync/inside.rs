@@ -1,9 +1,10 @@
 //! Whether the calling thread is inside of the crate: it holds, or is about to take, what another thread may wait for.
 //!
 //! A signal handler may interrupt a thread anywhere. If it then waits for a region, whose changer waits for a lock that the
-//! interrupted code holds, both wait for ever. So such a thread waits for no region: `Protocol::wait_while` asks here, and the
-//! caller gets an error. The locks here count by themselves, as the memory lock's read side does. A thread that runs callbacks
-//! in the middle of a change of state is not inside, as callbacks may wait for other regions; for its own the protocol knows it.
+//! interrupted code holds, both wait for ever. So such a thread waits for no region: `Protocol::wait_while` asks here, and
+//! the caller gets an error. The locks of this module mark their holders as inside, and so does the memory lock's read
+//! side. A thread that runs callbacks in the middle of a change of state is not inside, as callbacks may wait for other
+//! regions; for its own region the protocol names the thread.
 
 // Not from `crate::sync`: the model checker has no signal handlers, and runs all of its threads in one.
 use crate::sys::thread::WithoutSignals;
@@ -17,13 +18,13 @@ thread_local! {
     static DEPTH: AtomicU32 = const { AtomicU32::new(0) };
 }
 
-/// While it lives the calling thread is inside.
+/// Marks the calling thread as inside while it lives.
 #[must_use]
 pub(crate) struct Inside(PhantomData<*mut ()>);
 
 pub(crate) fn enter() -> Inside {
-    // Relaxed, and in two steps: only this thread writes here, and a handler that comes in between leaves what it found. The
-    // fences keep the compiler from moving what follows, or came before, out of sight of a handler.
+    // Relaxed, and in two steps: only this thread writes here, and a handler that comes in between restores the count. The
+    // fences keep the compiler from moving the code after this, or before it, out of sight of a handler.
     DEPTH.with(|depth| depth.store(depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed));
     compiler_fence(Ordering::SeqCst);
     Inside(PhantomData)
@@ -36,12 +37,12 @@ impl Drop for Inside {
     }
 }
 
-/// True while the calling thread is inside, or was when the running signal handler interrupted it.
+/// True if the calling thread is inside, or was when the running signal handler interrupted it.
 pub(crate) fn is_inside() -> bool {
     !cfg!(all(test, revocable_model)) && DEPTH.with(|depth| depth.load(Ordering::Relaxed)) > 0
 }
 
-/// What a lock gives, and what holds while it is held: that its holder is inside. The lock is released first.
+/// A lock's guard, and the mark that its holder is inside. The lock is released first.
 pub(crate) struct LockHeld<G, K = Inside>(G, K);
 
 impl<G: Deref, K> Deref for LockHeld<G, K> {
@@ -68,7 +69,7 @@ fn held<G>(take: impl FnOnce() -> G) -> LockHeld<G> {
     LockHeld(take(), inside)
 }
 
-/// parking_lot's, whose holder is inside.
+/// parking_lot's mutex, whose holder is inside.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(parking_lot::Mutex<T>);
 
@@ -83,8 +84,8 @@ impl<T> Mutex<T> {
         held(|| self.0.lock())
     }
 
-    /// For a lock that the changer of a region's state takes while the write side is held: a handler that interrupted another
-    /// holder could fault, and that fault would wait for the changer.
+    /// Locks without signals, for a lock that the changer of a region's state takes while the write side is held: a handler
+    /// that interrupted another holder could fault, and that fault would wait for the changer.
     pub(crate) fn lock_quietly(&self) -> LockHeld<parking_lot::MutexGuard<'_, T>, WithoutSignals> {
         let quiet = WithoutSignals::new();
         LockHeld(self.0.lock(), quiet)
@@ -100,8 +101,8 @@ impl<T> Mutex<T> {
     }
 }
 
-/// parking_lot's, for what a monitor reads to answer a fault. Other holders are not interrupted by handlers, whose faults the
-/// monitor could not answer then. The memory lock is another: `crate::sync::RwLock`.
+/// parking_lot's lock, for data that a monitor reads to resolve a fault. No handler interrupts its other holders: the
+/// monitor could not resolve that handler's faults. The memory lock is another type: `crate::sync::RwLock`.
 #[derive(Debug, Default)]
 pub(crate) struct RwLock<T>(parking_lot::RwLock<T>);
 
@@ -110,7 +111,7 @@ impl<T> RwLock<T> {
         Self(parking_lot::RwLock::new(value))
     }
 
-    /// For the monitor, whose threads take no signals, or under another lock of all who write.
+    /// For the monitor, whose threads take no signals, or under another lock that every writer holds.
     pub(crate) fn read(&self) -> parking_lot::RwLockReadGuard<'_, T> {
         self.0.read()
     }
@@ -120,7 +121,7 @@ impl<T> RwLock<T> {
         self.0.try_read()
     }
 
-    /// For others than the monitor.
+    /// For threads other than the monitor's.
     pub(crate) fn look(&self) -> LockHeld<parking_lot::RwLockReadGuard<'_, T>, WithoutSignals> {
         let quiet = WithoutSignals::new();
         LockHeld(self.0.read(), quiet)

@@ -1,9 +1,9 @@
-//! The memory lock: readers that try, and a writer that waits for them, with nothing between them but a word and a futex.
+//! The memory lock: readers that try, and a writer that waits for them, over a word and a futex only.
 //!
 //! Taking the read side and letting it go is async-signal-safe: the fault path of the crate's accessors does it, and those may
 //! run in signal handlers. A reader is inside of the crate ([`super::inside`]).
 //!
-//! UNSAFETY: the value is behind an `UnsafeCell`, reached by the guards only.
+//! UNSAFETY: the value is in an `UnsafeCell`, reached by the guards only.
 #![expect(unsafe_code, reason = "a lock of its own: its guards reach the value through a raw pointer")]
 
 use super::inside::{self, Inside};
@@ -18,20 +18,21 @@ const WRITER: u32 = 1 << 31;
 /// A writer sleeps, and is to be woken by the last reader.
 const WAITING: u32 = 1 << 30;
 
-/// Readers come in while a writer waits: a reader may depend on another one (it was interrupted by a signal handler that faults,
-/// and the monitor answers the fault as a reader). `Protocol::try_read` keeps away those that need not come in.
+/// Readers enter while a writer waits, since the writer may depend on them: a reader may have been interrupted by a signal
+/// handler that faults, and the monitor resolves that fault as another reader. `Protocol::try_read` keeps away the readers
+/// that need not enter.
 ///
 /// # Invariants
 ///
-/// *Counted*: the low bits of `word` are the read guards that live. *Alone*: `WRITER` is set, by the thread that then has the
-/// write guard, only where no reader is counted in, and readers are counted in only while it is not set.
+/// *Counted*: the low bits of `word` are the number of living read guards. *Alone*: `WRITER` is set, by the thread that
+/// then has the write guard, only while no reader is counted, and readers are counted only while it is not set.
 #[derive(Debug)]
 pub(crate) struct FutexRwLock<T> {
     word: AtomicU32,
     value: UnsafeCell<T>,
 }
 
-// SAFETY: *Counted* and *Alone*: the value is shared by readers or one writer's, as std's FutexRwLock has it.
+// SAFETY: *Counted* and *Alone*: the value is shared by readers, or it is one writer's, as in std's RwLock.
 unsafe impl<T: Send + Sync> Sync for FutexRwLock<T> {}
 
 /// The read side.
@@ -50,16 +51,16 @@ impl<T> FutexRwLock<T> {
         Self { word: AtomicU32::new(0), value: UnsafeCell::new(value) }
     }
 
-    /// The read side, unless a writer has the lock. Async-signal-safe, as the guard's end is.
+    /// The read side, unless a writer has the lock. Async-signal-safe, and so is the guard's end.
     pub(crate) fn try_read(&self) -> Option<FutexReadGuard<'_, T>> {
         let inside = inside::enter();
         let reader = |word| (word & WRITER == 0).then_some(word + 1);
-        // Acquire pairs with the Release of the write guard's end: a reader sees what the writer did.
+        // Acquire pairs with the Release of the write guard's end: a reader sees the writer's changes.
         self.word.fetch_update(Ordering::Acquire, Ordering::Relaxed, reader).ok()?;
         Some(FutexReadGuard { lock: self, _inside: inside })
     }
 
-    /// The read side, as soon as no writer has the lock: for what writers have for a moment only. Async-signal-safe.
+    /// The read side, once no writer has the lock: for locks that writers have only for a moment. Async-signal-safe.
     pub(crate) fn read(&self) -> FutexReadGuard<'_, T> {
         loop {
             if let Some(guard) = self.try_read() {
@@ -73,7 +74,7 @@ impl<T> FutexRwLock<T> {
         }
     }
 
-    /// The write side, however long others take.
+    /// The write side, however long other threads take.
     pub(crate) fn write(&self) -> FutexWriteGuard<'_, T> {
         loop {
             if let Some(guard) = self.write_until(None) {
@@ -85,12 +86,12 @@ impl<T> FutexRwLock<T> {
     /// The write side, if it is free. A reader in a single access is in the way.
     pub(crate) fn try_write(&self) -> Option<FutexWriteGuard<'_, T>> {
         let writer = |word| (word & !WAITING == 0).then_some(WRITER);
-        // Acquire pairs with the Release of the guards' ends: the writer sees what was done under them.
+        // Acquire pairs with the Release of the guards' ends: the writer sees the accesses under them.
         self.word.fetch_update(Ordering::Acquire, Ordering::Relaxed, writer).ok()?;
         Some(FutexWriteGuard { lock: self })
     }
 
-    /// The write side, if it can be had until then.
+    /// The write side, if it is free before `deadline`.
     #[cfg_attr(all(test, revocable_model), expect(dead_code, reason = "the memory lock is another one in the model"))]
     pub(crate) fn try_write_until(&self, deadline: Instant) -> Option<FutexWriteGuard<'_, T>> {
         self.write_until(Some(deadline))
@@ -102,7 +103,7 @@ impl<T> FutexRwLock<T> {
                 return Some(guard);
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                // No wake-ups for nobody. Another writer that sleeps says again that it does.
+                // No wake-ups for a writer that has gone. Another writer that sleeps sets the bit again.
                 self.word.fetch_and(!WAITING, Ordering::Relaxed);
                 futex::wake_all(&self.word);
                 return None;
@@ -119,7 +120,7 @@ impl<T> FutexRwLock<T> {
 impl<T> Deref for FutexReadGuard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
-        // SAFETY: *Counted* and *Alone*: no writer while this lives.
+        // SAFETY: *Counted* and *Alone*: there is no writer while this lives.
         unsafe { &*self.lock.value.get() }
     }
 }
@@ -150,7 +151,7 @@ impl<T> DerefMut for FutexWriteGuard<'_, T> {
 
 impl<T> Drop for FutexWriteGuard<'_, T> {
     fn drop(&mut self) {
-        // Release pairs with the Acquire of who has the lock next.
+        // Release pairs with the Acquire of the lock's next holder.
         if self.lock.word.fetch_and(!WRITER, Ordering::Release) & WAITING != 0 {
             futex::wake_all(&self.lock.word);
         }

@@ -1,13 +1,13 @@
 //! The same primitives over loom, in the shape of the real ones (parking_lot's: no poison, `Option` from `try_`).
 //!
-//! loom looks for other orders of two operations only where both are operations to it, and a lock's release is none: a
-//! try would be made before and after another thread's critical section, and never inside. So [`RwLock`] has [`Tries`]
-//! beside it, on which a release and a try are operations that depend on each other. And a try that is about to be made when
-//! another thread takes the lock is blocked by loom like any other: [`TryMutex`] is made of parts that are never tried; who
-//! has the write side of an `RwLock` waits for nobody that tries it.
+//! loom looks for other orders of two operations only if both are operations to it, and a lock's release is none: a try
+//! would be made before and after another thread's critical section, and never inside. So [`RwLock`] has [`Tries`] beside
+//! it, for which a release and a try are operations that depend on each other. And loom blocks a try like any other
+//! operation if another thread takes the lock just before it: [`TryMutex`] is made of parts that are never tried, and the
+//! holder of an `RwLock`'s write side waits for no thread that tries it.
 //!
-//! Timed waits have no clock here: they are plain waits that never time out, so a program that is live only
-//! thanks to its timeouts deadlocks in the model, and is reported.
+//! Timed waits have no clock here: they are plain waits that never time out. So a program that only its timeouts keep alive
+//! deadlocks in the model, and is reported.
 
 #![expect(dead_code, unused_imports, reason = "the set that the rest of the crate may use, used or not")]
 
@@ -26,7 +26,7 @@ std::thread_local! {
     static MUTATION: Cell<Option<u8>> = const { Cell::new(None) };
 }
 
-/// Whether a step is to be left out in the model that runs now.
+/// True if a step is left out in the model that runs now.
 pub(crate) fn broken(step: Mutation) -> bool {
     MUTATION.get() == Some(step as u8)
 }
@@ -45,7 +45,7 @@ pub(crate) fn adopt(number: usize) {
     NUMBER.with(|mine| mine.set(i32::try_from(number + 1).unwrap_or(i32::MAX)));
 }
 
-/// Leave the step of this number out of every model that this test runs from here on.
+/// Leaves the step of this number out of every model that this test runs from here on.
 #[cfg(test)]
 pub(super) fn sabotage(step: Option<u8>) {
     MUTATION.set(step);
@@ -89,8 +89,8 @@ impl Generation {
     }
 }
 
-/// Stands for the word in a lock: written before the lock is taken and before it is released, read by each try and by what
-/// follows a failed one. Relaxed read-modify-writes: they order nothing between threads that have no fences of their own,
+/// The word in a lock: written before the lock is taken and before it is released, read by each try and by the code that
+/// follows a failed try. Relaxed read-modify-writes: they order nothing between threads that have no fences of their own,
 /// and there is only one value to read.
 #[derive(Debug)]
 struct Tries(AtomicU32);

@@ -1,10 +1,9 @@
-//! Waiting for a region that is busy, and being called off.
+//! Waiting for a region that is busy, and cancelling such waits.
 //!
-//! A thread that waits for a condition sleeps on an [`Event`]; whoever may have changed the condition notifies
-//! it. A [`CancelToken`] reaches the waiters that carry it wherever they sleep, because each registers the event
-//! it sleeps on with the token.
+//! A thread that waits for a condition sleeps on an [`Event`]; a thread that may have changed the condition notifies it. A
+//! [`CancelToken`] reaches its waiters wherever they sleep, because each registers the event it sleeps on with the token.
 //!
-//! Notifying never blocks, not on a lock either: threads that must not sleep have to do it too.
+//! Notifying never blocks, not even on a lock: threads that must not sleep notify too.
 
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Generation, Mutation, Mutex, broken};
@@ -16,19 +15,19 @@ mod model;
 #[cfg(all(test, not(revocable_model)))]
 mod tests;
 
-/// How long to wait: the three verbs (`drain`, `try_drain`, `drain_timeout`) as one value.
+/// How long to wait: the three forms of a verb (`disable`, `try_disable`, `disable_timeout`) as one value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Patience {
     /// As long as it takes.
     Forever,
-    /// Not at all: no sleep, whatever is found.
+    /// Not at all: no sleep in any case.
     Never,
-    /// Until then.
+    /// Until this time.
     Until(Instant),
 }
 
 impl Patience {
-    /// More than the clock can tell is for ever.
+    /// For `patience` from now on. A time beyond the clock's range means for ever.
     pub(crate) fn within(patience: Duration) -> Self {
         Instant::now().checked_add(patience).map_or(Patience::Forever, Patience::Until)
     }
@@ -38,20 +37,20 @@ impl Patience {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum Waited {
-    /// The condition was seen to be over.
+    /// The condition has ended.
     Done,
     /// The token was cancelled first.
     Cancelled,
     /// The deadline came first.
     TimedOut,
-    /// It would be for the calling thread itself, which is inside the change, or interrupted inside of the crate.
-    /// (This and the next are the protocol's; an event knows nothing of them.)
+    /// The wait would be for the calling thread itself, which is inside the change, or interrupted inside of the crate.
+    /// (The protocol uses this and the next; an event does not.)
     Reentrant,
-    /// What is waited for waits for the calling thread: for a guard that it holds.
+    /// The change that is waited for waits for the calling thread: for a guard that it holds.
     WouldDeadlock,
 }
 
-/// What waiters sleep on and changers notify. A clone is the same event.
+/// Waiters sleep on it, and changers notify it. A clone is the same event.
 #[derive(Clone)]
 pub(crate) struct Event(Arc<Generation>);
 
@@ -60,16 +59,17 @@ impl Event {
         Self(Arc::new(Generation::new()))
     }
 
-    /// Sleep until `busy` is false, `cancel` is cancelled, or `deadline` has passed, whichever is seen first, in
-    /// this order. `busy` is called without any lock held, at least once, and again after each notification.
+    /// Sleeps until `busy` is false, `cancel` is cancelled, or `deadline` has passed, whichever is seen first, in this
+    /// order. `busy` is called without any lock held, at least once, and again after each notification.
     ///
     /// # No notification is missed
     ///
     /// The generation is read before `busy` is asked. A changer changes the condition, then advances the
     /// generation, then wakes.
-    /// 1. The advance comes before our reading: Acquire sees what came before the Release, `busy` sees the change.
-    /// 2. It comes after our reading: the generation is not the one we read any more, and the kernel (which
-    ///    compares it and queues us in one step) does not let us sleep, or has queued us before the wake.
+    /// 1. The advance comes before our reading: Acquire sees what came before the Release, so `busy` sees the change.
+    /// 2. It comes after our reading: the generation is not the one that we read any more, and the kernel (which compares
+    ///    it and
+    ///    queues us in one step) does not let us sleep, or has queued us before the wake.
     pub(crate) fn wait_while(
         &self,
         busy: impl Fn() -> bool,
@@ -102,7 +102,7 @@ impl Event {
         }
     }
 
-    /// Have every waiter look at its condition again. Never blocks.
+    /// Makes every waiter look at its condition again. Never blocks.
     pub(crate) fn notify_all(&self) {
         if !broken(Mutation::GenerationBump) {
             self.0.advance();
@@ -117,11 +117,11 @@ impl fmt::Debug for Event {
     }
 }
 
-/// Calls waiting threads off, at once and for good.
+/// Cancels the waits of threads, at once and for good.
 ///
-/// Stands where the kernel has a fatal signal: whatever a caller allows to be killed ([`KILLABLE`]) stops waiting
-/// when its token is cancelled, wherever it waits. A clone is the same token; one token may serve any number of
-/// threads and regions, a virtual machine's vCPUs for instance.
+/// It takes the part of a fatal signal in the kernel: a caller that allows to be killed ([`KILLABLE`]) stops waiting when
+/// its token is cancelled, wherever it waits. A clone is the same token; one token may serve any number of threads and
+/// regions, a virtual machine's vCPUs for instance.
 ///
 /// [`KILLABLE`]: crate::fault::FaultFlags::KILLABLE
 #[derive(Clone)]
@@ -129,7 +129,7 @@ pub struct CancelToken(Arc<Token>);
 
 struct Token {
     cancelled: AtomicBool,
-    /// The events that holders of this token sleep on now, once per sleeping thread.
+    /// The events on which threads with this token sleep now, once per sleeping thread.
     sleeping_on: Mutex<Vec<Event>>,
 }
 
@@ -143,9 +143,9 @@ impl CancelToken {
         Self(Arc::new(Token { cancelled: AtomicBool::new(false), sleeping_on: Mutex::new(Vec::new()) }))
     }
 
-    /// Wake every thread that waits with this token, and let none wait with it again.
+    /// Wakes every thread that waits with this token, and lets none wait with it again.
     ///
-    /// Returns whether this call did it: `false` if the token was cancelled before.
+    /// True if this call did it, false if the token was cancelled before.
     ///
     /// # No cancellation is lost
     ///
@@ -157,9 +157,9 @@ impl CancelToken {
     ///
     /// # Signal safety
     ///
-    /// Takes a lock: not for signal handlers.
+    /// Not for signal handlers: it takes a lock.
     pub fn cancel(&self) -> bool {
-        // Release pairs with the Acquire in `is_cancelled`: who learns of it sees why.
+        // Release pairs with the Acquire in `is_cancelled`: a thread that sees the flag sees what came before it.
         let did = !self.0.cancelled.swap(true, Ordering::AcqRel);
         if !broken(Mutation::CancelNotify) {
             for event in self.0.sleeping_on.lock().iter() {
@@ -169,7 +169,7 @@ impl CancelToken {
         did
     }
 
-    /// Whether [`CancelToken::cancel`] was called.
+    /// True once [`CancelToken::cancel`] was called.
     ///
     /// # Signal safety
     /// Async-signal-safe.
@@ -206,7 +206,7 @@ struct Registered<'a> {
 impl Drop for Registered<'_> {
     fn drop(&mut self) {
         let mut list = self.token.0.sleeping_on.lock();
-        // Entries of one event are alike, so taking out any of them is right.
+        // Entries of one event are alike, so any of them may be removed.
         if let Some(at) = list.iter().position(|event| Arc::ptr_eq(&event.0, &self.event.0)) {
             list.swap_remove(at);
         }

@@ -8,13 +8,13 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Takes what an eventfd counts, if anything. Never waits, though the descriptor may be a blocking one (O_NONBLOCK would be set
-/// for all who share it) and another reader of it may be faster.
+/// Takes the count of an eventfd, if there is one. Never waits, though the descriptor may be a blocking one (O_NONBLOCK
+/// would be set for every process that shares it) and another reader of it may be faster.
 pub(crate) fn take(eventfd: BorrowedFd<'_>) {
     let mut count = [0_u8; 8];
     let into = libc::iovec { iov_base: count.as_mut_ptr().cast(), iov_len: count.len() };
-    // An offset of -1 is the file's own position, which an eventfd has none of: read(2) with flags.
-    // SAFETY: `into` is a live buffer of 8 bytes, which the call writes to at most.
+    // An offset of -1 is the file's own position, and an eventfd has none: this is read(2) with flags.
+    // SAFETY: `into` is a live buffer of 8 bytes, and the call writes no more than that.
     let taken = unsafe { libc::preadv2(eventfd.as_raw_fd(), &raw const into, 1, -1, libc::RWF_NOWAIT) };
     if taken >= 0 || !matches!(Errno::last(), Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM) {
         return;

@@ -1,7 +1,7 @@
-//! What a kernel or a process may lack.
+//! Features that a kernel or a process may lack.
 
 bitflags::bitflags! {
-    /// One thing a kernel or a process's rights may lack.
+    /// Features that a kernel, or the rights of a process, may lack.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct Feature: u32 {
         /// A userfaultfd by `/dev/userfaultfd` (Linux 6.1, rights of the device file).
@@ -23,7 +23,7 @@ bitflags::bitflags! {
         const DONTUNMAP = 1 << 7;
         /// `membarrier(PRIVATE_EXPEDITED)` (4.14): guards without a fence.
         const MEMBARRIER = 1 << 8;
-        /// Huge pages of 2 MiB can be had now.
+        /// Huge pages of 2 MiB are free now.
         const HUGETLB_2M = 1 << 9;
     }
 }
@@ -52,7 +52,7 @@ pub(super) const FEATURES: usize = Feature::all().bits().count_ones() as usize;
 #[cfg(revocable_inject)]
 pub(super) static PRETENDED_MISSING: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
 
-/// Whether a test pretends that the kernel lacks a feature; never, in an ordinary build.
+/// True if a test pretends that the kernel lacks a feature; never in an ordinary build.
 pub(crate) fn pretends_missing(feature: Feature) -> bool {
     #[cfg(revocable_inject)]
     let missing = PRETENDED_MISSING.load(std::sync::atomic::Ordering::SeqCst);

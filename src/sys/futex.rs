@@ -8,10 +8,10 @@ use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::time::Instant;
 
-/// Sleep while `word` is `seen`, until [`wake_all`], a signal, the deadline, or for no reason.
+/// Sleeps while `word` is `seen`, until [`wake_all`], a signal, or the deadline; may also return for no reason.
 ///
-/// The comparison and the going to sleep are one step against any [`wake_all`] of the same word: whoever changed
-/// the word before waking is either seen here, or wakes this thread.
+/// The comparison and the falling asleep are one step against any [`wake_all`] of the same word: either the comparison sees
+/// a change before the waking, or the waking wakes this thread.
 pub(crate) fn wait(word: &AtomicU32, seen: u32, deadline: Option<Instant>) {
     let timeout = deadline.map(|deadline| {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -29,7 +29,7 @@ pub(crate) fn wait(word: &AtomicU32, seen: u32, deadline: Option<Instant>) {
     };
 }
 
-/// Wake every thread that sleeps on `word`. Never sleeps.
+/// Wakes every thread that sleeps on `word`. Never sleeps.
 pub(crate) fn wake_all(word: &AtomicU32) {
     // SAFETY: FUTEX_WAKE uses the address as a key and does not access the word.
     let _ = unsafe {

@@ -1,12 +1,13 @@
-//! Which process this is: one answer for the whole crate, and a fork changes it.
+//! The identity of this process: one for the whole crate, and a fork changes it.
 //!
-//! A process id does not tell a forked child from its parent for good: ids are used again, and in two pid namespaces two
-//! processes have the same one. What counts here is the address space, since that is what userfaultfds and addresses belong
-//! to. So the answer is a number in a page that the kernel wipes in every child that gets an address space of its own
-//! (`MADV_WIPEONFORK`, madvise(2), Linux 4.14; `dup_mmap`). A child that shares its parent's memory (vfork, CLONE_VM) shares
-//! the page, and rightly is the same process to this crate.
+//! A process id does not reliably tell a forked child from its parent: ids are reused, and processes in two pid namespaces
+//! may have the same one. What matters here is the address space, since userfaultfds and addresses belong to that. So the
+//! identity is a number in a page that the kernel wipes in every child that gets an address space of its own
+//! (`MADV_WIPEONFORK`, madvise(2), Linux 4.14; `dup_mmap`). A child that shares its parent's memory (vfork, CLONE_VM)
+//! shares the page, and rightly is the same process to this crate.
 //!
-//! Descriptors, ranges, monitors and loops remember the identity of whoever made them, and are of no use under another one.
+//! Descriptors, ranges, monitors and loops remember the identity of the process that made them, and do nothing under
+//! another one.
 //!
 //! UNSAFETY: one page that is mapped once, never unmapped, and used as an atomic only.
 #![expect(unsafe_code, reason = "maps a page, and publishes leaked boxes through raw pointers")]
@@ -21,33 +22,33 @@ use std::ptr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity(u64);
 
-/// The page, once there is one.
+/// The page, once it is mapped.
 static PAGE: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
 
-/// The highest number that this process or any of its ancestors was given. Inherited: what a child makes of it is above
-/// all that it can have inherited objects of.
+/// The highest number that this process or any of its ancestors was given. It is inherited: a number that a child takes
+/// from it is above those of all objects that the child can have inherited.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
 impl Identity {
-    /// Makes sure that a fork will be noticed. Called before anything is made that remembers an identity.
+    /// Makes sure that a fork will be noticed. Called before making anything that remembers an identity.
     ///
     /// # Errors
-    /// No page can be had, or the kernel does not wipe it (before Linux 4.14).
+    /// No page can be mapped, or the kernel does not wipe it (before Linux 4.14).
     pub(crate) fn prepare() -> Result<(), SysError> {
         page().map(drop)
     }
 
-    /// This process's. Async-signal-safe, and takes no lock.
+    /// This process's identity. Async-signal-safe, and takes no lock.
     pub(crate) fn current() -> Self {
-        // Without a page nothing was made that could be inherited: see `prepare`.
+        // Without a page there is nothing that could have been inherited: see `prepare`.
         let Ok(word) = page() else { return Self(0) };
         loop {
             // SeqCst throughout: this is no fast path, and a signal handler may come in between any two steps.
             match word.load(Ordering::SeqCst) {
                 0 => {
-                    // Raised before it is used: a child that is forked in between takes a higher one.
+                    // Raised before the number is used: a child that is forked in between takes a higher one.
                     let next = LAST.fetch_add(1, Ordering::SeqCst) + 1;
-                    // Another thread of this process may have been faster: its number is as good.
+                    // Another thread of this process may have been faster: its number then counts.
                     let _ = word.compare_exchange(0, next, Ordering::SeqCst, Ordering::SeqCst);
                 }
                 number => return Self(number),
@@ -55,7 +56,7 @@ impl Identity {
         }
     }
 
-    /// True in the process that this is the identity of; false in a child that was forked since.
+    /// True in the process that has this identity; false in a child that was forked since.
     pub(crate) fn is_current(self) -> bool {
         self == Self::current()
     }
@@ -64,8 +65,8 @@ impl Identity {
 fn page() -> Result<&'static AtomicU64, SysError> {
     let known = PAGE.load(Ordering::SeqCst);
     let page = if known.is_null() { map_page()? } else { known };
-    // SAFETY: a page that is mapped readable and writable for good, aligned, and used as an atomic by everyone; all zeroes is
-    // a valid number. The kernel changes it in a forked child only, before that runs.
+    // SAFETY: a page that is mapped readable and writable for good, aligned, and used as an atomic by every thread; all
+    // zeroes is a valid number. The kernel changes it in a forked child only, before that runs.
     Ok(unsafe { &*page })
 }
 
@@ -74,7 +75,7 @@ fn map_page() -> Result<*mut AtomicU64, SysError> {
     let len = super::page_size();
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     super::may_fail("mmap")?;
-    // SAFETY: without MAP_FIXED the kernel picks an address where nothing of anyone's stands.
+    // SAFETY: without MAP_FIXED the kernel picks an address where nothing is mapped.
     let at = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
     if at == libc::MAP_FAILED {
         return Err(SysError::last("mmap"));
@@ -94,10 +95,10 @@ fn map_page() -> Result<*mut AtomicU64, SysError> {
     lost
 }
 
-/// One value a process, made when it is first asked for, and anew in a forked child.
+/// One value per process, made at its first use, and anew in a forked child.
 ///
-/// For what would be a `static` lock: a child never meets one that another thread of its parent held when it was forked, nor
-/// descriptors that serve its parent. What a child inherits is leaked.
+/// For values that would be a `static` lock: a child never sees a lock that another thread of its parent held at the fork,
+/// nor descriptors that serve its parent. The inherited value is leaked.
 pub(crate) struct PerProcess<T> {
     node: AtomicPtr<Node<T>>,
     make: fn() -> T,

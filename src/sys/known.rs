@@ -1,8 +1,8 @@
-//! A descriptor that is found out if its number has become another file's.
+//! A descriptor that notices if its number has become another file's.
 //!
-//! Code elsewhere in the process may close any number, or have another file take its place (dup2). A mapping of whatever file
-//! that is would be taken for memory of the crate's own. So a file is compared with what it was (device and inode, fstat(2))
-//! before it is mapped, and a number that is another file's by now is not closed.
+//! Other code in the process may close any descriptor, or put another file in its place (dup2). A mapping of that file
+//! would be taken for the crate's own memory. So a file is compared with its earlier identity (device and inode, fstat(2))
+//! before it is mapped, and a number that has become another file's is not closed.
 
 use super::{SysError, may_fail};
 use nix::errno::Errno;
@@ -10,11 +10,11 @@ use nix::sys::stat::fstat;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// A file of the crate's own, or one that was handed to it.
+/// A file of the crate's own, or of its user's.
 #[derive(Debug)]
 pub(crate) struct KnownFile {
     fd: ManuallyDrop<OwnedFd>,
-    /// `None`: it could not be looked at, and is taken for no file.
+    /// `None` if fstat(2) failed; then it is taken for no file.
     what: Option<What>,
 }
 
@@ -22,7 +22,7 @@ pub(crate) struct KnownFile {
 struct What {
     device: u64,
     inode: u64,
-    /// Which device it is, for a device file.
+    /// The device number of a device file.
     special: u64,
 }
 
@@ -32,10 +32,10 @@ impl KnownFile {
         Self { fd: ManuallyDrop::new(fd), what }
     }
 
-    /// The descriptor, if it still is the file that it was.
+    /// The descriptor, if it is still the same file.
     ///
     /// # Errors
-    /// EBADF: it was closed, or its number is another file's.
+    /// EBADF: the descriptor was closed, or its number is another file's.
     pub(crate) fn get(&self) -> Result<BorrowedFd<'_>, SysError> {
         may_fail("fstat")?;
         match Some(what(self.fd.as_fd())?) == self.what {
@@ -44,7 +44,7 @@ impl KnownFile {
         }
     }
 
-    /// The descriptor, whatever it is by now.
+    /// The descriptor, whatever file it is by now.
     pub(crate) fn unchecked(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

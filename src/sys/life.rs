@@ -1,7 +1,8 @@
 //! A claim that lasts as long as its thread, and that the kernel ends: a robust mutex, never unlocked.
 //!
-//! A destructor of a thread-local does not tell that a thread is done: others run after it, and may do anything. The kernel's
-//! walk of the robust list (`exit_robust_list`; robust_futexes.rst) comes after all of them, when the thread runs no more.
+//! A destructor of a thread-local cannot tell that its thread is done: other destructors run after it, and may do anything.
+//! The kernel's walk of the robust list (`exit_robust_list`; robust_futexes.rst) comes after all of them, when the thread
+//! runs no more.
 //!
 //! UNSAFETY: pthread functions on mutexes that are allocated here and never freed or moved.
 #![expect(unsafe_code, reason = "robust mutexes have no safe form")]
@@ -12,15 +13,16 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use std::mem::MaybeUninit;
 use std::ptr;
 
-/// What one living thread at a time has.
+/// A claim that one living thread at a time has.
 ///
-/// A forked child inherits the claims of its parent's threads: the one that forked keeps its own, the others' never end there.
+/// A forked child inherits the claims of its parent's threads: the thread that forked keeps its own, and those of the
+/// others never end there.
 #[derive(Debug, Default)]
 pub(crate) struct LifeLock(AtomicPtr<libc::pthread_mutex_t>);
 
 impl LifeLock {
-    /// Claims it for the rest of the calling thread's life, unless a living thread has it (the calling one too). Never sleeps.
-    /// What the last owner did comes before this.
+    /// Claims it for the rest of the calling thread's life, unless a living thread has it (even the calling one). Never
+    /// sleeps. The last owner's accesses come before this.
     pub(crate) fn claim(&self) -> bool {
         let mutex = self.mutex();
         // SAFETY: *Initialised*, see `mutex`.
@@ -35,7 +37,7 @@ impl LifeLock {
         }
     }
 
-    /// Whether no living thread has it. Never sleeps; a claim made at the same time may fail.
+    /// True if no living thread has it. Never sleeps; a claim at the same time may fail.
     pub(crate) fn is_free(&self) -> bool {
         let free = self.claim();
         if free {
@@ -56,7 +58,7 @@ impl LifeLock {
         let mut attributes = MaybeUninit::<libc::pthread_mutexattr_t>::uninit();
         // SAFETY: room for what is initialised here.
         unsafe { libc::pthread_mutexattr_init(attributes.as_mut_ptr()) };
-        // Where the kernel has no robust mutexes this fails, and a claim outlasts its thread: nothing worse.
+        // If the kernel has no robust mutexes this fails, and a claim outlasts its thread: nothing worse.
         // SAFETY: initialised above.
         unsafe { libc::pthread_mutexattr_setrobust(attributes.as_mut_ptr(), libc::PTHREAD_MUTEX_ROBUST) };
         // SAFETY: room for a mutex, which no other thread knows, and attributes that were initialised above.

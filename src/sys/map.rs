@@ -1,7 +1,7 @@
 //! mmap, mremap, madvise and memfds.
 //!
-//! UNSAFETY: changing what stands at an address is unsafe by nature; every function here says which ranges it
-//! touches, and its caller proves that they are its own.
+//! UNSAFETY: changing the mapping at an address is unsafe by nature; every function here says which ranges it touches, and
+//! its caller proves that they are its own.
 #![expect(unsafe_code, reason = "memory mapping calls have no safe form")]
 
 use super::{Addr, AddrRange, SysError, left_out, may_fail};
@@ -30,7 +30,7 @@ impl Prot {
     }
 }
 
-/// What `madvise` is asked, see madvise(2).
+/// The advice of a call of madvise(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Advice {
     DontNeed,
@@ -61,13 +61,13 @@ fn off(offset: u64) -> Result<libc::off_t, SysError> {
     libc::off_t::try_from(offset).map_err(|_| SysError::new("mmap", nix::errno::Errno::EOVERFLOW))
 }
 
-/// Reserves `len` bytes of address space, nothing accessible, at an address that is a multiple of `align`.
+/// Reserves `len` bytes of address space, without access, at an address that is a multiple of `align`.
 pub(crate) fn reserve(len: usize, align: usize) -> Result<AddrRange, SysError> {
     may_fail("mmap")?;
     let too_large = SysError::new("mmap", nix::errno::Errno::ENOMEM);
     let slack = if align > super::page_size() { align } else { 0 };
     let whole = len.checked_add(slack).ok_or(too_large)?;
-    // SAFETY: without MAP_FIXED the kernel picks an address where nothing of anyone's stands.
+    // SAFETY: without MAP_FIXED the kernel picks an address where nothing is mapped.
     let at = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
@@ -95,16 +95,16 @@ pub(crate) fn reserve(len: usize, align: usize) -> Result<AddrRange, SysError> {
     Ok(reserved)
 }
 
-/// Puts a shared mapping of `fd` over `range`, replacing what is there.
+/// Puts a shared mapping of `fd` over `range`, replacing the mapping there.
 ///
 /// # Safety
-/// `range` is the caller's own, and nobody relies on what is mapped there now.
+/// `range` is the caller's own, and nothing relies on the present mapping there.
 pub(crate) unsafe fn map_shared(range: AddrRange, fd: BorrowedFd<'_>, offset: u64, prot: Prot) -> Result<(), SysError> {
     // SAFETY: passed on.
     unsafe { map_fixed(range, fd, offset, prot, libc::MAP_SHARED) }
 }
 
-/// Puts a private (copy-on-write) mapping of `fd` over `range`, replacing what is there.
+/// Puts a private (copy-on-write) mapping of `fd` over `range`, replacing the mapping there.
 ///
 /// # Safety
 /// As for [`map_shared`].
@@ -132,7 +132,7 @@ unsafe fn map_fixed(
         return Ok(());
     }
     let offset = off(offset)?;
-    // SAFETY: the caller owns the range, so MAP_FIXED replaces nothing of anyone else's.
+    // SAFETY: the caller owns the range, so MAP_FIXED replaces no other code's mapping.
     let at = unsafe {
         libc::mmap(range.as_ptr().cast(), range.len, prot.bits(), flags | libc::MAP_FIXED, fd.as_raw_fd(), offset)
     };
@@ -142,7 +142,7 @@ unsafe fn map_fixed(
 /// Removes whatever is mapped in `range`.
 ///
 /// # Safety
-/// `range` is the caller's own, and nobody uses it afterwards.
+/// `range` is the caller's own, and nothing uses it afterwards.
 pub(crate) unsafe fn unmap(range: AddrRange) -> Result<(), SysError> {
     may_fail("munmap")?;
     if left_out("munmap") {
@@ -181,20 +181,20 @@ pub(crate) unsafe fn advise(range: AddrRange, advice: Advice) -> Result<(), SysE
     if rc == 0 { Ok(()) } else { Err(SysError::last("madvise")) }
 }
 
-/// Moves the page tables of `range` to an address of the kernel's choice, `hint` if that is free, and leaves the mapping
-/// where it is, empty (`MREMAP_DONTUNMAP`; shared memory since 5.13). Whole subtrees of page tables move where both
-/// addresses are equally aligned.
+/// Moves the page tables of `range` to an address that the kernel chooses, `hint` if that is free, and leaves the mapping
+/// where it is, empty (`MREMAP_DONTUNMAP`; shared memory since 5.13). Whole subtrees of page tables move if both addresses
+/// are equally aligned.
 ///
-/// Not `MREMAP_FIXED`: that unmaps its target before it knows whether the source can be moved (`mremap_to`). This takes
-/// nothing that another thread may have, and a failure loses nothing. A range of several mappings is EFAULT.
+/// Not `MREMAP_FIXED`: that unmaps its target before it knows whether the source can be moved (`mremap_to`). This takes no
+/// address that another thread may have, and a failure loses nothing. A range of several mappings is EFAULT.
 ///
 /// # Safety
-/// `range` is the caller's own. The answer is the caller's too.
+/// `range` is the caller's own. The returned range is the caller's too.
 pub(crate) unsafe fn move_aside(range: AddrRange, hint: Addr) -> Result<AddrRange, SysError> {
     may_fail("mremap")?;
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
     let hint = AddrRange::new(hint, range.len).as_ptr().cast::<libc::c_void>();
-    // SAFETY: the caller owns the range; the kernel picks a target where nothing of anyone's stands.
+    // SAFETY: the caller owns the range; the kernel picks a target where nothing is mapped.
     let at = unsafe { libc::mremap(range.as_ptr().cast(), range.len, range.len, flags, hint) };
     if at == libc::MAP_FAILED {
         return Err(SysError::last("mremap"));
@@ -202,9 +202,9 @@ pub(crate) unsafe fn move_aside(range: AddrRange, hint: Addr) -> Result<AddrRang
     Ok(AddrRange::new(Addr::of(at), range.len))
 }
 
-/// Moves the mapping at `from` with its page tables over `to`, replacing what is there, in one step under the kernel's
-/// mmap_lock: `to` is never without a mapping (mremap(2), `move_vma`), and `from` is free afterwards. After a failure `to` may be
-/// a hole: see [`plug`].
+/// Moves the mapping at `from` with its page tables over `to`, replacing the mapping there, in one step under the kernel's
+/// mmap_lock: `to` is never without a mapping (mremap(2), `move_vma`), and `from` is free afterwards. After a failure `to`
+/// may be a hole: see [`plug`].
 ///
 /// # Safety
 /// Both ranges are the caller's own and equally long, and `from` is one mapping.
@@ -221,17 +221,18 @@ pub(crate) unsafe fn move_over(from: AddrRange, to: AddrRange) -> Result<(), Sys
 
 /// Reserves `range` if nothing at all is mapped there.
 ///
-/// The kernel looks at its limits before it unmaps what a mapping is to replace (`check_mremap_params`), but a small allocation
-/// comes after that (`move_vma`; `mmap_region` before 6.12). If that fails, the range has become a hole.
+/// The kernel checks its limits before it unmaps the mapping that is replaced (`check_mremap_params`), but a small
+/// allocation comes after that (`move_vma`; `mmap_region` before 6.12). If that allocation fails, the range has become a
+/// hole.
 ///
 /// # Errors
-/// EEXIST: something is there. Anything else: it is a hole, and stays one.
+/// EEXIST: something is mapped there. Any other error: it is a hole, and stays one.
 ///
 /// # Safety
 /// `range` is the caller's own, or was until a call that was to replace it failed.
 pub(crate) unsafe fn plug(range: AddrRange) -> Result<(), SysError> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
-    // SAFETY: replaces nothing; a kernel that doesn't know the flag (before 4.17) takes the address as a hint.
+    // SAFETY: replaces nothing; a kernel that does not know the flag (before 4.17) takes the address as a hint.
     let at = unsafe { libc::mmap(range.as_ptr().cast(), range.len, libc::PROT_NONE, flags, -1, 0) };
     if at == libc::MAP_FAILED {
         return Err(SysError::last("mmap"));
@@ -239,7 +240,7 @@ pub(crate) unsafe fn plug(range: AddrRange) -> Result<(), SysError> {
     if at == range.as_ptr().cast() {
         return Ok(());
     }
-    // SAFETY: what was just mapped, which nothing else knows.
+    // SAFETY: the range just mapped, which nothing else knows.
     unsafe { libc::munmap(at, range.len) };
     Err(SysError::new("mmap", nix::errno::Errno::EEXIST))
 }
@@ -247,18 +248,18 @@ pub(crate) unsafe fn plug(range: AddrRange) -> Result<(), SysError> {
 /// An address, a multiple of `align`, where `len` bytes are free at this moment: a hint for [`move_aside`], no more.
 pub(crate) fn free_address(len: usize, align: usize) -> Result<Addr, SysError> {
     let free = reserve(len, align)?;
-    // SAFETY: the reservation just made, which nobody else knows.
+    // SAFETY: the reservation just made, which nothing else knows.
     unsafe { unmap(free) }.map(|()| free.start)
 }
 
-/// Is there a part of `range` where nothing is mapped? msync(2) answers ENOMEM then, and does nothing to shared memory.
+/// True if nothing is mapped in a part of `range`: msync(2) then returns ENOMEM. It does nothing to shared memory.
 pub(crate) fn has_hole(range: AddrRange) -> bool {
     // SAFETY: changes no mapping and no content.
     let rc = unsafe { libc::msync(range.as_ptr().cast(), range.len, libc::MS_ASYNC) };
     rc < 0 && nix::errno::Errno::last() == nix::errno::Errno::ENOMEM
 }
 
-/// Is nothing at all mapped in `range`?
+/// True if nothing at all is mapped in `range`.
 pub(crate) fn is_hole(range: AddrRange) -> bool {
     has_hole(range) && first_mapped(range).is_none()
 }
@@ -268,7 +269,7 @@ fn first_mapped(range: AddrRange) -> Option<Addr> {
     range.pieces(super::page_size()).find(|page| !has_hole(*page)).map(|page| page.start)
 }
 
-/// [`protect`] of all that is mapped in `range`, whatever holes there are. mprotect(2) itself ends at the first.
+/// [`protect`] of all that is mapped in `range`, around its holes. mprotect(2) itself ends at the first hole.
 ///
 /// # Safety
 /// As for [`protect`].
@@ -279,7 +280,7 @@ pub(crate) unsafe fn protect_around_holes(range: AddrRange, prot: Prot) -> Resul
         let Err(e) = (unsafe { protect(rest, prot) }) else { return Ok(()) };
         let hole = rest.pieces(super::page_size()).find(|page| has_hole(*page)).ok_or(e)?;
         if hole.start > rest.start {
-            // It may have ended for another reason.
+            // mprotect may have ended for another reason.
             // SAFETY: passed on.
             unsafe { protect(AddrRange::between(rest.start, hole.start), prot) }?;
         }
@@ -290,15 +291,16 @@ pub(crate) unsafe fn protect_around_holes(range: AddrRange, prot: Prot) -> Resul
     }
 }
 
-/// Is there address space, and are there mappings left, for what a new thread makes? Where it can't make its alternate stack, the
-/// standard library ends the process (`std::sys::stack_overflow`). Another thread may take the room meanwhile.
+/// Checks that there is address space, and that there are mappings left, for a new thread. If the thread cannot make its
+/// alternate stack, the standard library ends the process (`std::sys::stack_overflow`). Another thread may take the room
+/// meanwhile.
 pub(crate) fn has_room_for_a_thread() -> Result<(), SysError> {
     // A stack of 2 MiB, with its guard, and an alternate one with its own.
     const LEN: usize = (2 << 20) + (256 << 10);
     const MAPPINGS: usize = 4;
     let page = super::page_size();
     let room = reserve(LEN, page)?;
-    // Every other page with other rights: each is one mapping more, and so is what is behind it.
+    // Every other page gets other rights: each is one more mapping, and so is the part after it.
     let split = (0..MAPPINGS).try_for_each(|i| {
         let part = room.part((2 * i + 1) * page, page);
         // SAFETY: the reservation just made, which nothing else knows.
@@ -308,14 +310,14 @@ pub(crate) fn has_room_for_a_thread() -> Result<(), SysError> {
     split.and(unsafe { unmap(room) })
 }
 
-/// The size of huge page that a memfd is made of, in bytes; 0 for base pages.
+/// A memfd of `len` bytes, of huge pages of `huge` bytes; 0 for base pages.
 pub(crate) fn memfd(name: &CStr, len: u64, huge: usize) -> Result<OwnedFd, SysError> {
     may_fail("memfd_create")?;
     let mut flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     if huge > 0 {
         flags |= libc::MFD_HUGETLB | (huge.trailing_zeros() << libc::MFD_HUGE_SHIFT);
     }
-    // MFD_NOEXEC_SEAL came with 6.3; before that the flag is EINVAL and the file is merely not sealed against exec.
+    // MFD_NOEXEC_SEAL is from 6.3; before that the flag is EINVAL, and the file is merely not sealed against exec.
     let mut raw = -1;
     for extra in [libc::MFD_NOEXEC_SEAL, 0] {
         // SAFETY: `name` is a C string; the call touches no memory of ours.
@@ -327,7 +329,7 @@ pub(crate) fn memfd(name: &CStr, len: u64, huge: usize) -> Result<OwnedFd, SysEr
     if raw < 0 {
         return Err(SysError::last("memfd_create"));
     }
-    // SAFETY: a descriptor that the kernel just gave to us alone.
+    // SAFETY: a descriptor that the kernel has just given to this call alone.
     let fd = unsafe { OwnedFd::from_raw_fd(raw) };
     may_fail("ftruncate")?;
     let size = libc::off_t::try_from(len).map_err(|_| SysError::new("ftruncate", nix::errno::Errno::EFBIG))?;
@@ -353,10 +355,10 @@ pub(crate) fn dup(fd: BorrowedFd<'_>) -> Result<OwnedFd, SysError> {
     fd.try_clone_to_owned().map_err(|e| SysError::new("fcntl(F_DUPFD_CLOEXEC)", errno(e)))
 }
 
-/// Can the file lose pages? False where a seal forbids it.
+/// True if the file can lose pages; false if a seal forbids that.
 pub(crate) fn may_shrink(fd: BorrowedFd<'_>) -> bool {
     use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-    // Files that have no seals answer EINVAL.
+    // For files that have no seals this is EINVAL.
     let seals = fcntl(fd, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_truncate);
     !seals.contains(SealFlag::F_SEAL_SHRINK)
 }

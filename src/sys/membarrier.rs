@@ -7,7 +7,7 @@ use super::SysError;
 use linux_raw_sys::general::membarrier_cmd;
 use nix::libc;
 
-/// Registers this process, which the kernel wants before [`barrier`].
+/// Registers this process, which the kernel requires before [`barrier`].
 pub(crate) fn register() -> Result<(), SysError> {
     command(membarrier_cmd::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED)
 }

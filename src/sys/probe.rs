@@ -1,8 +1,8 @@
 //! What this kernel and this process may do, found out by trying.
 //!
-//! Remembered is what cannot change: that something is there, and that the kernel does not know it. A shortage (descriptors,
-//! memory, mappings) passes and rights can be given, so these are tried again whenever a feature is asked for, and the answer
-//! is the errno met then.
+//! Results that cannot change are remembered: that a feature is there, and that the kernel does not know it. A shortage
+//! (descriptors, memory, mappings) passes, and rights can be granted, so those are tried again whenever a feature is asked
+//! for, and the result is the errno of that try.
 
 use super::feature::{FEATURES, Feature, pretends_missing};
 use super::identity::PerProcess;
@@ -15,18 +15,18 @@ use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
-/// What this kernel and this process can do, as [`Support::probe`] found it. `Display` prints a table.
+/// The features of this kernel that this process can use, as [`Support::probe`] found them. `Display` prints a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Support {
     features: Feature,
 }
 
-/// What cannot change any more, by the feature's bit. Per process: a forked child has none of its parent's registrations.
+/// Results that cannot change any more, by the feature's bit. Per process: a forked child has none of its parent's registrations.
 static KNOWN: PerProcess<[OnceLock<Result<(), SysError>>; FEATURES]> = PerProcess::new(Default::default);
 
 impl Support {
-    /// What the process can do now. What is there is remembered, and so is what the kernel does not know; what was refused for
-    /// want of rights, descriptors or memory is tried again.
+    /// What the process can do now. A feature that is there is remembered, and so is one that the kernel does not know; a
+    /// feature that was refused for want of rights, descriptors or memory is tried again.
     pub fn current() -> Self {
         Self::of(|feature| Self::check(feature).is_ok())
     }
@@ -40,16 +40,16 @@ impl Support {
         Self { features: Feature::all().iter().filter(|feature| there(*feature)).collect() }
     }
 
-    /// Is this one feature there?
+    /// Checks whether one feature is there.
     ///
     /// # Errors
-    /// What its trial met: now, or once and for all.
+    /// The error of the feature's trial: of this one, or of an earlier one that is final.
     pub(crate) fn check(feature: Feature) -> Result<(), SysError> {
         let known = &KNOWN.get()[feature.bits().trailing_zeros() as usize];
         if let Some(found) = known.get() {
             return *found;
         }
-        // What two threads find out at a time is the same.
+        // Two threads that try at the same time find the same.
         let found = attempt(feature);
         if found.map_or_else(|e| e.is_lasting(), |()| true) {
             let _ = known.set(found);
@@ -57,23 +57,23 @@ impl Support {
         found
     }
 
-    /// Is all of `features` there?
+    /// True if all of `features` are there.
     pub fn has(&self, features: Feature) -> bool {
         self.features.contains(features)
     }
 
-    /// Everything that is there.
+    /// All features that are there.
     pub fn features(&self) -> Feature {
         self.features
     }
 
-    /// Is there a userfaultfd of any kind?
+    /// True if there is a userfaultfd of any kind.
     pub fn userfaultfd(&self) -> bool {
         self.features.intersects(Feature::UFFD)
     }
 
-    /// Does a userfaultfd see the faults of system calls too? Without that, a system call that meets a page which
-    /// is not mapped, or a region that is busy, gets EFAULT where a load would wait.
+    /// True if a userfaultfd also sees the faults of system calls. If not, a system call gets EFAULT where a load would
+    /// wait: at a page that is not mapped, or a region that is busy.
     pub fn sees_kernel_faults(&self) -> bool {
         self.features.intersects(Feature::UFFD_DEVICE | Feature::UFFD_SYSCALL)
     }
@@ -117,7 +117,7 @@ fn attempt(feature: Feature) -> Result<(), SysError> {
     }
 }
 
-/// Moves a page of a memfd aside and looks whether its place stayed mapped.
+/// Moves a page of a memfd aside and checks whether its old address is still mapped.
 #[expect(unsafe_code, reason = "UNSAFETY: maps and moves pages that only this function knows")]
 fn try_dontunmap() -> Result<(), SysError> {
     let page = page_size();
@@ -127,7 +127,7 @@ fn try_dontunmap() -> Result<(), SysError> {
     let mapped = unsafe { map::map_shared(here, fd.as_fd(), 0, Prot::Read) };
     // SAFETY: as above.
     let moved = mapped.and_then(|()| unsafe { map::move_aside(here, Addr(0)) });
-    // SAFETY: as above; a throw-away advice that tells whether the old place is still mapped.
+    // SAFETY: as above; a throw-away advice that shows whether the old address is still mapped.
     let left = unsafe { map::advise(here, Advice::DontDump) };
     for page in moved.into_iter().chain([here]) {
         // SAFETY: as above, used no more.
@@ -140,7 +140,7 @@ fn try_dontunmap() -> Result<(), SysError> {
 fn try_hugetlb(size: usize) -> Result<(), SysError> {
     let fd = map::memfd(c"revocable-probe", size as u64, size)?;
     let range = map::reserve(size, size)?;
-    // SAFETY: the reservation just made, known to nobody else. Mapping takes the huge page from the pool, or fails.
+    // SAFETY: the reservation just made, known to nothing else. Mapping takes the huge page from the pool, or fails.
     let mapped = unsafe { map::map_shared(range, fd.as_fd(), 0, Prot::Read) };
     // SAFETY: as above, used no more.
     let _ = unsafe { map::unmap(range) };
@@ -149,8 +149,8 @@ fn try_hugetlb(size: usize) -> Result<(), SysError> {
 
 #[cfg(revocable_inject)]
 impl Support {
-    /// From now on the crate behaves as if the kernel lacked `missing`, so that fallbacks can be tested on a kernel that has
-    /// everything. Comes before the first region.
+    /// From now on the crate behaves as if the kernel lacked `missing`, so that fallbacks can be tested on a kernel that
+    /// has everything. To be called before the first region is built.
     pub fn pretend_missing(missing: Feature) {
         super::feature::PRETENDED_MISSING.store(missing.bits(), std::sync::atomic::Ordering::SeqCst);
     }

@@ -1,4 +1,4 @@
-//! The calling thread, as the kernel and its tools name it, and threads of the crate's own.
+//! The calling thread's id, and threads of the crate's own.
 
 use super::SysError;
 use nix::errno::Errno;
@@ -12,10 +12,10 @@ pub(crate) fn current_tid() -> i32 {
 }
 
 /// Starts a thread of the crate's own, which takes none of the process's signals: a handler of the application must not run
-/// in a thread that others' faults wait for. SIGBUS and SIGSEGV stay: they are the thread's own accesses'.
+/// in a thread that resolves other threads' faults. SIGBUS and SIGSEGV stay unblocked, for the thread's own accesses.
 ///
 /// # Errors
-/// No thread can be had (clone(2)), or there is no room for one.
+/// No thread can be started (clone(2)), or there is no room for one.
 pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, SysError> {
     super::may_fail("clone")?;
     super::map::has_room_for_a_thread()?;
@@ -23,8 +23,8 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<J
     spawned.map_err(|e| SysError::new("clone", Errno::from_raw(e.raw_os_error().unwrap_or(0))))
 }
 
-/// Runs `spawn` with the signals blocked that a thread of the crate's own does not take. The new thread inherits that, so that it
-/// never runs with anything less; see [`spawn`].
+/// Runs `spawn` with the signals blocked that a thread of the crate's own does not take. The new thread inherits the mask,
+/// so it never runs with less; see [`spawn`].
 pub(crate) fn blocking_signals<R>(spawn: impl FnOnce() -> R) -> R {
     let _blocked = WithoutSignals::new();
     spawn()

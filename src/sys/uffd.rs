@@ -33,8 +33,8 @@ bitflags::bitflags! {
 }
 
 impl UffdFeatures {
-    /// Asked for only where the kernel has them: one that it does not know makes it refuse the whole handshake (EINVAL). What
-    /// cannot do without one is not chosen, see [`Support`](crate::Support).
+    /// Asked for only if the kernel has them: an unknown feature makes the kernel refuse the whole handshake (EINVAL). A
+    /// strategy that cannot do without one is not chosen, see [`Support`](crate::Support).
     const DISPENSABLE: Self =
         Self::THREAD_ID.union(Self::MINOR_HUGETLBFS).union(Self::MINOR_SHMEM).union(Self::EXACT_ADDRESS);
 
@@ -43,22 +43,20 @@ impl UffdFeatures {
     }
 }
 
-/// How a process came by its userfaultfd, which decides whose faults it sees.
+/// Where a userfaultfd is from, which decides which faults it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UffdSource {
-    /// `/dev/userfaultfd` (6.1): the rights of the device file; sees faults of system calls too.
+    /// `/dev/userfaultfd` (6.1), by the rights of the device file; also sees faults of system calls.
     Device,
     /// The system call with full rights (CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1).
     Syscall,
-    /// Opened by somebody else, who knows how.
+    /// Opened by other code, in a way that is not known.
     HandedIn,
     /// `UFFD_USER_MODE_ONLY` (5.11), open to anyone: a system call that would fault gets EFAULT instead.
     UserModeOnly,
 }
 
-/// A userfaultfd. It serves the address space of the process that made it, and no other: in a forked child it refuses, since
-/// what it was told there would happen in the parent.
 impl UffdSource {
     fn feature(self) -> Option<Feature> {
         match self {
@@ -70,6 +68,8 @@ impl UffdSource {
     }
 }
 
+/// A userfaultfd. It serves the address space of the process that made it, and no other. In a forked child it refuses, since
+/// its requests would take effect in the parent.
 #[derive(Debug)]
 pub(crate) struct Uffd {
     file: KnownFile,
@@ -79,9 +79,10 @@ pub(crate) struct Uffd {
 /// How far one `UFFDIO_CONTINUE` came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Continued {
-    /// So many bytes from the start were mapped, and whoever waited for them was woken. Fewer than asked: go on behind.
+    /// This many bytes from the start were mapped, and their waiters were woken. If it is fewer than requested, go on after
+    /// them.
     Bytes(usize),
-    /// The first page was mapped already; nobody was woken.
+    /// The first page was mapped already; no waiter was woken.
     AlreadyMapped,
     /// The file has no page there (a hole).
     Hole,
@@ -92,13 +93,13 @@ pub(crate) enum Continued {
 }
 
 impl Uffd {
-    /// Opens a userfaultfd by the best way this process is allowed.
+    /// Opens a userfaultfd in the best way that this process is allowed.
     pub(crate) fn open(features: UffdFeatures) -> Result<(Self, UffdSource), SysError> {
         let mut refused = SysError::new("userfaultfd", Errno::ENOSYS);
         for source in [UffdSource::Device, UffdSource::Syscall, UffdSource::UserModeOnly] {
             match Self::open_by(source, features) {
                 Ok(uffd) => return Ok((uffd, source)),
-                // Out of descriptors or memory is not a matter of rights: trying a weaker way would hide it.
+                // A shortage of descriptors or memory is not a matter of rights: trying a weaker way would hide it.
                 Err(e) if e.is_passing() => return Err(e),
                 Err(e) => refused = e,
             }
@@ -133,7 +134,7 @@ impl Uffd {
         Ok(Self { file: KnownFile::new(fd), made_by: Identity::current() })
     }
 
-    /// False if the descriptor was closed or is another file by now, or if this is a forked child.
+    /// False if the descriptor was closed, or is another file by now, or if this is a forked child.
     pub(crate) fn is_open(&self) -> bool {
         self.check_open().is_ok()
     }
@@ -172,13 +173,13 @@ impl Uffd {
         libc::c_int::try_from(raw).ok().filter(|fd| *fd >= 0).ok_or_else(|| SysError::last("userfaultfd"))
     }
 
-    /// `UFFDIO_API`: once per descriptor. Answers what the kernel offers.
+    /// `UFFDIO_API`, once per descriptor. Returns the features that the kernel offers.
     fn handshake(&self, features: UffdFeatures) -> Result<UffdFeatures, SysError> {
         let features = match features.intersects(UffdFeatures::DISPENSABLE).then(Self::offered_here) {
             None => features,
             Some(Ok(offered)) => features.within(offered),
             Some(Err(e)) if e.is_passing() => return Err(e),
-            // This process has no right to ask: the descriptor was handed in.
+            // This process has no right to ask: the descriptor is from elsewhere.
             Some(Err(_)) => features,
         };
         let mut api = raw::uffdio_api { api: raw::UFFD_API.into(), features: features.bits(), ioctls: 0 };
@@ -186,7 +187,7 @@ impl Uffd {
         Ok(UffdFeatures::from_bits_truncate(api.features))
     }
 
-    /// What the kernel offers, to all alike; remembered once it is known.
+    /// The features that the kernel offers, to every process alike; remembered once they are known.
     pub(crate) fn offered_here() -> Result<UffdFeatures, SysError> {
         // No lock, which a forked child could inherit held. Relaxed: all threads find the same. 0: not known yet.
         static OFFERED: AtomicU64 = AtomicU64::new(0);
@@ -209,7 +210,7 @@ impl Uffd {
         }
     }
 
-    /// What the kernel offers, asked of a throw-away descriptor (a handshake can be done once).
+    /// The features that the kernel offers, from a throw-away descriptor (a handshake can be done once).
     pub(crate) fn offered(source: UffdSource) -> Result<UffdFeatures, SysError> {
         Self::create(source)?.handshake(UffdFeatures::empty())
     }
@@ -220,18 +221,18 @@ impl Uffd {
             return Ok(());
         }
         let fd = self.here(name)?;
-        // A number of 32 bits, which musl takes as a signed one.
+        // A number of 32 bits; musl's parameter is signed.
         let request = request as libc::Ioctl;
-        // SAFETY: `arg` is the structure that this request reads and writes, live and initialised; what the
-        // request does to mappings is proven where it is called with a range.
+        // SAFETY: `arg` is the structure that this request reads and writes, live and initialised; the effect of a request
+        // on mappings is proven where it is called with a range.
         let rc = unsafe { libc::ioctl(fd.as_raw_fd(), request, std::ptr::from_mut(arg)) };
         if rc < 0 { Err(SysError::last(name)) } else { Ok(()) }
     }
 
-    /// From now on, missing and minor faults in `range` are this descriptor's.
+    /// Registers `range`: from now on this descriptor gets its missing faults, and its minor faults if `minor`.
     ///
     /// # Errors
-    /// Also if the number is another userfaultfd's by now, which something else reads.
+    /// Also if the number has become another userfaultfd's, which other code reads.
     pub(crate) fn register(&self, range: AddrRange, minor: bool) -> Result<(), SysError> {
         self.file.get()?;
         let minor = if minor { raw::UFFDIO_REGISTER_MODE_MINOR } else { 0 };
@@ -243,17 +244,18 @@ impl Uffd {
         self.ioctl("UFFDIO_REGISTER", nr::UFFDIO_REGISTER, &mut arg)
     }
 
-    /// The range's faults are nobody's again. Who waits in a MINOR fault is not woken by this (`userfaultfd_unregister`).
+    /// Ends the registration of `range`. Threads that wait in a MINOR fault are not woken by this
+    /// (`userfaultfd_unregister`).
     pub(crate) fn unregister(&self, range: AddrRange) -> Result<(), SysError> {
         self.ioctl("UFFDIO_UNREGISTER", nr::UFFDIO_UNREGISTER, &mut uffdio_range(range))
     }
 
-    /// Makes everyone who waits in `range` fault again. Needs no registration.
+    /// Wakes every thread that waits in `range`: it faults again. Needs no registration.
     pub(crate) fn wake(&self, range: AddrRange) -> Result<(), SysError> {
         self.ioctl("UFFDIO_WAKE", nr::UFFDIO_WAKE, &mut uffdio_range(range))
     }
 
-    /// Maps the pages that the file has in `range` and wakes who waits for them.
+    /// Maps the pages that the file has in `range` and wakes their waiters.
     pub(crate) fn map_present(&self, range: AddrRange) -> Result<Continued, SysError> {
         let mut arg = raw::uffdio_continue { range: uffdio_range(range), mode: 0, mapped: 0 };
         match self.ioctl("UFFDIO_CONTINUE", nr::UFFDIO_CONTINUE, &mut arg) {
@@ -269,14 +271,14 @@ impl Uffd {
         }
     }
 
-    /// Reads waiting messages without blocking, appending faults to `into`; answers how many there were.
+    /// Reads waiting messages without blocking, and appends faults to `into`; returns how many messages there were.
     pub(crate) fn read(&self, into: &mut Vec<FaultMessage>, limit: usize) -> Result<usize, SysError> {
         const BATCH: usize = 16;
         may_fail("read(userfaultfd)")?;
         let mut buffer = [0; BATCH * message::SIZE];
         let wanted = &mut buffer[..limit.clamp(1, BATCH) * message::SIZE];
         let bytes = match nix::unistd::read(self.here("read(userfaultfd)")?, wanted) {
-            // No userfaultfd any more: those have no end.
+            // No userfaultfd any more: a read of one never returns 0.
             Ok(0) => return Err(SysError::new("read(userfaultfd)", Errno::EBADF)),
             Ok(bytes) => bytes,
             Err(Errno::EAGAIN) => return Ok(0),
@@ -326,7 +328,7 @@ mod tests {
         assert_eq!(refused.errno, Errno::EINVAL);
     }
 
-    /// What the kernel says of a fault is what it was.
+    /// The kernel's message describes the fault as it was.
     #[test]
     fn a_real_fault_is_understood() {
         use crate::sys::map::{self, Prot};
@@ -374,7 +376,7 @@ mod tests {
             uffd.map_present(AddrRange::new(addr.page(page), page)).expect("the page is there");
             assert_eq!(thread.join().expect("it lives"), if write { 1 } else { 0x5a });
         }
-        // SAFETY: nobody uses it any more.
+        // SAFETY: nothing uses it any more.
         unsafe { map::unmap(range) }.expect("unmapped");
     }
 }

@@ -1,4 +1,4 @@
-//! Taking the pages away from a live range, before something else stands in it.
+//! Taking the pages away from a live range, before its content is replaced.
 
 use super::{Content, Grade, Standing, Strategy, View, alignment, ranges};
 use crate::sys::map::{self, Advice};
@@ -6,11 +6,11 @@ use crate::sys::{Addr, AddrRange, SysError, page_size};
 use nix::errno::Errno;
 
 impl View {
-    /// Takes the pages of a live range away as the strategy does. No more than that: what drops them for sure is what the
-    /// caller puts in the range next, so that a failure here costs time (page tables to be filled again) and nothing else.
+    /// Takes the pages of a live range away as the strategy does. The content that the caller puts into the range next is
+    /// what certainly drops them, so a failure here costs time (page tables to be filled again) and nothing else.
     ///
-    /// Degraded: something else in the process has taken a part of the range away. Where it has moved it to, the memory may
-    /// still be reached.
+    /// Degraded: other code in the process has taken a part of the range away. Where that part has been moved to, the
+    /// memory may still be reached.
     pub(super) fn take_away(&self, standing: &mut Standing) -> Grade {
         if standing.content != Content::Live {
             return Grade::Intended;
@@ -25,31 +25,32 @@ impl View {
         if whole || !map::has_hole(self.range) { Grade::Intended } else { Grade::Degraded }
     }
 
-    /// Moves the page tables out of the way in one step. A range that is several mappings (rights that differ, mlock of a
-    /// part) does not move, and keeps its pages until they are dropped with it.
+    /// Moves the page tables aside in one step. A range of several mappings (different rights, mlock of a part) does not
+    /// move, and keeps its pages until the next content drops them.
     #[expect(unsafe_code, reason = "UNSAFETY: moves page tables out of the view's own range")]
     fn move_aside(&self, standing: &mut Standing) -> Result<(), SysError> {
-        // Never two: the first would be forgotten.
+        // Only one set: the first would be forgotten.
         if standing.aside.is_some() {
             return Ok(());
         }
-        // Several rights are several mappings, unless foreign code has given them all the same; what fills a hole is none of the
-        // view's.
+        // Several rights are several mappings, unless foreign code has made them equal. A mapping that fills a hole is not
+        // the view's.
         if self.parts().len() > 1 || ranges::was_filled(self.range) {
             return Err(SysError::new("mremap", Errno::EFAULT));
         }
         let align = alignment(self.range.len);
         let hint = match standing.hint {
             Some(hint) => hint,
-            // Any address is as good as another.
+            // Any address is as good.
             None if align == page_size() => Addr(0),
             None => map::free_address(self.range.len, align).unwrap_or(Addr(0)),
         };
-        // SAFETY: the view's own range. The kernel leaves a mapping in it, whose page tables are empty; whatever a concurrent
-        // access faults into that is dropped by what the caller puts over it.
+        // SAFETY: the view's own range. The kernel leaves a mapping in it, whose page tables are empty; the caller's next
+        // content drops whatever a concurrent access faults into it.
         let aside = unsafe { map::move_aside(self.range, hint) }?;
         if !ranges::is_outside(aside) {
-            // In a hole of another view's range, which would replace them: back, and they are dropped with the range's pages.
+            // They are in a hole of another view's range, which would replace them. They move back, and are dropped with
+            // the range's pages.
             // SAFETY: both are the view's own, as in `move_back`.
             let back = unsafe { map::move_over(aside, self.range) };
             if back.is_ok() {
@@ -61,8 +62,8 @@ impl View {
         Ok(())
     }
 
-    /// Puts the page tables back over the range, whatever stands there, with the rights that the range is to have: foreign code
-    /// may have changed those before.
+    /// Puts the page tables back over the range, whatever its content, with the rights that the range should have: foreign
+    /// code may have changed them.
     #[expect(unsafe_code, reason = "UNSAFETY: moves page tables back into the view's own range")]
     pub(super) fn move_back(&self, standing: &mut Standing, aside: AddrRange) -> Result<(), SysError> {
         for part in self.parts() {
@@ -70,8 +71,8 @@ impl View {
             unsafe { map::protect(aside, part.prot) }?;
         }
         self.replace(standing, self.range, || {
-            // SAFETY: both ranges are the view's own: one from `reserve`, the other from `move_aside`, as the kernel chose it.
-            // What stands in the range is replaced under the kernel's mmap_lock.
+            // SAFETY: both ranges are the view's own: one from `reserve`, the other from `move_aside`, as the kernel chose
+            // it. The content of the range is replaced under the kernel's mmap_lock.
             unsafe { map::move_over(aside, self.range) }
         })?;
         standing.aside = None;
@@ -79,25 +80,25 @@ impl View {
         Ok(())
     }
 
-    /// Frees a part of the page tables that are aside, from `done` bytes on; how far it came, `None` at the end.
+    /// Frees a part of the page tables that are aside, from `done` bytes on. Returns how far it came, `None` at the end.
     #[expect(unsafe_code, reason = "UNSAFETY: drops page-table entries of shared memory that are aside")]
     pub(crate) fn trim(&self, done: usize) -> Option<usize> {
         const STEP: usize = 64 << 20;
         let standing = self.standing().ok()?;
         let aside = standing.aside.filter(|aside| done < aside.len)?;
         let part = aside.part(done, STEP.min(aside.len - done));
-        // SAFETY: a part of what is the view's own, as in `move_back`, and which nothing accesses; shared memory, whose content
-        // stays in the file.
+        // SAFETY: a part of the view's own page tables, as in `move_back`, which nothing accesses; shared memory, whose
+        // content stays in the file.
         unsafe { map::advise(part, Advice::DontNeed) }.ok()?;
         Some(done + part.len)
     }
 
-    /// Bytes of page tables that are aside, at the most: one entry of 8 bytes for each page.
+    /// Bytes of page tables that are aside, an upper bound: one entry of 8 bytes for each page.
     pub(crate) fn page_tables_kept(&self) -> usize {
         self.aside_bytes() / self.spec.page * 8
     }
 
-    /// Bytes of address space that the page tables take which are aside.
+    /// Bytes of address space of the page tables that are aside.
     pub(crate) fn aside_bytes(&self) -> usize {
         self.look().and_then(|standing| standing.aside).map_or(0, |aside| aside.len)
     }

@@ -1,7 +1,7 @@
-//! Covers: what stands in a revoked range and refuses by itself, with no thread, no userfaultfd and no privilege.
+//! Covers: mappings that refuse in a revoked range, with no thread, no userfaultfd and no privilege.
 //!
-//! - The empty file: an access beyond the end of a file is SIGBUS, BUS_ADRERR at the exact byte, EFAULT for a
-//!   system call (`shmem_fault`): to the letter what vfio-pci answers.
+//! - The empty file: an access beyond the end of a file is SIGBUS, BUS_ADRERR at the exact byte, EFAULT for a system call
+//!   (`shmem_fault`), exactly what vfio-pci gives.
 //! - All-ones: private copies of a sealed file of 0xff bytes, tiled over the range. A store goes to a private page
 //!   that vanishes with the cover.
 
@@ -18,8 +18,8 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 
-/// All-ones covers are made of at most this many mappings, so that a large mapping does not exhaust
-/// vm.max_map_count (65,530 by default).
+/// All-ones covers are at most this many mappings, so that a large mapping does not exhaust vm.max_map_count (65,530 by
+/// default).
 const MOST_TILES: usize = 256;
 const SMALLEST_TILE: usize = 2 << 20;
 
@@ -31,7 +31,7 @@ pub(crate) struct Ones {
 }
 
 impl Ones {
-    /// The file for ranges of `len` bytes, shared by all that need the same.
+    /// The file for ranges of `len` bytes, shared by all ranges that need the same one.
     pub(crate) fn for_range(len: usize) -> Result<Arc<Self>, SysError> {
         type Made = Vec<(usize, Weak<Ones>)>;
         static MADE: PerProcess<Mutex<Made>> = PerProcess::new(Mutex::default);
@@ -58,7 +58,7 @@ impl Ones {
     }
 }
 
-/// The empty file that refusing ranges are mappings of. If it was closed, or its number has become another file's, a new one.
+/// The empty file that refusing ranges map. If it was closed, or its number has become another file's, it is made anew.
 fn empty_file() -> Result<Arc<KnownFile>, SysError> {
     static EMPTY: PerProcess<Mutex<Option<Arc<KnownFile>>>> = PerProcess::new(|| Mutex::new(None));
     let mut empty = EMPTY.get().lock();
@@ -66,20 +66,20 @@ fn empty_file() -> Result<Arc<KnownFile>, SysError> {
         return Ok(Arc::clone(file));
     }
     let fd = map::memfd(c"revocable-empty", 0, 0)?;
-    // Not sealed against writing, which would forbid writable shared mappings of it: there is nothing to write to,
-    // and it can't grow.
+    // Not sealed against writing, which would forbid writable shared mappings of it. There is nothing to write to, and the
+    // file cannot grow.
     map::seal(fd.as_fd(), false)?;
     let file = Arc::new(KnownFile::new(fd));
     *empty = Some(Arc::clone(&file));
     Ok(file)
 }
 
-/// Makes what covers are made of, so that revoking does not have to.
+/// Makes the file of covers, so that revoking does not have to.
 pub(super) fn prepare() -> Result<(), SysError> {
     empty_file().map(drop)
 }
 
-/// Makes a range that its owner has given up, and that could not be unmapped, reach nothing.
+/// Makes a range reach nothing that its owner has given up and that could not be unmapped.
 #[expect(unsafe_code, reason = "UNSAFETY: replaces mappings in a range that its owner has given up")]
 pub(super) fn shut_left_over(range: AddrRange) {
     let covered = empty_file().and_then(|empty| {
@@ -97,7 +97,7 @@ impl View {
     pub(super) fn cover_empty(&self, standing: &mut Standing) -> Result<(), SysError> {
         let empty = empty_file()?;
         self.cover_by(standing, self.range.len, |tile, prot| {
-            // SAFETY: the view's own range. Nothing can rely on what is there: it is being revoked, and the write side of the
+            // SAFETY: the view's own range. Nothing can rely on its content: it is being revoked, and the write side of the
             // memory lock keeps the monitor and other resolvers out.
             unsafe { map::map_shared(tile, empty.get()?, 0, prot) }
         })
@@ -113,7 +113,7 @@ impl View {
         })
     }
 
-    /// Covers the range by tiles of at most `size` bytes. The kernel drops the range's pages with what is replaced.
+    /// Covers the range by tiles of at most `size` bytes. The kernel drops the range's pages with the replaced mappings.
     fn cover_by(
         &self,
         standing: &mut Standing,
@@ -131,8 +131,8 @@ impl View {
         Ok(())
     }
 
-    /// The last resort, where there is no memory or no room for another mapping: no rights in what is there. Its pages are
-    /// dropped, and a page that comes in has no rights either.
+    /// The last resort, where there is no memory or no room for another mapping: takes the rights of the present content
+    /// away. Its pages are dropped, and a page that comes in has no rights either.
     #[expect(unsafe_code, reason = "UNSAFETY: changes access rights of the view's own range")]
     pub(super) fn shut(&self, standing: &mut Standing) -> Result<(), SysError> {
         let hole = standing.hole.unwrap_or(AddrRange::new(self.range.end(), 0));

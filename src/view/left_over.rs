@@ -8,8 +8,8 @@ use crate::sys::{AddrRange, map};
 /// Ranges that could not be unmapped, waiting for another try.
 static LEFT_OVER: PerProcess<Mutex<Vec<AddrRange>>> = PerProcess::new(|| Mutex::new(Vec::new()));
 
-/// Unmaps a range that its owner gives up. Where the kernel refuses (ENOMEM: the range has become part of a larger mapping,
-/// and splitting that would exceed vm.max_map_count), it is made to reach nothing, and unmapped later.
+/// Unmaps a range that its owner gives up. If the kernel refuses (ENOMEM: the range has become part of a larger mapping,
+/// and splitting that would exceed vm.max_map_count), the range is made to reach nothing, and unmapped later.
 #[expect(unsafe_code, reason = "UNSAFETY: unmaps a range that its owner gives up")]
 pub(super) fn release(range: AddrRange) {
     // SAFETY: the callers own the range and use it no more.
@@ -19,9 +19,9 @@ pub(super) fn release(range: AddrRange) {
     }
 }
 
-/// Unmaps what could not be unmapped before.
+/// Unmaps the ranges that could not be unmapped before.
 #[expect(unsafe_code, reason = "UNSAFETY: unmaps ranges that their owners gave up")]
 pub(super) fn sweep() {
-    // SAFETY: as in `release`; a range that is still mapped is still no other's.
+    // SAFETY: as in `release`; a range that is still mapped still belongs to the crate.
     LEFT_OVER.get().lock().retain(|range| unsafe { map::unmap(*range) }.is_err());
 }

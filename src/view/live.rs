@@ -9,20 +9,20 @@ use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
 
 impl View {
-    /// Each part is made elsewhere, with all its properties, and moved over the range in one step: neither a fork nor a fault
-    /// nor another mmap ever sees it half-made.
+    /// Each part is made at another address, with all its properties, and moved over the range in one step: neither a fork
+    /// nor a fault nor another mmap ever sees it half-made.
     pub(super) fn map_live(&self, standing: &mut Standing, file: Option<&KnownFile>) -> Result<(), SysError> {
         let file = file.ok_or(SysError::new("mmap", Errno::EBADF))?;
-        // Asked before anything is mapped: what can't be served must not be live even for a moment.
+        // Checked before anything is mapped: a range whose faults cannot be resolved must not be live even for a moment.
         let uffd = self.serving()?;
         let mut mapped = 0;
         let moved =
             self.parts().into_iter().try_for_each(|part| self.map_part(standing, part, file).inspect(|()| mapped += 1));
-        // Until it is registered the kernel fills in pages by itself, which it may: the memory is being given back.
+        // Until the range is registered the kernel fills in pages, which is fine: the memory is being given back.
         let served = moved.and_then(|()| uffd.map_or(Ok(()), |uffd| uffd.register(self.range, true)));
         match served {
             Ok(()) => standing.content = Content::Live,
-            // Some of it is live, or its faults would not be resolved: back to refusing.
+            // A part is live, or its faults would not be resolved: refuse again.
             Err(_) if mapped > 0 => drop(self.refuse_somehow(standing)),
             Err(_) => {}
         }
@@ -36,8 +36,8 @@ impl View {
         let staged = self.stage(staging, file, offset, part.prot);
         let moved = staged.and_then(|()| {
             self.replace(standing, part.range, || {
-                // SAFETY: the staging was made by this function and is one mapping; the range is the view's own, and nothing
-                // relies on what stands there.
+                // SAFETY: the staging was made by this function and is one mapping; the range is the view's own, and
+                // nothing relies on its content.
                 unsafe { map::move_over(staging, part.range) }
             })
         });
@@ -51,13 +51,13 @@ impl View {
     fn stage(&self, staging: AddrRange, file: &KnownFile, offset: u64, prot: Prot) -> Result<(), SysError> {
         // SAFETY: a reservation that only the caller knows.
         unsafe { map::map_shared(staging, file.get()?, offset, Prot::None) }?;
-        // A monitor resolves faults page by page. A device's memory it does not serve, and that the kernel maps by huge pages.
+        // A monitor resolves faults page by page. It does not serve a device's memory, which the kernel maps by huge pages.
         let huge = self.spec.is_device.then_some(Advice::NoHugePage);
         for advice in [Advice::DontFork, Advice::DontDump, Advice::NoHugePage].into_iter().filter(|a| Some(*a) != huge)
         {
             // SAFETY: as above.
             match unsafe { map::advise(staging, advice) } {
-                // hugetlb knows no huge-page advice, and kernels without huge pages no such call.
+                // hugetlb does not know the advice, nor do kernels without huge pages.
                 Err(e) if advice == Advice::NoHugePage && e.errno == Errno::EINVAL => {}
                 other => other?,
             }
@@ -66,7 +66,7 @@ impl View {
         unsafe { map::protect(staging, prot) }
     }
 
-    /// The userfaultfd by which faults of the live range are to be resolved, if not by the kernel.
+    /// The userfaultfd that resolves faults of the live range; `None` if the kernel does.
     fn serving(&self) -> Result<Option<&Uffd>, SysError> {
         match &self.spec.server {
             _ if !self.is_served() => Ok(None),

@@ -1,9 +1,9 @@
-//! The ranges of this process's views: nothing else of the crate's is ever in one of them.
+//! The ranges of this process's views: no other mapping of the crate is ever in one of them.
 //!
-//! A range is its view's as a whole, also where foreign code has made a hole in it (munmap). To the kernel the hole is free, so
-//! it may be where the next mapping is made: page tables that are put aside, say. Then the view would replace them, or they
-//! would be moved onto themselves. So what the kernel gives for a mapping of the crate's is compared with the ranges, and what
-//! is in one of them stays there and fills the hole.
+//! A range belongs to its view as a whole, even where foreign code has made a hole in it (munmap). To the kernel the hole
+//! is free, so the next mapping may be made there: page tables that are put aside, say. Then the view would replace them,
+//! or they would be moved onto themselves. So every address that the kernel gives to the crate is compared with the ranges,
+//! and a mapping that is in one of them stays there and fills the hole.
 
 use super::left_over::release;
 use crate::sync::inside::Mutex;
@@ -11,15 +11,14 @@ use crate::sys::identity::PerProcess;
 use crate::sys::{Addr, AddrRange, SysError, map};
 use std::collections::BTreeMap;
 
-/// By first address. The lock is held while address space is taken and given back, so that what the kernel gives is compared
-/// with what there is.
+/// By first address. The lock is held while address space is taken and given back, so that the comparison sees all ranges.
 static RANGES: PerProcess<Mutex<Ranges>> = PerProcess::new(|| Mutex::new(BTreeMap::new()));
 
 type Ranges = BTreeMap<Addr, Known>;
 
 struct Known {
     range: AddrRange,
-    /// A hole in it was filled, maybe all of it.
+    /// A hole in it was filled, or a part of one.
     filled: bool,
 }
 
@@ -31,28 +30,28 @@ pub(super) fn take(len: usize, align: usize) -> Result<AddrRange, SysError> {
     Ok(range)
 }
 
-/// Gives a view's range up, except a part of it in which there is nothing of the view's.
+/// Gives a view's range up, except `hole`, a part in which there is nothing of the view's.
 pub(super) fn give_up(range: AddrRange, hole: Option<AddrRange>) {
     let mut ranges = RANGES.get().lock_quietly();
     match hole {
-        // What is there by now may be another's.
+        // By now the hole may belong to other code.
         Some(hole) => range.around(hole).for_each(release),
         None => release(range),
     }
     ranges.remove(&range.start);
 }
 
-/// Address space in which something is made, and moved away again.
+/// Address space in which a mapping is made, and moved away again.
 pub(super) fn reserve(len: usize, align: usize) -> Result<AddrRange, SysError> {
     reserve_outside(&mut RANGES.get().lock_quietly(), len, align)
 }
 
-/// Is it in none of the ranges? If it is, it was given by the kernel as a hole in one.
+/// True if it is in none of the ranges. Otherwise the kernel gave it out as a hole in one.
 pub(super) fn is_outside(range: AddrRange) -> bool {
     in_the_way(&mut RANGES.get().lock_quietly(), range).is_none()
 }
 
-/// True if a hole in it was filled since this was asked last: what is there is not the view's mapping, or not all of it.
+/// True if a hole in it was filled since the last call: what is there is not the view's mapping, or not all of it.
 pub(super) fn was_filled(range: AddrRange) -> bool {
     let mut ranges = RANGES.get().lock_quietly();
     ranges.get_mut(&range.start).is_some_and(|known| std::mem::take(&mut known.filled))
@@ -66,12 +65,12 @@ fn reserve_outside(ranges: &mut Ranges, len: usize, align: usize) -> Result<Addr
             known.range.common(got)
         });
         let Some(theirs) = theirs else { return Ok(got) };
-        // At least a page of a hole is filled each time, so this comes to an end.
+        // Each round fills at least a page of a hole, so the loop ends.
         got.around(theirs).for_each(release);
     }
 }
 
-/// A range that has a part of it.
+/// A range that overlaps it.
 fn in_the_way(ranges: &mut Ranges, got: AddrRange) -> Option<&mut Known> {
     let (_, last) = ranges.range_mut(..got.end()).next_back()?;
     last.range.overlaps(got).then_some(last)

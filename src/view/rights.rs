@@ -1,4 +1,4 @@
-//! The rights that the parts of a range have: what the crate was told, and what it restores.
+//! The rights of the parts of a range, as the crate was told them and restores them.
 
 use crate::sys::map::Prot;
 use crate::sys::{Addr, AddrRange};
@@ -23,7 +23,7 @@ impl Rights {
         &self.0
     }
 
-    /// The rights at an address; none outside.
+    /// The rights at an address; none outside the range.
     #[cfg(test)]
     pub(super) fn at(&self, addr: Addr) -> Prot {
         self.0.iter().find(|part| part.range.contains(addr)).map_or(Prot::None, |part| part.prot)

@@ -1,4 +1,4 @@
-//! What resolves the faults of a live range.
+//! The server of a live range's faults.
 
 use crate::sync::inside::Mutex;
 use crate::sys::SysError;
@@ -6,12 +6,12 @@ use crate::sys::identity::PerProcess;
 use crate::sys::uffd::{Uffd, UffdFeatures};
 use std::sync::Arc;
 
-/// What resolves the faults of a live range. Under Zap only; the kernel resolves them elsewhere.
+/// Resolves the faults of a live range under Zap; under the other strategies the kernel does.
 #[derive(Clone)]
 pub(crate) enum Server {
     /// A monitor reads them.
     Monitor(crate::monitor::Monitor),
-    /// A userfaultfd in SIGBUS mode: the faulting thread resolves its own.
+    /// A userfaultfd in SIGBUS mode: the faulting thread resolves its own fault.
     Own(Arc<Uffd>),
     /// The kernel.
     Kernel,
@@ -27,7 +27,7 @@ impl Server {
     }
 }
 
-/// The process-wide userfaultfd in SIGBUS mode: nothing reads it, a fault in it is SIGBUS.
+/// The process-wide userfaultfd in SIGBUS mode: no thread reads it, and a fault in it is SIGBUS.
 pub(crate) fn refuser() -> Result<Arc<Uffd>, SysError> {
     static REFUSER: PerProcess<Mutex<Option<Arc<Uffd>>>> = PerProcess::new(|| Mutex::new(None));
     let mut refuser = REFUSER.get().lock();

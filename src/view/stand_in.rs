@@ -1,8 +1,8 @@
 //! Stand-ins: private memory in which faults wait, moved over a range.
 //!
-//! It is made elsewhere and registered there with the userfaultfd of a [`WaitingRoom`], then moved over the range in one
-//! step, so that no access ever meets it unregistered. Nothing of the region is in it: should its userfaultfd be closed, what
-//! is left is empty private memory.
+//! A stand-in is made at another address, registered there with the userfaultfd of a [`WaitingRoom`], and moved over the
+//! range in one step, so that no access ever finds it unregistered. Nothing of the region is in it: if its userfaultfd is
+//! closed, empty private memory is left.
 
 use super::{Content, Standing, View, ranges, release};
 use crate::monitor::waiting_room::{WaitingRoom, Waits};
@@ -11,7 +11,7 @@ use crate::sys::{AddrRange, SysError, page_size};
 use std::sync::Arc;
 
 impl View {
-    /// Faults wait from now on.
+    /// Makes faults wait from now on.
     pub(super) fn stand_in(&self, standing: &mut Standing, waits: Waits) -> Result<(), SysError> {
         let room = WaitingRoom::get(waits)?;
         if !crate::sys::left_out("stand-in") {
@@ -39,8 +39,8 @@ impl View {
             unsafe { map::advise(staging, advice) }?;
         }
         room.register(staging)?;
-        // Accessible only now: a process that locks its memory (mlockall) is given pages of what is accessible at once, and
-        // nothing would wait at those.
+        // Accessible only now: in a process that locks its memory (mlockall) the kernel fills in accessible pages at once,
+        // and no access would wait at those.
         let prot = if self.spec.prot == Prot::None { Prot::Read } else { self.spec.prot };
         // SAFETY: as above.
         unsafe { map::protect(staging, prot) }

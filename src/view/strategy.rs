@@ -1,4 +1,4 @@
-//! The strategies, as a user names them.
+//! The strategies of revocation.
 
 use std::fmt;
 
@@ -6,13 +6,13 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Strategy {
-    /// Drop the page-table entries (`MADV_DONTNEED`); faults are resolved through userfaultfd. What vfio-pci does.
-    /// Cost grows with the pages mapped, both ways. Needs Linux 5.14.
+    /// Drops the page-table entries (`MADV_DONTNEED`), as vfio-pci does; faults are resolved through userfaultfd. The cost
+    /// grows with the mapped pages, both ways. Needs Linux 5.14.
     Zap,
-    /// Move the page tables aside (`MREMAP_DONTUNMAP`) and back. Cost does not grow with the pages, and nothing
-    /// faults after `enable()`. Needs Linux 5.13, and the address space once more while disabled; not for hugetlb.
+    /// Moves the page tables aside (`MREMAP_DONTUNMAP`) and back. The cost does not grow with the pages, and nothing faults
+    /// after `enable()`. Needs Linux 5.13, and the address space once more while disabled; not for hugetlb.
     Detach,
-    /// Replace the mapping (`MAP_FIXED`) and map the file anew. For what userfaultfd cannot register: a BAR of a
+    /// Replaces the mapping (`MAP_FIXED`) and maps the file anew. For files that userfaultfd cannot register: a BAR of a
     /// vfio device, any device file. Works everywhere; the kernel refills the page tables after `enable()`.
     Replace,
 }

@@ -1,4 +1,4 @@
-//! Guest memory of which some is revocable.
+//! Guest memory of which a part is revocable.
 
 use super::region::RevocableRegion;
 use ::vm_memory::bitmap::BS;
@@ -9,10 +9,10 @@ use ::vm_memory::{
 };
 use std::sync::atomic::Ordering;
 
-/// Ordinary guest memory or a revocable region: what a collection holds that has both.
+/// Ordinary guest memory or a revocable region: the region type of a collection that has both.
 #[derive(Debug)]
 pub enum AnyRegion<R: GuestMemoryRegion> {
-    /// Memory that is always there, by whatever backend.
+    /// Memory that is always there, of any backend.
     Ram(R),
     /// Memory that can be revoked.
     Revocable(RevocableRegion<R::B>),

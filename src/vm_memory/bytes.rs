@@ -1,4 +1,4 @@
-//! `Bytes` by the crate's own accesses.
+//! `Bytes`, implemented by the crate's own accesses.
 
 use super::region::RevocableRegion;
 use crate::raw::Primitive;
@@ -9,7 +9,7 @@ use ::vm_memory::{
 };
 use std::sync::atomic::{Ordering, fence};
 
-/// Bytes moved at once between a mapping and a file: a buffer on the stack.
+/// How many bytes move at once between a mapping and a file, through a buffer on the stack.
 const BOUNCE: usize = 4096;
 
 fn refused(error: impl std::error::Error + Send + Sync + 'static) -> GuestMemoryError {
@@ -17,15 +17,15 @@ fn refused(error: impl std::error::Error + Send + Sync + 'static) -> GuestMemory
 }
 
 impl<B: Bitmap> RevocableRegion<B> {
-    /// How many of `count` bytes from `addr` on are in the region, and where they start: as vm-memory has it, an access
-    /// that starts inside may end short, one that starts outside is an error.
+    /// Where the access starts in the region, and how many of `count` bytes from `addr` on are in it. As in vm-memory, an
+    /// access that starts inside may end short, and one that starts outside is an error.
     fn part(&self, addr: MemoryRegionAddress, count: usize) -> Result<(usize, usize)> {
         let outside = GuestMemoryError::InvalidBackendAddress;
         let offset = usize::try_from(addr.raw_value()).ok().filter(|at| *at < self.mapping.len()).ok_or(outside)?;
         Ok((offset, count.min(self.mapping.len() - offset)))
     }
 
-    /// One access: aligned and inside, or an error.
+    /// The offset of one access, which must be aligned and inside.
     fn single<T: Primitive>(&self, addr: MemoryRegionAddress) -> Result<usize> {
         let (offset, len) = self.part(addr, size_of::<T>())?;
         match len == size_of::<T>() && offset % size_of::<T>() == 0 {
@@ -59,7 +59,7 @@ impl<B: Bitmap> Bytes<MemoryRegionAddress> for RevocableRegion<B> {
         }
         let (offset, len) = self.part(addr, buf.len())?;
         let copied = self.mapping.write_slice(offset, &buf[..len]);
-        // What was done before a refusal is written, too.
+        // Bytes that were copied before a refusal are dirty, too.
         self.bitmap.mark_dirty(offset, copied.as_ref().map_or_else(|e| e.done, |()| len));
         copied.map(|()| len).map_err(refused)
     }
@@ -89,8 +89,8 @@ impl<B: Bitmap> Bytes<MemoryRegionAddress> for RevocableRegion<B> {
     ) -> Result<usize> {
         let (offset, len) = self.part(addr, count)?;
         let mut buffer = [0; BOUNCE];
-        // One read of the source, as vm-memory does it: a short one is a short answer. The source is read before it is
-        // known whether the memory takes it; a source that cannot be read twice loses those bytes on an error.
+        // One read of the source, as vm-memory does it: a short read is a short result. The source is read before it is
+        // known whether the memory takes the bytes; a source that cannot be read twice loses them on an error.
         let want = len.min(BOUNCE);
         let got = src.read_volatile(&mut VolatileSlice::from(&mut buffer[..want]))?;
         let got = got.min(want);
@@ -149,7 +149,7 @@ impl<B: Bitmap> Bytes<MemoryRegionAddress> for RevocableRegion<B> {
     }
 
     fn store<T: AtomicAccess>(&self, val: T, addr: MemoryRegionAddress, order: Ordering) -> Result<()> {
-        // The access itself is relaxed; fences make it what was asked for.
+        // The access itself is relaxed; fences give it the ordering that was asked for.
         match order {
             Ordering::Relaxed => {}
             Ordering::Release | Ordering::SeqCst => fence(order),
@@ -197,7 +197,7 @@ fn exact<const N: usize>(bytes: &[u8]) -> [u8; N] {
     array
 }
 
-/// Where std's atomics panic.
+/// An ordering for which std's atomics panic.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is no ordering for this access: loads acquire, stores release")]
 struct BadOrdering(Ordering);

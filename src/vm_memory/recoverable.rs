@@ -7,9 +7,9 @@ use ::vm_memory::{
 };
 use std::sync::atomic::Ordering;
 
-/// Guest memory whose accesses by guest address recover where the region's do, and cross from one region into the next.
+/// Guest memory whose accesses by guest address recover if the region's own do, and cross from one region into the next.
 ///
-/// vm-memory's own `Bytes<GuestAddress>` accesses every region by host address; this asks each region to do it.
+/// vm-memory's own `Bytes<GuestAddress>` accesses every region by host address; this calls each region's own `Bytes`.
 #[derive(Debug)]
 pub struct Recoverable<'a, M: ?Sized>(pub &'a M);
 
@@ -22,8 +22,8 @@ impl<M: ?Sized> Clone for Recoverable<'_, M> {
 impl<M: ?Sized> Copy for Recoverable<'_, M> {}
 
 impl<M: GuestMemoryBackend + ?Sized> Recoverable<'_, M> {
-    /// Goes through the regions that `count` bytes from `addr` on are in; `step(done, len, region, at)` does one part
-    /// and answers how much of it. An error after the first part is an error all the same: the device is to know.
+    /// Goes through the regions of the `count` bytes from `addr` on; `step(done, len, region, at)` does one part and
+    /// returns how much of it was done. An error after the first part is still an error: the device has to know.
     fn each(
         &self,
         addr: GuestAddress,

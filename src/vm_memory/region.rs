@@ -9,7 +9,7 @@ use ::vm_memory::{
 };
 use std::sync::Arc;
 
-/// A [`Mapping`] as a region of guest memory, with a bitmap of what was written through it.
+/// A [`Mapping`] as a region of guest memory, with a bitmap of the bytes that were written through it.
 #[derive(Debug)]
 pub struct RevocableRegion<B = ()> {
     start: GuestAddress,
@@ -42,7 +42,7 @@ impl RevocableRegion {
 }
 
 impl<B> RevocableRegion<B> {
-    /// `mapping` at guest address `start`; what is written through it is marked in `bitmap`.
+    /// `mapping` at guest address `start`; bytes that are written through it are marked in `bitmap`.
     ///
     /// # Errors
     /// See [`RegionError`].
@@ -63,7 +63,7 @@ impl<B> RevocableRegion<B> {
         &self.mapping
     }
 
-    /// Where `count` bytes from `at` on are, in a mapping whose raw accesses are never a signal.
+    /// The address of `count` bytes from `at` on, if the mapping's raw accesses are never a signal.
     fn by_address(&self, at: MemoryRegionAddress, count: usize) -> Result<*mut u8> {
         let len = self.mapping.len();
         let offset = usize::try_from(at.raw_value()).map_err(|_| GuestMemoryError::InvalidBackendAddress)?;
@@ -71,7 +71,7 @@ impl<B> RevocableRegion<B> {
             return Err(GuestMemoryError::InvalidBackendAddress);
         }
         let harmless = self.mapping.on_disabled() == OnDisabled::AllOnes && self.mapping.is_writable();
-        // A mapping for accessors only answers nobody else's faults.
+        // In a mapping for accessors only, other code's faults are not resolved.
         if !harmless || matches!(self.mapping.served.view.spec.server, crate::view::Server::Own(_)) {
             return Err(GuestMemoryError::HostAddressNotAvailable);
         }
@@ -102,9 +102,9 @@ impl<B: Bitmap> GuestMemoryRegion for RevocableRegion<B> {
     fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_, BS<'_, B>>> {
         let start = self.by_address(offset, count)?;
         let at = usize::try_from(offset.raw_value()).unwrap_or(0);
-        // SAFETY: `count` bytes inside the mapping, which lives as long as `self` and always has something mapped in
-        // its range. A guest, a device and revocations write it or change what is there at any time; a VolatileSlice
-        // is made for that, and `Mapping` gives out no references.
+        // SAFETY: `count` bytes inside the mapping, which lives as long as `self` and always has something mapped in its
+        // range. A guest, a device, other processes and revocations write it or change what is mapped at any time; a
+        // VolatileSlice is made for that, and `Mapping` gives out no references.
         Ok(unsafe { VolatileSlice::with_bitmap(start, count, self.bitmap.slice_at(at), None) })
     }
 

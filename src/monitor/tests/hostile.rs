@@ -5,7 +5,7 @@ use crate::sys::uffd::{FaultMessage, message};
 use crate::sys::{Addr, AddrRange};
 use proptest::prelude::*;
 
-/// A monitor with so many threads; `None`, saying so, where there is no userfaultfd.
+/// A monitor with this many threads; without a userfaultfd prints that, and returns `None`.
 pub(crate) fn monitor(threads: usize) -> Option<Monitor> {
     let monitor = if threads == 0 { Monitor::manual() } else { Monitor::with_threads(threads) };
     if monitor.is_err() {
@@ -15,7 +15,7 @@ pub(crate) fn monitor(threads: usize) -> Option<Monitor> {
     monitor.ok()
 }
 
-/// Has the monitor answer a fault as if its userfaultfd had told of it.
+/// Makes the monitor resolve a fault as if its userfaultfd had reported it.
 pub(crate) fn answer(monitor: &Monitor, fault: FaultMessage) {
     monitor.core.answer(fault);
 }
@@ -23,9 +23,9 @@ pub(crate) fn answer(monitor: &Monitor, fault: FaultMessage) {
 /// Where a message points to, seen from some mappings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
-    /// So far from the start of one of them.
+    /// This far from the start of one of them.
     Start(usize, isize),
-    /// So far from its end.
+    /// This far from its end.
     End(usize, isize),
     Anywhere(u64),
 }
@@ -55,7 +55,7 @@ pub(crate) fn hostile() -> impl Strategy<Value = (Target, [u8; message::SIZE], b
     (target(), message::tests::any_message(), any::<bool>())
 }
 
-/// The fault that a generated message tells of, if it is one.
+/// The fault in a generated message, if there is one.
 pub(crate) fn decoded(
     (target, bytes, is_fault): &(Target, [u8; message::SIZE], bool),
     ranges: &[AddrRange],

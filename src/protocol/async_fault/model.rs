@@ -1,4 +1,4 @@
-//! Model-checked: every token completes exactly once, by a phase that it has seen, and whoever waits for it hears of it.
+//! Model-checked: every token completes exactly once, by a phase of its own time, and its waiter is told.
 //!
 //! The real queue, list and tokens; the eventfd is a number, and the changes of state are those of a bare gate.
 
@@ -34,7 +34,7 @@ impl World {
         self.list.settle(|| self.gate.phase());
     }
 
-    /// What the queue holds, once every other thread has ended; and it counts what it holds.
+    /// The queue's completions, once every other thread has ended; their number is what it counts.
     fn completions(&self) -> Vec<Completion> {
         let mut taken = Vec::new();
         loop {
@@ -99,8 +99,8 @@ fn a_queue_counts_what_it_holds() {
     });
 }
 
-/// The fault is submitted while the region is being reset, so nobody may tell it that the region is disabled, as it was for
-/// another fault before.
+/// The fault is submitted while the region is being reset, so it must not complete as disabled, as another fault did
+/// before.
 #[test]
 fn a_fault_is_decided_by_no_phase_from_before_it() {
     explore(4, || {
@@ -118,7 +118,7 @@ fn a_fault_is_decided_by_no_phase_from_before_it() {
     });
 }
 
-/// Whoever is told that an earlier fault tells has not missed its completion.
+/// A submission that is referred to an earlier fault has not missed its completion.
 #[test]
 fn a_repeated_fault_is_not_told_to_wait_for_one_that_is_decided() {
     explore(4, || {

@@ -1,4 +1,4 @@
-//! How many completions wait, for whoever polls: an eventfd, or in the model a number.
+//! The number of completions that wait, for epoll: an eventfd, or in the model a number.
 
 #[cfg(not(all(test, revocable_model)))]
 mod real {
@@ -9,7 +9,7 @@ mod real {
 
     pub(in crate::protocol::async_fault) struct Ready {
         eventfd: EventFd,
-        /// Whose queue it counts for. A forked child has the same eventfd, and another queue.
+        /// The process whose queue it counts for. A forked child has the same eventfd, and another queue.
         process: Identity,
     }
 
@@ -26,7 +26,7 @@ mod real {
         }
 
         pub(in crate::protocol::async_fault) fn add_one(&self) {
-            // It cannot be full: it would take 2^64 completions.
+            // It cannot be full: that would take 2^64 completions.
             let _ = self.eventfd.write(1);
         }
 
@@ -66,7 +66,7 @@ mod model {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
 
-        /// As a non-blocking read of an eventfd: takes nothing from nothing.
+        /// Like a non-blocking read of an eventfd: takes nothing from nothing.
         pub(in crate::protocol::async_fault) fn take_one(&self) {
             let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1));
         }

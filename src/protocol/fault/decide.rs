@@ -6,8 +6,8 @@ use super::{CallerLock, FaultFlags, LockAfter, Outcome, Woken};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Decision {
-    /// Answer at once. Nothing sleeps, nothing is queued, and the caller's lock is released only where the outcome
-    /// says so.
+    /// Return this outcome at once. Nothing sleeps, nothing is queued, and the caller's lock is released only where the
+    /// outcome says so.
     Answer(Outcome),
     /// Sleep first.
     Wait {
@@ -15,9 +15,9 @@ pub enum Decision {
         sleep: Sleep,
         /// What happens to the caller's lock before the sleep.
         lock: LockFirst,
-        /// What follows when it was waited for successfully.
+        /// What follows a successful sleep.
         done: Then,
-        /// The answer if the sleep was ended early; then the lock is released, if it was not before.
+        /// The outcome if the sleep was ended early. The lock is then released, if it was not before.
         killed: Outcome,
     },
 }
@@ -47,12 +47,12 @@ pub enum LockFirst {
 pub enum Then {
     /// Go on with the fault, the caller's lock still held: look at the region again.
     Proceed,
-    /// Answer this.
+    /// Return this outcome.
     Answer(Outcome),
 }
 
-/// What is done about a contended lock: what the review of the vfio-pci patch compared, by name. The table in the
-/// [module's documentation](super) has what each comes to.
+/// The rules for a contended lock, by the names of those that the review of the vfio-pci patch compared. The table in the
+/// [module's documentation](super) shows the result of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
     /// On which tries RETRY_NOWAIT keeps the caller from sleeping.
@@ -61,11 +61,11 @@ pub struct Rules {
     retry: Tries,
     /// Whether a caller that allows no retry waits, with its lock held; it gets Sigbus otherwise.
     no_retry_waits: bool,
-    /// What a caller that is KILLABLE gets when its wait is called off; `None`: it is not.
+    /// What a KILLABLE caller gets when its wait is cancelled; `None` if its wait cannot be cancelled.
     killed: Option<Outcome>,
 }
 
-/// Of those that ALLOW_RETRY allows.
+/// A choice among the tries that ALLOW_RETRY allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tries {
     None,
@@ -84,19 +84,20 @@ impl Tries {
 }
 
 impl Rules {
-    /// The first version of "vfio-pci: Invalidate mmaps and block MMIO access on disabled memory": NOWAIT and retry are honoured,
-    /// and a caller that allows no retry gets SIGBUS for a lock that is merely held.
+    /// The first version of the patch "vfio-pci: Invalidate mmaps and block MMIO access on disabled memory". It honours
+    /// NOWAIT and retry, and a caller that allows no retry gets SIGBUS for a lock that is merely held.
     pub const PATCH_V1: Self =
         Self { nowait: Tries::Every, retry: Tries::Every, no_retry_waits: false, killed: Some(RETRY_RELEASED) };
-    /// Its second and its third version, which was merged (Linux 5.8): waits with the caller's lock held, whatever the flags.
+    /// The patch's second and third version; the third was merged (Linux 5.8). It waits with the caller's lock held,
+    /// whatever the flags.
     pub const PATCH_V2: Self = Self { nowait: Tries::None, retry: Tries::None, no_retry_waits: true, killed: None };
-    /// What the review asked for, and was not built: the first version, but a caller that allows no retry waits.
+    /// What the review asked for, which was not built: the first version, except that a caller that allows no retry waits.
     pub const REVIEW: Self = Self { no_retry_waits: true, ..Self::PATCH_V1 };
-    /// What it named as the example, `__folio_lock_or_retry` (mm/filemap.c; `__lock_page_or_retry` then). It has two traps: NOWAIT
-    /// holds on the first try only, and KILLABLE alone can end in a Retry with the lock released that was not allowed.
+    /// The review's example, `__folio_lock_or_retry` (mm/filemap.c; `__lock_page_or_retry` then). It has two traps: NOWAIT
+    /// holds on the first try only, and KILLABLE alone can end in a Retry with the lock released, which was not allowed.
     pub const PAGE_LOCK: Self =
         Self { nowait: Tries::First, retry: Tries::First, no_retry_waits: true, killed: Some(RETRY_RELEASED) };
-    /// This crate's: the page lock's without the traps. NOWAIT never sleeps, and a wait that was called off says so.
+    /// This crate's rules: the page lock's without the traps. NOWAIT never sleeps, and a cancelled wait ends in Killed.
     pub const CRATE: Self = Self { nowait: Tries::Every, killed: Some(Outcome::Killed), ..Self::PAGE_LOCK };
 }
 
@@ -118,7 +119,7 @@ pub enum Seen {
     Disabled(Situation),
 }
 
-/// What else holds while a region is disabled, in the order in which it matters.
+/// The circumstances of a fault on a disabled region, in the order in which they matter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Situation {
     /// The caller is cancelled already (`PF_EXITING`).
@@ -141,8 +142,8 @@ pub fn decide(flags: FaultFlags, seen: Seen, rules: Rules) -> Decision {
 
 /// What to do about a contended lock: see the table in the [module's documentation](super).
 ///
-/// WRITE, USER and INTERRUPTIBLE are not looked at. A set that [`FaultFlags::validate`] refuses is decided as the kernel's code
-/// would: without ALLOW_RETRY, neither NOWAIT nor TRIED counts.
+/// WRITE, USER and INTERRUPTIBLE are ignored. A set that [`FaultFlags::validate`] refuses is decided as the kernel's code
+/// would: without ALLOW_RETRY, NOWAIT and TRIED are ignored too.
 #[inline]
 pub fn on_contention(flags: FaultFlags, rules: Rules) -> Decision {
     if flags.contains(FaultFlags::RETRY_NOWAIT) && rules.nowait.include(flags) {
@@ -162,8 +163,8 @@ pub fn on_contention(flags: FaultFlags, rules: Rules) -> Decision {
     Decision::Wait { sleep, lock, done, killed }
 }
 
-/// What to do about a fault on a disabled region: `handle_userfault` of fs/userfaultfd.c, step by step, with two departures.
-/// (vfio-pci has nothing to compare: it always refuses.)
+/// What to do about a fault on a disabled region: `handle_userfault` of fs/userfaultfd.c, step by step, with two
+/// departures. (vfio-pci has no counterpart: it always refuses.)
 ///
 /// | if | does | answers | lock |
 /// |---|---|---|---|
@@ -174,10 +175,11 @@ pub fn on_contention(flags: FaultFlags, rules: Rules) -> Decision {
 /// | NOWAIT, on any try | queues nothing | Retry | held |
 /// | otherwise | releases, sleeps | Retry, or Killed (1) | released |
 ///
-/// 1. The kernel answers Sigbus, and Retry: its caller has to notice its fatal signal by itself.
-/// 2. The kernel answers Sigbus: it lets nothing wait with its lock held. Here it waits, as the review settled for contention.
+/// 1. The kernel answers Sigbus, and Retry: its caller has to notice the fatal signal on its own.
+/// 2. The kernel answers Sigbus: it lets no fault wait with the caller's lock held. Here it waits, as the review settled
+///    for contention.
 ///
-/// The sleep is interruptible, killable or neither, by the strongest flag. TRIED is not looked at.
+/// The sleep is interruptible, killable or neither, by the strongest flag. TRIED is ignored.
 #[inline]
 pub fn on_disabled(flags: FaultFlags, situation: Situation) -> Decision {
     let sleep = if flags.contains(FaultFlags::INTERRUPTIBLE) {
@@ -203,10 +205,10 @@ pub fn on_disabled(flags: FaultFlags, situation: Situation) -> Decision {
 }
 
 impl Decision {
-    /// Act on it: release the caller's lock where it says so, sleep by `wait`, and answer. `None`: go on with the
-    /// fault, and look at the region again.
+    /// Acts on the decision: releases the caller's lock if it says so, sleeps by `wait`, and returns the outcome. `None`
+    /// means: go on with the fault, and look at the region again.
     ///
-    /// `wait` must not report `Killed` for an uninterruptible sleep; it is taken as `Done` if it does.
+    /// `wait` must not return `Killed` for an uninterruptible sleep; it is taken for `Done`.
     pub fn carry_out(self, caller: &mut impl CallerLock, wait: impl FnOnce(Sleep) -> Woken) -> Option<Outcome> {
         let answer = match self {
             Self::Answer(outcome) => outcome,

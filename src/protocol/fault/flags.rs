@@ -1,9 +1,9 @@
-//! The flags, with the kernel's values and the kernel's rules about them.
+//! The fault flags, with the kernel's values and the kernel's rules for them.
 
 use std::fmt;
 
 bitflags::bitflags! {
-    /// What a faulting caller does, and what it allows to be done about it.
+    /// What access a faulting caller makes, and what it allows the fault to do.
     ///
     /// Names and values are the kernel's `enum fault_flag` (include/linux/mm_types.h).
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,9 +28,9 @@ bitflags::bitflags! {
 impl FaultFlags {
     /// What a page fault of the CPU allows (`FAULT_FLAG_DEFAULT`).
     pub const DEFAULT: Self = Self::ALLOW_RETRY.union(Self::KILLABLE).union(Self::INTERRUPTIBLE);
-    /// What a caller allows that must not sleep (get_user_pages with `FOLL_NOWAIT`).
+    /// What a caller that must not sleep allows (get_user_pages with `FOLL_NOWAIT`).
     pub const NOWAIT: Self = Self::ALLOW_RETRY.union(Self::RETRY_NOWAIT);
-    /// What a caller allows that waits and can be killed (`fixup_user_fault`).
+    /// What a caller that waits and can be killed allows (`fixup_user_fault`).
     pub const WAIT: Self = Self::ALLOW_RETRY.union(Self::KILLABLE);
 
     /// Whether this is a first try that may be retried (`fault_flag_allow_retry_first`).
@@ -76,19 +76,19 @@ impl fmt::Display for FaultFlags {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IllegalFlags {
-    /// Not sleeping is a way to retry (`handle_userfault` warns).
+    /// RETRY_NOWAIT ends in a retry, so it needs ALLOW_RETRY (`handle_userfault` warns).
     #[error("{flags}: RETRY_NOWAIT needs ALLOW_RETRY")]
     NowaitWithoutRetry {
         /// The whole set.
         flags: FaultFlags,
     },
-    /// Only who may retry can have tried (include/linux/mm_types.h).
+    /// Only a caller that may retry can have tried before (include/linux/mm_types.h).
     #[error("{flags}: TRIED needs ALLOW_RETRY")]
     TriedWithoutRetry {
         /// The whole set.
         flags: FaultFlags,
     },
-    /// Bits that mean nothing here, though the kernel may have a use for them.
+    /// Bits that mean nothing to this crate, though the kernel may have a use for them.
     #[error("{flags:#x} are no fault flags of this crate")]
     Unknown {
         /// The bits that are not known.

@@ -1,4 +1,4 @@
-//! How a fault ends, and the lock that its caller came with.
+//! How a fault ends, and the lock that its caller holds.
 
 /// How one try at a fault ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,19 +7,19 @@
 pub enum Outcome {
     /// The memory is there: repeat the access (`VM_FAULT_NOPAGE`). The caller's lock is held.
     Mapped,
-    /// Not decided: try again, or later (`VM_FAULT_RETRY`).
+    /// Not decided: try again, at once or later (`VM_FAULT_RETRY`).
     Retry {
-        /// Whether the caller still has its lock.
+        /// Whether the caller still holds its lock.
         lock: LockAfter,
     },
-    /// There is no memory to be had (`VM_FAULT_SIGBUS`). The caller's lock is held.
+    /// The region refuses, or there is no memory (`VM_FAULT_SIGBUS`). The caller's lock is held.
     Sigbus,
     /// The wait was cancelled. The caller's lock is released, as the kernel does for a killed wait.
     Killed,
-    /// The wait would have been for the calling thread itself: it runs a callback of a change of the region's state, or a signal
+    /// It would wait for the calling thread itself, which runs a callback of a change of the region's state, or a signal
     /// handler that interrupted a thread inside of this crate. The caller's lock is held. The kernel has no such case.
     Reentrant,
-    /// The change of state that it would have to wait for waits for the calling thread: for a guard that it holds of another
+    /// It would wait for a change of state which in turn waits for the calling thread: for a guard that it holds of another
     /// region that changes together with this one. The caller's lock is held. The kernel has no such case.
     WouldDeadlock,
 }
@@ -27,7 +27,7 @@ pub enum Outcome {
 /// Whether the caller's lock survived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockAfter {
-    /// The caller has it still.
+    /// The caller still holds it.
     Held,
     /// It was released; what it protected may have changed.
     Released,
@@ -35,18 +35,18 @@ pub enum LockAfter {
 
 /// The lock that a caller holds across a fault: a VMM's address-space lock, where the kernel has mmap_lock.
 ///
-/// A fault that has to wait releases it, if the caller's flags allow, so that whoever holds up the fault can make
-/// progress. It is the outermost lock: nothing of this crate is held when `acquire` is called.
+/// A fault that has to wait releases it, if the caller's flags allow, so that the thread that holds up the fault can make
+/// progress. It is the outermost lock: no lock of this crate is held when `acquire` is called.
 pub trait CallerLock {
-    /// Let go of it. Called at most once per try, and only while it is held.
+    /// Releases it. Called at most once per try, and only while it is held.
     fn release(&mut self);
-    /// Take it again. What was looked up under it before has to be looked up again.
+    /// Takes it again. What was looked up under it before has to be looked up again.
     fn acquire(&mut self);
     /// Whether it is held now.
     fn is_held(&self) -> bool;
 }
 
-/// The caller has no lock to release. It only remembers what happened to it.
+/// For a caller without a lock. It only remembers whether the lock would have been released.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NoLock {
     released: bool,

@@ -13,21 +13,21 @@ pub struct Resolved {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotResolved {
-    /// It would have had to wait, and its flags forbid that; nothing was queued (`-EAGAIN`, or 0 pages).
+    /// It would have to wait, and its flags forbid that; nothing was queued (`-EAGAIN`, or 0 pages).
     #[error("the region is busy or disabled, and the caller must not wait")]
     WouldBlock,
-    /// There is no memory to be had (`-EFAULT`).
+    /// The region refuses, or there is no memory (`-EFAULT`).
     #[error("the region is disabled")]
     Sigbus,
     /// The caller was cancelled (`-EINTR`).
     #[error("cancelled while waiting for the region")]
     Killed,
-    /// It would have waited for the calling thread itself: see [`Outcome::Reentrant`]. Nothing was queued (`-EDEADLK`).
+    /// It would wait for the calling thread itself: see [`Outcome::Reentrant`]. Nothing was queued (`-EDEADLK`).
     #[error(
         "the fault would wait for its own thread, which changes the region's state: try it later, or in another thread"
     )]
     Reentrant,
-    /// What it would have waited for waits for the calling thread: see [`Outcome::WouldDeadlock`] (`-EDEADLK`).
+    /// It would wait for a change that waits for the calling thread: see [`Outcome::WouldDeadlock`] (`-EDEADLK`).
     #[error(
         "the change under way waits for this thread, for a guard that it holds of a region that changes with this one: drop it"
     )]
@@ -37,15 +37,15 @@ pub enum NotResolved {
     Illegal(#[from] IllegalFlags),
 }
 
-/// Try a fault until it is decided: once with `flags`, then with TRIED added.
+/// Tries a fault until it is decided: once with `flags`, then with TRIED added.
 ///
-/// The caller's lock is held at every `attempt`, and when this returns. `cancelled` is asked before each attempt,
-/// if the caller is KILLABLE.
+/// The caller's lock is held at every `attempt`, and when this returns. If the caller is KILLABLE, `cancelled` is asked
+/// before each attempt.
 ///
 /// # Errors
 ///
-/// Why it was not resolved. A Retry with the lock held is not repeated but returned as
-/// [`NotResolved::WouldBlock`], as get_user_pages does: only a NOWAIT caller gets one, and must not loop.
+/// The reason why it was not resolved. A Retry with the lock held is not repeated but returned as
+/// [`NotResolved::WouldBlock`], as get_user_pages does: only a NOWAIT caller gets one, and it must not loop.
 pub fn resolve<L: CallerLock>(
     mut flags: FaultFlags,
     caller: &mut L,
@@ -70,8 +70,8 @@ pub fn resolve<L: CallerLock>(
             Outcome::Reentrant => return Err(NotResolved::Reentrant),
             Outcome::WouldDeadlock => return Err(NotResolved::WouldDeadlock),
             Outcome::Retry { lock: LockAfter::Held } => return Err(NotResolved::WouldBlock),
-            // Without ALLOW_RETRY this is the kernel's answer to who was killed: TRIED would be illegal then, and
-            // the look at `cancelled` ends the loop.
+            // Without ALLOW_RETRY this is the kernel's answer to a caller that was killed. TRIED would be illegal then, and
+            // the check of `cancelled` ends the loop.
             Outcome::Retry { lock: LockAfter::Released } => {
                 if flags.contains(FaultFlags::ALLOW_RETRY) {
                     flags |= FaultFlags::TRIED;

@@ -1,8 +1,8 @@
 //! Every combination of flags and circumstances, against the kernel's tables written as data.
 //!
-//! A row is a pattern (1, 0, or . for either) and what follows: how the sleep is and whether the caller's lock is
-//! held during it, the answer, and whether the lock is held afterwards. "deaf" is uninterruptible; "proceed" is the
-//! kernel's 0, the lock was obtained.
+//! A row is a pattern (1, 0, or . for either), then: how the caller sleeps and whether its lock is held meanwhile, the
+//! result, and whether the lock is held afterwards. "deaf" is uninterruptible; "proceed" is the kernel's 0: the lock was
+//! obtained.
 
 use super::*;
 
@@ -23,7 +23,7 @@ const FOLIO_LOCK_OR_RETRY: &[Row] = &[
     ("0. . 0 .", "locked deaf, proceed, held"),
 ];
 
-/// The same columns under this crate's rules: NOWAIT on every try, and Killed for the killed.
+/// The same columns under this crate's rules: NOWAIT on every try, and Killed for a killed caller.
 const CONTENTION_HERE: &[Row] = &[
     ("1. 1 . .", "no sleep, retry, held"),
     ("10 0 1 0", "unlocked killable, retry, released"),
@@ -78,7 +78,7 @@ fn fitting<'a>(table: &'a [Row], columns: &str) -> Vec<(usize, &'a str)> {
     table.iter().enumerate().filter(|(_, row)| fits(row.0)).map(|(at, row)| (at, row.1)).collect()
 }
 
-/// Carry the decision out with a signal or without, and say what happened, in the tables' words.
+/// Carries the decision out, with a signal or without, and describes the outcome in the tables' words.
 fn observe(decision: Decision, signal: bool) -> String {
     let mut caller = NoLock::default();
     let before = caller;
@@ -214,7 +214,7 @@ fn the_sets_of_flags_that_the_kernel_warns_about_are_errors() {
     );
 }
 
-/// What the attempts were given, for a list of what they answer.
+/// The arguments of the attempts, for a list of their results.
 fn looped(
     flags: FaultFlags,
     answers: &[Outcome],

@@ -1,4 +1,4 @@
-//! Model-checked: nobody is inside once the gate is drained, and every drain ends.
+//! Model-checked: no guard is left once the gate is drained, and every drain ends.
 //!
 //! The region is a loom cell: an access that is not ordered before the drainer's own, or after its opening of the
 //! gate, is reported. A lost wake-up is a deadlock, which is reported too.
@@ -27,14 +27,14 @@ impl World {
         Arc::new(Self { gate: Gate::new(phase), region: UnsafeCell::new(0) })
     }
 
-    /// A user of the region. Touches it if the gate lets in.
+    /// A user of the region, which touches it if the gate lets it in.
     fn touch(&self) {
         if let Ok(_guard) = self.gate.enter() {
             self.region.with(|_| ());
         }
     }
 
-    /// The owner, with the region for itself.
+    /// The owner, which uses the region alone.
     fn take(&self) {
         self.region.with_mut(|_| ());
     }
@@ -97,7 +97,7 @@ fn reopened() {
     user.join().unwrap();
 }
 
-/// A closing that never waits, opens again if anybody is inside, and tries once more.
+/// A closing that never waits, opens again if a guard is left, and tries once more.
 fn never_waits() {
     let world = World::new(Phase::Open);
     threads::adopt(0);

@@ -1,9 +1,9 @@
-//! One item per thread, a pair of counters for instance: growing without moving and without a lock.
+//! One item per thread, such as a pair of counters, in a table that grows without moving items and without a lock.
 //!
-//! Buckets double in size, so a bucket's address never changes once it is there, and the few that there are
-//! reach further than Linux can have threads (2^22).
+//! Each bucket is twice as long as the one before, so a bucket's address never changes once it is there, and a few buckets
+//! hold more items than Linux can have threads (2^22).
 //!
-//! UNSAFETY: buckets are published as raw pointers, so that finding a slot is two loads and no check but null.
+//! UNSAFETY: buckets are published as raw pointers, so that finding a slot is two loads and only a null check.
 #![expect(unsafe_code, reason = "slots are reached through published raw pointers")]
 
 use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -18,9 +18,9 @@ const BUCKETS: usize = if cfg!(all(test, revocable_model)) { 2 } else { 19 };
 ///
 /// # Invariants
 ///
-/// *Owned*: only the thread whose place this is writes here. *Behind*: `left` never exceeds `entered`, and neither
-/// ever goes back. *Leaked*: what `entered` is ahead by when a thread gets the slot are guards that earlier owners leaked,
-/// of which none ever ends. They have a cache line, and its prefetched neighbour, for themselves.
+/// *Owned*: only the thread that has this slot writes here. *Behind*: `left` never exceeds `entered`, and neither ever goes
+/// back. *Leaked*: the difference of the two when a thread gets the slot is the number of guards that earlier owners
+/// leaked, none of which ever ends. Each slot has a cache line, and its prefetched neighbour, to itself.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct GuardSlot {
@@ -33,30 +33,30 @@ pub(super) struct GuardSlot {
 }
 
 impl GuardSlot {
-    /// Whether the counters were prepared for this thread: only then are those guards its own that are not leaked.
+    /// True if the counters were prepared for this thread: only then are the guards that are not leaked its own.
     #[inline(always)]
     pub(super) fn is_owned_by(&self, generation: u64) -> bool {
         // Relaxed, here and below: *Owned*.
         self.owner.load(Ordering::Relaxed) == generation
     }
 
-    /// Prepares the counters for the calling thread, which has just got the place, or uses this gate for the first time.
+    /// Prepares the counters for the calling thread, which has just got the slot, or uses this gate for the first time.
     #[cold]
     pub(super) fn prepare(&self, generation: u64) {
-        // Sees the last owner's counts: the thread has its place by a claim that comes after them.
+        // Sees the last owner's counts: the thread claimed its number after they were written.
         let (entered, left) = (self.entered.load(Ordering::Relaxed), self.left.load(Ordering::Relaxed));
         self.leaked.store(entered.wrapping_sub(left), Ordering::Relaxed);
         self.owner.store(generation, Ordering::Relaxed);
     }
 
-    /// Of so many guards that were entered and not left, those whose owners have ended. Another thread than the owner gets a
-    /// number for reports.
+    /// Of `count` guards that were entered and not left, the number of those that were leaked. For another thread than the
+    /// owner it is only for reports.
     pub(super) fn leaked_of(&self, count: u64) -> u64 {
         self.leaked.load(Ordering::Relaxed).min(count)
     }
 }
 
-/// Where a thread's items are.
+/// The position of a thread's items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotAt {
     bucket: u32,
@@ -64,7 +64,7 @@ pub(super) struct SlotAt {
 }
 
 impl SlotAt {
-    /// The place of number 0.
+    /// The position of number 0.
     pub(super) const FIRST: Self = Self { bucket: 0, at: 0 };
 
     pub(super) fn of(number: usize) -> Self {
@@ -114,7 +114,7 @@ impl<T: Default> Buckets<T> {
         unsafe { &*slot }
     }
 
-    /// The item, if its bucket is there.
+    /// The item, if its bucket exists.
     pub(super) fn peek(&self, place: SlotAt) -> Option<&T> {
         // Acquire: as in `get`.
         let bucket = self.0[place.bucket as usize].load(Ordering::Acquire);
@@ -141,10 +141,10 @@ impl<T: Default> Buckets<T> {
         }
     }
 
-    /// Every slot that is there now, with its place.
+    /// Every slot that exists now, with its position.
     ///
-    /// A bucket that is published later is not seen. Its thread published it before its light barrier, so what
-    /// holds for its counters holds for the bucket.
+    /// A bucket that is published later is not seen. Its thread published it before its light barrier, so the gate's cases
+    /// hold for the bucket as they do for its counters.
     pub(super) fn each(&self) -> impl Iterator<Item = (SlotAt, &T)> {
         (0u32..).zip(&self.0).flat_map(|(bucket, pointer)| {
             // Acquire pairs with the Release in `grow`.

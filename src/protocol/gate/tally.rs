@@ -1,12 +1,12 @@
-//! A counter that many threads count in, signal handlers too.
+//! A counter for many threads, and for signal handlers.
 
 // Not from `crate::sync`: signal handlers count, and the model checks nothing of it.
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// How many parts it has: threads that count at the same time mostly do so in different ones.
+/// How many parts it has: threads that count at the same time mostly use different parts.
 const PARTS: usize = 8;
 
-/// One number in parts, each with a cache line, and its prefetched neighbour, for itself.
+/// One number in parts, each with a cache line, and its prefetched neighbour, to itself.
 #[derive(Debug, Default)]
 pub(super) struct Tally([TallyPart; PARTS]);
 
@@ -15,18 +15,18 @@ pub(super) struct Tally([TallyPart; PARTS]);
 struct TallyPart(AtomicU64);
 
 thread_local! {
-    // Its address tells threads apart. No destructor and no lazy initialisation: signal handlers come here.
+    // Its address tells threads apart. No destructor and no lazy initialisation: signal handlers use it.
     static HERE: u8 = const { 0 };
 }
 
 impl Tally {
-    /// One more. Async-signal-safe, and never waits.
+    /// Adds one. Async-signal-safe, and never waits.
     #[inline]
     pub(super) fn count(&self) {
         // Thread-local blocks are pages apart; the multiplication spreads whatever differs over the top bits (Fibonacci hashing).
         let here = HERE.with(|here| (&raw const *here).addr());
         let part = (here >> 6).wrapping_mul(0x9E37_79B9) >> (u32::BITS - PARTS.ilog2());
-        // Relaxed: only ever summed up. A read-modify-write, as other threads and handlers may count here.
+        // Relaxed: the parts are only ever summed up. A read-modify-write, as other threads and handlers may count here.
         self.0[part % PARTS].0.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -76,7 +76,7 @@ fn threads_that_come_and_go_share_few_places() {
     gate.close(Patience::Never).unwrap();
 }
 
-/// Enters when its thread's other thread-locals may be gone already.
+/// Enters the gate when its thread's other thread-locals may be gone already.
 struct Late(std::cell::Cell<Option<&'static Gate>>);
 
 impl Drop for Late {
@@ -106,7 +106,7 @@ fn a_thread_can_enter_while_it_ends_in_whatever_order_its_locals_go() {
     }
 }
 
-/// Keeps a guard until the end of its thread, behind the destructors of all that was used later.
+/// Keeps a guard until the end of its thread, after the destructors of all thread-locals that were used later.
 struct Kept(
     std::cell::RefCell<Option<Guard<'static>>>,
     std::cell::RefCell<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>,
@@ -187,7 +187,7 @@ fn guards_that_a_thread_leaked_are_never_taken_for_another_threads() {
         let leaks = || thread::scope(|scope| scope.spawn(|| std::mem::forget(gate.enter().unwrap())).join().unwrap());
         for leaked in 1..4 {
             leaks();
-            // Threads that come after the one that ended, each with the lowest number that is free.
+            // Threads that start after that one has ended, each with the lowest free number.
             for _ in 0..4 {
                 thread::scope(|scope| {
                     let checks = scope.spawn(|| {
@@ -207,7 +207,7 @@ fn guards_that_a_thread_leaked_are_never_taken_for_another_threads() {
                         drop(gate.enter().expect("within a guard of its own"));
                         gate.set_phase(Phase::Open);
                     });
-                    // A scope does not wait for its threads' very end, and until that they have their numbers.
+                    // A scope does not wait for the very end of its threads, and until then they have their numbers.
                     checks.join().unwrap();
                 });
             }

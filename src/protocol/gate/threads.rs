@@ -1,27 +1,27 @@
-//! A small number for every thread that lives: where its counters are, in every gate.
+//! A small number for every living thread: the position of its counters in every gate.
 //!
-//! Numbers are handed out densely, and handed on when a thread has ended, so that a scan over all of them is as long as
-//! the process had threads at once, not ever. The kernel says when that is: no destructor of a thread-local can, as
-//! others run after it, and may enter a gate or end a guard.
+//! Numbers are dense, and reused when a thread has ended, so that a scan over all of them is as long as the most threads
+//! that the process had at once. The kernel says when a thread has ended: no destructor of a thread-local can, as others
+//! run after it, and may enter a gate or end a guard.
 //!
-//! A number may come with guards that an earlier owner leaked. They count for the drains, but are not the new owner's:
-//! so every thread has a generation too, and a gate's slot remembers whose it is ([`GuardSlot::prepare`]).
+//! A number may come with guards that an earlier owner leaked. The drains count them, but they are not the new owner's. So
+//! every thread has a generation too, and a gate's slot remembers the generation of its owner ([`GuardSlot::prepare`]).
 //!
 //! [`GuardSlot::prepare`]: super::slots::GuardSlot::prepare
 
 use super::slots::SlotAt;
 
-/// Who a thread is to a gate.
+/// A thread's number and generation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Me {
-    /// Where its counters are, in all gates alike.
+    /// The position of its counters, the same in all gates.
     pub(super) place: SlotAt,
-    /// No two threads have the same, ever; 0 is no thread.
+    /// Unique: no two threads ever have the same one; 0 is no thread.
     pub(super) generation: u64,
 }
 
 impl Me {
-    /// A thread that never entered a gate. Its place is one that every gate has, its generation one that no slot has.
+    /// A thread that never entered a gate. Every gate has a slot at its position, and no slot has its generation.
     pub(super) const UNKNOWN: Self = Self { place: SlotAt::FIRST, generation: u64::MAX };
 }
 
@@ -41,19 +41,19 @@ mod real {
     use std::cell::Cell;
 
     thread_local! {
-        // Without a destructor, so that it is there at any time of a thread's life.
+        // Without a destructor, so that it exists at any time of a thread's life.
         pub(in crate::protocol::gate) static CURRENT: Cell<Me> = const { Cell::new(Me::UNKNOWN) };
     }
 
-    /// Which thread has a number.
+    /// The thread that has a number.
     #[derive(Debug, Default)]
     struct Owner {
-        /// Claimed by it until the kernel ends it. The next owner goes on counting where the last left off.
+        /// Claimed by the thread until the kernel ends it. The next owner goes on counting where the last left off.
         alive: LifeLock,
         tid: AtomicI32,
     }
 
-    /// No lock: a thread that must not sleep may come here too.
+    /// Without a lock: threads that must not sleep use it too.
     static OWNERS: Buckets<Owner> = Buckets::new();
 
     static LAST_GENERATION: AtomicU64 = AtomicU64::new(0);
@@ -88,7 +88,7 @@ use real::CURRENT;
 #[cfg(not(all(test, revocable_model)))]
 pub(super) use real::{first_use, tid_of};
 
-/// In the model each thread says which number it has: handing them out is not what is checked.
+/// In the model each thread chooses its number: giving numbers out is not checked.
 #[cfg(all(test, revocable_model))]
 mod model {
     use super::{Me, SlotAt};

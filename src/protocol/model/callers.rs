@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A caller beside a disable and an enable; what it was answered.
+/// A caller beside a disable and an enable; its result.
 fn beside_a_cycle(caller: Caller<'static>) -> Result<(), NotResolved> {
     let world = World::new(Kind::Detach, OnDisabled::Sigbus, State::Enabled);
     let user = spawn(&world, 1, move |world| world.behalf(&caller));
@@ -103,8 +103,8 @@ fn nowait_returns_while_a_writer_holds_the_lock_for_ever() {
     });
 }
 
-/// The same callers while the writer comes and goes: whatever they are answered, they return, and never sleep: the only
-/// thread that could wake them has ended its last change, perhaps.
+/// The same callers while the writer comes and goes: whatever the result, they return, and never sleep, since the only
+/// thread that could wake them may have ended its last change.
 #[test]
 fn nowait_returns_whatever_the_writer_does() {
     explore(3, || {

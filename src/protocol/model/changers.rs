@@ -87,7 +87,7 @@ fn no_pin_is_held_while_revoked() {
     });
 }
 
-/// Whoever waits for a pin gets it once the region is enabled again.
+/// A thread that waits for a pin gets it once the region is enabled again.
 #[test]
 fn who_waits_for_a_pin_gets_it() {
     explore(3, || {

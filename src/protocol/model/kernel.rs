@@ -1,8 +1,8 @@
 //! A kernel with one page, and a monitor: what [`Mechanism`] drives in the model.
 //!
 //! Everything under `mm` is one step, as under the kernel's mmap_lock and page-table lock; where the real mechanism makes two
-//! system calls there are two steps. Memory itself is a loom cell, so that a use of it that is not ordered against the
-//! owner's own is reported, beside the one that comes while it is revoked.
+//! system calls there are two steps. Memory itself is a loom cell, so loom reports a use of it that is not ordered against
+//! the owner's own, besides a use while it is revoked.
 
 use super::super::{Mechanism, Protocol, State};
 use crate::protocol::error::RevokeError;
@@ -11,7 +11,7 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Condvar, Mutation, Mutex, broken};
 use loom::cell::UnsafeCell;
 
-/// Who resolves the faults of a live mapping, and with that, how it is revoked.
+/// What resolves the faults of a live mapping, and with that, how it is revoked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// The monitor. Revoking is one step.
@@ -29,7 +29,7 @@ enum Content {
 
 struct Mm {
     content: Content,
-    /// The page-table entry. Who finds it does not ask what the content is.
+    /// The page-table entry is present. An access that finds it does not look at the content.
     present: bool,
     /// Fault messages that the monitor has not read.
     messages: u32,
@@ -52,11 +52,11 @@ pub(super) struct Kernel {
     mm: Mutex<Mm>,
     /// Threads that wait in a fault.
     faulted: Condvar,
-    /// The monitor, that waits for messages.
+    /// The monitor, which waits for messages.
     readable: Condvar,
     memory: UnsafeCell<u32>,
-    /// Between a disable's return and the next enable's call. The checker's own knowledge: Relaxed, so that it orders
-    /// nothing, and read by a read-modify-write, so that what is read is how it is.
+    /// True between a disable's return and the next enable's call. The checker's own knowledge: Relaxed, so that it orders
+    /// nothing, and read by a read-modify-write, so that the value is the latest.
     revoked: AtomicBool,
 }
 
@@ -87,7 +87,7 @@ impl Kernel {
         }
     }
 
-    /// The checker is told that the region is revoked, or may not be any more.
+    /// Tells the checker that the region is revoked, or may not be any more.
     pub(super) fn revoked(&self, now: bool) {
         self.revoked.swap(now, Ordering::Relaxed);
     }
@@ -96,13 +96,13 @@ impl Kernel {
         self.revoked.fetch_or(false, Ordering::Relaxed)
     }
 
-    /// The owner changes the memory of a revoked region, and nobody has it mapped before and after.
+    /// The owner changes the memory of a revoked region, which is mapped neither before nor after.
     pub(super) fn take(&self) {
         self.memory.with_mut(|_| ());
         assert!(!self.mm.lock().present, "a page of a revoked region is mapped");
     }
 
-    /// A use of the memory by whoever believes that the region is enabled.
+    /// A use of the memory by a thread for which the region is enabled.
     pub(super) fn reach(&self) {
         assert!(!self.is_revoked(), "reached the memory of a revoked region");
         self.memory.with(|_| ());
@@ -155,7 +155,7 @@ impl Kernel {
         self.readable.notify_one();
     }
 
-    /// As `mapping::Served::serve`.
+    /// As `Served::serve`.
     pub(super) fn serve(&self, protocol: &Protocol) {
         let state = if broken(Mutation::ServeReads) { protocol.read().ok() } else { protocol.try_read_to_answer() };
         let Some(state) = state else { return };
@@ -180,12 +180,12 @@ impl Kernel {
         self.faulted.notify_all();
     }
 
-    /// Puts something else in the range, in one step or in those that the real mechanism takes.
+    /// Puts something else into the range, in the steps that the real mechanism takes.
     fn put(&self, content: Content) -> Result<(), RevokeError> {
         let zap = |mm: &mut Mm| mm.present &= broken(Mutation::Zap);
         // `View::take_away`: the pages are gone. Under Detach the kernel fills in new ones.
         zap(&mut self.mm.lock());
-        // What stands in the range next replaces it with its pages.
+        // The new content replaces the old with its pages.
         let mut mm = self.mm.lock();
         mm.content = content;
         if !(self.kind == Kind::Detach && broken(Mutation::ClosingZap)) {

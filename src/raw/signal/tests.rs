@@ -1,7 +1,7 @@
 //! A fault of an access is recovered, and every other SIGBUS and SIGSEGV goes where it went before.
 //!
-//! What changes signal dispositions, or is meant to die, runs in a process of its own: this binary again, with the
-//! scenario's name in the environment.
+//! A scenario that changes signal dispositions, or is meant to die, runs in a process of its own: this binary again, with
+//! the scenario's name in the environment.
 #![expect(
     clippy::undocumented_unsafe_blocks,
     clippy::multiple_unsafe_ops_per_block,
@@ -21,7 +21,7 @@ use std::process::{Command, Output};
 
 const SCENARIO: &str = "REVOCABLE_TEST_SCENARIO";
 
-/// Not a test by itself: what `run` starts in another process.
+/// Not a test of its own: `run` starts it in another process.
 #[test]
 fn child() {
     if let Ok(name) = std::env::var(SCENARIO) {

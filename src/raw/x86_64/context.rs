@@ -4,7 +4,7 @@ use crate::raw::table::Registers;
 use core::ffi::c_int;
 use nix::libc::{self, mcontext_t};
 
-/// Where the saved context keeps each register, by the number it has in an instruction's encoding.
+/// The index of each register in the saved context, by its number in an instruction's encoding.
 const REGISTERS: [c_int; 16] = [
     libc::REG_RAX,
     libc::REG_RCX,

@@ -1,4 +1,4 @@
-//! How a region is mapped.
+//! The options of a mapping.
 
 use crate::protocol::policy::OnDisabled;
 use crate::region::core::RegionCore;
@@ -39,14 +39,14 @@ impl MapOptions {
         self
     }
 
-    /// What accesses meet while the region is disabled.
+    /// What accesses get while the region is disabled.
     pub fn on_disabled(mut self, policy: OnDisabled) -> Self {
         self.on_disabled = policy;
         self
     }
 
-    /// For this crate's accessors only (Zap): the faulting thread resolves its own fault, with no monitor and no
-    /// hand-over. A raw pointer or a system call that meets a page which is not mapped gets SIGBUS or EFAULT, also while
+    /// Maps for this crate's accessors only (Zap): the faulting thread resolves its own fault, with no monitor and no
+    /// hand-over. A raw pointer or a system call that touches a page which is not mapped gets SIGBUS or EFAULT, even while
     /// the region is enabled. Under Detach and Replace the kernel resolves faults and this changes nothing.
     pub fn accessors_only(mut self) -> Self {
         self.accessors_only = true;

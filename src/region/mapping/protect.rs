@@ -6,15 +6,15 @@ use crate::sys::map::Prot;
 use std::ops::Range;
 
 impl Mapping {
-    /// Gives a part of the mapping (offsets in bytes, multiples of the region's page size) other rights, at most those that the
-    /// mapping was made with. They stay through revocations. For a part that a guest or a device must not reach, say: the MSI-X
-    /// table in a BAR.
+    /// Changes the rights of a part of the mapping (offsets in bytes, multiples of the region's page size), at most to
+    /// those that the mapping was made with. They stay through revocations. For a part that a guest or a device must not
+    /// reach, such as the MSI-X table in a BAR.
     ///
     /// Under [`Strategy::Detach`](crate::Strategy) a mapping with several rights is revoked and restored as under Replace: its
     /// page tables are not kept.
     ///
     /// # Blocking
-    /// For a change of state that works on this very mapping.
+    /// Waits for a change of state that is working on this very mapping.
     ///
     /// # Errors
     /// The rights are as before: see [`ProtectError`].

@@ -1,16 +1,17 @@
 //! Descriptors that were opened elsewhere.
 //!
-//! A userfaultfd serves the address space of the process that *made* it, for good: one that comes from another process (over a
-//! socket, by exec or fork) registers and fills ranges over there, while faults here go past it. Such a descriptor is
-//! found out by a trial and refused.
+//! A userfaultfd serves the address space of the process that *made* it, for good. One that comes from another process
+//! (over a socket, by exec or fork) registers and fills ranges in that process, and does not see faults here. A trial
+//! detects such a descriptor, and it is refused.
 //!
 //! # The trial
 //!
-//! It must change nothing in the other process, so it is a registration that every process refuses. `userfaultfd_register`
-//! (fs/userfaultfd.c, 4.11 to 7.3) first looks at all mappings in the range, from the lowest, and changes any only if it has an
-//! objection to none. The range is all of the address space from a low page on. Every process has in it what cannot be
-//! registered (the vdso, its program's text): EINVAL. Then the low page is mapped here, shared memory that can never be made
-//! writable: now this process, and no other, says EPERM, at the first mapping that the kernel looks at.
+//! The trial must change nothing in the other process, so it is a registration that every process refuses.
+//! `userfaultfd_register` (fs/userfaultfd.c, 4.11 to 7.3) first looks at all mappings in the range, from the lowest, and
+//! changes any only if it objects to none. The range is the whole address space from a low page on. In every process it
+//! contains mappings that cannot be registered (the vdso, the program's text): EINVAL. Then the low page is mapped here, as
+//! shared memory that can never be made writable: now this process, and no other, returns EPERM, at the first mapping that
+//! the kernel looks at.
 //!
 //! UNSAFETY: as in the parent module; the trial maps pages that replace nothing.
 #![expect(unsafe_code, reason = "userfaultfd ioctls have no safe form")]
@@ -26,26 +27,26 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xaa00;
 
 impl Uffd {
-    /// A userfaultfd that was opened elsewhere; `None` if it serves another process. There, all is as before: except that the
-    /// API handshake, which may be done or not, is done, since without it a userfaultfd refuses everything.
+    /// A userfaultfd that was opened elsewhere; `None` if it serves another process. In that process all is as before,
+    /// except that the API handshake is done, if it was not: without it a userfaultfd refuses everything.
     pub(crate) fn from_fd(fd: OwnedFd, features: UffdFeatures) -> Result<Option<Self>, SysError> {
         let uffd = Self::made_here(fd)?;
         match uffd.handshake(features) {
-            // A second handshake is EINVAL: its first owner has done it, with features of its choice.
+            // A second handshake is EINVAL: the first owner has done it, with features of its choice.
             Ok(_) | Err(SysError { errno: Errno::EINVAL, .. }) => {}
             Err(e) => return Err(e),
         }
         if !uffd.serves_this_process()? {
             return Ok(None);
         }
-        // The flags are everyone's who has the descriptor, so this comes last.
+        // The flags are shared with every holder of the file, so this comes last.
         let flags = fcntl(uffd.file.unchecked(), FcntlArg::F_GETFL).map_err(|e| SysError::new("fcntl", e))?;
         let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
         fcntl(uffd.file.unchecked(), FcntlArg::F_SETFL(flags)).map_err(|e| SysError::new("fcntl", e))?;
         Ok(Some(uffd))
     }
 
-    /// A new userfaultfd of this process's, by a `/dev/userfaultfd` that somebody opened.
+    /// A new userfaultfd of this process, from an open `/dev/userfaultfd`.
     pub(crate) fn by_device(
         device: BorrowedFd<'_>,
         features: UffdFeatures,
@@ -68,7 +69,7 @@ impl Uffd {
         Ok(uffd)
     }
 
-    /// Whether it serves this process: see the module's documentation.
+    /// True if it serves this process: see the module's documentation.
     fn serves_this_process(&self) -> Result<bool, SysError> {
         let page = low_page()?;
         let everything = end_of_addresses().map(|end| AddrRange::between(page.start, end));
@@ -81,14 +82,14 @@ impl Uffd {
     }
 }
 
-/// Maps a page that userfaultfd refuses with EPERM, below what any process has.
+/// Maps a page that userfaultfd refuses with EPERM, below the mappings of any process.
 fn low_page() -> Result<AddrRange, SysError> {
     let len = page_size();
     let file = map::memfd(c"revocable-trial", len as u64, 0)?;
     let seal = FcntlArg::F_ADD_SEALS(SealFlag::from_bits_retain(libc::F_SEAL_FUTURE_WRITE));
     fcntl(&file, seal).map_err(|e| SysError::new("fcntl(F_ADD_SEALS)", e))?;
     let mut refused = SysError::new("mmap", Errno::ENOMEM);
-    // From the lowest that the kernel allows (vm.mmap_min_addr is 64 KiB at most) to 256 MiB.
+    // From the lowest address that the kernel allows (vm.mmap_min_addr is 64 KiB at most) to 256 MiB.
     for shift in 0..=12 {
         match map_if_free(AddrRange::new(Addr(0x10000 << shift), len), Some(file.as_fd())) {
             Ok(page) => return Ok(page),
@@ -98,7 +99,7 @@ fn low_page() -> Result<AddrRange, SysError> {
     Err(refused)
 }
 
-/// The end of this process's address space, but for a page or two: a power of two on every architecture.
+/// The end of this process's address space, give or take a page or two: a power of two on every architecture.
 fn end_of_addresses() -> Result<Addr, SysError> {
     let page = page_size();
     let on_stack = (&raw const page).addr();
@@ -122,7 +123,7 @@ fn end_of_addresses() -> Result<Addr, SysError> {
     Err(refused)
 }
 
-/// Maps a page, of a file for reading or of nothing, where nothing is mapped.
+/// Maps a page, of a file for reading or without access, where nothing is mapped.
 fn map_if_free(page: AddrRange, file: Option<BorrowedFd<'_>>) -> Result<AddrRange, SysError> {
     may_fail("mmap")?;
     let (prot, flags) = match file {

@@ -1,7 +1,7 @@
-//! What a userfaultfd tells: messages of 32 bytes (`struct uffd_msg`, userfaultfd(2)).
+//! The messages of a userfaultfd, of 32 bytes each (`struct uffd_msg`, userfaultfd(2)).
 //!
-//! Pure: bytes in, faults out. Everything but a page fault is nothing: events are not asked for, and whoever hands in a
-//! descriptor that sends some has them read, which is what their originators wait for, and no more.
+//! Pure: bytes in, faults out. Every message except a page fault is ignored. The crate asks for no events; if a descriptor
+//! from elsewhere sends some, they are read, which their originators wait for, and nothing more.
 
 use crate::sys::Addr;
 use linux_raw_sys::general as raw;
@@ -15,16 +15,16 @@ const FLAGS: usize = offset_of!(raw::uffd_msg, arg.pagefault.flags);
 const ADDRESS: usize = offset_of!(raw::uffd_msg, arg.pagefault.address);
 const THREAD: usize = offset_of!(raw::uffd_msg, arg.pagefault.feat);
 
-/// A page fault that waits for an answer.
+/// A page fault that waits to be resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FaultMessage {
     pub(crate) addr: Addr,
-    /// The thread that faulted, where the kernel told (`UFFD_FEATURE_THREAD_ID`); 0 otherwise.
+    /// The thread that faulted, if the kernel says so (`UFFD_FEATURE_THREAD_ID`); 0 otherwise.
     pub(crate) tid: u32,
     pub(crate) write: bool,
 }
 
-/// The page faults among the messages in `bytes`; a message that is cut off is none.
+/// The page faults among the messages in `bytes`; a message that is cut off is ignored.
 pub(crate) fn faults(bytes: &[u8]) -> impl Iterator<Item = FaultMessage> {
     bytes.chunks_exact(SIZE).filter_map(|message| decode(message.try_into().ok()?))
 }
@@ -61,7 +61,7 @@ pub(crate) mod tests {
         message
     }
 
-    /// Messages of all kinds that there are, and of none: known events with any content, and any bytes at all.
+    /// Messages of all known kinds and of no kind: known events with any content, and any bytes at all.
     pub(crate) fn any_message() -> impl Strategy<Value = [u8; SIZE]> {
         (prop_oneof![Just(Some(0x12u8)), (0x10u8..0x18).prop_map(Some), Just(None)], any::<[u8; SIZE]>()).prop_map(
             |(event, mut bytes)| {

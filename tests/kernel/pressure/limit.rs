@@ -154,7 +154,14 @@ fn change(case: &Case, region: &Region, mapping: &Mapping) -> bool {
                 assert!(!region.is_enabled() && since.elapsed() < Duration::from_secs(10), "{case}: {source}");
                 thread::yield_now();
             }
-            Err(e) => panic!("{case}: {e}"),
+            Err(e) => panic!("{case}: {e}\n{}", around(base)),
         }
     }
+}
+
+/// What is mapped near an address, for the message of a failure.
+fn around(base: usize) -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let start = |line: &&str| usize::from_str_radix(line.split('-').next().unwrap_or_default(), 16).unwrap_or(0);
+    maps.lines().filter(|line| start(line).abs_diff(base) < (64 << 20)).collect::<Vec<_>>().join("\n")
 }

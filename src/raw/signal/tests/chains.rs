@@ -7,7 +7,7 @@ use nix::libc::{self, c_int, c_void, siginfo_t};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-/// What `chain_x` and `chain_y` have displaced, and how often each was called.
+/// The handlers that `chain_x` and `chain_y` have displaced, and how often each was called.
 static OVER: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 static XY: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 
@@ -29,7 +29,7 @@ extern "C" fn chain_y(signal: c_int, info: *mut siginfo_t, context: *mut c_void)
 static mut REPLACED: libc::sigaction = unsafe { std::mem::zeroed() };
 static RAISES: AtomicUsize = AtomicUsize::new(0);
 
-/// A crash reporter's way: puts back what it replaced, for that to have the signal.
+/// Like a crash reporter: puts back the handler that it replaced, which then gets the signal.
 extern "C" fn takes_itself_out(signal: c_int, _: *mut siginfo_t, _: *mut c_void) {
     assert!(CALLS.fetch_add(1, SeqCst) < 5, "it goes round");
     unsafe {
@@ -70,7 +70,7 @@ pub(super) fn in_front_of_a_chain() {
     set_handler(libc::SIGBUS, simple_handler as extern "C" fn(c_int) as usize, 0);
     signal::install().unwrap();
     for round in 1..20 {
-        // Each time it displaces the crate's handler, and is displaced.
+        // Each round displaces the crate's handler, and is displaced by it.
         let chains = [chain_x as extern "C" fn(_, _, _) as usize, chain_y as extern "C" fn(_, _, _) as usize];
         let which = usize::from(round % 3 == 0);
         let over = set_handler(libc::SIGBUS, chains[which], libc::SA_SIGINFO);
@@ -91,7 +91,7 @@ pub(super) fn in_front_of_a_chain() {
     }
 }
 
-/// The crate's handler is in front of one that takes itself out at its first signal.
+/// The crate's handler is in front of one that removes itself at its first signal.
 pub(super) fn takes_itself_out_of_the_chain(raises: bool) {
     signal::install().unwrap();
     RAISES.store(usize::from(raises), SeqCst);

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering::SeqCst};
 
 /// How often a handler was called.
 pub(super) static CALLS: AtomicUsize = AtomicUsize::new(0);
-/// The last signal that one was called for.
+/// The last signal that a handler was called for.
 pub(super) static SEEN: AtomicI32 = AtomicI32::new(0);
-/// An address for the handlers, each says which; 0: none.
+/// An address for the handlers, each of which says what it is; 0 for none.
 pub(super) static OPEN_UP: AtomicUsize = AtomicUsize::new(0);
 
 /// A C library's handler: counts, and makes the page at `OPEN_UP` accessible so that the fault ends.
@@ -22,7 +22,7 @@ pub(super) extern "C" fn simple_handler(signal: c_int) {
     }
 }
 
-/// Likewise with SA_SIGINFO; checks what it is given.
+/// The same with SA_SIGINFO; checks its arguments.
 pub(super) extern "C" fn info_handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     assert!(!context.is_null());
     let page = OPEN_UP.load(SeqCst);
@@ -67,7 +67,7 @@ pub(super) extern "C" fn accesses(_: c_int) {
     assert_eq!(unsafe { raw::load((OPEN_UP.load(SeqCst) as *const u32).wrapping_add(1)) }, Err(Faulted));
 }
 
-/// Does not know the crate: ends the process.
+/// A handler that does not know the crate: ends the process.
 pub(super) extern "C" fn vmm_without_us(_: c_int) {
     std::process::abort();
 }

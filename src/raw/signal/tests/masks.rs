@@ -1,4 +1,4 @@
-//! A chained handler runs with the signal mask that it has alone.
+//! A chained handler runs with the signal mask that it would have alone.
 
 use super::handlers::{CALLS, OPEN_UP, foreign_fault, simple_handler};
 use crate::raw::signal;
@@ -22,13 +22,13 @@ extern "C" fn mask_handler(signal: c_int) {
 }
 
 extern "C" fn mask_info_handler(signal: c_int, _: *mut siginfo_t, context: *mut c_void) {
-    // What it writes there is in force afterwards, as ever.
+    // The mask that it writes there is in force afterwards, as always.
     let context = context.cast::<libc::ucontext_t>();
     unsafe { libc::sigaddset(&raw mut (*context).uc_sigmask, libc::SIGWINCH) };
     mask_handler(signal);
 }
 
-/// Every kind of handler sees the mask that it sees alone, and leaves the one that it leaves alone.
+/// Every kind of handler sees, and leaves, the same mask as it does alone.
 pub(super) fn masks() {
     let sees = |signal: c_int, flags: c_int, masked: &[c_int], blocked: &[c_int], sent: bool, chained: bool| {
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };

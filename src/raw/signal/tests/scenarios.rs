@@ -1,4 +1,4 @@
-//! What the processes of the signal tests do, by name.
+//! The scenarios of the signal tests' processes, by name.
 
 use super::handlers::*;
 use super::{chains, masks};
