@@ -121,6 +121,8 @@ struct Held {
     count: u64,
     /// How many of them are leaked: their owner has ended.
     leaked: u64,
+    /// The generation of the owner of the others.
+    owner: u64,
 }
 
 /// The guards of a slot's owner, or those that its earlier owners leaked.
@@ -330,14 +332,15 @@ impl Gate {
         let mut seen = self.seen.lock();
         let before = std::mem::take(&mut *seen);
         let mut report = Vec::with_capacity(held.len());
-        for Held { place, left, count, leaked } in held {
+        for Held { place, left, count, leaked, owner } in held {
             let known = before.iter().find(|known| known.place == place && known.left == left);
             let since = known.map_or(now, |known| known.since);
             seen.push(SeenHeld { place, left, since });
             let held_for_at_least = now.saturating_duration_since(since);
             let guards = |tid, count| HeldGuard { tid, count, held_for_at_least };
             if count > leaked {
-                report.push(Holder { place, leaked: false, guards: guards(threads::tid_of(place), count - leaked) });
+                let tid = threads::tid_of(place, owner);
+                report.push(Holder { place, leaked: false, guards: guards(tid, count - leaked) });
             }
             if leaked > 0 {
                 report.push(Holder { place, leaked: true, guards: guards(0, leaked) });
@@ -360,7 +363,7 @@ impl Held {
         // Relaxed: the load of `left` stays before it; partner in `enter`, through the barriers.
         let entered = if broken(Mutation::ScanOrder) { early } else { slot.entered.load(Ordering::Relaxed) };
         let count = entered.wrapping_sub(left);
-        (count != 0).then(|| Self { place, left, count, leaked: slot.leaked_of(count) })
+        (count != 0).then(|| Self { place, left, count, leaked: slot.leaked_of(count), owner: slot.owner() })
     }
 }
 

@@ -40,6 +40,11 @@ impl GuardSlot {
         self.owner.load(Ordering::Relaxed) == generation
     }
 
+    /// The generation of the thread that the counters were prepared for. For another thread than that it is only for reports.
+    pub(super) fn owner(&self) -> u64 {
+        self.owner.load(Ordering::Relaxed)
+    }
+
     /// Prepares the counters for the calling thread, which has just got the slot, or uses this gate for the first time.
     #[cold]
     pub(super) fn prepare(&self, generation: u64) {

@@ -215,6 +215,24 @@ fn guards_that_a_thread_leaked_are_never_taken_for_another_threads() {
     }
 }
 
+/// A thread's number may be another's that has not used the gate: the guards are not said to be that one's.
+#[test]
+fn leaked_guards_are_not_told_of_a_thread_that_never_used_the_gate() {
+    for gate in gates() {
+        let other = Gate::new(Phase::Open);
+        thread::scope(|scope| scope.spawn(|| std::mem::forget(gate.enter().unwrap())).join().unwrap());
+        thread::scope(|scope| {
+            // More threads than there were numbers: one of them has that one.
+            let threads: Vec<_> =
+                (0..64).map(|_| scope.spawn(|| drop((other.enter().unwrap(), thread::park())))).collect();
+            thread::sleep(Duration::from_millis(20));
+            let held: Vec<_> = gate.held_guards().iter().map(|held| (held.tid, held.count)).collect();
+            threads.iter().for_each(|waits| waits.thread().unpark());
+            assert_eq!(held, [(0, 1)]);
+        });
+    }
+}
+
 fn sum(a: (i32, u64), b: (i32, u64)) -> (i32, u64) {
     (a.0 + b.0, a.1 + b.1)
 }

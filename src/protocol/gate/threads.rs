@@ -51,6 +51,7 @@ mod real {
         /// Claimed by the thread until the kernel ends it. The next owner goes on counting where the last left off.
         alive: LifeLock,
         tid: AtomicI32,
+        generation: AtomicU64,
     }
 
     /// Without a lock: threads that must not sleep use it too.
@@ -69,17 +70,21 @@ mod real {
             (0..).map(SlotAt::of).find(|place| OWNERS.get(*place).alive.claim()).expect("SlotAt::of panics first");
         // Relaxed, both: a number that no other thread gets, and one for reports.
         let generation = LAST_GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
-        OWNERS.get(place).tid.store(current_tid(), Ordering::Relaxed);
+        let owner = OWNERS.get(place);
+        owner.tid.store(current_tid(), Ordering::Relaxed);
+        owner.generation.store(generation, Ordering::Relaxed);
         let me = Me { place, generation };
         CURRENT.set(me);
         me
     }
 
-    /// The living thread that has this number; 0 if none has.
-    pub(in crate::protocol::gate) fn tid_of(place: SlotAt) -> i32 {
+    /// The thread of this generation, if it lives and has this number; else 0: the number may be another thread's by now, which has
+    /// not used the gate yet.
+    pub(in crate::protocol::gate) fn tid_of(place: SlotAt, generation: u64) -> i32 {
         let owner = OWNERS.get(place);
-        // Relaxed: for reports.
-        if owner.alive.is_free() { 0 } else { owner.tid.load(Ordering::Relaxed) }
+        // Relaxed, both: for reports.
+        let gone = owner.alive.is_free() || owner.generation.load(Ordering::Relaxed) != generation;
+        if gone { 0 } else { owner.tid.load(Ordering::Relaxed) }
     }
 }
 
@@ -110,7 +115,7 @@ mod model {
         me
     }
 
-    pub(in crate::protocol::gate) fn tid_of(place: SlotAt) -> i32 {
+    pub(in crate::protocol::gate) fn tid_of(place: SlotAt, _generation: u64) -> i32 {
         i32::try_from(place.number()).unwrap_or(0)
     }
 }
