@@ -45,6 +45,22 @@ impl<B: Bitmap> RevocableRegion<B> {
         Ok(())
     }
 
+    /// Calls `move_part` for all of the `count` bytes, in ascending order, with a buffer for each part and where it is.
+    fn by_parts(
+        &self,
+        addr: MemoryRegionAddress,
+        count: usize,
+        mut move_part: impl FnMut(&mut [u8], MemoryRegionAddress) -> Result<()>,
+    ) -> Result<()> {
+        let (offset, len) = self.part(addr, count)?;
+        Self::exactly(count, len)?;
+        let mut buffer = [0; BOUNCE];
+        (0..len).step_by(BOUNCE).try_for_each(|done| {
+            let part = &mut buffer[..BOUNCE.min(len - done)];
+            move_part(part, MemoryRegionAddress((offset + done) as u64))
+        })
+    }
+
     fn exactly(expected: usize, completed: usize) -> Result<()> {
         if completed == expected { Ok(()) } else { Err(GuestMemoryError::PartialBuffer { expected, completed }) }
     }
@@ -103,17 +119,10 @@ impl<B: Bitmap> Bytes<MemoryRegionAddress> for RevocableRegion<B> {
         src: &mut F,
         count: usize,
     ) -> Result<()> {
-        let (offset, len) = self.part(addr, count)?;
-        Self::exactly(count, len)?;
-        let mut buffer = [0; BOUNCE];
-        let mut done = 0;
-        while done < len {
-            let want = (len - done).min(BOUNCE);
-            src.read_exact_volatile(&mut VolatileSlice::from(&mut buffer[..want]))?;
-            self.write_slice(&buffer[..want], MemoryRegionAddress((offset + done) as u64))?;
-            done += want;
-        }
-        Ok(())
+        self.by_parts(addr, count, |buffer, at| {
+            src.read_exact_volatile(&mut VolatileSlice::from(&mut *buffer))?;
+            self.write_slice(buffer, at)
+        })
     }
 
     fn write_volatile_to<F: WriteVolatile>(
@@ -135,17 +144,10 @@ impl<B: Bitmap> Bytes<MemoryRegionAddress> for RevocableRegion<B> {
         dst: &mut F,
         count: usize,
     ) -> Result<()> {
-        let (offset, len) = self.part(addr, count)?;
-        Self::exactly(count, len)?;
-        let mut buffer = [0; BOUNCE];
-        let mut done = 0;
-        while done < len {
-            let want = (len - done).min(BOUNCE);
-            self.read_slice(&mut buffer[..want], MemoryRegionAddress((offset + done) as u64))?;
-            dst.write_all_volatile(&VolatileSlice::from(&mut buffer[..want]))?;
-            done += want;
-        }
-        Ok(())
+        self.by_parts(addr, count, |buffer, at| {
+            self.read_slice(buffer, at)?;
+            Ok(dst.write_all_volatile(&VolatileSlice::from(buffer))?)
+        })
     }
 
     fn store<T: AtomicAccess>(&self, val: T, addr: MemoryRegionAddress, order: Ordering) -> Result<()> {

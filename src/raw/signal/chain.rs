@@ -15,7 +15,7 @@
 // UNSAFETY: async-signal-safe libc functions, other handlers called by the contract that they were installed with, leaked
 // lists, and the unused end of a siginfo.
 
-use super::{SignalError, handler, is_fault};
+use super::{SignalError, handler};
 use core::ffi::{c_int, c_void};
 use core::mem::zeroed;
 use core::ptr::{null, null_mut};
@@ -23,8 +23,8 @@ use core::ptr::{null, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use nix::errno::Errno;
 use nix::libc::{
-    self, SA_NOCLDSTOP, SA_NOCLDWAIT, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_SIGINFO, SIG_DFL, SIG_IGN,
-    SIG_SETMASK, SIGBUS, sigaction, siginfo_t, sigset_t, ucontext_t,
+    self, SA_NOCLDSTOP, SA_NOCLDWAIT, SA_ONSTACK, SA_RESTART, SA_SIGINFO, SIG_DFL, SIGBUS, sigaction, siginfo_t,
+    sigset_t,
 };
 
 /// Flags that mean nothing for SIGBUS and SIGSEGV, and that the kernel keeps: they distinguish one installation of the

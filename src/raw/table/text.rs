@@ -71,7 +71,8 @@ pub(in crate::raw) use recovery;
 macro_rules! access {
     ($text:expr, $size:literal at $p:ident, faults at [$($label:literal),+], $($operands:tt)+) => {{
         let alive: usize;
-        // SAFETY: one access of `$size` bytes at `$p`, within `raw`'s contract, which allows any other writer.
+        // SAFETY: one access of `$size` bytes at `$p`, within `raw`'s contract from the caller, which allows any
+        // other writer.
         unsafe {
             core::arch::asm!(
                 concat!("2: ", $text),
@@ -112,7 +113,7 @@ macro_rules! loads_and_stores {
             macro_rules! narrow {
                 ($text:literal, $size:literal) => {{
                     let bits: u64;
-                    // SAFETY: one load within `raw`'s contract, which allows any other writer.
+                    // SAFETY: one load within `raw`'s contract from the caller, which allows any other writer.
                     // `readonly`: like a volatile load, it orders nothing else.
                     unsafe {
                         core::arch::asm!(
@@ -162,8 +163,8 @@ macro_rules! loads_and_stores {
 }
 pub(in crate::raw) use loads_and_stores;
 
-/// `Rounds::rounds_out` by a loop. The loads from `{src}` stand at the labels 20 to 23, the loop ends at 3, when `{src}` is
-/// `{end}`.
+/// `Rounds::rounds_out` by a loop: the loads from `{src}` stand at the labels 20 to 23, and what follows the loop at 3.
+/// The loop ends when `{src}` is `{end}`.
 macro_rules! rounds_out {
     ($dst:ident, $src:ident, $len:ident, [$($line:literal),+ $(,)?], $($clobbered:tt)+) => {{
         use $crate::raw::table::text::recovery;
@@ -191,8 +192,8 @@ macro_rules! rounds_out {
 }
 pub(in crate::raw) use rounds_out;
 
-/// `Rounds::rounds_in` by a loop. The stores to `{dst}`, 32 bytes each, stand at the labels 20 to 23, the loop ends at 3,
-/// when `{dst}` is `{end}`.
+/// `Rounds::rounds_in` by a loop: the stores to `{dst}`, 32 bytes each, stand at the labels 20 to 23, and what follows the
+/// loop at 3. The loop ends when `{dst}` is `{end}`.
 macro_rules! rounds_in {
     ($dst:ident, $src:ident, $len:ident, [$($line:literal),+ $(,)?], $($clobbered:tt)+) => {{
         use $crate::raw::table::text::recovery;
