@@ -1,7 +1,7 @@
 //! The protocol: how a region's state changes, and which threads may rely on it meanwhile.
 //!
 //! ```text
-//!  changer                                  everyone else
+//!  changer                                  other threads
 //!  -------                                  -------------
 //!  control     one change at a time
 //!  before_revoke()                          (memslots, IOMMUs)
@@ -9,7 +9,7 @@
 //!  drain       the old ones end             faults are still resolved: a guard's holder may fault
 //!  memory lock, write side                  resolvers: try-read fails -> wait or retry
 //!  state := Disabled                        from here on refusals are correct
-//!  refuse()    zap, detach or replace       faults meet the old mapping or the refusal
+//!  refuse()    zap, detach or replace       faults find the old mapping or the refusal
 //!  unlock
 //!  gate: Disabled                           enter: refused
 //!  notify, wake                             every waiter looks again
@@ -61,7 +61,7 @@ pub(crate) mod policy;
 pub(crate) use change::Change;
 pub(crate) use changes::{Changes, Failed, Member, WaitFor};
 
-/// What the protocol drives. The real one makes system calls; the model's is a fake kernel.
+/// The mechanism that the protocol drives. The real one makes system calls; the model's is a fake kernel.
 pub(crate) trait Mechanism {
     /// Tells the subscribers, which keep the memory reachable by other ways (memslots, IOMMUs), that it goes away.
     fn before_revoke(&self);

@@ -32,7 +32,7 @@ impl Tries {
 }
 
 impl Served {
-    /// The policy, if the region is disabled and the policy does not wait: the result is known, and costs no more than the
+    /// The policy, if the region is disabled and the policy does not wait. The result is then known, and costs no more than
     /// memory would have.
     #[inline]
     pub(super) fn turns_away(&self) -> Option<OnDisabled> {

@@ -1,4 +1,4 @@
-//! Changes of state, of one region or of several as one: the steps of the protocol, for all of them.
+//! Changes of state, of one region or of several as one: the steps of the protocol for all members.
 //!
 //! Every change goes through here: a region's, a group's, a device's. First the right to change each member is claimed, in
 //! one fixed order; then guards and pins are waited for; then the memory locks are taken; then the state changes; then all

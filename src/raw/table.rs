@@ -128,7 +128,7 @@ pub(crate) unsafe extern "C" fn register(start: *const Entry, stop: *const Entry
         return;
     }
     let node = Box::into_raw(Box::new(Table { start, stop, next: core::ptr::null() }));
-    // Relaxed, here and on failure: nothing behind the pointer is read; a stale one fails the exchange.
+    // Relaxed, here and on failure: the pointer is not followed; a stale one fails the exchange.
     let mut head = TABLES.load(Ordering::Relaxed);
     loop {
         // SAFETY: not published yet, so this thread is the only one that knows it.
@@ -160,7 +160,7 @@ pub(super) fn find(pc: usize) -> Option<&'static Entry> {
     tables().find_map(|table| table.entries().iter().find(|entry| entry.at() == pc))
 }
 
-/// Makes the shared object that contains `address` stay until the process ends; for the main program there's nothing
+/// Keeps the shared object that contains `address` loaded until the process ends; for the main program there is nothing
 /// to do.
 #[cfg(not(target_feature = "crt-static"))]
 fn stay_loaded(address: *const Entry) {

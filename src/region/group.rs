@@ -94,7 +94,7 @@ impl ResetGroup {
     /// [`disable`](Self::disable) that gives up after `patience`, for all members together.
     ///
     /// # Errors
-    /// [`RevokeError::TimedOut`] says for whom it waited.
+    /// [`RevokeError::TimedOut`] says what it waited for.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -174,7 +174,7 @@ impl ResetGroup {
     /// [`reset`](Self::reset) that gives up after `patience`, for all members together.
     ///
     /// # Errors
-    /// [`RevokeError::TimedOut`] says for whom it waited.
+    /// [`RevokeError::TimedOut`] says what it waited for.
     ///
     /// # Signal safety
     /// Not for signal handlers.

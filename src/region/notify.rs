@@ -53,7 +53,7 @@ struct List {
     subscribers: Vec<Arc<Subscriber>>,
 }
 
-
+/// A notifier that has subscribed.
 pub(super) struct Subscriber {
     notifier: Theirs<dyn InvalidateNotifier>,
     pub(super) range: Range<usize>,
