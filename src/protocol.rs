@@ -243,7 +243,8 @@ impl Protocol {
     }
 
     /// [`try_read`](Self::try_read) for a thread that resolves other threads' faults: it also succeeds while a writer
-    /// waits. The writer may wait for a reader that a signal handler has interrupted, and the handler for that fault.
+    /// waits. The writer may wait for a reader that a signal handler has interrupted, and the handler for its own fault to
+    /// be resolved.
     ///
     /// A thread that fails to get it sees the phase as Busy, or a later phase: otherwise it would spin for a while instead
     /// of waiting.

@@ -83,7 +83,8 @@ impl Served {
         }
     }
 
-    /// Repairs this mapping where the region is enabled and the mapping is not: a change failed half-way and could not be undone.
+    /// Repairs this mapping if the region is enabled and the mapping is not: a change failed half-way and could not be
+    /// undone.
     #[cold]
     fn mend(&self) {
         if inside::is_inside() {
