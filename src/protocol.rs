@@ -31,9 +31,9 @@
 //! That thread's accesses must not wait in a page fault either. So mappings are closed (`Mechanism::close`), which leads
 //! accesses here, before the write side is taken, and opened after it was released.
 //!
-//! Lock order: control, then the memory lock, then the region's file, then the list of mappings, then a view's
-//! `Standing`, then (in the kernel) mmap_lock. No thread that holds either side of the memory lock touches
-//! anything that can fault into a userfaultfd.
+//! Lock order: control, then the memory lock, then the region's file, then the list of mappings, then a view's `Standing`,
+//! then (in the kernel) mmap_lock. No thread that holds either side of the memory lock touches anything that can fault into
+//! a userfaultfd.
 
 use crate::protocol::error::RevokeError;
 use crate::protocol::gate::{Gate, Phase};

@@ -8,12 +8,10 @@
 //! * *Inlining.* An access is inlined into its caller, so that it stays one instruction; the caller may be in another code
 //!   generation unit, another crate, another shared object. So each unit that contains an access also contains an
 //!   `.init_array` entry which passes the table of *its* linked object to [`register`], before any code of that object
-//!   runs.
-//!   The start and stop symbols are hidden: no object sees another one's.
+//!   runs. The start and stop symbols are hidden: no object sees another one's.
 //! * *Several copies of the crate.* Each registers its own tables with itself, and its signal handler passes on the signals
 //!   that it does not know. Two copies of one version in one object share a section and both register it, which is
-//!   harmless:
-//!   the section's name has the version of the entry format, and every copy of that format treats an entry alike.
+//!   harmless: the section's name has the version of the entry format, and every copy of that format treats an entry alike.
 //! * *Unloading.* Once the signal handlers are installed, an object whose table is registered is never unloaded
 //!   (`RTLD_NODELETE`): the handlers may walk its table at any time.
 #![expect(unsafe_code, reason = "reads a table that the linker laid out")]

@@ -1,7 +1,7 @@
 //! Recoverable accesses on x86-64: ordinary `mov`s and locked instructions.
 //!
 //! Noticing a fault costs nothing while there is none. Up to 32 bits, the load zero-extends into a 64-bit register, and a
-//! fault sets that register to all ones, of which the top bit is in no value. 64-bit loads, stores and atomics have no bit
+//! fault sets that register to all ones: its top bit is set, as in no value. 64-bit loads, stores and atomics have no bit
 //! to spare, so a fault zeroes the register that held the address, and no region starts at 0.
 //!
 //! x86 keeps loads in order with loads and stores in order with stores; locked instructions are full fences.
