@@ -2,8 +2,8 @@
 //!
 //! Each architecture offers the same few functions: one instruction each, listed in the recovery table (`table.rs`). A
 //! fault in one of them returns [`Faulted`] instead of raising a signal. On architectures without a file of their own,
-//! `portable` makes plain accesses, [`RECOVERABLE`] is false, and mappings make them under the read side of the memory lock
-//! (`locked.rs`).
+//! accesses are plain (`portable.rs`), [`RECOVERABLE`] is false, and mappings make accesses under the read side of the
+//! memory lock (`locked.rs`).
 //!
 //! # Safety of every access here
 //!
