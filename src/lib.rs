@@ -1,8 +1,8 @@
 //! Device memory in user space that its owner can take away from every thread, system call, virtual CPU and
 //! process at once, and give back.
 //!
-//! For authors of virtual machine monitors and user-space devices. It does for an emulated device what Linux's vfio-pci
-//! does to a BAR when a guest clears the memory bit of PCI_COMMAND. A guest that turns a device's memory off while
+//! For authors of virtual machine monitors and user-space devices. The crate does for an emulated device what Linux's
+//! vfio-pci does to a BAR when a guest clears the memory bit of PCI_COMMAND. A guest that turns a device's memory off while
 //! something still uses it gets what the PCI specification says, not a dead VMM.
 //!
 //! # What it costs
@@ -10,7 +10,7 @@
 //! An access through a [`Mapping`] is one comparison and one instruction. [`Region::disable`] and [`Region::enable`] make
 //! system calls for each mapping. They take microseconds where page tables can be moved aside ([`Strategy::Detach`]);
 //! otherwise their cost grows with the number of mapped pages, and each of those pages faults once after `enable()`. Under
-//! Detach a disabled region uses its address space twice. A disabled region needs no running thread. A shared monitor
+//! Detach a disabled region takes twice its address space. A disabled region needs no running thread. A shared monitor
 //! thread starts with the first mapping whose faults it has to resolve.
 //!
 //! # Example

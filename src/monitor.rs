@@ -311,8 +311,8 @@ impl Drop for Threads {
         self.core.stopping.store(true, Ordering::Release);
         self.core.ring();
         for handle in self.running.get_mut().drain(..) {
-            // One of the threads itself can be the last owner, only if a served mapping drops the monitor there; a thread
-            // cannot join itself.
+            // A thread of the monitor can be its last owner only if a served mapping drops it there; a thread cannot join
+            // itself.
             if handle.thread().id() != thread::current().id() {
                 let _ = handle.join();
             }

@@ -44,7 +44,7 @@
 //!   are told, waited for, and can pin again); [`DmaSpace`] and notifiers follow its invalidation.
 //! - Low power with a wake-up eventfd: PME has no user-space counterpart.
 //! - Interrupts: [`PciDevice::privileged`] gives what setting up MSI-X needs of the memory lock; vectors are not modelled.
-//! - Group files, containers and ownership tokens: [`Bus::hot_reset`] asks a function of the caller's instead.
+//! - Group files, containers and ownership tokens: [`Bus::hot_reset`] asks a closure of the caller's instead.
 
 mod bar;
 mod bar_builder;

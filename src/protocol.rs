@@ -1,7 +1,7 @@
 //! The protocol: how a region's state changes, and which threads may rely on it meanwhile.
 //!
 //! ```text
-//!  changer                                  everyone else
+//!  changer                                  other threads
 //!  -------                                  -------------
 //!  control     one change at a time
 //!  before_revoke()                          (memslots, IOMMUs)
@@ -9,7 +9,7 @@
 //!  drain       the old ones end             faults are still resolved: a guard's holder may fault
 //!  memory lock, write side                  resolvers: try-read fails -> wait or retry
 //!  state := Disabled                        from here on refusals are correct
-//!  refuse()    zap, detach or replace       faults meet the old mapping or the refusal
+//!  refuse()    zap, detach or replace       faults find the old mapping or the refusal
 //!  unlock
 //!  gate: Disabled                           enter: refused
 //!  notify, wake                             every waiter looks again
@@ -31,9 +31,9 @@
 //! That thread's accesses must not wait in a page fault either. So mappings are closed (`Mechanism::close`), which leads
 //! accesses here, before the write side is taken, and opened after it was released.
 //!
-//! Lock order: control, then the memory lock, then the region's file, then the list of mappings, then a view's
-//! `Standing`, then (in the kernel) mmap_lock. No thread that holds either side of the memory lock touches
-//! anything that can fault into a userfaultfd.
+//! Lock order: control, then the memory lock, then the region's file, then the list of mappings, then a view's `Standing`,
+//! then (in the kernel) mmap_lock. No thread that holds either side of the memory lock touches anything that can fault into
+//! a userfaultfd.
 
 use crate::protocol::error::RevokeError;
 use crate::protocol::gate::{Gate, Phase};
@@ -61,7 +61,7 @@ pub(crate) mod policy;
 pub(crate) use change::Change;
 pub(crate) use changes::{Changes, Failed, Member, WaitFor};
 
-/// What the protocol drives. The real one makes system calls; the model's is a fake kernel.
+/// The mechanism that the protocol drives. The real one makes system calls; the model's is a fake kernel.
 pub(crate) trait Mechanism {
     /// Tells the subscribers, which keep the memory reachable by other ways (memslots, IOMMUs), that it goes away.
     fn before_revoke(&self);
@@ -243,7 +243,8 @@ impl Protocol {
     }
 
     /// [`try_read`](Self::try_read) for a thread that resolves other threads' faults: it also succeeds while a writer
-    /// waits. The writer may wait for a reader that a signal handler has interrupted, and the handler for that fault.
+    /// waits. The writer may wait for a reader that a signal handler has interrupted, and the handler for its own fault to
+    /// be resolved.
     ///
     /// A thread that fails to get it sees the phase as Busy, or a later phase: otherwise it would spin for a while instead
     /// of waiting.

@@ -1,8 +1,8 @@
 //! Single recoverable accesses: their contract, and the code that all architectures share.
 //!
 //! Each architecture offers the same few accesses (`contract.rs`): one instruction each, listed in the recovery table
-//! (`table.rs`). A fault in one of them comes back as [`Faulted`] instead of a signal. Where no architecture
-//! file fits, `portable` does plain accesses, [`RECOVERABLE`] is false, and mappings make them under the read side of the
+//! (`table.rs`). A fault in one of them returns [`Faulted`] instead of raising a signal. On architectures without a file of
+//! their own, accesses are plain (`portable.rs`), [`RECOVERABLE`] is false, and mappings make accesses under the read side of the
 //! memory lock (`locked.rs`).
 //!
 //! # Safety of every access here

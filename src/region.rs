@@ -103,7 +103,7 @@ impl Region {
     /// [`disable`](Self::disable) that gives up after `patience`.
     ///
     /// # Errors
-    /// [`RevokeError::TimedOut`] says for whom it waited.
+    /// [`RevokeError::TimedOut`] says what it waited for.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -114,7 +114,7 @@ impl Region {
     /// Gives every mapping its memory back, with the content it had. True if this call changed the state.
     ///
     /// # Blocking
-    /// Waits for another thread's change of state only.
+    /// Waits only for another thread's change of state.
     ///
     /// # Errors
     /// The region stays disabled: see [`RevokeError`].
@@ -180,7 +180,7 @@ impl Region {
     /// [`reset`](Self::reset) that gives up after `patience`.
     ///
     /// # Errors
-    /// [`RevokeError::TimedOut`] says for whom it waited.
+    /// [`RevokeError::TimedOut`] says what it waited for.
     ///
     /// # Signal safety
     /// Not for signal handlers.

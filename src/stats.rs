@@ -72,7 +72,7 @@ impl std::fmt::Debug for Latency {
     }
 }
 
-/// What a [`Monitor`](crate::Monitor) has done.
+/// Counters and latencies of a [`Monitor`](crate::Monitor).
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct MonitorStats {
@@ -108,7 +108,7 @@ pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// What a region has done and holds, see [`Region::stats`](crate::Region::stats).
+/// Counters and latencies of a region; see [`Region::stats`](crate::Region::stats).
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct RegionStats {

@@ -47,7 +47,7 @@ pub(crate) enum Mutation {
     GenerationAfterCheck,
     /// The waiters: a notification wakes without advancing the generation.
     GenerationBump,
-    /// Cancellation: look at the token before registering with it, and not after.
+    /// Cancellation: the waiter looks at the token before registering with it, and not after.
     CheckBeforeRegister,
     /// Cancellation: the flag is set but the waiters are not told.
     CancelNotify,
@@ -69,9 +69,9 @@ pub(crate) enum Mutation {
     WakeFirst,
     /// The protocol: waiters for the phase are notified before it is set.
     NotifyFirst,
-    /// The fault path: wait for the memory lock instead of trying it.
+    /// The fault path: waits for the memory lock instead of trying it.
     NowaitReads,
-    /// The fault path: answer after releasing the memory lock.
+    /// The fault path: `ready` runs after the memory lock is released.
     FaultUnlocked,
     /// The fake kernel: revoke without dropping page-table entries.
     #[cfg(all(test, revocable_model))]

@@ -193,7 +193,8 @@ impl View {
         }
     }
 
-    /// After the end of the monitor: makes a live range refuse whose faults the monitor resolved. True if that changed anything.
+    /// After the end of the monitor: makes a live range refuse whose faults the monitor resolved. True if that changed
+    /// anything.
     pub(crate) fn abandon(&self) -> Result<bool, SysError> {
         let mut standing = self.standing()?;
         if standing.content != Content::Live || !self.is_served() {
@@ -216,7 +217,8 @@ impl View {
         call: impl FnOnce() -> Result<(), SysError>,
     ) -> Result<(), SysError> {
         if let Some(hole) = standing.hole {
-            // SAFETY: a part of the view's own range, in which nothing was mapped; a mapping that other code has made there stays.
+            // SAFETY: a part of the view's own range, in which nothing was mapped; a mapping that other code has made there
+            // stays.
             let plugged = unsafe { map::plug(hole) };
             // A mapping that the kernel gave the crate there since has stayed there.
             plugged.or_else(|e| if ranges::was_filled(self.range) { Ok(()) } else { Err(e) })?;

@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | `Bytes<MemoryRegionAddress>` | yes | every access is one of this crate's own, and recovers |
 //! | `GuestMemoryRegion` | yes | |
-//! | ... its `get_slice`, `as_volatile_slice`, `get_host_address` | for writable mappings of policy `AllOnes` only | they give out an address; an access by address gets what the mapping's policy says, and only all-ones is never a signal. With `Block` the device would wait and could not be cancelled |
+//! | ... its `get_slice`, `as_volatile_slice`, `get_host_address` | for writable mappings of policy `AllOnes`; under Zap not for accessors only | they give out an address; an access by address gets what the mapping's policy says, and only all-ones is never a signal. With `Block` the device would wait and could not be cancelled |
 //! | `GuestMemoryRegionBytes` | no | its `Bytes` go through `get_slice` |
 //! | `GuestMemoryBackend`, `GuestMemory` | yes, by `GuestRegionCollection<RevocableRegion>` or of [`AnyRegion`] | |
 //! | ... their `Bytes<GuestAddress>` | use [`Recoverable`] | vm-memory implements it for every `GuestMemory` by `get_slices`, that is by address: over a revocable region it returns `HostAddressNotAvailable` |

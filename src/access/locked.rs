@@ -42,7 +42,7 @@ impl Mapping {
         let mut part = [0; PART];
         let copied = self.parts(offset, into.len(), AccessKind::Load, |done, len| {
             let copy = |from: *mut u8| {
-                // SAFETY: the address that `under_lock` gives, of `len` bytes; `part` has as many, and is this function's own.
+                // SAFETY: the address that `under_lock` gives, of `len` bytes; `part` has as many, and is local.
                 all(unsafe { raw::copy_out(part.as_mut_ptr(), from, len) }, len)
             };
             let copied = self.locked(offset + done, len, AccessKind::Load, copy)?;
@@ -61,7 +61,7 @@ impl Mapping {
         let written = self.parts(offset, from.len(), AccessKind::Store, |done, len| {
             part[..len].copy_from_slice(&from[done..done + len]);
             self.locked(offset + done, len, AccessKind::Store, |to| {
-                // SAFETY: the address that `under_lock` gives, of `len` bytes; `part` has as many, and is this function's own.
+                // SAFETY: the address that `under_lock` gives, of `len` bytes; `part` has as many, and is local.
                 all(unsafe { raw::copy_in(to, part.as_ptr(), len) }, len)
             })
         });

@@ -32,7 +32,7 @@ impl Tries {
 }
 
 impl Served {
-    /// The policy, if the region is disabled and the policy does not wait: the result is known, and costs no more than the
+    /// The policy, if the region is disabled and the policy does not wait. The result is then known, and costs no more than
     /// memory would have.
     #[inline]
     pub(super) fn turns_away(&self) -> Option<OnDisabled> {
@@ -83,7 +83,8 @@ impl Served {
         }
     }
 
-    /// Repairs this mapping where the region is enabled and the mapping is not: a change failed half-way and could not be undone.
+    /// Repairs this mapping if the region is enabled and the mapping is not: a change failed half-way and could not be
+    /// undone.
     #[cold]
     fn mend(&self) {
         if inside::is_inside() {

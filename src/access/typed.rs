@@ -296,7 +296,8 @@ impl Mapping {
                 Next::Unsupported => return Ok(None),
                 Next::Try => {}
             }
-            // A signal costs as much as all the rest of resolving a fault, so a fault that has happened is resolved before the next try.
+            // A signal costs as much as all the rest of resolving a fault, so a fault that has happened is resolved before
+            // the next try.
             if std::mem::take(&mut faulted) {
                 served.after_fault(offset, &mut tries)?;
             }

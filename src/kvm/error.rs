@@ -28,7 +28,7 @@ pub enum MemslotError {
     /// A mapping with these options cannot be guest memory.
     #[error("this mapping cannot be guest memory: {0}")]
     Mapping(&'static str),
-    /// Called from inside a notifier of the same region.
+    /// Called from inside a notifier of the same region, or with a guard that another thread's change waits for.
     #[error(transparent)]
     State(#[from] RevokeError),
     /// KVM refused the memslot.

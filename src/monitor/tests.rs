@@ -1,4 +1,4 @@
-//! A message reaches the mapping that it is about or none, and a mapping whose answer panics refuses from then on.
+//! A message reaches the mapping that it is about, or none; a mapping whose `serve` panics refuses from then on.
 
 pub(crate) mod hostile;
 

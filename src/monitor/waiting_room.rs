@@ -41,7 +41,7 @@ pub(crate) struct WaitingRoom {
     started: Mutex<bool>,
     /// The thread has found that the userfaultfd is gone.
     ended: AtomicBool,
-    /// Another room has taken its place: the thread is to end.
+    /// Another room has taken its place: the thread has to end.
     replaced: AtomicBool,
 }
 

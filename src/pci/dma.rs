@@ -18,7 +18,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-/// An I/O address space whose mappings follow the revocation of the memory behind them.
+/// An I/O address space whose mappings follow the revocation of their memory.
 ///
 /// It belongs to the process that made it: a forked child cannot change it, and dropping it there reaches no IOMMU.
 pub struct DmaSpace {

@@ -53,9 +53,9 @@ impl<'a> DmaSegment<'a> {
     /// Memory that is never revoked: `len` bytes from `addr` on, whole pages.
     ///
     /// # Safety
-    /// As long as it is mapped in a [`DmaSpace`], devices read it at any time, and write it if they are allowed to. Until
-    /// it is unmapped it must be the caller's own memory, stay mapped, and have no reference to it that such accesses would
-    /// break.
+    /// As long as it is mapped in a [`DmaSpace`](super::DmaSpace), devices read it at any time, and write it if they are
+    /// allowed to. Until it is unmapped it must be the caller's own memory, stay mapped, and have no reference to it that
+    /// such accesses would break.
     #[expect(unsafe_code, reason = "UNSAFETY: what an IOMMU is told to reach is the caller's promise")]
     pub unsafe fn plain(addr: *mut u8, len: usize) -> Self {
         Self(SegmentKind::Plain { addr, len })

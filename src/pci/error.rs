@@ -107,7 +107,7 @@ pub enum PciError {
         /// The function.
         name: String,
     },
-    /// The reset itself failed; the device is as before.
+    /// The reset itself failed. The device is in D0, and memory that PCI_COMMAND enables is given back.
     #[error("the reset failed: {0}")]
     Reset(#[source] std::io::Error),
     /// The device is in low power already (EINVAL).

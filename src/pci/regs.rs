@@ -20,7 +20,7 @@ pub(super) const INTERRUPT_PIN: usize = 0x3d;
 /// The end of the header, from which on capabilities may be placed.
 pub(super) const HEADER_END: usize = 0x40;
 
-/// COMMAND: the device answers accesses to its memory BARs.
+/// COMMAND: the device decodes accesses to its memory BARs.
 pub(super) const COMMAND_MEMORY: u16 = 1 << 1;
 /// COMMAND: the other writable bits: I/O space, bus master, SERR#, INTx disable. The rest are hardwired to 0 in
 /// PCI Express devices.
@@ -28,7 +28,7 @@ pub(super) const COMMAND_WRITABLE: u16 = COMMAND_MEMORY | 1 << 0 | 1 << 2 | 1 <<
 /// STATUS: there is a list of capabilities.
 pub(super) const STATUS_CAPABILITIES: u16 = 1 << 4;
 
-/// BAR: I/O ports and not memory.
+/// BAR: I/O ports, not memory.
 pub(super) const BAR_IO: u32 = 1;
 /// BAR: memory, 64 bits wide.
 pub(super) const BAR_64: u32 = 1 << 2;

@@ -25,7 +25,7 @@ impl Device {
 
 impl PciDevice {
     /// Resets the function (`VFIO_DEVICE_RESET`): it goes to D0, mappings are zapped, accesses wait, and the rest of the
-    /// configuration is kept. Memory that was disabled stays disabled.
+    /// configuration is kept. Memory that PCI_COMMAND disables stays disabled.
     ///
     /// # Blocking
     /// As [`Region::reset`](crate::Region::reset).

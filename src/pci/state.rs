@@ -123,7 +123,7 @@ pub enum ResetKind {
     Call,
     /// Function Level Reset, through the PCI Express capability.
     FunctionLevel,
-    /// The bus's reset, [`Bus::hot_reset`].
+    /// The reset of the bus, [`Bus::hot_reset`](super::Bus::hot_reset).
     Bus,
 }
 

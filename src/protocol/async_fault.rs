@@ -57,7 +57,7 @@ pub struct Completion {
     pub result: Result<(), NotResolved>,
 }
 
-/// What became of a submitted fault.
+/// The outcome of submitting a fault.
 #[derive(Debug)]
 pub enum Submitted {
     /// The region is enabled and not busy: repeat the access at once. Nothing was queued.

@@ -1,4 +1,4 @@
-//! Changes of state, of one region or of several as one: the steps of the protocol, for all of them.
+//! Changes of state, of one region or of several as one: the steps of the protocol for all members.
 //!
 //! Every change goes through here: a region's, a group's, a device's. First the right to change each member is claimed, in
 //! one fixed order; then guards and pins are waited for; then the memory locks are taken; then the state changes; then all
@@ -64,7 +64,8 @@ pub(crate) struct Changes<'a, M: Member> {
 impl<'a, M: Member> Changes<'a, M> {
     /// Begins them all, or none. Afterwards no thread uses the memory under a guard or a pin or resolves a fault, and this
     /// thread alone may change the states. `goal` is the state that a member is to have, `None` if it stays or is not known
-    /// yet. Members that have their state already are left untouched, and unchanged. Returns `None` if all have it.
+    /// yet. Members that have their state already are left untouched, and unchanged. Returns `None` if all have it, or if
+    /// there are no members.
     ///
     /// The members are in the one order that all changes share; a change that waits does so in that order. Without waiting,
     /// no subscriber is told before every member looks free.

@@ -1,4 +1,4 @@
-//! Bulk copies that know how far they came.
+//! Bulk copies that report how many bytes were copied.
 //!
 //! Wide moves in ascending order, in rounds that the architecture unrolls. After a wide move faults, the bytes up to the
 //! page's edge are moved one by one, and the first of those that faults ends the copy: so the count is exact. A fault in

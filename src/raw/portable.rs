@@ -1,8 +1,8 @@
 //! Plain volatile and atomic accesses, for architectures without a recovery file.
 //!
 //! A plain access cannot be skipped when it faults, so none is made where it could be revoked: mappings access the owner's
-//! view under the read side of the memory lock (`locked.rs`). Memory that the file itself does not give remains;
-//! [`OwnerView::given`](crate::OwnerView) makes sure of it first.
+//! view under the read side of the memory lock (`locked.rs`). One cause of a fault remains, memory that the file itself
+//! does not give: [`OwnerView::given`](crate::OwnerView) makes sure of that first.
 #![expect(unsafe_code, reason = "plain accesses through raw pointers")]
 // UNSAFETY: volatile and atomic accesses within `raw`'s contract while nothing is revoked.
 

@@ -1,6 +1,6 @@
 //! The types of single accesses: the machine's own integers and floats, without padding or invalid values.
 
-/// A type that one load or store can move: the integers of 1 to 8 bytes and the two floats.
+/// A type that one load or store can move: the integers of 1 to 8 bytes, `f32` and `f64`.
 ///
 /// Every bit pattern is a valid value, because a device may give any. The trait is sealed: an access has to be one
 /// instruction, and only these types have one.

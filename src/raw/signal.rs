@@ -102,7 +102,7 @@ static INSTALLING: PerProcess<Mutex<()>> = PerProcess::new(|| Mutex::new(()));
 ///
 /// # Errors
 ///
-/// [`SignalError::Sigaction`]: some sandbox forbids it.
+/// [`SignalError::Sigaction`]: a sandbox forbids sigaction(2).
 ///
 /// # Signal safety
 ///

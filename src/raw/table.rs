@@ -5,19 +5,17 @@
 //!
 //! * *Garbage collection of sections.* The section carries `SHF_GNU_RETAIN`; linkers that are older than the flag keep
 //!   the section because of the reference to its `__start_` symbol.
-//! * *Inlining.* An access is inlined into whoever calls it, so that it stays one instruction; that may be another
-//!   code generation unit, another crate, another shared object. Therefore each unit that contains an access also
-//!   contains an `.init_array` entry which hands the table of *its* linked object to [`register`], before any code of
-//!   that object runs. The start and stop symbols are hidden: no object sees another one's.
-//! * *Several copies of the crate.* Each registers its own tables with itself, and its signal handler passes on what
-//!   it doesn't know. Two copies of one version in one object share a section and both register it, which is
-//!   harmless: the section's name holds the version of the entry format, and every copy of that format treats an
-//!   entry alike.
-//! * *Unloading.* An object whose table is registered is made to stay (`RTLD_NODELETE`) once the signal handlers
-//!   are installed: they may walk it at any time.
-#![expect(unsafe_code, reason = "reads a table that the linker laid out, and edits the context of a fault")]
-// UNSAFETY: walks linker-made arrays and lock-free nodes that are never freed; reads and writes the ucontext that the
-// kernel hands to a handler.
+//! * *Inlining.* An access is inlined into its caller, so that it stays one instruction; the caller may be in another code
+//!   generation unit, another crate, another shared object. So each unit that contains an access also contains an
+//!   `.init_array` entry which passes the table of *its* linked object to [`register`], before any code of that object
+//!   runs. The start and stop symbols are hidden: no object sees another one's.
+//! * *Several copies of the crate.* Each registers its own tables with itself, and its signal handler passes on the signals
+//!   that it does not know. Two copies of one version in one object share a section and both register it, which is
+//!   harmless: the section's name has the version of the entry format, and every copy of that format treats an entry alike.
+//! * *Unloading.* Once the signal handlers are installed, an object whose table is registered is never unloaded
+//!   (`RTLD_NODELETE`): the handlers may walk its table at any time.
+#![expect(unsafe_code, reason = "reads a table that the linker laid out")]
+// UNSAFETY: walks linker-made arrays and lock-free nodes that are never freed.
 
 // Not from `crate::sync`: a signal handler reads these, and the model checker's atomics aren't async-signal-safe.
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
@@ -133,7 +131,7 @@ pub(crate) unsafe extern "C" fn register(start: *const Entry, stop: *const Entry
         return;
     }
     let node = Box::into_raw(Box::new(Table { start, stop, next: core::ptr::null() }));
-    // Relaxed, here and on failure: nothing behind the pointer is read; a stale one fails the exchange.
+    // Relaxed, here and on failure: the pointer is not followed; a stale one fails the exchange.
     let mut head = TABLES.load(Ordering::Relaxed);
     loop {
         // SAFETY: not published yet, so this thread is the only one that knows it.
@@ -165,7 +163,7 @@ fn find(pc: usize) -> Option<&'static Entry> {
     tables().find_map(|table| table.entries().iter().find(|entry| entry.at() == pc))
 }
 
-/// Makes the shared object that contains `address` stay until the process ends; for the main program there's nothing
+/// Keeps the shared object that contains `address` loaded until the process ends; for the main program there is nothing
 /// to do.
 #[cfg(not(target_feature = "crt-static"))]
 fn stay_loaded(address: *const Entry) {

@@ -2,7 +2,7 @@
 
 use crate::raw::Primitive;
 
-/// One access was refused; memory is unchanged by it.
+/// An access was refused; it has not changed the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AccessError {
@@ -99,7 +99,7 @@ impl AccessError {
     pub const WHOLE: usize = usize::MAX;
 }
 
-/// Where an access was, for the messages.
+/// The offset of an access, for the messages.
 struct AtOffset(usize);
 
 impl std::fmt::Display for AtOffset {

@@ -22,7 +22,7 @@ pub enum Backing {
     /// file that can be mapped shared. Any other holder of the file reaches the memory through it at any time, and can
     /// truncate it unless it is sealed against shrinking.
     File {
-        /// Open for reading and writing.
+        /// The file, open for reading and writing.
         fd: OwnedFd,
         /// Where the region starts in the file, in bytes.
         offset: u64,

@@ -18,7 +18,7 @@ pub enum BuildError {
     /// Lengths and offsets are multiples of the backing's page size.
     #[error("{what} {value:#x} is not a multiple of the page size {page:#x}: round it")]
     Unaligned {
-        /// Which number.
+        /// The number that is not a multiple: a length or an offset.
         what: &'static str,
         /// Its value, in bytes.
         value: u64,
@@ -80,7 +80,7 @@ pub enum MapError {
     /// Offsets and lengths of mappings are multiples of the page size.
     #[error("{what} {value:#x} is not a multiple of the page size {page:#x}: round it")]
     Unaligned {
-        /// Which number.
+        /// The number that is not a multiple: a length or an offset.
         what: &'static str,
         /// Its value, in bytes.
         value: usize,

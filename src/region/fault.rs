@@ -36,13 +36,13 @@ impl Region {
     /// [`Outcome::Retry`] says whether it was released on the way.
     ///
     /// # Blocking
-    /// As the flags say. With `RETRY_NOWAIT` it never sleeps on a lock, not for a moment.
+    /// As the flags say. With `RETRY_NOWAIT` it never sleeps on a lock, not even for a moment.
     ///
     /// # Errors
     /// Out of bounds, or flags that contradict themselves; the lock is then untouched.
     ///
     /// # Signal safety
-    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
+    /// Async-signal-safe if `lock` is and the caller has no [`CancelToken`](crate::CancelToken); it may wait as an access does.
     pub fn fault<'a>(
         &self,
         offset: usize,
@@ -64,7 +64,7 @@ impl Region {
     /// See [`FaultError`].
     ///
     /// # Signal safety
-    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
+    /// Async-signal-safe if `lock` is and the caller has no [`CancelToken`](crate::CancelToken); it may wait as an access does.
     pub fn fault_in<'a>(
         &self,
         offset: usize,
@@ -88,7 +88,7 @@ impl Mapping {
     /// Out of bounds, or flags that contradict themselves.
     ///
     /// # Signal safety
-    /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken) whose lock is; it may wait there as an access does.
+    /// Async-signal-safe if `lock` is and the caller has no [`CancelToken`](crate::CancelToken); it may wait as an access does.
     pub fn fault<'a>(
         &self,
         offset: usize,

@@ -94,7 +94,7 @@ impl ResetGroup {
     /// [`disable`](Self::disable) that gives up after `patience`, for all members together.
     ///
     /// # Errors
-    /// [`RevokeError::TimedOut`] says for whom it waited.
+    /// [`RevokeError::TimedOut`] says what it waited for.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -142,8 +142,8 @@ impl ResetGroup {
     }
 
     /// Runs `reset` while nothing reaches the memory of any member through any mapping. Accesses to enabled members wait
-    /// for its end; disabled members stay disabled. `reset` gets the members' owner's views, in the group's order. As for
-    /// [`Region::reset`], it must not change a member's state, and a panic in it passes on once the mappings are back.
+    /// for its end; disabled members stay disabled. `reset` gets the owner's view of each member, in the group's order. As
+    /// for [`Region::reset`], it must not change a member's state, and a panic in it passes on once the mappings are back.
     ///
     /// # Blocking
     /// As [`disable`](Self::disable).
@@ -174,7 +174,7 @@ impl ResetGroup {
     /// [`reset`](Self::reset) that gives up after `patience`, for all members together.
     ///
     /// # Errors
-    /// [`RevokeError::TimedOut`] says for whom it waited.
+    /// [`RevokeError::TimedOut`] says what it waited for.
     ///
     /// # Signal safety
     /// Not for signal handlers.

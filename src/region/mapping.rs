@@ -102,7 +102,7 @@ impl Mapping {
         }
         let state = region.protocol.read().map_err(|futile| match futile {
             Waited::WouldDeadlock => Establish::WouldDeadlock,
-            // In its own reset callback.
+            // Called in the region's own reset callback.
             _ => Establish::Reentrant,
         })?;
         let file = region.file.lock_quietly();
@@ -165,11 +165,11 @@ impl Drop for Listed {
         let range = self.served.view.range;
         let region = &self.region;
         if region.protocol.is_inherited() {
-            // There is no mapping, and there may be something else by now. The list keeps the rest as it is.
+            // A forked child has no mapping here, and may have something else by now. The list is left alone.
             return;
         }
-        // The list's lock: no change of state is working on the range, and none that comes later misses it while it is
-        // still there. `disown`: no monitor is working on it.
+        // The list's lock: no change of state is working on the range, and a later change finds it as long as it is in the
+        // list. `disown`: no monitor is working on it.
         let mut mappings = region.mappings.lock_quietly();
         if let Server::Monitor(monitor) = &self.served.view.spec.server {
             monitor.disown(range);
@@ -181,7 +181,7 @@ impl Drop for Listed {
     }
 }
 
-/// What resolves the faults of a region's mapping while it is live.
+/// The server of the faults of a region's mapping while it is live.
 fn server(region: &RegionCore, accessors_only: bool) -> Result<Server, MapError> {
     match (region.strategy, &region.monitor) {
         (Strategy::Detach | Strategy::Replace, _) => Ok(Server::Kernel),

@@ -53,10 +53,12 @@ struct List {
     subscribers: Vec<Arc<Subscriber>>,
 }
 
+/// A notifier that has subscribed.
 pub(super) struct Subscriber {
     notifier: Theirs<dyn InvalidateNotifier>,
     pub(super) range: Range<usize>,
-    /// Held while the subscriber is being told, so that unsubscribing waits for that (and for nothing else: see `Subscription`).
+    /// Held while the subscriber is being told, so that unsubscribing waits for that (and for nothing else: see
+    /// `Subscription`).
     calling: parking_lot::Mutex<()>,
     gone: AtomicBool,
     pub(super) revoked: AtomicBool,

@@ -72,7 +72,7 @@ impl OwnerView {
         self.map.is_none()
     }
 
-    /// Has the file give pages in `range`, without changing their content.
+    /// Makes the file's pages in the range present, without changing their content.
     pub(crate) fn populate(&self, offset: InRegion, len: usize) -> Result<(), SysError> {
         // An empty view has no addresses: 0 plus the offset may be anything.
         let view = self.map.as_ref().ok_or(SysError::new("madvise", Errno::EBADF))?;

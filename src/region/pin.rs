@@ -83,9 +83,10 @@ impl Region {
     /// [`OnDisabled::Block`](crate::OnDisabled)). With `RETRY_NOWAIT` it returns [`PinError::WouldBlock`] at once, and
     /// queues nothing. Under a guard of the region it does not wait either.
     ///
-    /// A thread that holds a pin and waits here for another one makes the revocation wait for the first: drop the pin when
-    /// told ([`Pin::on_revoke`]), or ask with `RETRY_NOWAIT`. Under a guard of another region that is being revoked
-    /// together with this one (another BAR of the device) it is an error, because that revocation waits for the guard.
+    /// A thread that holds a pin and waits here for another one waits for the revocation, which waits for its first pin:
+    /// drop that one when told ([`Pin::on_revoke`]), or ask with `RETRY_NOWAIT`. Under a guard of another region that is
+    /// being revoked together with this one (another BAR of the device) it is an error, because that revocation waits for
+    /// the guard.
     ///
     /// # Errors
     /// Nothing is pinned: see [`PinError`].

@@ -149,9 +149,9 @@ impl monitor::Resolver for Served {
                     count(&counters.faults_failed);
                     // The file gives no page there: it was truncated, or its file system is full. Once the page is left to
                     // the kernel, the thread gets the kernel's answer, SIGBUS; otherwise it would fault here again and
-                    // again. If the kernel maps something there after all, that is revoked with the rest, and registers the
-                    // page again. Splitting off one page takes one more mapping, for which there may be no memory either;
-                    // unregistering the whole range takes none.
+                    // again. If the kernel maps something there after all, it is revoked with the rest, and the next
+                    // `enable()` registers the page again. Splitting off one page takes one more mapping, for which there
+                    // may be no memory either; unregistering the whole range takes none.
                     let page = self.region.page;
                     let page = AddrRange::new(fault.addr.page(page), page);
                     let _ = uffd.unregister(page).or_else(|_| uffd.unregister(self.view.range));

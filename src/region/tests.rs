@@ -68,7 +68,8 @@ fn reached(mapping: &Mapping, enabled: bool) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// True if there is a page at this address: `/proc/self/pagemap` has 8 bytes per page; bit 63 is "present" (proc_pid_pagemap(5)).
+/// True if there is a page at this address: `/proc/self/pagemap` has 8 bytes per page; bit 63 is "present"
+/// (proc_pid_pagemap(5)).
 fn is_present(address: usize) -> bool {
     let pagemap = File::open("/proc/self/pagemap").expect("procfs");
     let mut entry = [0; 8];

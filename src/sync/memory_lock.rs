@@ -1,6 +1,6 @@
 //! The memory lock: readers that try, and a writer that waits for them, over a word and a futex only.
 //!
-//! Taking the read side and letting it go is async-signal-safe: the fault path of the crate's accessors does it, and those may
+//! Taking and releasing the read side is async-signal-safe: the fault path of the crate's accessors does it, and those may
 //! run in signal handlers. A reader is inside of the crate ([`super::inside`]).
 //!
 //! UNSAFETY: the value is in an `UnsafeCell`, reached by the guards only.
@@ -15,7 +15,7 @@ use std::time::Instant;
 
 /// A writer has the lock.
 const WRITER: u32 = 1 << 31;
-/// A writer sleeps, and is to be woken by the last reader.
+/// A writer sleeps, and the last reader has to wake it.
 const WAITING: u32 = 1 << 30;
 
 /// Readers enter while a writer waits, since the writer may depend on them: a reader may have been interrupted by a signal

@@ -228,8 +228,8 @@ impl Condvar {
     }
 }
 
-/// loom's lock has no fairness: that a new reader queues behind a waiting writer is not modelled, so a read
-/// lock taken twice by one thread is not caught here.
+/// loom's lock has no fairness: a new reader does not queue after a waiting writer, so a read lock taken twice by one
+/// thread is not caught here.
 #[derive(Debug)]
 pub(crate) struct RwLock<T> {
     lock: loom::sync::RwLock<T>,

@@ -68,8 +68,7 @@ impl Event {
     /// generation, then wakes.
     /// 1. The advance comes before our reading: Acquire sees what came before the Release, so `busy` sees the change.
     /// 2. It comes after our reading: the generation is not the one that we read any more, and the kernel (which compares
-    ///    it and
-    ///    queues us in one step) does not let us sleep, or has queued us before the wake.
+    ///    it and queues us in one step) does not let us sleep, or has queued us before the wake.
     pub(crate) fn wait_while(
         &self,
         busy: impl Fn() -> bool,

@@ -21,7 +21,8 @@ pub struct Support {
     features: Feature,
 }
 
-/// Results that cannot change any more, by the feature's bit. Per process: a forked child has none of its parent's registrations.
+/// Results that cannot change any more, by the feature's bit. Per process: a forked child has none of its parent's
+/// registrations.
 static KNOWN: PerProcess<[OnceLock<Result<(), SysError>>; FEATURES]> = PerProcess::new(Default::default);
 
 impl Support {

@@ -357,7 +357,7 @@ mod tests {
                 tell.send(u32::try_from(crate::sys::thread::current_tid())).expect("it is heard");
                 let byte = std::ptr::with_exposed_provenance_mut::<u8>(addr.0);
                 if write {
-                    // SAFETY: inside the mapping; the fault is answered below.
+                    // SAFETY: inside the mapping; the fault is resolved below.
                     unsafe { byte.write_volatile(1) };
                 }
                 // SAFETY: as above.

@@ -74,7 +74,7 @@ fn empty_file() -> Result<Arc<KnownFile>, SysError> {
     Ok(file)
 }
 
-/// Makes the file of covers, so that revoking does not have to.
+/// Makes the empty file, so that revoking does not have to.
 pub(super) fn prepare() -> Result<(), SysError> {
     empty_file().map(drop)
 }

@@ -1,4 +1,4 @@
-//! The decisions, as the kernel takes them and as this crate does.
+//! The decisions about faults, as the kernel takes them and as this crate does.
 
 use super::{CallerLock, FaultFlags, LockAfter, Outcome, Woken};
 
@@ -57,7 +57,7 @@ pub enum Then {
 pub struct Rules {
     /// On which tries RETRY_NOWAIT keeps the caller from sleeping.
     nowait: Tries,
-    /// On which tries the caller's lock is released before the sleep, and the answer is Retry.
+    /// On which tries the caller's lock is released before the sleep, and the outcome is Retry.
     retry: Tries,
     /// Whether a caller that allows no retry waits, with its lock held; it gets Sigbus otherwise.
     no_retry_waits: bool,
@@ -108,7 +108,7 @@ impl Default for Rules {
     }
 }
 
-/// What a fault found.
+/// What a fault found at its region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// The memory lock is taken: the region is busy, whatever its state will be.

@@ -33,7 +33,7 @@ impl FaultFlags {
     /// What a caller that waits and can be killed allows (`fixup_user_fault`).
     pub const WAIT: Self = Self::ALLOW_RETRY.union(Self::KILLABLE);
 
-    /// Whether this is a first try that may be retried (`fault_flag_allow_retry_first`).
+    /// True for a first try that may be retried (`fault_flag_allow_retry_first`).
     #[must_use]
     pub const fn allow_retry_first(self) -> bool {
         self.contains(Self::ALLOW_RETRY) && !self.contains(Self::TRIED)
@@ -43,7 +43,7 @@ impl FaultFlags {
     ///
     /// # Errors
     ///
-    /// Where the kernel warns: see [`IllegalFlags`].
+    /// The combinations of which the kernel warns: see [`IllegalFlags`].
     pub fn validate(self) -> Result<Self, IllegalFlags> {
         let allow = self.contains(Self::ALLOW_RETRY);
         let unknown = self.difference(Self::all());

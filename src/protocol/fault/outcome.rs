@@ -24,7 +24,7 @@ pub enum Outcome {
     WouldDeadlock,
 }
 
-/// Whether the caller's lock survived.
+/// Whether the caller's lock is still held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockAfter {
     /// The caller still holds it.
@@ -42,7 +42,7 @@ pub trait CallerLock {
     fn release(&mut self);
     /// Takes it again. What was looked up under it before has to be looked up again.
     fn acquire(&mut self);
-    /// Whether it is held now.
+    /// True if it is held now.
     fn is_held(&self) -> bool;
 }
 
@@ -70,7 +70,7 @@ impl CallerLock for NoLock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Woken {
-    /// What was waited for happened, or may have.
+    /// The awaited event has happened, or may have.
     Done,
     /// The caller was cancelled.
     Killed,

@@ -5,7 +5,7 @@ use super::{CallerLock, FaultFlags, IllegalFlags, LockAfter, Outcome};
 /// The memory is there, and the caller's lock is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    /// Whether the lock was released in between, so that what was looked up under it is stale.
+    /// True if the lock was released in between; results that were looked up under it are then stale.
     pub unlocked: bool,
 }
 

@@ -168,7 +168,7 @@ impl<T: Default> Buckets<T> {
 impl<T> Drop for Buckets<T> {
     fn drop(&mut self) {
         for (bucket, pointer) in self.0.iter().enumerate() {
-            // Relaxed: `&mut self` came after every other use, by whatever handed it over.
+            // Relaxed: `&mut self` comes after every other use, by whatever passed it on.
             let first = pointer.load(Ordering::Relaxed);
             if !first.is_null() {
                 let slots = ptr::slice_from_raw_parts_mut(first, FIRST << bucket);

@@ -23,7 +23,8 @@ impl Tally {
     /// Adds one. Async-signal-safe, and never waits.
     #[inline]
     pub(super) fn count(&self) {
-        // Thread-local blocks are pages apart; the multiplication spreads whatever differs over the top bits (Fibonacci hashing).
+        // Thread-local blocks are pages apart; the multiplication spreads the differing bits over the top bits (Fibonacci
+        // hashing).
         let here = HERE.with(|here| (&raw const *here).addr());
         let part = (here >> 6).wrapping_mul(0x9E37_79B9) >> (u32::BITS - PARTS.ilog2());
         // Relaxed: the parts are only ever summed up. A read-modify-write, as other threads and handlers may count here.

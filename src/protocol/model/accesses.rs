@@ -1,4 +1,5 @@
-//! Accesses through the mapping: raw pointers, system calls, virtual CPUs; answered by the monitor or by the kernel.
+//! Accesses through the mapping: by raw pointers, system calls and virtual CPUs. The monitor or the kernel resolves their
+//! faults.
 
 use super::*;
 

@@ -35,7 +35,7 @@ struct Mm {
     messages: u32,
     /// Wake-ups so far.
     wakes: u32,
-    /// The monitor is to end.
+    /// Tells the monitor to end.
     stop: bool,
 }
 
