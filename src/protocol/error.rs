@@ -43,7 +43,7 @@ pub enum RevokeError {
     },
     /// The change would wait for the calling thread: it holds a guard of this region, or it holds a guard of, or is
     /// changing, a region that changes together with this one.
-    #[error("this thread holds {guards} guard(s) of the region itself: drop them first")]
+    #[error("the change would wait for this thread, {}", own(*.guards))]
     WouldDeadlock {
         /// How many guards of this region it holds; may be 0 if other regions change together with this one.
         guards: u64,
@@ -115,5 +115,12 @@ impl RevokeError {
             Patience::Never => Self::Busy(holders),
             Patience::Forever | Patience::Until(_) => Self::TimedOut { waited: since.elapsed(), holders },
         }
+    }
+}
+
+fn own(guards: u64) -> String {
+    match guards {
+        0 => "which guards or changes another region that changes together with this one: end that first".to_owned(),
+        guards => format!("which holds {guards} guard(s) of the region: drop them first"),
     }
 }
