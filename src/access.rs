@@ -12,4 +12,9 @@ pub(crate) mod register;
 mod slow;
 mod typed;
 
-pub(crate) use typed::AccessKind;
+/// What an access does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AccessKind {
+    Load,
+    Store,
+}

@@ -8,7 +8,7 @@
 #![expect(unsafe_code, reason = "raw accesses to regions")]
 // UNSAFETY: accesses to addresses that `under_lock` keeps mapped.
 
-use super::typed::AccessKind;
+use super::AccessKind;
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::FaultFlags;
 use crate::raw::{self, Faulted};

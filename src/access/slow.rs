@@ -1,9 +1,15 @@
 //! The slow path of an access that did not succeed at once: look at the state, wait, resolve the fault, or give up.
+//!
+//! UNSAFETY: accesses region memory by address, as `typed.rs` does.
+#![expect(unsafe_code, reason = "accesses memory by address")]
 
+use super::AccessKind;
 use crate::protocol::State;
 use crate::protocol::gate::Phase;
 use crate::protocol::policy::OnDisabled;
-use crate::region::access_error::AccessError;
+use crate::raw::{self, Faulted, Primitive};
+use crate::region::access_error::{AccessError, check};
+use crate::region::mapping::Mapping;
 use crate::region::offsets::InMapping;
 use crate::region::served::Served;
 use crate::sync::inside;
@@ -28,6 +34,99 @@ pub(super) struct Tries {
 impl Tries {
     pub(super) fn new(served: &Served) -> Self {
         Self { epoch: served.region.protocol.epoch(), left: 16 }
+    }
+}
+
+/// Whether an access was tried before it came to the slow path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tried {
+    Not,
+    Faulted,
+}
+
+impl Mapping {
+    #[cold]
+    #[inline(never)]
+    pub(super) fn read_slow<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
+        if check::<T>(offset, self.len()).is_ok() {
+            match self.served.turns_away() {
+                Some(OnDisabled::Sigbus) => return Err(AccessError::Disabled { offset }),
+                Some(OnDisabled::AllOnes) => return Ok(T::ALL_ONES),
+                Some(OnDisabled::Block) | None => {}
+            }
+        }
+        self.read_slower(offset)
+    }
+
+    #[inline(never)]
+    fn read_slower<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
+        // SAFETY: as in `compare_exchange`.
+        let load = |at: *mut T| unsafe { raw::load(at) };
+        let value =
+            self.attempt::<T, _>(offset, AccessKind::Load, self.was_tried::<T>(offset, AccessKind::Load), load)?;
+        Ok(value.unwrap_or(T::ALL_ONES))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn write_slow<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
+        if check::<T>(offset, self.len()).is_ok() && self.is_writable() {
+            match self.served.turns_away() {
+                Some(OnDisabled::Sigbus) => return Err(AccessError::Disabled { offset }),
+                Some(OnDisabled::AllOnes) => return Ok(()),
+                Some(OnDisabled::Block) | None => {}
+            }
+        }
+        self.write_slower(offset, value)
+    }
+
+    #[inline(never)]
+    fn write_slower<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
+        // SAFETY: as in `compare_exchange`.
+        let store = |at: *mut T| unsafe { raw::store(at, value) };
+        self.attempt::<T, _>(offset, AccessKind::Store, self.was_tried::<T>(offset, AccessKind::Store), store).map(drop)
+    }
+
+    /// Whether the access came to the slow path because it faulted: it was tried if `admits` lets it through. If that has
+    /// changed in between, the answer is wrong, and costs resolving a fault that is none, or one fault more.
+    pub(super) fn was_tried<T: Primitive>(&self, offset: usize, kind: AccessKind) -> Tried {
+        if self.admits::<T>(offset, kind) { Tried::Faulted } else { Tried::Not }
+    }
+
+    /// One access, with waiting, retries and resolving of faults, at the address that `access` is given. `None` means an
+    /// Unsupported Request.
+    pub(super) fn attempt<T: Primitive, R>(
+        &self,
+        offset: usize,
+        kind: AccessKind,
+        tried: Tried,
+        access: impl Fn(*mut T) -> Result<R, Faulted>,
+    ) -> Result<Option<R>, AccessError> {
+        let served = &self.served;
+        check::<T>(offset, self.len())?;
+        if kind == AccessKind::Store && !self.is_writable() {
+            return Err(AccessError::ReadOnly { offset });
+        }
+        if !raw::RECOVERABLE {
+            return self.locked(offset, size_of::<T>(), kind, |at| access(at.cast()));
+        }
+        let mut tries = Tries::new(served);
+        let mut faulted = tried == Tried::Faulted;
+        loop {
+            match served.admit(offset)? {
+                Next::Unsupported => return Ok(None),
+                Next::Try => {}
+            }
+            // A signal costs as much as all the rest of resolving a fault, so a fault that has happened is resolved before
+            // the next try.
+            if std::mem::take(&mut faulted) {
+                served.after_fault(offset, &mut tries)?;
+            }
+            match access(self.at(offset)) {
+                Ok(value) => return Ok(Some(value)),
+                Err(Faulted) => served.after_fault(offset, &mut tries)?,
+            }
+        }
     }
 }
 

@@ -1,28 +1,15 @@
-//! Typed accesses of a mapping: the fast paths, and the loops around the slow ones.
+//! Typed accesses of a mapping: the fast paths.
 //!
 //! UNSAFETY: accesses region memory by address, inside a mapping that `&self` keeps. A device, a guest, other processes and
 //! the mapping's revocation write or take the memory at any time; the accesses are made for that.
 #![expect(unsafe_code, reason = "accesses memory by address")]
 
-use super::slow::{Next, Tries};
-use crate::protocol::policy::OnDisabled;
-use crate::raw::{self, AtomicPrimitive, Faulted, Primitive};
-use crate::region::access_error::{AccessError, CopyError, check};
+use super::AccessKind;
+use super::slow::{Next, Tried, Tries};
+use crate::raw::{self, AtomicPrimitive, Primitive};
+use crate::region::access_error::{AccessError, CopyError};
 use crate::region::mapping::Mapping;
 use std::sync::atomic::Ordering;
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum AccessKind {
-    Load,
-    Store,
-}
-
-/// Whether an access was tried before it came to the slow path.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Tried {
-    Not,
-    Faulted,
-}
 
 macro_rules! read_modify_write {
     ($($(#[$doc:meta])* $name:ident;)*) => { $(
@@ -196,7 +183,7 @@ impl Mapping {
     }
 
     #[inline]
-    fn at<T>(&self, offset: usize) -> *mut T {
+    pub(super) fn at<T>(&self, offset: usize) -> *mut T {
         self.served.view.range.as_ptr().wrapping_add(offset).cast()
     }
 
@@ -215,97 +202,13 @@ impl Mapping {
     /// True if this access may be tried at once. Limits are 0 or multiples of the page size, so an aligned offset below one
     /// leaves room for any `T`.
     #[inline]
-    fn admits<T: Primitive>(&self, offset: usize, kind: AccessKind) -> bool {
+    pub(super) fn admits<T: Primitive>(&self, offset: usize, kind: AccessKind) -> bool {
         let limit = match kind {
             AccessKind::Load => &self.served.load_limit,
             AccessKind::Store => &self.served.store_limit,
         };
         // Relaxed: a hint. The page tables refuse an access that is let through too early or too late.
         raw::RECOVERABLE && offset < limit.load(Ordering::Relaxed) && offset % size_of::<T>() == 0
-    }
-
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn read_slow<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
-        if check::<T>(offset, self.len()).is_ok() {
-            match self.served.turns_away() {
-                Some(OnDisabled::Sigbus) => return Err(AccessError::Disabled { offset }),
-                Some(OnDisabled::AllOnes) => return Ok(T::ALL_ONES),
-                Some(OnDisabled::Block) | None => {}
-            }
-        }
-        self.read_slower(offset)
-    }
-
-    #[inline(never)]
-    fn read_slower<T: Primitive>(&self, offset: usize) -> Result<T, AccessError> {
-        // SAFETY: as in `compare_exchange`.
-        let load = |at: *mut T| unsafe { raw::load(at) };
-        let value =
-            self.attempt::<T, _>(offset, AccessKind::Load, self.was_tried::<T>(offset, AccessKind::Load), load)?;
-        Ok(value.unwrap_or(T::ALL_ONES))
-    }
-
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn write_slow<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
-        if check::<T>(offset, self.len()).is_ok() && self.is_writable() {
-            match self.served.turns_away() {
-                Some(OnDisabled::Sigbus) => return Err(AccessError::Disabled { offset }),
-                Some(OnDisabled::AllOnes) => return Ok(()),
-                Some(OnDisabled::Block) | None => {}
-            }
-        }
-        self.write_slower(offset, value)
-    }
-
-    #[inline(never)]
-    fn write_slower<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
-        // SAFETY: as in `compare_exchange`.
-        let store = |at: *mut T| unsafe { raw::store(at, value) };
-        self.attempt::<T, _>(offset, AccessKind::Store, self.was_tried::<T>(offset, AccessKind::Store), store).map(drop)
-    }
-
-    /// Whether the access came to the slow path because it faulted: it was tried if `admits` lets it through. If that has
-    /// changed in between, the answer is wrong, and costs resolving a fault that is none, or one fault more.
-    fn was_tried<T: Primitive>(&self, offset: usize, kind: AccessKind) -> Tried {
-        if self.admits::<T>(offset, kind) { Tried::Faulted } else { Tried::Not }
-    }
-
-    /// One access, with waiting, retries and resolving of faults, at the address that `access` is given. `None` means an
-    /// Unsupported Request.
-    fn attempt<T: Primitive, R>(
-        &self,
-        offset: usize,
-        kind: AccessKind,
-        tried: Tried,
-        access: impl Fn(*mut T) -> Result<R, Faulted>,
-    ) -> Result<Option<R>, AccessError> {
-        let served = &self.served;
-        check::<T>(offset, self.len())?;
-        if kind == AccessKind::Store && !self.is_writable() {
-            return Err(AccessError::ReadOnly { offset });
-        }
-        if !raw::RECOVERABLE {
-            return self.locked(offset, size_of::<T>(), kind, |at| access(at.cast()));
-        }
-        let mut tries = Tries::new(served);
-        let mut faulted = tried == Tried::Faulted;
-        loop {
-            match served.admit(offset)? {
-                Next::Unsupported => return Ok(None),
-                Next::Try => {}
-            }
-            // A signal costs as much as all the rest of resolving a fault, so a fault that has happened is resolved before
-            // the next try.
-            if std::mem::take(&mut faulted) {
-                served.after_fault(offset, &mut tries)?;
-            }
-            match access(self.at(offset)) {
-                Ok(value) => return Ok(Some(value)),
-                Err(Faulted) => served.after_fault(offset, &mut tries)?,
-            }
-        }
     }
 
     /// A copy or fill of `len` bytes; `step(done)` goes on from there and returns how much it did. Returns how many bytes

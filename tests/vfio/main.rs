@@ -11,6 +11,9 @@ mod child;
 mod config;
 mod devices;
 mod dma;
+#[expect(dead_code, reason = "each test binary uses its part")]
+#[path = "../support/forking.rs"]
+mod forking;
 mod kicks;
 mod mapped;
 mod parts;

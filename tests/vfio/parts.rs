@@ -1,6 +1,7 @@
 //! Several mappings, partial ones, split ones, and mappings made while disabled (sections d, e, h).
 
 use crate::devices::*;
+use crate::forking;
 use crate::signals::{done, load, loaded, short, show, store, value};
 use crate::suite::Suite;
 use crate::syscalls::{Pipe, tmpfs_file, writev};
@@ -186,41 +187,32 @@ fn in_vforked_child(base: *mut u8) -> String {
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: the stack is the child's alone until it has ended, which this thread waits for.
     let pid = unsafe { libc::clone(child, stack.as_mut_ptr_range().end.cast(), flags, base.cast()) };
-    let mut status = 0;
-    // SAFETY: waits for the child just made.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-    libc::WEXITSTATUS(status).to_string()
+    assert!(pid > 0, "clone");
+    forking::reap(pid).to_string()
 }
 
 fn in_child(base: *mut u8) -> String {
     let pipe = Pipe::new();
-    // SAFETY: the child makes one access and one system call, and ends.
-    match unsafe { libc::fork() } {
-        0 => {
-            let result = load(base, 8);
-            let (kind, addr) = result.map_or_else(|met| (met.signal as u8 * 16 + met.code as u8, met.addr), |_| (0, 0));
-            let mut message = [0; 9];
-            message[0] = kind;
-            message[1..].copy_from_slice(&addr.to_le_bytes());
-            pipe.write(message.as_ptr(), 9);
-            // SAFETY: ends the child at once.
-            unsafe { libc::_exit(0) }
-        }
-        child => {
-            let mut status = 0;
-            // SAFETY: waits for the child just made.
-            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-            let mut message = [0; 9];
-            assert_eq!(pipe.read(message.as_mut_ptr(), 9), "9");
-            let met = crate::signals::Met {
-                signal: i32::from(message[0] / 16),
-                code: i32::from(message[0] % 16),
-                addr: usize::from_le_bytes(message[1..].try_into().expect("8 bytes")),
-                ..Default::default()
-            };
-            if message[0] == 0 { "ok".into() } else { show(met, base) }
-        }
-    }
+    // The child makes one access and one system call.
+    let code = forking::exit_code(|| {
+        let result = load(base, 8);
+        let (kind, addr) = result.map_or_else(|met| (met.signal as u8 * 16 + met.code as u8, met.addr), |_| (0, 0));
+        let mut message = [0; 9];
+        message[0] = kind;
+        message[1..].copy_from_slice(&addr.to_le_bytes());
+        pipe.write(message.as_ptr(), 9);
+        0
+    });
+    assert_eq!(code, 0);
+    let mut message = [0; 9];
+    assert_eq!(pipe.read(message.as_mut_ptr(), 9), "9");
+    let met = crate::signals::Met {
+        signal: i32::from(message[0] / 16),
+        code: i32::from(message[0] % 16),
+        addr: usize::from_le_bytes(message[1..].try_into().expect("8 bytes")),
+        ..Default::default()
+    };
+    if message[0] == 0 { "ok".into() } else { show(met, base) }
 }
 
 pub(crate) fn while_disabled(s: &mut Suite) {
