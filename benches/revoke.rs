@@ -120,7 +120,7 @@ impl Subject<'_> {
 
 fn by_size(samples: &mut Samples) {
     let sizes: &[(&str, usize)] = pick(
-        &[("2m", 2 * MIB), ("16m", 16 * MIB), ("128m", 128 * MIB), ("1g", GIB)],
+        &[("2m", 2 * MIB), ("16m", 16 * MIB), ("64m", 64 * MIB), ("128m", 128 * MIB), ("1g", GIB)],
         &[("2m", 2 * MIB), ("16m", 16 * MIB)],
     );
     let all = [Strategy::Detach, Strategy::Replace, Strategy::Zap];
