@@ -53,7 +53,14 @@ impl Ones {
         let errno = |e: std::io::Error| SysError::new("write", Errno::from_raw(e.raw_os_error().unwrap_or(0)));
         crate::sys::may_fail("write")?;
         std::io::copy(&mut std::io::repeat(0xff).take(len as u64), &mut &file).map_err(errno)?;
-        map::seal(file.as_fd(), true)?;
+        // Pages that another CPU has yet to put on a list look as if they were pinned (`memfd_wait_for_pins`): EBUSY, for a moment.
+        let mut tries = 0..8;
+        loop {
+            match map::seal(file.as_fd(), true) {
+                Err(e) if e.errno == Errno::EBUSY && tries.next().is_some() => {}
+                sealed => break sealed?,
+            }
+        }
         Ok(Self { file: KnownFile::new(file.into()), len })
     }
 }
