@@ -35,7 +35,7 @@ impl Mapping {
     /// One load, never torn, never a signal. `offset` is in bytes, a multiple of the size of `T`.
     ///
     /// # Blocking
-    /// Waits while the region is busy, and under [`OnDisabled::Block`] while it is disabled. Where it would wait for the
+    /// Waits while the region is busy, and under [`OnDisabled::Block`](crate::OnDisabled::Block) while it is disabled. Where it would wait for the
     /// calling thread itself, it returns [`AccessError::Reentrant`].
     ///
     /// # Errors
@@ -83,7 +83,7 @@ impl Mapping {
     /// As [`read`](Self::read).
     ///
     /// # Errors
-    /// See [`AccessError`]; under [`OnDisabled::AllOnes`] it finds all-ones.
+    /// See [`AccessError`]; under [`OnDisabled::AllOnes`](crate::OnDisabled::AllOnes) it finds all-ones.
     ///
     /// # Signal safety
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
