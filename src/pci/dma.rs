@@ -223,6 +223,15 @@ impl Drop for DmaEntry {
     }
 }
 
+impl Drop for DmaSpace {
+    fn drop(&mut self) {
+        if !self.process.is_current() {
+            // Another thread of the parent's may have been changing the map when the child was made: it is not fit to be dropped.
+            std::mem::forget(std::mem::take(self.maps.get_mut()));
+        }
+    }
+}
+
 impl fmt::Debug for DmaSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(maps) = self.maps.try_lock() else { return f.write_str("DmaSpace { .. }") };

@@ -156,6 +156,16 @@ impl Mechanism for RegionShared {
     }
 }
 
+impl Drop for RegionShared {
+    fn drop(&mut self) {
+        if self.protocol.is_inherited() {
+            // A forked child's: another thread of the parent's may have been changing the map when the child was made, so it is not
+            // fit to be dropped.
+            std::mem::forget(std::mem::take(self.mappings.get_mut()));
+        }
+    }
+}
+
 impl Member for Arc<RegionShared> {
     fn protocol(&self) -> &Protocol {
         &self.protocol

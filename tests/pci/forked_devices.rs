@@ -195,8 +195,8 @@ fn a_child_that_is_made_in_the_middle_of_everything_can_drop_it_all() {
             }
         });
         let (region, space, queue) = (&region, &space, &queue);
-        for _ in 0..100 {
-            let fine = forking::is_fine(|| {
+        let fine = (0..100).all(|_| {
+            forking::is_fine(|| {
                 // SAFETY: the child's copies, here and below; it ends without using them again.
                 let region = unsafe { std::ptr::read(region) };
                 // SAFETY: as above.
@@ -205,9 +205,9 @@ fn a_child_that_is_made_in_the_middle_of_everything_can_drop_it_all() {
                 let queue = unsafe { std::ptr::read(queue) };
                 drop((space, queue, region));
                 true
-            });
-            assert!(fine, "the child waits for what it will never get");
-        }
+            })
+        });
         stop.store(true, Ordering::Relaxed);
+        assert!(fine, "a child panics, or waits for what it will never get");
     });
 }
