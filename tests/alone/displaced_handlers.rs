@@ -256,7 +256,7 @@ fn the_handlers_are_back_before_a_subscriber_is_told() {
     let child = alone(|| {
         signal::install().expect("sigaction");
         let ours = in_place();
-        for change in DISABLE.iter().chain(&DISABLE_GROUP) {
+        for change in DISABLE.iter().chain(&DISABLE_GROUP).chain(&[clear_memory_bit as Change]) {
             let mut world = World::new();
             let looks = Arc::new(Looks::default());
             let _subscribed = world.subscribe(&looks);
