@@ -117,6 +117,7 @@ impl Monitor {
         let bell = bell.map_err(|e| SysError::new("eventfd", e))?;
         let ready = either(&uffd, &bell)?;
         let core = Arc::new(MonitorCore {
+            process: Identity::current(),
             ready,
             uffd,
             source,
@@ -131,7 +132,6 @@ impl Monitor {
             count,
             running: Mutex::new(Vec::new()),
             first: Mutex::default(),
-            process: Identity::current(),
         });
         Ok(Self { core, threads })
     }
@@ -158,7 +158,7 @@ impl Monitor {
     /// Not for signal handlers. The thread that drives a [`manual`](Self::manual) monitor must not fault in a mapping of
     /// that monitor, not even in a handler: it would wait for itself.
     pub fn handle_ready(&self, budget: usize) -> Result<usize, MonitorError> {
-        if !self.threads.process.is_current() {
+        if !self.core.process.is_current() {
             return Err(MonitorError::Foreign);
         }
         let mut batch = Vec::with_capacity(16);
@@ -280,8 +280,6 @@ struct Threads {
     running: Mutex<Vec<JoinHandle<()>>>,
     /// The closure that each thread calls first: see [`Monitor::on_thread_start`].
     first: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
-    /// The process whose threads they are.
-    process: Identity,
 }
 
 impl Threads {
@@ -304,7 +302,7 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        if !self.process.is_current() {
+        if !self.core.process.is_current() {
             // A forked child has none of the threads, and the eventfd is shared with its parent.
             return;
         }

@@ -3,6 +3,7 @@
 use super::Resolver;
 use crate::stats::Histogram;
 use crate::sync::inside::RwLock;
+use crate::sys::identity::Identity;
 use crate::sys::uffd::{FaultMessage, Uffd, UffdSource};
 use crate::sys::{Addr, AddrRange, SysError, may_fail, page_size};
 use nix::errno::Errno;
@@ -40,6 +41,17 @@ pub(super) struct MonitorCore {
     pub(super) stopping: AtomicBool,
     pub(super) dead: AtomicBool,
     pub(super) counters: MonitorCounters,
+    /// The process whose faults it answers.
+    pub(super) process: Identity,
+}
+
+impl Drop for MonitorCore {
+    fn drop(&mut self) {
+        if !self.process.is_current() {
+            // As in `RegionShared`: in a forked child the table is not fit to be dropped.
+            std::mem::forget(std::mem::take(self.mappings.get_mut()));
+        }
+    }
 }
 
 /// What is readable when there is something to do.

@@ -169,6 +169,16 @@ impl Drop for Registration {
     }
 }
 
+impl Drop for LoopCore {
+    fn drop(&mut self) {
+        if self.is_inherited() {
+            // Another thread of the parent's may have been changing the table when the child was made: it is not fit to be
+            // dropped.
+            std::mem::forget(std::mem::take(self.targets.get_mut()));
+        }
+    }
+}
+
 impl LoopCore {
     fn is_inherited(&self) -> bool {
         !self.process.is_current()

@@ -121,6 +121,10 @@ impl<T> RwLock<T> {
         self.0.try_read()
     }
 
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        self.0.get_mut()
+    }
+
     /// For threads other than the monitor's.
     pub(crate) fn look(&self) -> LockHeld<parking_lot::RwLockReadGuard<'_, T>, WithoutSignals> {
         let quiet = WithoutSignals::new();
