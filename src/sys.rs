@@ -258,7 +258,7 @@ pub mod inject {
         steps.is_some_and(|steps| steps.split(',').any(|left| left == step))
     }
 
-    /// Lets `skip` calls of this name succeed and the next `times` fail with `errno`.
+    /// Lets `skip` calls of this name (or of these, separated by commas) succeed and the next `times` fail with `errno`.
     pub fn fail(call: &'static str, skip: usize, times: usize, errno: Errno) {
         IN_USE.store(true, Ordering::SeqCst);
         *PLAN.lock().unwrap_or_else(|e| e.into_inner()) = Some(Plan { call, skip, times, errno });
@@ -283,7 +283,7 @@ pub mod inject {
         let meant = |planned: &str| match planned {
             ANY => call != "read(userfaultfd)",
             ANY_BUT_CLONE => call != "read(userfaultfd)" && call != "clone",
-            planned => planned == call,
+            planned => planned.split(',').any(|one| one == call),
         };
         let mut plan = PLAN.lock().unwrap_or_else(|e| e.into_inner());
         match plan.as_mut() {

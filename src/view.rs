@@ -41,7 +41,7 @@ use crate::sys::identity::Identity;
 use crate::sys::known::KnownFile;
 use crate::sys::map::{self, Prot};
 use crate::sys::{Addr, AddrRange, SysError, page_size};
-use left_over::{release, sweep};
+use left_over::release;
 use nix::errno::Errno;
 use rights::{Part, Rights};
 use std::fmt;
@@ -118,7 +118,6 @@ impl View {
     /// Reserves a range of its own, in which nothing can be reached yet.
     pub(crate) fn reserve(spec: ViewSpec) -> Result<Self, SysError> {
         Identity::prepare()?;
-        sweep();
         let range = ranges::take(spec.len, alignment(spec.len).max(spec.page))?;
         let standing =
             Standing { content: Content::Unsettled, aside: None, hint: None, hole: None, waiting: Vec::new() };

@@ -61,8 +61,17 @@ fn off(offset: u64) -> Result<libc::off_t, SysError> {
     libc::off_t::try_from(offset).map_err(|_| SysError::new("mmap", nix::errno::Errno::EOVERFLOW))
 }
 
-/// Reserves `len` bytes of address space, without access, at an address that is a multiple of `align`.
-pub(crate) fn reserve(len: usize, align: usize) -> Result<AddrRange, SysError> {
+/// Address space without access that was taken for a range of another alignment than the kernel's.
+pub(crate) struct Reserved {
+    /// What the kernel gave.
+    pub(crate) whole: AddrRange,
+    /// The part of it that was asked for.
+    pub(crate) range: AddrRange,
+}
+
+/// Reserves `len` bytes of address space, without access, at an address that is a multiple of `align`. The caller gives
+/// back what is around them, or the whole: giving a part back splits a mapping, which may fail (ENOMEM).
+pub(crate) fn reserve(len: usize, align: usize) -> Result<Reserved, SysError> {
     may_fail("mmap")?;
     let too_large = SysError::new("mmap", nix::errno::Errno::ENOMEM);
     let slack = if align > super::page_size() { align } else { 0 };
@@ -82,17 +91,7 @@ pub(crate) fn reserve(len: usize, align: usize) -> Result<AddrRange, SysError> {
         return Err(SysError::last("mmap"));
     }
     let whole = AddrRange::new(Addr::of(at), whole);
-    let reserved = AddrRange::new(Addr(whole.start.0.next_multiple_of(align.max(1))), len);
-    for extra in whole.around(reserved) {
-        // SAFETY: an end of the reservation just made, which nothing else knows.
-        let trimmed = unsafe { unmap(extra) };
-        if let Err(e) = trimmed {
-            // SAFETY: as above.
-            let _ = unsafe { unmap(reserved) };
-            return Err(e);
-        }
-    }
-    Ok(reserved)
+    Ok(Reserved { whole, range: AddrRange::new(Addr(whole.start.0.next_multiple_of(align.max(1))), len) })
 }
 
 /// Puts a shared mapping of `fd` over `range`, replacing the mapping there.
@@ -213,6 +212,12 @@ pub(crate) unsafe fn move_over(from: AddrRange, to: AddrRange) -> Result<(), Sys
     if left_out("mremap") {
         return Ok(());
     }
+    // Fails as the kernel does where the range has become a hole.
+    if let Err(e) = may_fail("mremap(unmapped)") {
+        // SAFETY: the caller owns the range.
+        let _ = unsafe { unmap(to) };
+        return Err(e);
+    }
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     // SAFETY: the caller owns both ranges.
     let at = unsafe { libc::mremap(from.as_ptr().cast(), from.len, to.len, flags, to.as_ptr().cast::<libc::c_void>()) };
@@ -231,6 +236,7 @@ pub(crate) unsafe fn move_over(from: AddrRange, to: AddrRange) -> Result<(), Sys
 /// # Safety
 /// `range` is the caller's own, or was until a call that was to replace it failed.
 pub(crate) unsafe fn plug(range: AddrRange) -> Result<(), SysError> {
+    may_fail("mmap(MAP_FIXED_NOREPLACE)")?;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
     // SAFETY: replaces nothing; a kernel that does not know the flag (before 4.17) takes the address as a hint.
     let at = unsafe { libc::mmap(range.as_ptr().cast(), range.len, libc::PROT_NONE, flags, -1, 0) };
@@ -243,13 +249,6 @@ pub(crate) unsafe fn plug(range: AddrRange) -> Result<(), SysError> {
     // SAFETY: the range just mapped, which nothing else knows.
     unsafe { libc::munmap(at, range.len) };
     Err(SysError::new("mmap", nix::errno::Errno::EEXIST))
-}
-
-/// An address, a multiple of `align`, where `len` bytes are free at this moment: a hint for [`move_aside`], no more.
-pub(crate) fn free_address(len: usize, align: usize) -> Result<Addr, SysError> {
-    let free = reserve(len, align)?;
-    // SAFETY: the reservation just made, which nothing else knows.
-    unsafe { unmap(free) }.map(|()| free.start)
 }
 
 /// True if nothing is mapped in a part of `range`: msync(2) then returns ENOMEM. It does nothing to shared memory.
@@ -299,7 +298,7 @@ pub(crate) fn has_room_for_a_thread() -> Result<(), SysError> {
     const LEN: usize = (2 << 20) + (256 << 10);
     const MAPPINGS: usize = 4;
     let page = super::page_size();
-    let room = reserve(LEN, page)?;
+    let room = reserve(LEN, page)?.whole;
     // Every other page gets other rights: each is one more mapping, and so is the part after it.
     let split = (0..MAPPINGS).try_for_each(|i| {
         let part = room.part((2 * i + 1) * page, page);

@@ -123,7 +123,7 @@ fn attempt(feature: Feature) -> Result<(), SysError> {
 fn try_dontunmap() -> Result<(), SysError> {
     let page = page_size();
     let fd = map::memfd(c"revocable-probe", page as u64, 0)?;
-    let here = map::reserve(page, page)?;
+    let here = map::reserve(page, page)?.whole;
     // SAFETY: the reservation just made, known to nothing else.
     let mapped = unsafe { map::map_shared(here, fd.as_fd(), 0, Prot::Read) };
     // SAFETY: as above.
@@ -140,11 +140,11 @@ fn try_dontunmap() -> Result<(), SysError> {
 #[expect(unsafe_code, reason = "UNSAFETY: maps a huge page that only this function knows")]
 fn try_hugetlb(size: usize) -> Result<(), SysError> {
     let fd = map::memfd(c"revocable-probe", size as u64, size)?;
-    let range = map::reserve(size, size)?;
+    let reserved = map::reserve(size, size)?;
     // SAFETY: the reservation just made, known to nothing else. Mapping takes the huge page from the pool, or fails.
-    let mapped = unsafe { map::map_shared(range, fd.as_fd(), 0, Prot::Read) };
+    let mapped = unsafe { map::map_shared(reserved.range, fd.as_fd(), 0, Prot::Read) };
     // SAFETY: as above, used no more.
-    let _ = unsafe { map::unmap(range) };
+    let _ = unsafe { map::unmap(reserved.whole) };
     mapped
 }
 

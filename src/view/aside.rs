@@ -43,7 +43,7 @@ impl View {
             Some(hint) => hint,
             // Any address is as good.
             None if align == page_size() => Addr(0),
-            None => map::free_address(self.range.len, align).unwrap_or(Addr(0)),
+            None => ranges::free_address(self.range.len, align).unwrap_or(Addr(0)),
         };
         // SAFETY: the view's own range. The kernel leaves a mapping in it, whose page tables are empty; the caller's next
         // content drops whatever a concurrent access faults into it.

@@ -3,12 +3,14 @@
 //! A range belongs to its view as a whole, even where foreign code has made a hole in it (munmap). To the kernel the hole
 //! is free, so the next mapping may be made there: page tables that are put aside, say. Then the view would replace them,
 //! or they would be moved onto themselves. So every address that the kernel gives to the crate is compared with the ranges,
-//! and a mapping that is in one of them stays there and fills the hole.
+//! and a mapping that is in one of them stays there and fills the hole. That goes for all of an address range that was given,
+//! also for a part that is only to be given back: the kernel may have no memory for that.
 
-use super::left_over::release;
+use super::left_over::{release, sweep};
 use crate::sync::inside::Mutex;
 use crate::sys::identity::PerProcess;
-use crate::sys::{Addr, AddrRange, SysError, map};
+use crate::sys::map::{self, Reserved};
+use crate::sys::{Addr, AddrRange, SysError};
 use std::collections::BTreeMap;
 
 /// By first address. The lock is held while address space is taken and given back, so that the comparison sees all ranges.
@@ -46,6 +48,13 @@ pub(super) fn reserve(len: usize, align: usize) -> Result<AddrRange, SysError> {
     reserve_outside(&mut RANGES.get().lock_quietly(), len, align)
 }
 
+/// An address, a multiple of `align`, where `len` bytes are free at this moment: a hint for [`map::move_aside`], no more.
+pub(super) fn free_address(len: usize, align: usize) -> Result<Addr, SysError> {
+    let free = reserve(len, align)?;
+    release(free);
+    Ok(free.start)
+}
+
 /// True if it is in none of the ranges. Otherwise the kernel gave it out as a hole in one.
 pub(super) fn is_outside(range: AddrRange) -> bool {
     in_the_way(&mut RANGES.get().lock_quietly(), range).is_none()
@@ -58,15 +67,30 @@ pub(super) fn was_filled(range: AddrRange) -> bool {
 }
 
 fn reserve_outside(ranges: &mut Ranges, len: usize, align: usize) -> Result<AddrRange, SysError> {
+    sweep();
     loop {
-        let got = map::reserve(len, align)?;
-        let theirs = in_the_way(ranges, got).and_then(|known| {
-            known.filled = true;
-            known.range.common(got)
-        });
-        let Some(theirs) = theirs else { return Ok(got) };
+        let Reserved { whole, range } = map::reserve(len, align)?;
+        if in_the_way(ranges, whole).is_none() {
+            whole.around(range).for_each(release);
+            return Ok(range);
+        }
         // Each round fills at least a page of a hole, so the loop ends.
-        got.around(theirs).for_each(release);
+        release_outside(ranges, whole);
+    }
+}
+
+/// Gives back what is in none of the ranges; the rest stays, and fills the holes that it is in.
+fn release_outside(ranges: &mut Ranges, whole: AddrRange) {
+    let mut rest = vec![whole];
+    while let Some(part) = rest.pop() {
+        match in_the_way(ranges, part) {
+            Some(known) => {
+                known.filled = true;
+                let theirs = known.range.common(part).unwrap_or(part);
+                rest.extend(part.around(theirs));
+            }
+            None => release(part),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 mod anew;
 mod changes;
 mod faults;
+mod holes;
 mod making;
 
 use crate::support::addr;
