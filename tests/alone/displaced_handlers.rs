@@ -67,7 +67,7 @@ fn displace(handler: usize, flags: c_int) {
     }
 }
 
-/// The two dispositions.
+/// The dispositions of both signals.
 fn in_place() -> [usize; 2] {
     SIGNALS.map(|signal| {
         // SAFETY: all zeroes is a valid sigaction.
