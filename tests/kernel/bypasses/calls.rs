@@ -1,4 +1,4 @@
-//! What others do: processes made in all ways, and system calls on other processes' memory.
+//! Attacks from outside: processes made in all ways, and system calls on other processes' memory.
 //!
 //! UNSAFETY: system calls with addresses that the tests take from live mappings, or know to be refused; the kernel checks them.
 #![expect(unsafe_code, reason = "system calls")]
@@ -11,25 +11,25 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 type Body<'a> = Box<dyn FnMut() -> c_int + 'a>;
 
-/// A process made by clone(2), and what it runs. Ended and waited for when dropped.
+/// A process made by clone(2), and the code that it runs. It is killed and waited for on drop.
 pub(super) struct Cloned<'a> {
     pid: c_int,
-    /// Boxed twice: the child has the address of the inner box, which stays where it is.
+    /// Boxed twice, because the child has the address of the inner box, which must not move.
     _body: Box<Body<'a>>,
     _stack: Vec<u8>,
 }
 
-/// Runs `child` in a process made with these flags of clone(2), which are to make no thread. With `CLONE_VFORK` it returns
-/// when the child has ended.
+/// Runs `child` in a process made with these flags of clone(2), which must not make a thread. With `CLONE_VFORK` it
+/// returns when the child has ended.
 ///
-/// The child must neither allocate nor lock. With `CLONE_VM` it has the calling thread's thread-locals, which that thread
-/// must leave alone until the child has ended.
+/// The child must neither allocate nor lock. With `CLONE_VM` it has the calling thread's thread-locals, which that
+/// thread must leave alone until the child has ended.
 pub(super) fn cloned<'a>(flags: c_int, child: impl FnMut() -> c_int + 'a) -> Cloned<'a> {
     extern "C" fn run(body: *mut c_void) -> c_int {
-        // It does not outlive a test that is killed, with the pipes that the test's output goes to.
+        // A test that is killed must not leave the child behind, which has the pipes of the test's output.
         // SAFETY: numbers only.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-        // SAFETY: the box that `Cloned` keeps until the child has ended, and nobody else uses.
+        // SAFETY: the box that `Cloned` keeps until the child has ended, and that nothing else uses.
         let body = unsafe { &mut *body.cast::<Body<'_>>() };
         body()
     }
@@ -46,7 +46,7 @@ pub(super) fn cloned<'a>(flags: c_int, child: impl FnMut() -> c_int + 'a) -> Clo
 
 impl Cloned<'_> {
     pub(super) fn kill(&self) {
-        // SAFETY: a process of ours that nobody has waited for yet.
+        // SAFETY: a child of this process that has not been waited for.
         let rc = unsafe { libc::kill(self.pid, libc::SIGKILL) };
         assert_eq!(rc, 0, "kill: {}", Errno::last());
     }
@@ -117,7 +117,7 @@ pub(super) fn advise_process(pid: i32, addr: usize, len: usize, advice: c_int) -
     Errno::result(rc).map(drop)
 }
 
-/// Where only ancestors may trace (Yama), this process lets everyone.
+/// Lets every process trace this one, where Yama allows that to ancestors only.
 pub(super) fn let_others_trace() {
     // SAFETY: numbers only; kernels without Yama know no such call, and need none.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
@@ -129,9 +129,9 @@ pub(super) fn lock_on_fault(addr: usize, len: usize) -> Result<(), Errno> {
     Errno::result(unsafe { libc::syscall(libc::SYS_mlock2, at(addr), len, libc::MLOCK_ONFAULT) }).map(drop)
 }
 
-/// A mapping of a file, shared, by whoever has a descriptor.
+/// A shared mapping of a file, as any process with a descriptor can make it.
 pub(super) fn map(fd: BorrowedFd<'_>, len: usize, prot: c_int) -> Result<usize, Errno> {
-    // SAFETY: without MAP_FIXED the kernel picks an address where nothing of anyone's stands.
+    // SAFETY: without MAP_FIXED the kernel picks a free address.
     let got = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
     if got == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(got.expose_provenance()) }
 }
