@@ -39,7 +39,7 @@ pub(crate) fn enabled(s: &mut Suite) {
     let stored = show(store(at, 8, 1).expect_err("read-only"), at);
     s.row("second mapping, PROT_READ: load / store", format!("{} / {stored}", value(load(at, 8))));
 
-    // There is no such mapping to ask for; a part can be made so.
+    // The crate has no option for such a mapping, but a part can lose its rights.
     let (shut, open) = (crate::parts::protect(at, 4096, libc::PROT_NONE), load(at, 8));
     let then = format!("{} {}", crate::parts::protect(at, 4096, libc::PROT_READ), value(load(at, 8)));
     assert_eq!(shut, "0");
@@ -90,7 +90,7 @@ pub(crate) fn disabled(s: &mut Suite) {
     s.more("lock cmpxchg @0x40", compared, "SIGBUS BUS_ADRERR(2) si_addr=base+0x40");
     s.row("instruction fetch @0 (mapping is not PROT_EXEC)", done(signals::execute(base), base));
     s.row("rep movsb 32 bytes from 0xff0", done(signals::copy_from(at(0xff0), 32), base));
-    // The registers that the signal carries.
+    // The registers that the signal's context carries.
     let met = load(base, 8).expect_err("revoked");
     s.more(
         "si_addr_lsb, trap number and error code of a load",
@@ -192,7 +192,7 @@ pub(crate) fn enabled_again(s: &mut Suite) {
     s.row(row, format!("pwrite {refused}; value {}", value(load(base, 8))));
 }
 
-/// Signal handlers that let the access be tried again.
+/// Signal handlers after which the access is tried again.
 fn handlers(s: &mut Suite, device: &PciDevice, base: *mut u8) {
     off(device);
     let ran = AtomicU32::new(0);
