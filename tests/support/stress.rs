@@ -33,7 +33,7 @@ impl Window {
     }
 }
 
-/// Accesses a region of this case by accessors, raw loads and stores and system calls, while it is disabled and
+/// Accesses a region of this case by accessors, copies, and raw loads and stores, while it is disabled and
 /// enabled, for `time`. Under Block an access that begins in a window does not end in it, because it waits.
 pub(crate) fn hammer(case: &Case, time: Duration) -> Seen {
     let region = case.region(2);
