@@ -42,7 +42,7 @@ struct Seen {
     longest_us: AtomicU64,
 }
 
-/// Stands for the memslots of a VMM: is told of a revocation before it happens.
+/// Stands for the memslots of a VMM, which are told of a revocation before it happens.
 struct Memslots(Timeline);
 
 impl InvalidateNotifier for Memslots {

@@ -3,7 +3,6 @@
 //!
 //! `cargo bench` runs everything. With `REVOCABLE_BENCH=short` in the environment, or under `cargo test --benches`, a
 //! run takes seconds and is less exact. Names of criterion's benchmarks, and its options, may follow `cargo bench --`.
-//! takes seconds and says less. Names of criterion's benchmarks, and its options, may follow `cargo bench --`.
 
 use criterion::{BenchmarkId, Criterion};
 use std::collections::BTreeMap;

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What the region contains while no access may see it, and while every access may.
+/// The region's content while no access may see it, and while every access may.
 const FORBIDDEN: u64 = 0xdead;
 const OPEN: u64 = 7;
 
@@ -248,7 +248,7 @@ fn ride_out(region: &Region, run: impl FnOnce(&dyn Fn())) {
             let _storm = storm::on_this_thread();
             let since = Instant::now();
             while since.elapsed() < stress_time(500) || rounds.load(Ordering::Relaxed) < 3 {
-                assert!(region.disable().expect("guards and pins are let go"));
+                assert!(region.disable().expect("guards and pins end"));
                 region.owner().write(0, FORBIDDEN).expect("the owner writes");
                 thread::sleep(Duration::from_millis(5));
                 region.owner().write(0, OPEN).expect("the owner writes");

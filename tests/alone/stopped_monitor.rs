@@ -135,7 +135,7 @@ fn a_callback_that_keeps_the_monitor_from_starting_holds_up_only_who_needs_it() 
 fn a_monitor_that_stands_in_the_middle_of_an_answer_is_waited_for_and_the_wait_can_be_given_up() {
     support::start();
     require!(zap_possible(), "Zap is not possible");
-    let _watchdog = Watchdog::new("a monitor stopped in an answer", Duration::from_secs(30));
+    let _watchdog = Watchdog::new("a monitor stopped in a fault", Duration::from_secs(30));
     let (monitor, tid) = monitor();
     let region = zap_region(&monitor);
     let mapping = region.map(MapOptions::new()).expect("it maps");

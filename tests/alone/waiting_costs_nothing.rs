@@ -27,13 +27,13 @@ struct Waiter<'a> {
     wait: Box<dyn FnOnce() + Send + 'a>,
 }
 
-/// What a thread has used during one look.
+/// The cost of a thread during one look.
 struct Cost {
     time: Duration,
     sleeps: u64,
 }
 
-/// What each of the threads uses in the same stretch of time.
+/// The cost of each of the threads in the same stretch of time.
 fn costs_of(tids: &[i32]) -> Vec<Cost> {
     let before: Vec<_> = tids.iter().map(|tid| (thread_time(*tid), sleeps(*tid))).collect();
     thread::sleep(LOOK);
@@ -197,7 +197,7 @@ fn a_monitor_with_nothing_to_do_sleeps() {
     let mapping = region.map(MapOptions::new().on_disabled(OnDisabled::Block)).expect("it maps");
     eventually("both threads run", || tids.lock().expect("no panic").len() == 2);
     let look = || {
-        // What the monitor does after a quick succession of faults ends 20 ms after the last of them.
+        // After a quick succession of faults the monitor is busy for 20 ms more.
         thread::sleep(Duration::from_millis(100));
         let tids = tids.lock().expect("no panic").clone();
         costs_of(&tids)

@@ -17,7 +17,7 @@ fn region() -> Region {
     Region::builder(LEN).build().expect("a region")
 }
 
-/// What a region's notifier was told, in order: `-` for revoked, `+` for restored.
+/// The notifications of a region, in order: `-` for revoked, `+` for restored.
 #[derive(Default)]
 struct Told(Mutex<String>);
 
@@ -150,7 +150,7 @@ fn a_group_waits_for_a_pin_gives_up_in_time_or_never_begins_to_wait() {
         assert!(matches!(refused.source, RevokeError::TimedOut { .. }), "{refused}");
         assert!(regions.iter().all(Region::is_enabled), "all or nothing");
         for told in told.each_ref().map(|told| told.take()) {
-            assert!(["", "-+", "-+-+"].contains(&told.as_str()), "what was announced was taken back: {told}");
+            assert!(["", "-+", "-+-+"].contains(&told.as_str()), "each announcement was taken back: {told}");
         }
         thread::scope(|scope| {
             let waits = scope.spawn(|| group.disable());

@@ -1,4 +1,4 @@
-//! Feature `tracing`: what a subscriber is told.
+//! Feature `tracing`: the events and spans that a subscriber gets.
 
 use crate::support;
 use revocable_mmio::fault::FaultFlags;

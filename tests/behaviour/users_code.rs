@@ -26,7 +26,7 @@ const ON: [u8; 2] = [2, 0];
 const OFF: [u8; 2] = [0, 0];
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What callbacks use: a device of two BARs, and one of each object that it can have.
+/// The objects that callbacks use: a device of two BARs, and one of each object that it can have.
 struct World {
     device: PciDevice,
     mapping: Arc<Mapping>,
@@ -44,7 +44,7 @@ impl World {
     }
 }
 
-/// What users' code does. It gets the world once there is one.
+/// The code of a user. It gets the world once there is one.
 type Does = fn(&World);
 
 /// Runs what it was given at each call, and counts the calls.

@@ -51,7 +51,7 @@ fn faults_that_nobody_fetches_for_long_are_answered_in_portions_and_none_is_lost
         assert!(threads.iter().all(|thread| !thread.is_finished()));
         assert_eq!(monitor.stats().faults, 0, "no fault has been read");
         while !threads.iter().all(thread::ScopedJoinHandle::is_finished) {
-            most = most.max(monitor.handle_ready(5).expect("it answers"));
+            most = most.max(monitor.handle_ready(5).expect("it handles faults"));
         }
     });
     assert!(most <= 5, "{most} faults at once");
@@ -85,7 +85,7 @@ fn faults_that_nobody_ever_fetches_are_ended_by_a_revocation() {
         }
         assert!(refused > 0);
         // The queued faults ended with their threads.
-        assert_eq!(monitor.handle_ready(usize::MAX).expect("it answers"), 0);
+        assert_eq!(monitor.handle_ready(usize::MAX).expect("it handles faults"), 0);
         assert!(region.enable().expect("it comes back"));
     }
     // The same for threads that wait in a mapping that is dropped.

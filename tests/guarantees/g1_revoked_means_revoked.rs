@@ -198,7 +198,7 @@ fn all_ones_are_read_at_every_width_and_stores_vanish() {
         assert_eq!(raw::load64(base), Ok(SECRET), "{case}: the stores are gone");
         assert_eq!(raw::load64(base + 4096), Ok(0), "{case}: the stores are gone");
         region.disable().expect("it revokes");
-        assert_eq!(raw::load64(base), Ok(u64::MAX), "{case}: ones again, not what was stored last time");
+        assert_eq!(raw::load64(base), Ok(u64::MAX), "{case}: ones again, not the store of last time");
         assert_eq!(region.stats().degraded, 0, "{case}");
     });
 }

@@ -111,7 +111,7 @@ fn a_copy_that_ends_early_says_exactly_how_far_it_came() {
                 assert_eq!(error.error, AccessError::Disabled { offset: error.done }, "{case}");
                 let mut is = vec![0xee; len];
                 region.owner().read_slice(0, &mut is).expect("the owner reads");
-                assert!(is[..error.done].iter().all(|b| *b == round), "{case}: what was done is there");
+                assert!(is[..error.done].iter().all(|b| *b == round), "{case}: the bytes that were done are there");
                 assert!(is[error.done..].iter().all(|b| *b == 0), "{case}: nothing after it");
             }
             region.enable().expect("it comes back");

@@ -79,7 +79,7 @@ fn a_truncated_file_is_an_error_at_an_enabled_region() {
         assert_eq!(mapping.write(32 << 10, 1u64), Err(gone), "{strategy}");
         assert_eq!(mapping.try_read::<u64>(32 << 10), Err(gone), "{strategy}");
         assert!(region.owner().read::<u64>(32 << 10).is_err(), "{strategy}");
-        assert_eq!(mapping.read::<u64>(0), Ok(0), "{strategy}: what is left of it works");
+        assert_eq!(mapping.read::<u64>(0), Ok(0), "{strategy}: the rest of it works");
         assert!(region.disable().expect("it revokes"), "{strategy}");
         assert!(mapping.read::<u64>(0).is_err(), "{strategy}");
         assert!(region.enable().expect("it comes back"), "{strategy}");

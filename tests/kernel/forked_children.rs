@@ -106,7 +106,7 @@ fn a_child_that_drops_a_region_keeps_its_own_memory_where_the_owners_view_was() 
     }
 }
 
-/// What a child has inherited of a region.
+/// The objects of a region that a child has inherited.
 struct Inherited {
     region: Region,
     mapping: Mapping,

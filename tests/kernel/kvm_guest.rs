@@ -72,11 +72,11 @@ fn a_refused_load_reads_all_ones_and_a_refused_store_is_dropped() {
         assert_eq!(bar.owner().read::<u32>(0x80), Ok(7));
         bar.disable().expect("nothing is in the way");
         guest.ram.set(Word::STORED, 8);
-        assert!(one_round(&mut guest, &mut exits).expect("an answer") >= 1);
+        assert!(one_round(&mut guest, &mut exits).expect("every exit is handled") >= 1);
         assert_eq!(bar.owner().read::<u32>(0x80), Ok(7), "{strategy} {retention:?}: dropped");
         bar.enable().expect("it comes back");
         assert_eq!(bar.owner().read::<u32>(0x80), Ok(7), "{strategy} {retention:?}: dropped for good");
-        one_round(&mut guest, &mut exits).expect("an answer");
+        one_round(&mut guest, &mut exits).expect("every exit is handled");
         assert_eq!(bar.owner().read::<u32>(0x80), Ok(8));
     }
 }

@@ -45,7 +45,7 @@ fn filled(case: &Case, region: &Region) -> Mapping {
 struct Lookers(Vec<JoinHandle<Option<u64>>>);
 
 impl Lookers {
-    /// None of them gets the content now, and the store does not reach the region.
+    /// Asserts that none of them gets the content now, and that the store does not reach the region.
     fn see_nothing(region: &Region, at: usize, what: &str) -> Self {
         let load = move || raw::load64(at).ok();
         let call = move || {

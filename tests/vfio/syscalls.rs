@@ -114,7 +114,7 @@ fn vmsplice(pipe: &Pipe, at: *const u8) -> String {
 
 fn sockets() -> [OwnedFd; 2] {
     let mut fds = [0; 2];
-    // SAFETY: an array of two, as socketpair asks for; the descriptors are new and nobody else's.
+    // SAFETY: an array of two, as socketpair asks for. The descriptors are new and have no other owner.
     unsafe {
         let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK;
         assert_eq!(libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()), 0);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, AtomicUsize
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What the handlers of a storm access: mappings of one region, with every policy.
+/// The objects that the handlers of a storm access: mappings of one region, with every policy.
 struct World {
     region: Region,
     mappings: Vec<Mapping>,
@@ -136,7 +136,7 @@ fn storm_over(region: &Region) {
         let _storm = storm::on_this_thread();
         let since = Instant::now();
         while since.elapsed() < stress_time(1500) {
-            assert!(region.disable().expect("guards and pins are let go"));
+            assert!(region.disable().expect("guards and pins end"));
             thread::yield_now();
             assert!(region.enable().expect("it comes back"));
             region.reset(|_| thread::yield_now()).expect("it resets");

@@ -145,7 +145,7 @@ impl InvalidateNotifier for Destructor {
     }
 }
 
-/// A world in which `code` is handed in at one place, where `provoke` makes it run.
+/// A world in which `code` is one of the users' objects, at a place where `provoke` makes it run.
 pub(super) fn world(place: &str, code: &Arc<Code>, strategy: Strategy) -> Option<Arc<World>> {
     let user = || Code_(Arc::clone(code));
     let nobody = || Arc::new(Code_(Arc::default()));

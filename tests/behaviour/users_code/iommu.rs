@@ -1,4 +1,4 @@
-//! What IOMMUs return, do and count.
+//! The results and the calls of IOMMUs.
 
 use super::Counts;
 use super::{BAR, IOVA, LEN, OFF, PATIENCE};

@@ -136,7 +136,7 @@ pub(super) fn map(fd: BorrowedFd<'_>, len: usize, prot: c_int) -> Result<usize, 
     if got == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(got.expose_provenance()) }
 }
 
-/// vmsplice(2): hands the pages behind an address to a pipe.
+/// vmsplice(2): gives the pages at an address to a pipe.
 pub(super) fn splice_pages(into: BorrowedFd<'_>, addr: usize, len: usize) -> Result<usize, Errno> {
     let pages = libc::iovec { iov_base: at(addr), iov_len: len };
     // SAFETY: the kernel checks the range.
@@ -155,7 +155,7 @@ pub(super) fn read_from_start(file: BorrowedFd<'_>, addr: usize, len: usize) -> 
     answer(unsafe { libc::pread(file.as_raw_fd(), at(addr), len, 0) })
 }
 
-/// Registers the pages behind an address as a ring's fixed buffer.
+/// Registers the pages at an address as a ring's fixed buffer.
 pub(super) fn fix_pages(ring: &io_uring::IoUring, addr: usize, len: usize) -> Result<(), Errno> {
     let buffer = libc::iovec { iov_base: at(addr), iov_len: len };
     // SAFETY: the kernel holds the pages, or refuses to; the tests take them back before they go on.

@@ -1,4 +1,4 @@
-//! Children: what they see of a region, and what they can do to it.
+//! Forked children see nothing of a region, and cannot change it.
 
 use super::{SECRET, addr, with_secret};
 use crate::support::forking;

@@ -63,7 +63,7 @@ fn guest_sees_every_revocation(mode: Mode, program: &[u8]) {
                         Ok(VcpuExit::MemoryFault { .. }) | Err(_) => efault += 1,
                         _ => {}
                     }
-                    match exits.handle(exit).expect("every access can be answered") {
+                    match exits.handle(exit).expect("every exit is handled") {
                         Handled::Reenter => {}
                         Handled::Other(Ok(VcpuExit::Hlt)) => break,
                         other => panic!("unexpected: {other:?}"),

@@ -86,7 +86,7 @@ fn a_vcpu_that_runs_in_a_disabled_bar_is_kicked_by_a_signal() {
             });
             let since = Instant::now();
             loop {
-                match exits.handle(guest.vcpu.run()).expect("an answer") {
+                match exits.handle(guest.vcpu.run()).expect("every exit is handled") {
                     Handled::Other(Err(e)) if e.errno() == nix::libc::EINTR => break,
                     Handled::Reenter | Handled::Other(Ok(VcpuExit::IoOut(..))) => {}
                     other => panic!("unexpected: {other:?}"),

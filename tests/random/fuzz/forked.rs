@@ -24,8 +24,8 @@ const TOO_LONG: Duration = Duration::from_secs(15);
 
 /// Uses all inherited handles in a child, in every way. No use may reach the memory, or change anything of the parent.
 ///
-/// # Errors A use that succeeded.
-/// What it could do.
+/// # Errors
+/// The first use that succeeded.
 pub(super) fn child<'a>(
     regions: impl Iterator<Item = &'a Region>,
     mappings: impl Iterator<Item = &'a Arc<Mapping>>,
@@ -103,7 +103,8 @@ fn own() -> Option<i32> {
 ///
 /// No other thread of the calling process may hold a lock.
 ///
-/// # Errors As [`run::run`], or that the process hangs, or how it ended.
+/// # Errors
+/// As [`run::run`], or that the process hangs, or how it ended.
 pub(crate) fn run(history: &[Op]) -> Result<(), String> {
     let (out, into) = nix::unistd::pipe().map_err(|e| format!("pipe: {e}"))?;
     // SAFETY: the contract above; the child ends by `_exit`.

@@ -22,9 +22,9 @@ fn is_legal(strategy: Strategy, memory: Memory) -> bool {
 }
 
 /// Runs a sequence.
-/// Runs a sequence.
 ///
-/// # Errors The first result that the model does not allow, and its operation.
+/// # Errors
+/// The first result that the model does not allow, and its operation.
 pub(crate) fn run(history: &[Op]) -> Result<(), String> {
     run_telling(history, || ())
 }

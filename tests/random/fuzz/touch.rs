@@ -2,8 +2,8 @@
 //! depends on which of the two comes first, so only claims that hold in any order are checked:
 //!
 //! - G1: while the region is disabled for sure, no load returns content of the memory, and no store reaches it.
-//! - G2: after a store that succeeded the memory holds its value, through every change since. After one that failed it holds
-//!   the value before.
+//! - G2: after a store that succeeded the memory holds its value, through every change since. After one that failed it
+//!   holds the value before.
 
 use super::op::{How, Verb};
 use crate::support::matrix::Case;
@@ -45,7 +45,7 @@ fn stamp_at(case: &Case) -> usize {
     case.page() + 64
 }
 
-/// What the hand shares with the changer.
+/// The state that the hand and the changer share.
 #[derive(Default)]
 struct Shared {
     end: AtomicBool,
@@ -63,7 +63,8 @@ impl Shared {
 
 /// Runs `changes` while one hand accesses the region.
 ///
-/// # Errors The first violation.
+/// # Errors
+/// The first violation.
 pub(crate) fn run(case: &Case, hand: Hand, changes: &[Change]) -> Result<(), String> {
     let region = Arc::new(case.builder(2).build().map_err(|e| e.to_string())?);
     let mapping = Arc::new(region.map(case.options()).map_err(|e| e.to_string())?);

@@ -37,7 +37,7 @@ impl Word {
     /// Loads that were refused, and loads that reached the memory, both as they should.
     pub(crate) const SEEN_ONES: Self = Self(0x0c);
     pub(crate) const SEEN_GOOD: Self = Self(0x10);
-    /// What the guest found wrong, 0 for nothing, and the value that it found; see [`verdict`].
+    /// The guest's verdict, 0 for no fault, and the value that it found; see [`verdict`].
     pub(crate) const WRONG: Self = Self(0x14);
     pub(crate) const FOUND: Self = Self(0x18);
     pub(crate) const COUNT: Self = Self(0x20);
@@ -46,7 +46,7 @@ impl Word {
     pub(crate) const STORED: Self = Self(0x2c);
 }
 
-/// What the guest found wrong.
+/// The meaning of the guest's verdict.
 pub(crate) fn verdict(wrong: u32) -> &'static str {
     match wrong {
         0 => "nothing",
