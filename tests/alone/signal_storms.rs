@@ -30,7 +30,7 @@ fn readable(fd: impl AsFd) {
     while poll(&mut fds, PollTimeout::NONE) == Err(Errno::EINTR) {}
 }
 
-/// A thing to do again and again; it waits whenever the region is busy or disabled.
+/// An access that is repeated. It waits whenever the region is busy or disabled.
 type Task<'a> = (&'static str, Box<dyn Fn() + Sync + 'a>);
 
 /// Everything that can wait, each with its name.

@@ -198,7 +198,7 @@ pub(crate) fn writev(pieces: [(usize, usize); 2]) -> Result<usize, Errno> {
 pub(crate) fn read_process(pid: i32, addr: usize, into: &mut [u8]) -> Result<usize, Errno> {
     let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     let remote = libc::iovec { iov_base: at(addr), iov_len: into.len() };
-    // SAFETY: the local piece is the caller's buffer; the remote one the kernel checks.
+    // SAFETY: the local piece is the caller's buffer, and the kernel checks the remote one.
     answer(unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) })
 }
 
@@ -213,7 +213,7 @@ pub(crate) fn copy_in_kernel(from: usize, to: usize, len: usize) -> Result<usize
 
 /// mprotect(2).
 pub(crate) fn protect(addr: usize, len: usize, prot: c_int) -> Result<(), Errno> {
-    // SAFETY: the tests change rights of their own mappings only, which is what a careless application does.
+    // SAFETY: the tests change rights of their own mappings only, as a careless application does.
     Errno::result(unsafe { libc::mprotect(at(addr), len, prot) }).map(drop)
 }
 

@@ -164,7 +164,7 @@ pub(crate) fn enabled_again(s: &mut Suite) {
     let row = "pwrite to the BAR region from the same BAR's mapping (on, page not faulted in)";
     s.row(row, rc(device.write(BAR2, 0, &part)));
     store(base, 8, 0x77).expect("enabled");
-    // Sources and sinks of 2 bytes that hold what to write to COMMAND.
+    // Two words in the BAR with values for COMMAND, as buffers of the transfers below.
     store(at(0x400000), 2, 0x0101).expect("enabled");
     store(at(0x400008), 2, 0x0103).expect("enabled");
     off(&device);

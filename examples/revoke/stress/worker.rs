@@ -24,7 +24,7 @@ pub(super) trait Touch {
         true
     }
 
-    /// `turn` is a number that looks random, for a way that has several forms.
+    /// `turn` is a pseudo-random number, for a way that has several forms.
     fn load(&self, offset: usize, turn: u64) -> Result<u64, NotDone>;
     fn store(&self, offset: usize, value: u64, turn: u64) -> Result<(), NotDone>;
 }
@@ -32,13 +32,13 @@ pub(super) trait Touch {
 /// The outcomes that a way's accesses may have.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
-    /// A region that is disabled may refuse them.
+    /// A disabled region may refuse them.
     pub(super) is_refused: bool,
-    /// A region that is busy may refuse them, though it is enabled.
+    /// A busy region may refuse them, though it is enabled.
     pub(super) is_refused_by_busy: bool,
     /// They never wait.
     pub(super) is_nowait: bool,
-    /// In a region that is disabled their stores are dropped, and their loads are all-ones.
+    /// A disabled region drops their stores, and returns all-ones to their loads.
     pub(super) is_lost: bool,
 }
 

@@ -19,7 +19,7 @@ struct World {
 }
 
 static WORLD: AtomicPtr<World> = AtomicPtr::new(std::ptr::null_mut());
-/// The thread that changes the region's state, and what went wrong: handlers can't panic.
+/// The thread that changes the region's state, and the count of wrong results, since handlers can't panic.
 static CHANGER: AtomicI32 = AtomicI32::new(0);
 static WRONG: AtomicU64 = AtomicU64::new(0);
 /// Counts of accesses that succeeded, were refused, and would have waited for their own thread.

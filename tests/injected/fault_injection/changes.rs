@@ -1,4 +1,4 @@
-//! Changes of state, and of rights.
+//! Changes of state and of rights, with failing calls.
 
 use super::{ALL, Rig, calls_of, each_failure, failing_once, keep_shared_things, small};
 use crate::one_at_a_time;

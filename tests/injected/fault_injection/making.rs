@@ -1,4 +1,4 @@
-//! Building, mapping, unmapping and dropping.
+//! Building, mapping, unmapping and dropping, with failing calls.
 
 use super::{Rig, SECRET, calls_of, failing_once, keep_shared_things, small};
 use crate::one_at_a_time;

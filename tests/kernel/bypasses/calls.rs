@@ -91,16 +91,16 @@ fn answer(n: isize) -> Result<usize, Errno> {
 pub(super) fn write_process(pid: i32, addr: usize, from: &[u8]) -> Result<usize, Errno> {
     let local = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
     let remote = libc::iovec { iov_base: at(addr), iov_len: from.len() };
-    // SAFETY: the local piece is only read; the remote one the kernel checks.
+    // SAFETY: the local piece is only read, and the kernel checks the remote one.
     answer(unsafe { libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0) })
 }
 
-/// process_vm_readv(2) from this process's own memory, into `into`, which may be any memory: the kernel checks it.
+/// process_vm_readv(2) from this process's own memory into `into`, which may be any address: the kernel checks it.
 pub(super) fn read_own_memory(addr: usize, into: usize, len: usize) -> Result<usize, Errno> {
     let local = libc::iovec { iov_base: at(into), iov_len: len };
     let remote = libc::iovec { iov_base: at(addr), iov_len: len };
     let pid = nix::unistd::getpid().as_raw();
-    // SAFETY: both pieces the kernel checks; nothing else uses the local one as anything but raw memory.
+    // SAFETY: the kernel checks both pieces, and the local one is used as raw memory only.
     answer(unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) })
 }
 
@@ -123,7 +123,7 @@ pub(super) fn let_others_trace() {
     unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
 }
 
-/// mlock2(2): locks what is there, and the rest as it comes.
+/// mlock2(2): locks present pages now, and others when they are faulted in.
 pub(super) fn lock_on_fault(addr: usize, len: usize) -> Result<(), Errno> {
     // SAFETY: locks pages of a mapping of the test's.
     Errno::result(unsafe { libc::syscall(libc::SYS_mlock2, at(addr), len, libc::MLOCK_ONFAULT) }).map(drop)
@@ -158,7 +158,7 @@ pub(super) fn read_from_start(file: BorrowedFd<'_>, addr: usize, len: usize) -> 
 /// Registers the pages at an address as a ring's fixed buffer.
 pub(super) fn fix_pages(ring: &io_uring::IoUring, addr: usize, len: usize) -> Result<(), Errno> {
     let buffer = libc::iovec { iov_base: at(addr), iov_len: len };
-    // SAFETY: the kernel holds the pages, or refuses to; the tests take them back before they go on.
+    // SAFETY: the kernel pins the pages, or refuses to. The tests unregister them before they go on.
     let done = unsafe { ring.submitter().register_buffers(&[buffer]) };
     done.map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))
 }

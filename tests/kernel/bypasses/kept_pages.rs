@@ -23,7 +23,7 @@ fn every_case_of_pages(test: impl Fn(&Case, &Region, &Mapping)) {
     for memory in [Memory::Memfd, Memory::ShmFile] {
         for strategy in STRATEGIES {
             let case = Case { strategy, policy: OnDisabled::Sigbus, memory };
-            // A userfaultfd for user-mode faults only gives the kernel no pages to hold.
+            // With a userfaultfd for user-mode faults only, the kernel gets no pages to hold.
             if case.is_legal() && (strategy != revocable_mmio::Strategy::Zap || case.kernel_waits()) {
                 let region = case.region(2);
                 let mapping = case.map(&region);

@@ -358,7 +358,7 @@ impl Model {
 
     fn drop_region(&mut self, slot: usize) {
         if let Some(id) = self.slots[slot].take() {
-            // Guards and pins are of enabled regions.
+            // Only an enabled region has guards and pins.
             if self.regions[id].state == State::Disabled {
                 self.become_state(id, State::Gone);
             } else {

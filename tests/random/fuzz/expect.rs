@@ -18,7 +18,7 @@ impl MappingModel {
         if offset % size != 0 { Err(AccessError::Misaligned { offset, align: size }) } else { Ok(()) }
     }
 
-    /// The pages that an access touches; none where it has nothing to do.
+    /// The pages that an access touches. None if it is not inside of the mapping.
     fn touched(&self, region: &RegionModel, offset: usize, len: usize) -> &[Page] {
         let pages = offset / region.page..=(offset + len.max(1) - 1) / region.page;
         self.pages.get(pages).unwrap_or_default()

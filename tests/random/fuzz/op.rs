@@ -202,7 +202,7 @@ pub(crate) enum Op {
         pages: Pages,
         what: Rough,
     },
-    /// Descriptors of the crate's are closed, or other files take their numbers.
+    /// Descriptors of the crate are closed, or other files take their numbers.
     Lose {
         what: Lost,
         how: Loss,
@@ -321,11 +321,11 @@ pub(crate) enum Advice {
     Populate,
 }
 
-/// Descriptors of the crate's.
+/// Descriptors of the crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lost {
     Userfaultfds,
-    /// The empty file that refusing ranges are made of.
+    /// The empty file of covers.
     Empty,
     Ones,
     /// The regions' files.
@@ -337,9 +337,9 @@ pub(crate) enum Loss {
     Close,
     /// dup2(2) of /dev/null over it.
     Null,
-    /// Of a directory.
+    /// The same with a directory.
     Directory,
-    /// Of memory with something in it.
+    /// The same with a file that has content.
     Memory,
 }
 

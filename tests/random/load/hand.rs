@@ -22,7 +22,7 @@ pub(crate) enum Way {
     SystemCall,
     /// By pointer, under a guard.
     Guard,
-    /// By pointer, where a pin says.
+    /// By pointer, at the address of a pin.
     Pin,
     Bulk,
     /// On the caller's behalf, in turns as a caller that waits and as one that never does.
