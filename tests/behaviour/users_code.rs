@@ -67,7 +67,7 @@ impl Code {
     }
 }
 
-/// Panics when it is dropped.
+/// Panics when it is dropped, unless its thread is panicking already.
 struct Bomb;
 
 impl Drop for Bomb {
