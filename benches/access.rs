@@ -1,9 +1,8 @@
-//! What one access costs that cannot kill the process: beside the raw access, and beside what one would guard it with
-//! instead.
+//! The cost of one access that cannot kill the process, beside the raw access and beside other ways to guard it.
 //!
-//! Every result goes through a `black_box`, on all sides alike: the compiler unrolls and vectorises a plain summing loop
-//! over raw loads, but no loop over inline assembly, and would compare loops instead of loads. A store's value comes out of
-//! one for the same reason.
+//! Every result goes through a `black_box`, on all sides alike. The compiler unrolls and vectorises a plain summing
+//! loop over raw loads, but not a loop over inline assembly, so the bench would compare loops instead of loads. A
+//! store's value comes out of a `black_box` for the same reason.
 #![expect(unsafe_code, reason = "raw accesses to compare with")]
 
 #[expect(dead_code, reason = "each bench needs a part of it")]
@@ -67,14 +66,14 @@ fn stamped() -> (Region, Mapping) {
         region.owner().write(offset, STAMP).expect("inside the region");
     }
     let mapping = region.map(MapOptions::new()).expect("a mapping");
-    // Faults are another bench's business.
+    // Faults are measured by another bench.
     let mut everything = vec![0; LEN];
     mapping.read_slice(0, &mut everything).expect("an enabled region");
     mapping.write_slice(0, &everything).expect("an enabled region");
     (region, mapping)
 }
 
-/// Offsets that the compiler cannot know.
+/// An offset that the compiler cannot know.
 #[inline(always)]
 fn next(offset: usize) -> usize {
     black_box((offset + 72) % WINDOW)
@@ -89,7 +88,7 @@ fn single(samples: &mut Samples) {
     let collector = crossbeam_epoch::Collector::new();
     let handle = collector.register();
 
-    // SAFETY: inside the mapping, which lives, aligned, of a region that stays enabled.
+    // SAFETY: inside the live mapping and aligned, and the region stays enabled.
     let load = |at: *const u64| unsafe { at.read_volatile() };
     // SAFETY: as above; no reference to region memory exists.
     let store = |at: *mut u64, value: u64| unsafe { at.write_volatile(value) };
@@ -105,7 +104,7 @@ fn single(samples: &mut Samples) {
         }
     });
     contest.many("register_read", TURN, move |n| {
-        // On both sides what is accessed is known before the loop: a black box might change what is in memory.
+        // On both sides the address is known before the loop, which a black box might change.
         let register = register;
         for _ in 0..n {
             match register.read() {
@@ -204,7 +203,7 @@ fn copies(samples: &mut Samples) {
     let (_region, mapping) = stamped();
     let at = mapping.as_ptr();
     for (name, len) in [("4k", 4 << 10), ("1m", 1 << 20)] {
-        // One buffer for both sides: where it lies in memory decides more than the code does.
+        // One buffer for both sides, because its place in memory matters more than the code.
         let buffer = std::cell::RefCell::new(vec![0_u8; len]);
         let mut contest = Contest::new("copy", PAUSE);
         contest.many(&format!("memcpy_{name}"), TURN, |n| {
@@ -267,7 +266,7 @@ fn failing(samples: &mut Samples) {
     contest.run(pick(300, 30), samples);
 }
 
-/// The least that a signal can cost: a load that faults, and a handler that continues after it.
+/// The lowest cost of a signal: a load that faults, and a handler that continues after it.
 #[cfg(target_arch = "x86_64")]
 mod signal {
     use super::*;
@@ -308,7 +307,7 @@ mod signal {
                 options(nostack, readonly),
             );
         }
-        assert_eq!(loaded, 1, "there was nothing to be loaded");
+        assert_eq!(loaded, 1, "the load faulted and was skipped");
     }
 
     fn action() -> libc::sigaction {
@@ -333,7 +332,7 @@ mod signal {
 mod signal {
     use super::*;
 
-    /// No fault: a signal to oneself, with a handler that does nothing.
+    /// A signal that the thread sends to itself, with a handler that does nothing. There is no fault.
     pub(super) fn add(contest: &mut Contest<'_>) {
         extern "C" fn nothing(_: libc::c_int) {}
         let handler: extern "C" fn(libc::c_int) = nothing;
@@ -348,8 +347,8 @@ mod signal {
     }
 }
 
-/// The CPU time of one guarded load in ns, by one thread and by one on every CPU, by turns. CPU time: others may use the
-/// same CPUs.
+/// The CPU time of one guarded load in ns, for one thread and for one thread on every CPU, in turns. CPU time, because
+/// other processes may use the same CPUs.
 fn crowd() -> (f64, f64) {
     let (_region, mapping) = stamped();
     let cpus = thread::available_parallelism().map_or(1, usize::from);

@@ -1,9 +1,9 @@
-//! What one page fault costs: resolved by a monitor, by the faulting thread itself, and by everything that one would use
-//! instead.
+//! The cost of one page fault: resolved by a monitor, by the faulting thread itself, and by the alternatives.
 //!
-//! A fault is a store to a page of shared memory that is there but not mapped, 4 KiB each. Two CPUs at least: `free` leaves
-//! the two threads to the scheduler, `pinned` keeps both on one CPU, `apart` on two. Where the scheduler puts a woken
-//! handler differs between kernels and with the load, and so `plain_free` is close to the one or to the other.
+//! A fault is a store to a page of 4 KiB of shared memory that exists but is not mapped. The bench needs two CPUs.
+//! `free` leaves the two threads to the scheduler, `pinned` keeps both on one CPU, and `apart` on two. Where the
+//! scheduler puts a woken handler differs between kernels and with the load, so `plain_free` is close to the one or to
+//! the other.
 #![expect(unsafe_code, reason = "raw mappings and a raw signal handler to compare with")]
 
 #[expect(dead_code, reason = "each bench needs a part of it")]
@@ -62,7 +62,7 @@ fn one_fault(samples: &mut Samples) {
     let file = memfd(LEN, 0).expect("2 MiB");
     let minor = Map::new(file.as_fd(), LEN, PAGE);
     let protected = Map::new(file.as_fd(), LEN, PAGE);
-    // A thread inherits the CPUs of the one that starts it.
+    // A thread inherits the CPUs of the thread that starts it.
     let plain_free = uffd::served(&file, LEN);
     pinned();
     let plain_pinned = uffd::served(&file, LEN);
@@ -75,7 +75,7 @@ fn one_fault(samples: &mut Samples) {
     free();
     let (region_free, mapping_free) = monitored(MapOptions::new());
     let (region_own, mapping_own) = monitored(MapOptions::new().accessors_only());
-    // After the crate's own handlers were installed, so that nothing stands before this one.
+    // After the crate has installed its handlers, so that this handler is called first.
     unprotect_on_sigsegv(&protected);
 
     let mut contest = Contest::new("fault", Duration::from_micros(300));
@@ -113,12 +113,12 @@ fn one_fault(samples: &mut Samples) {
     });
     contest.run(pick(120, 12), samples);
     for region in [&region_free, &region_pinned, &region_own] {
-        assert!(region.stats().faults_mapped >= TURN, "it was this crate that resolved them");
+        assert!(region.stats().faults_mapped >= TURN, "this crate resolved them");
     }
     contest.criterion();
 }
 
-/// `n` faults, timed one by one; `arm` unmaps all pages.
+/// `n` faults, timed one by one. `arm` unmaps all pages.
 fn faults(n: u64, report: &mut dyn FnMut(u64, Duration), arm: impl Fn(), touch: impl Fn(usize)) {
     let mut left = n;
     while left > 0 {
@@ -143,7 +143,7 @@ fn zap(region: &Region) {
     assert!(region.enable().expect("nothing is in the way"));
 }
 
-/// A region of which one fault maps one page, with a monitor of its own.
+/// A region with a monitor of its own, in which one fault maps one page.
 fn monitored(options: MapOptions) -> (Region, Mapping) {
     let monitor = Monitor::with_threads(1).expect("a userfaultfd");
     let region = Region::builder(LEN).strategy(Strategy::Zap).monitor(monitor).fault_around(FaultAround::Pages(1));
@@ -164,7 +164,7 @@ static PROTECTED: AtomicUsize = AtomicUsize::new(0);
 extern "C" fn unprotect(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo_t.
     let info = unsafe { &*info };
-    // SAFETY: set for SIGSEGV.
+    // SAFETY: si_addr is set for SIGSEGV.
     let addr = unsafe { info.si_addr() }.addr();
     let start = PROTECTED.load(Ordering::Relaxed);
     if !(start..start + LEN).contains(&addr) {
@@ -187,7 +187,7 @@ fn unprotect_on_sigsegv(map: &Map) {
     assert_eq!(rc, 0);
 }
 
-/// A whole region touched page by page after it was restored, beside the same with the kernel's own faults.
+/// Touches a whole region page by page after it was restored, beside the same with the kernel's own faults.
 fn walk(samples: &mut Samples) {
     let len = pick(128 << 20, 32 << 20);
     let pages = (len / PAGE) as u64;

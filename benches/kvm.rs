@@ -1,4 +1,4 @@
-//! What a guest's access to its BAR costs: resident, faulting, disabled; with the memslot removed and kept.
+//! The cost of a guest's access to its BAR: resident, faulting, disabled; with the memslot removed and kept.
 //!
 //! `cargo bench --features kvm --bench kvm`.
 
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::{Contest, Ratios, Samples, pick, skip};
 
-/// Loads between two port exits where the access itself is measured.
+/// Loads between two port exits, where the access itself is measured.
 const MANY: u32 = 1000;
 
 struct Machine {
@@ -77,7 +77,7 @@ fn plain(count: u32) -> impl FnMut() -> Duration {
     guest.ram.set(Word::AT, 0x80);
     guest.ram.set(Word::COUNT, count);
     move || {
-        // All of it: the guest runs in its memory.
+        // The closure captures the memory too, because the guest runs in it.
         let (_memory, guest) = (&memory, &mut guest);
         let since = Instant::now();
         assert!(matches!(guest.vcpu.run(), Ok(VcpuExit::IoOut(0x10, _))));
@@ -85,7 +85,7 @@ fn plain(count: u32) -> impl FnMut() -> Duration {
     }
 }
 
-/// Samples `step`, which is so many accesses and returns how long they took.
+/// Samples `step`, which makes `accesses` accesses and returns their time.
 fn measure(samples: &mut Samples, name: &str, accesses: u32, mut step: impl FnMut() -> Duration) {
     let mut contest = Contest::new("kvm", Duration::ZERO);
     contest.each(name, 10, move |n, report| (0..n).for_each(|_| report(accesses.into(), step())));

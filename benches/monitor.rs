@@ -1,7 +1,8 @@
-//! A monitor's throughput with 1, 2 and 4 threads that fault, beside a plain loop of poll, read and UFFDIO_CONTINUE over the same kind
-//! of memory.
+//! A monitor's throughput with 1, 2 and 4 faulting threads, beside a plain loop of poll, read and UFFDIO_CONTINUE over
+//! the same kind of memory.
 //!
-//! `cargo bench --bench monitor`. A ratio is how many faults the monitor serves in the time of one of the plain loop's.
+//! `cargo bench --bench monitor`. A ratio says how many faults the monitor serves in the time in which the plain loop
+//! serves one.
 
 #[expect(dead_code, reason = "each bench needs a part of it")]
 mod support;
@@ -54,7 +55,7 @@ fn content(page: usize) -> u8 {
     (page % 251).to_le_bytes()[0]
 }
 
-/// Each of `threads` threads loads from its own pages, one after the other. Returns the time of all.
+/// Each of `threads` threads loads from its own pages, one after the other. Returns the time until all are done.
 fn fault_in(bytes: Bytes, threads: usize) -> Duration {
     let start = Barrier::new(threads + 1);
     let mut since = Instant::now();
@@ -102,7 +103,7 @@ impl Ours {
         self.region.enable().expect("it comes back");
         let before = self.region.stats().faults_mapped;
         let took = fault_in(Bytes::of(&self.mapping), threads);
-        // The last one is counted after its thread has gone on.
+        // The last fault is counted after its thread has gone on.
         let due = Instant::now() + Duration::from_secs(1);
         let faults = || self.region.stats().faults_mapped - before;
         while faults() < (threads * PAGES) as u64 && Instant::now() < due {

@@ -1,5 +1,5 @@
-//! What a decision costs: a fault that may not wait, at a lock that another thread holds; the decision function itself; and how soon
-//! a waiter learns of a region's return, by an asynchronous fault and by waiting.
+//! The cost of a decision: a fault that may not wait at a lock that another thread holds, and the decision function
+//! itself. Also how soon a waiter learns of a region's return, by an asynchronous fault and by waiting.
 
 #[expect(dead_code, reason = "each bench needs a part of it")]
 mod support;
@@ -22,7 +22,7 @@ fn main() {
     let mut ratios = Ratios::default();
     decisions(&mut samples);
     completions(&mut samples);
-    samples.table("what may not wait, and what has waited");
+    samples.table("faults that may not wait, and faults that have waited");
     let p50 = |name: &str| samples.p50(name).expect("sampled just now");
     for name in ["fault", "read", "pin"] {
         ratios.add(&format!("nowait.{name}/100ns"), p50(&format!("nowait_{name}")) / 100.0, Some(1.0));
@@ -35,7 +35,8 @@ fn main() {
     assert!(!ratios.missed() || short(), "a figure was missed");
 }
 
-/// NOWAIT while another thread holds the write side, from a reset that lasts as long as the measurement; and decisions alone.
+/// NOWAIT while another thread holds the write side, in a reset that lasts as long as the measurement, and decisions
+/// alone.
 fn decisions(samples: &mut Samples) {
     let region = Region::builder(LEN).build().expect("a region");
     let mapping = region.map(MapOptions::new()).expect("a mapping");
@@ -86,8 +87,8 @@ fn decisions(samples: &mut Samples) {
     assert_eq!(mapping.try_read::<u64>(0), Ok(7), "the region is back");
 }
 
-/// From the call of `enable()` until the waiter has returned. Both waiters are asleep: one in poll(2) on its queue's descriptor, one in
-/// `fault_in`.
+/// From the call of `enable()` until the waiter has returned. Each waiter sleeps: one in poll(2) on its queue's
+/// descriptor, one in `fault_in`.
 fn completions(samples: &mut Samples) {
     let region = Region::builder(LEN).build().expect("a region");
     let queue = FaultQueue::new(1).expect("a queue");

@@ -1,5 +1,5 @@
-//! BAR accesses on a caller's behalf, beside the lock and the load that they cannot do without; and hot resets of 1 to 64
-//! functions, which must cost as much more as there are more of them.
+//! BAR accesses on a caller's behalf, beside the lock and the load that they need in any case. Hot resets of 1 to 64
+//! functions, whose cost must grow with the number of functions only.
 
 #[expect(dead_code, reason = "shared with benches that use all of it")]
 mod support;
@@ -121,14 +121,14 @@ fn hot_reset(strategy: Strategy, samples: &mut Samples, ratios: &mut Ratios) {
         let (bus, functions) = functions(count, strategy);
         for round in 0..pick(60, 12) {
             for (_, mapping) in &functions {
-                // In use: its pages are mapped.
+                // In use, that is, with its pages mapped.
                 mapping.write(0, STAMP).expect("enabled");
             }
             let since = Instant::now();
             bus.hot_reset(
                 |_| true,
                 |members| {
-                    // Every mapping of every function is gone by now: an access that may not wait is turned away.
+                    // No mapping of any function is reachable now, so an access that may not wait is refused.
                     let away = functions.iter().all(|(_, mapping)| mapping.try_read::<u64>(0).is_err());
                     assert!(away && members.len() == count, "half revoked");
                     Ok(())
@@ -143,7 +143,7 @@ fn hot_reset(strategy: Strategy, samples: &mut Samples, ratios: &mut Ratios) {
         }
     }
     let per_function = |count: usize| samples.p50(&name(count)).unwrap_or(f64::NAN) / count as f64;
-    // Linear: a function among 64 costs what one among 4 does.
+    // Linear: a function among 64 costs as much as one among 4.
     ratios.add(&format!("pci.hot_reset_per_function_64/4_{strategy}"), per_function(64) / per_function(4), Some(1.5));
     ratios.add(&format!("pci.hot_reset_64_us_{strategy}"), 64.0 * per_function(64) / 1e3, None);
 }

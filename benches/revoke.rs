@@ -1,10 +1,10 @@
-//! What revoking and giving back cost, by size and by strategy, beside what one would use instead; and whether others that
-//! are mapped too make it slower.
+//! The cost of revoking and giving back, by size and by strategy, beside the alternatives. Also whether other mappings
+//! make it slower.
 //!
-//! At least one other thread of the process runs all the time, so that no TLB flush stays on one CPU. All mappings are of
-//! one file whose pages are all there, and all their page-table entries are there before each revocation. The rivals
-//! revoke nothing reliably: after `dontneed` the kernel maps the pages again at the next access, and `munmap` leaves the
-//! addresses to anyone.
+//! At least one other thread of the process runs all the time, so that no TLB flush stays on one CPU. All mappings are
+//! of one file whose pages all exist, and all their page-table entries are set before each revocation. The rivals
+//! revoke nothing reliably: after `dontneed` the kernel maps the pages again at the next access, and after `munmap` any
+//! code may get the addresses.
 //!
 //! A full run takes 5 GiB of memory. With `REVOCABLE_BENCH_SVG=FILE` it draws its plot there.
 
@@ -34,7 +34,7 @@ fn main() {
     let mut samples = Samples::default();
     let mut ratios = Ratios::default();
     let over = AtomicBool::new(false);
-    // Starts the shared monitor before this thread binds itself: it would inherit that.
+    // Starts the shared monitor before this thread binds itself to a CPU, which the monitor would inherit.
     let _early = region(Strategy::Zap, &memfd(PAGE, 0).expect("a page"), PAGE);
     let cpus = sched_getaffinity(Pid::from_raw(0)).expect("the CPUs of this thread");
     let mut each = (0..CpuSet::count()).filter(|cpu| cpus.is_set(*cpu) == Ok(true));
@@ -63,7 +63,7 @@ fn main() {
     ratios.print();
 }
 
-/// Keeps the calling thread on one CPU, so that there is another one that has to be told of each revocation.
+/// Keeps the calling thread on one CPU, so that each revocation has to flush another CPU's TLB, too.
 fn bind(cpu: Option<usize>) {
     let mut one = CpuSet::new();
     if cpu.is_some_and(|cpu| one.set(cpu).is_ok()) {
@@ -85,13 +85,13 @@ fn conclude(samples: &Samples, ratios: &mut Ratios) {
         ratio(&format!("{rival}_1g/dontneed_1g"), &of, to, None);
     }
     ratio("detach_16m/dontneed_16m", "disable detach 16m", "disable dontneed 16m", None);
-    // Not by the rivals': mappings of one hugetlb file share page tables where they can (`huge_pmd_share`), so that
-    // dropping one's costs nothing, and a mapping that a userfaultfd watches shares none.
+    // Not beside the rivals: mappings of one hugetlb file share page tables where they can (`huge_pmd_share`), so that
+    // dropping those of one costs nothing. A mapping that a userfaultfd watches shares none.
     ratio("zap_1g_hugetlb/zap_1g", "disable zap 1g huge", "disable zap 1g", None);
     ratio("replace_1g_hugetlb/replace_1g", "disable replace 1g huge", "disable replace 1g", None);
 }
 
-/// Something that can be revoked.
+/// A memory that can be revoked.
 struct Subject<'a> {
     name: &'static str,
     bytes: Bytes,
@@ -111,7 +111,7 @@ impl Subject<'_> {
         samples.record(&format!("enable {name} {size}"), 1, since.elapsed());
         bytes.touch(page);
         samples.record(&format!("enable+touch {name} {size}"), 1, since.elapsed());
-        // What touching costs by itself: misses of the TLB and of the caches.
+        // The cost of touching alone: misses of the TLB and of the caches.
         let since = Instant::now();
         bytes.touch(page);
         samples.record(&format!("touch {name} {size}"), 1, since.elapsed());
@@ -132,7 +132,7 @@ fn by_size(samples: &mut Samples) {
     }
 }
 
-/// The two by turns: what a flush of the other CPUs costs changes with what they are doing.
+/// The two in turns, because the cost of flushing other CPUs changes with their load.
 fn smallest_and_largest(samples: &mut Samples) {
     let file = memfd(4 * GIB, 0).expect("memory");
     let pair =
@@ -158,7 +158,7 @@ fn subject((region, mapping): &(Region, Mapping)) -> Subject<'_> {
     }
 }
 
-/// All subjects of one size by turns; `(flags, page)` say what the memory is made of.
+/// All subjects of one size, in turns. `(flags, page)` is the kind of memory.
 fn one_size(
     size: &str,
     len: usize,
@@ -184,7 +184,7 @@ fn one_size(
     }
 }
 
-/// What there is without this crate.
+/// The alternatives without this crate.
 fn plain<'a>(maps: &'a [Map], file: std::os::fd::BorrowedFd<'a>) -> Vec<Subject<'a>> {
     let [dontneed, mprotect, munmap, guard] = maps else { unreachable!("four maps") };
     let subject = |name, map: &Map, disable: Box<dyn Fn() + 'a>, enable: Box<dyn Fn() + 'a>| Subject {
@@ -280,7 +280,7 @@ fn batch(ratios: &mut Ratios) {
     if let Err(e) = process_madvise(&maps, libc::MADV_DONTNEED) {
         return skip("process_madvise", &format!("not for this process's own memory (before Linux 6.13): {e}"));
     }
-    // What is mapped decides what there is to flush: all of it, or a page of each.
+    // The mapped pages decide how much is flushed: all of them, or one of each mapping.
     let mut samples = Samples::default();
     for (what, step) in [("full", PAGE), ("sparse", HUGE)] {
         for _ in 0..pick(40, 8) {
@@ -303,7 +303,7 @@ fn batch(ratios: &mut Ratios) {
     samples.table("64 mappings zapped");
 }
 
-/// The same with huge pages of 2 MiB, borrowed from the system for as long as it takes.
+/// The same with huge pages of 2 MiB, borrowed from the system for this time.
 fn hugetlb(samples: &mut Samples) {
     const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
     let sizes: &[(&str, usize)] =
@@ -319,7 +319,7 @@ fn hugetlb(samples: &mut Samples) {
     } else {
         skip("hugetlb", "huge pages of 2 MiB cannot be reserved by this process");
     }
-    // What was added, not what was there: others may borrow too.
+    // Returns the number of pages that were added, since other processes may borrow some too.
     let _ = std::fs::write(POOL, pool().unwrap_or(before + most).saturating_sub(most).to_string());
 }
 

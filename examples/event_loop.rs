@@ -1,5 +1,5 @@
-//! A monitor without a thread, driven by a VMM's own event loop (epoll): faults, a timer that takes the BAR away and
-//! gives it back, and the end, all in one thread.
+//! A monitor without a thread, driven by a VMM's own event loop (epoll). Faults, a timer that takes the BAR away and
+//! gives it back, and the end are all events of one thread.
 //!
 //! `cargo run --example event_loop`
 
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What the loop waits for.
+/// The events of the loop.
 #[derive(Clone, Copy)]
 enum Source {
     Faults = 1,
@@ -22,7 +22,7 @@ enum Source {
 const BUDGET: usize = 16;
 const PAGES: usize = 256;
 
-/// Stands for a guest's driver: touches one page after the other, whatever becomes of the BAR.
+/// Stands for a guest's driver: touches one page after the other, in every state of the BAR.
 fn driver(bar: &Mapping, stop: &AtomicBool) -> (usize, u64) {
     let (mut done, mut refused) = (0usize, 0);
     while !stop.load(Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! A NIC whose BAR is pulled, reset and brought back while threads use it; what happened, as a timeline.
+//! A NIC whose BAR is pulled, reset and brought back while threads use it. The run is printed as a timeline.
 //!
 //! `cargo run --example hot_unplug`
 
@@ -23,7 +23,7 @@ const MEMORY_ON: [u8; 2] = [6, 0];
 /// PMCSR of the power-management capability at 0x40.
 const POWER: u64 = 0x44;
 
-/// Prints what happens and when.
+/// Prints events with their times.
 #[derive(Clone)]
 struct Timeline(Instant, Arc<Mutex<()>>);
 
@@ -42,7 +42,7 @@ struct Seen {
     longest_us: AtomicU64,
 }
 
-/// Stands for the memslots of a VMM: hears of a revocation before it happens.
+/// Stands for the memslots of a VMM, which are told of a revocation before it happens.
 struct Memslots(Timeline);
 
 impl InvalidateNotifier for Memslots {
@@ -57,7 +57,8 @@ impl InvalidateNotifier for Memslots {
     }
 }
 
-/// A driver that sends as fast as it can, through its own mapping. A refused access is an error to it, not its end.
+/// A driver that sends as fast as it can, through its own mapping. A refused access is an error, and does not end the
+/// driver.
 fn driver(mapping: &Mapping, seen: &Seen, stop: &AtomicBool) {
     while !stop.load(Relaxed) {
         let since = Instant::now();
@@ -75,7 +76,7 @@ fn driver(mapping: &Mapping, seen: &Seen, stop: &AtomicBool) {
     }
 }
 
-/// The device side: always sees its registers, whatever state the guest has put it in.
+/// The device side: always reaches its registers, whatever state the guest has put the device in.
 fn emulate(nic: &PciDevice, stop: &AtomicBool) {
     let Some(registers) = nic.owner(REGISTERS) else { return };
     while !stop.load(Relaxed) {
@@ -136,7 +137,7 @@ fn watch(timeline: &Timeline, seen: &Seen, expect: &str) -> Result<(), Box<dyn E
     timeline.say("drivers", &format!("{sent} sends went through, {refused} were refused"));
     let as_expected = match expect {
         "all" => refused == 0 && sent > 0,
-        // A send that came before the revocation may be counted after it, one for each driver.
+        // A send before the revocation may be counted after it, one for each driver.
         _ => sent <= 2 && refused > 0,
     };
     if as_expected { Ok(()) } else { Err(format!("expected {expect} of them to go through").into()) }
@@ -163,7 +164,7 @@ fn scenes(nic: &PciDevice, timeline: &Timeline, seen: &Seen) -> Result<(), Box<d
     nic.write(Space::Config, POWER, &[3u8, 0][..])?;
     watch(timeline, seen, "none")?;
     let read = nic.read(REGISTERS, 0, &mut [0; 4][..]);
-    let told = read.map_or_else(|e| e.to_string(), |_| "was answered".into());
+    let told = read.map_or_else(|e| e.to_string(), |_| "was served".into());
     timeline.say("vmm", &format!("a read on the guest's behalf: {told}"));
     timeline.say("guest", "and back to D0");
     nic.write(Space::Config, POWER, &[0u8, 0][..])?;

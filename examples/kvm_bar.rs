@@ -1,4 +1,5 @@
-//! A guest reads and writes its BAR while the host takes it away and gives it back: what the guest saw, as a timeline.
+//! A guest reads and writes its BAR while the host takes it away and gives it back. The guest's results are printed as
+//! a timeline.
 //!
 //! `cargo run --features kvm --example kvm_bar` (needs /dev/kvm)
 
@@ -13,7 +14,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What one load of the guest came to.
+/// The result of one load of the guest.
 #[derive(PartialEq, Eq)]
 struct Seen {
     value: u32,
@@ -104,7 +105,7 @@ fn timeline(retention: Retention) -> Result<(), Box<dyn Error>> {
     machine.say("reset() has returned: the register is 0");
     machine.watch(2)?;
 
-    // The guest waits, as long as the device is off.
+    // The guest waits as long as the device is off.
     bar.disable()?;
     machine.say("disabled; from now on guest accesses wait for enable()");
     machine.exits = ExitHandler::new(slots, WhenDisabled::Wait, CancelToken::new());

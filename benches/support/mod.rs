@@ -1,8 +1,8 @@
-//! What the benches share: rivals that are sampled by turns within one run, so that the machine's noise falls on all
-//! alike, and the lines at the end.
+//! Shared by the benches: rivals that are sampled in turns within one run, so that the machine's noise falls on all of
+//! them alike, and the lines at the end.
 //!
-//! `cargo bench` runs everything; with `REVOCABLE_BENCH=short` in the environment, or under `cargo test --benches`, a run
-//! takes seconds and says less. Names of criterion's benchmarks, and its options, may follow `cargo bench --`.
+//! `cargo bench` runs everything. With `REVOCABLE_BENCH=short` in the environment, or under `cargo test --benches`, a
+//! run takes seconds and is less exact. Names of criterion's benchmarks, and its options, may follow `cargo bench --`.
 
 use criterion::{BenchmarkId, Criterion};
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ pub(crate) mod uffd;
 
 use figures::nanos;
 
-/// A few seconds only?
+/// True if a run takes a few seconds only.
 pub(crate) fn short() -> bool {
     std::env::var("REVOCABLE_BENCH").is_ok_and(|v| v == "short") || !std::env::args().any(|arg| arg == "--bench")
 }
@@ -30,7 +30,7 @@ pub(crate) fn pick<T>(full: T, in_short: T) -> T {
     if short() { in_short } else { full }
 }
 
-/// Says what is left out and why; where nothing may be left out, ends the run.
+/// Prints what is left out and why. Panics where nothing may be left out.
 pub(crate) fn skip(what: &str, why: &str) {
     println!("SKIP: {what}: {why}");
     assert!(!std::env::var("REVOCABLE_CI").is_ok_and(|v| v == "1"), "nothing may be skipped here: {what}: {why}");
@@ -54,7 +54,7 @@ impl Samples {
         samples.push(took.as_nanos() as f64 / operations as f64);
     }
 
-    /// The least of the samples, in ns, that `share` of them do not exceed.
+    /// The least of the samples, in ns, that a share `share` of them does not exceed.
     pub(crate) fn quantile(&self, name: &str, share: f64) -> Option<f64> {
         let mut ascending = self.by_name.get(name)?.clone();
         ascending.sort_by(f64::total_cmp);
@@ -79,7 +79,7 @@ impl Samples {
     }
 }
 
-/// Runs so many operations and reports the time of each, or of all, to its second argument.
+/// Runs the given number of operations, and reports the time of each, or of all, to its second argument.
 type Run<'a> = Box<dyn FnMut(u64, &mut dyn FnMut(u64, Duration)) + 'a>;
 
 struct Rival<'a> {
@@ -92,7 +92,7 @@ struct Rival<'a> {
 pub(crate) struct Contest<'a> {
     group: &'static str,
     rivals: Vec<Rival<'a>>,
-    /// Between turns, so that a monitor that still spins does not disturb the next rival.
+    /// The pause between turns, so that a monitor that still spins does not disturb the next rival.
     pause: Duration,
 }
 
@@ -174,7 +174,7 @@ impl<'a> Contest<'a> {
     }
 }
 
-/// Figures of p50s that are to be reached.
+/// Ratios of p50s, each with the limit that it must keep.
 #[derive(Default)]
 pub(crate) struct Ratios(Vec<(String, f64, Option<f64>)>);
 
@@ -190,7 +190,7 @@ impl Ratios {
         }
     }
 
-    /// Whether a figure was not reached.
+    /// True if a limit was exceeded.
     pub(crate) fn missed(&self) -> bool {
         self.0.iter().any(|(_, value, at_most)| at_most.is_some_and(|at_most| *value > at_most))
     }
@@ -225,7 +225,7 @@ fn machine() -> String {
         let line = info.lines().find(|line| line.starts_with(name));
         line.and_then(|line| line.split(": ").nth(1)).unwrap_or("").to_owned()
     };
-    // Not only those that this thread has bound itself to.
+    // All CPUs, and not only those to which this thread is bound.
     let cpus = info.lines().filter(|line| line.starts_with("processor")).count();
     let guest = if info.contains("hypervisor") { ", virtual" } else { "" };
     format!("{} {}, {cpus} CPUs{guest}", std::env::consts::ARCH, field("model name"))

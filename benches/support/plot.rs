@@ -5,7 +5,7 @@ use super::{Samples, provenance};
 
 const SIZES: [(&str, &str); 5] =
     [("2m", "2 MiB"), ("16m", "16 MiB"), ("128m", "128 MiB"), ("1g", "1 GiB"), ("4g", "4 GiB")];
-/// Name, label, colour (told apart also by those who see few), dashed: a rival.
+/// Name, label, colour (distinct for colour-blind readers too), and whether the line is dashed: a rival.
 const SERIES: [(&str, &str, &str, bool); 6] = [
     ("detach", "Detach", "#0072b2", false),
     ("replace", "Replace", "#009e73", false),
@@ -68,7 +68,7 @@ fn axes(svg: &mut Svg, panel: usize, title: &str) {
 }
 
 fn lines(svg: &mut Svg, panel: usize, prefix: &str, samples: &Samples) {
-    // Where each line ends, for its label.
+    // The end of each line, for its label.
     let mut ends = Vec::new();
     for (name, label, colour, dashed) in SERIES {
         let points: Vec<_> = (0..SIZES.len())
@@ -93,7 +93,7 @@ fn lines(svg: &mut Svg, panel: usize, prefix: &str, samples: &Samples) {
     ends.sort_by(|a, b| a.0.1.total_cmp(&b.0.1));
     let mut lowest = f64::MIN;
     for ((x, y), label, colour) in ends {
-        // Labels of lines that end close together make room for each other.
+        // Labels of lines that end close together are moved apart.
         let at = y.max(lowest + 16.0);
         lowest = at;
         let from = LEFT[panel] + WIDTH + 14.0;

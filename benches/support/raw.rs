@@ -1,4 +1,4 @@
-//! The rivals' tools: plain mappings and a plain userfaultfd, with nothing between them and the kernel.
+//! The rivals' tools: plain mappings and a plain userfaultfd, directly on the kernel.
 //!
 //! UNSAFETY: mappings that only the bench knows, and accesses inside of them.
 #![expect(unsafe_code, reason = "raw system calls and accesses are what is measured")]
@@ -10,14 +10,14 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 pub(crate) const PAGE: usize = 4096;
 
-/// A memfd, all of whose pages are there; `flags` as for memfd_create(2).
+/// A memfd whose pages all exist. `flags` are those of memfd_create(2).
 pub(crate) fn memfd(len: usize, flags: libc::c_uint) -> io::Result<OwnedFd> {
     // SAFETY: a C string.
     let fd = unsafe { libc::memfd_create(c"bench".as_ptr(), libc::MFD_CLOEXEC | flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a descriptor that the kernel just gave to us alone.
+    // SAFETY: a new descriptor, which has no other owner.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     if len == 0 {
         return Ok(fd);
@@ -44,7 +44,7 @@ impl Map {
     /// At a multiple of `align`, without huge pages.
     pub(crate) fn new(fd: BorrowedFd<'_>, len: usize, align: usize) -> Self {
         let reserved = len + align;
-        // SAFETY: without MAP_FIXED, nothing of anyone's is replaced.
+        // SAFETY: without MAP_FIXED the kernel picks a free address.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -77,7 +77,7 @@ impl Map {
             )
         };
         assert_ne!(at, libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
-        // Hugetlb knows no such advice, and needs none.
+        // Hugetlb does not support this advice, and does not need it.
         let _ = self.advise(libc::MADV_NOHUGEPAGE);
     }
 
@@ -112,7 +112,7 @@ impl Map {
 
 impl Drop for Map {
     fn drop(&mut self) {
-        // SAFETY: the whole reservation; what was unmapped of it was not given to anyone else by the bench.
+        // SAFETY: the whole reservation. The bench has given no part of it to other code.
         unsafe { libc::munmap(self.whole.0.cast(), self.whole.1) };
     }
 }
@@ -122,7 +122,7 @@ pub(crate) fn process_madvise(maps: &[Map], advice: libc::c_int) -> io::Result<(
     // SAFETY: takes numbers only.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) };
     let fd = libc::c_int::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: a descriptor that the kernel just gave to us alone.
+    // SAFETY: a new descriptor, which has no other owner.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let ranges: Vec<_> = maps.iter().map(|map| libc::iovec { iov_base: map.at.cast(), iov_len: map.len }).collect();
     // SAFETY: live iovecs of the bench's own ranges; of shared memory, no advice used here loses the content.

@@ -1,5 +1,5 @@
 //! A userfaultfd and its handler as an application writes them by hand: poll, read one message, `UFFDIO_CONTINUE`. The
-//! loop is that of the example of the `userfaultfd` crate.
+//! loop is the one of the `userfaultfd` crate's example.
 //!
 //! UNSAFETY: ioctls with live, initialised structures, on a range of the bench's own.
 #![expect(unsafe_code, reason = "raw system calls are what is measured")]
@@ -12,7 +12,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::thread;
 
-/// A shared mapping of `len` bytes of a file, with a handler of its own. It, and the handler's thread, live as long as the process.
+/// A shared mapping of `len` bytes of a file, with a handler of its own. The mapping and the handler's thread live as
+/// long as the process.
 pub(crate) fn served(file: &impl AsFd, len: usize) -> &'static Map {
     let map: &'static Map = Box::leak(Box::new(Map::new(file.as_fd(), len, PAGE)));
     let uffd = Uffd::open().expect("the probe said so");
@@ -24,14 +25,14 @@ pub(crate) fn served(file: &impl AsFd, len: usize) -> &'static Map {
 struct Uffd(OwnedFd);
 
 impl Uffd {
-    /// One that tells of minor faults on shared memory.
+    /// Opens one that reports minor faults on shared memory.
     fn open() -> io::Result<Self> {
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
         for flags in [flags, flags | abi::UFFD_USER_MODE_ONLY as libc::c_int] {
             // SAFETY: takes a number only.
             let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
             if let Some(fd) = libc::c_int::try_from(fd).ok().filter(|fd| *fd >= 0) {
-                // SAFETY: a descriptor that the kernel just gave to us alone.
+                // SAFETY: a new descriptor, which has no other owner.
                 let uffd = Self(unsafe { OwnedFd::from_raw_fd(fd) });
                 let features = abi::UFFD_FEATURE_MINOR_SHMEM.into();
                 uffd.ioctl(nr::UFFDIO_API, &mut abi::uffdio_api { api: abi::UFFD_API.into(), features, ioctls: 0 })?;
@@ -53,7 +54,7 @@ impl Uffd {
         self.ioctl(nr::UFFDIO_REGISTER, &mut abi::uffdio_register { range, mode: mode.into(), ioctls: 0 })
     }
 
-    /// Answers faults for ever, one page each.
+    /// Resolves faults for ever, one page each.
     fn serve(&self) -> io::Error {
         loop {
             let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };

@@ -68,7 +68,7 @@ fn is_dumb() -> bool {
     std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
 }
 
-/// What stays in the terminal afterwards.
+/// The lines that stay in the terminal afterwards.
 fn epilogue(out: &mut impl Write, scene: &Scene, kept: &Result<u64, String>) -> io::Result<()> {
     let stats = scene.region.stats();
     writeln!(

@@ -39,14 +39,14 @@ pub(crate) fn run(args: &Args, as_json: bool) -> Result<Verdict, Failed> {
         for &size in &args.size {
             match device::build("latency", size, *way) {
                 Ok(region) => series.extend(measure::changes(&region, spend)?),
-                // Not here: the table says so by leaving it out, and `probe` says why.
+                // Not possible here. The table leaves it out, and `probe` says why.
                 Err(_) if *way != device::Way::Best && !is_possible(*way) => {}
                 Err(e) => return Err(e),
             }
         }
     }
     series.sort_by_key(|s| s.what);
-    // First the file: what a closed pipe does to the table is no reason to lose the drawing.
+    // The drawing first, so that a closed pipe at the table does not lose it.
     if let Some(path) = &args.svg {
         let drawing = ridges::draw(&series, &crate::probe::kernel());
         std::fs::write(path, drawing).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args, as_json: bool) -> Result<Verdict, Failed> {
     Ok(Verdict::Good)
 }
 
-/// Can a region of memory of its own be revoked this way at all?
+/// True if a region of the crate's own memory can be revoked this way.
 fn is_possible(way: device::Way) -> bool {
     device::build("probe", 2 << 20, way).is_ok()
 }

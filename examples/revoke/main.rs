@@ -16,10 +16,10 @@ use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
 
-/// What the process ends with beside 0 and clap's own 2 (wrong usage).
+/// The exit code, beside 0 and clap's own 2 (wrong usage).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// Everything was as promised.
+    /// Every guarantee held.
     Good,
     /// A guarantee was broken.
     Broken,
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     match done {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
         Ok(Verdict::Broken) => ExitCode::from(EXIT_BROKEN),
-        // The reader of the output has seen enough.
+        // The reader has closed the output.
         Err(e) if output::is_closed_pipe(&*e) => ExitCode::SUCCESS,
         Err(e) => {
             let _ = writeln!(std::io::stderr(), "revoke: {e}");

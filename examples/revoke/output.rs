@@ -6,7 +6,7 @@ use std::time::Duration;
 
 pub(crate) type Failed = Box<dyn Error + Send + Sync>;
 
-/// Has the reader of the standard output gone away (`revoke ... | head -1`)?
+/// True if the reader of the standard output has gone away (`revoke ... | head -1`).
 pub(crate) fn is_closed_pipe(e: &(dyn Error + 'static)) -> bool {
     let kind = e.downcast_ref::<io::Error>().map(io::Error::kind);
     let in_json = e.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);

@@ -29,7 +29,7 @@ pub(crate) fn run(as_json: bool) -> Result<Verdict, Failed> {
     Ok(Verdict::Good)
 }
 
-/// System, release and machine, as uname(2) tells.
+/// System, release and machine, from uname(2).
 pub(crate) fn kernel() -> String {
     nix::sys::utsname::uname().map_or_else(
         |_| "unknown kernel".to_owned(),

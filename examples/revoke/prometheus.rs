@@ -3,10 +3,10 @@
 use revocable_mmio::{BUCKETS, Latency, Region};
 use std::fmt::{self, Write};
 
-/// Everything that [`Region::stats`] tells, labelled with the region's name and strategy.
+/// All counters of [`Region::stats`], labelled with the region's name and strategy.
 pub(crate) fn text(region: &Region) -> Result<String, fmt::Error> {
     let s = region.stats();
-    // The name is the caller's: the format wants three characters escaped.
+    // The caller chooses the name, and the format needs three characters escaped.
     let name = region.name().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     let labels = format!("region=\"{name}\",strategy=\"{}\"", region.strategy());
     let mut out = String::new();

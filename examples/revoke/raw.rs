@@ -1,7 +1,7 @@
-//! What a VMM does with device memory without this crate's accessors: raw pointers and system calls.
+//! Accesses to device memory without this crate's accessors, as a VMM makes them: raw pointers and system calls.
 //!
-//! UNSAFETY: volatile accesses and system calls at addresses inside a [`Mapping`] that the caller holds. Other threads,
-//! the owner and the mapping's revocation write or take the memory at any time; no reference to it is ever made.
+//! UNSAFETY: volatile accesses and system calls at addresses inside a [`Mapping`] that the caller holds. Other threads
+//! and the owner write the memory at any time, and a revocation takes it away. No reference to it is ever made.
 #![expect(unsafe_code, reason = "accesses a mapping by address, as a VMM does")]
 
 use nix::errno::Errno;
@@ -51,7 +51,7 @@ pub(crate) fn store_by_kernel(mapping: &Mapping, offset: usize, byte: u8, file: 
     whole(n, 1)
 }
 
-/// A short transfer was revoked half-way.
+/// A transfer is short if it was revoked half-way.
 fn whole(n: isize, expected: usize) -> Result<(), Errno> {
     match usize::try_from(n) {
         Ok(n) if n == expected => Ok(()),

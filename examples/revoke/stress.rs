@@ -1,8 +1,9 @@
 //! `revoke stress`: revokes and restores under load, and checks G1 (revoked means revoked) and G2 (nothing is lost).
 //!
-//! Every access is judged by the windows (see [`window`]) that it ran in: wholly inside a disabled one it must not go
-//! through, wholly inside an enabled one it must not be refused. The owner puts stamps into the region while it is
-//! disabled, which no access may ever see, and watches that no store arrives; each worker finds its own stores again.
+//! Every access is judged by the windows (see [`window`]) in which it ran. Wholly inside a disabled window it must not
+//! go through, and wholly inside an enabled one it must not be refused. While the region is disabled, the owner puts
+//! stamps into it that no access may ever see, and watches that no store arrives. Each worker finds its own stores
+//! again.
 
 mod changer;
 mod hand;
@@ -54,7 +55,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t)]
     policy: Policy,
 
-    /// Repeats the choices of an earlier run; threads still race as they like.
+    /// Repeats the choices of an earlier run; threads still race.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
@@ -93,7 +94,7 @@ impl Policy {
     }
 }
 
-/// What all threads share.
+/// The state that all threads share.
 struct Shared {
     region: Region,
     clock: Clock,
@@ -104,7 +105,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// Runs `step` until the end. The first violation of all ends everything.
+    /// Runs `step` until the end. The first violation ends the whole run.
     fn repeat(&self, mut step: impl FnMut() -> Result<(), String>) {
         while !self.stop.load(Ordering::Relaxed) {
             if let Err(e) = step() {
@@ -186,7 +187,7 @@ fn start(shared: &Arc<Shared>, hands: Vec<Hand>, seed: u64) -> Result<mpsc::Rece
     Ok(ended)
 }
 
-/// Waits for `count` threads. One that does not end, with the region enabled, waits for a wake that was lost.
+/// Waits for `count` threads. A thread that does not end, though the region is enabled, has missed its wake.
 fn wait_for(shared: &Shared, ended: &mpsc::Receiver<usize>, count: usize) {
     let until = Instant::now() + END;
     let mut missing: Vec<usize> = (0..count).collect();

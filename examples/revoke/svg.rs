@@ -4,10 +4,10 @@
 
 use std::fmt::{Display, Write};
 
-/// A drawing, white behind, for light and dark pages alike.
+/// A drawing with a white background, for light and dark pages alike.
 pub(crate) struct Svg(String);
 
-/// Where a text stands by its `x`.
+/// The point of a text that is at its `x`.
 #[derive(Clone, Copy)]
 pub(crate) enum Anchor {
     Start,
@@ -27,7 +27,7 @@ impl Svg {
         svg
     }
 
-    /// `style` is further attributes.
+    /// `style` is a list of further attributes.
     pub(crate) fn text(&mut self, x: f64, y: f64, anchor: Anchor, style: &str, what: &str) {
         let anchor = match anchor {
             Anchor::Start => "start",
@@ -38,7 +38,7 @@ impl Svg {
         self.add(format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" {style}>{what}</text>"));
     }
 
-    /// `path` as an SVG path has it; `style` is further attributes.
+    /// `path` is an SVG path, and `style` a list of further attributes.
     pub(crate) fn path(&mut self, path: impl Display, style: &str) {
         self.add(format_args!("<path d=\"{path}\" {style}/>"));
     }

@@ -1,4 +1,5 @@
-//! Handlers of SIGBUS and SIGSEGV that displaced the crate's: the crate's are in front again when a region was built or revoked.
+//! Other handlers of SIGBUS and SIGSEGV replace the crate's. Building or revoking a region puts the crate's in front
+//! again.
 #![expect(unsafe_code, reason = "signal handlers are installed")]
 // UNSAFETY: sigaction, with handlers that end the process or are the crate's own.
 
@@ -29,7 +30,7 @@ const RECOVERS: bool =
     cfg!(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(any(revocable_portable, miri))));
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Does not know the crate: the first revoked access that it gets ends the process.
+/// A handler that does not know the crate: the first revoked access that it gets ends the process.
 extern "C" fn stranger(_: c_int) {
     std::process::abort();
 }
@@ -37,7 +38,7 @@ extern "C" fn stranger(_: c_int) {
 /// How often [`own`] was called.
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 
-/// Knows it, as [`signal::own_handlers`] promises.
+/// A handler that passes faults on to the crate, as [`signal::own_handlers`] demands.
 extern "C" fn own(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     CALLS.fetch_add(1, SeqCst);
     // SAFETY: the arguments of this handler, which is installed with SA_SIGINFO.
@@ -46,12 +47,12 @@ extern "C" fn own(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     }
 }
 
-/// The ways to displace a handler: the default action, no action, a handler.
+/// The ways to displace a handler: the default action, ignoring the signal, another handler.
 fn strangers() -> [usize; 3] {
     [libc::SIG_DFL, libc::SIG_IGN, stranger as extern "C" fn(c_int) as usize]
 }
 
-/// Sets both dispositions.
+/// Sets the dispositions of both signals.
 fn displace(handler: usize, flags: c_int) {
     for signal in SIGNALS {
         // SAFETY: all zeroes is a valid sigaction.
@@ -66,7 +67,7 @@ fn displace(handler: usize, flags: c_int) {
     }
 }
 
-/// The two dispositions.
+/// The dispositions of both signals.
 fn in_place() -> [usize; 2] {
     SIGNALS.map(|signal| {
         // SAFETY: all zeroes is a valid sigaction.
@@ -78,7 +79,7 @@ fn in_place() -> [usize; 2] {
     })
 }
 
-/// Regions to be revoked in every way that there is.
+/// Regions to revoke by every verb.
 struct World {
     region: Option<Region>,
     mapping: Mapping,
@@ -90,7 +91,7 @@ struct World {
     /// Of a region that is disabled from the start.
     disabled: Mapping,
     _off: Region,
-    /// Enabled: its first half may not be accessed, and the file ends before its second half.
+    /// Enabled. Its first half has no rights, and the file ends before its second half.
     faulting: Mapping,
     _on: Region,
 }
@@ -136,7 +137,7 @@ impl World {
 type Change = fn(&mut World) -> &Mapping;
 
 fn build(world: &mut World) -> &Mapping {
-    // Kept: dropping one puts the handlers back too.
+    // Kept, because dropping a region puts the handlers back too.
     world.built = Some(Region::builder(LEN).build().expect("a region"));
     &world.disabled
 }
@@ -186,13 +187,14 @@ fn is_refused(mapping: &Mapping) {
     assert!(matches!(read, Err(AccessError::Disabled { .. } | AccessError::Gone { .. })), "{read:?}");
 }
 
-/// A revoked access looks at the state and faults only in a race. These reach the memory and get SIGSEGV and SIGBUS each time.
+/// An access to a revoked mapping looks at the state first, and faults only in a race. These accesses reach the memory
+/// and raise SIGSEGV and SIGBUS each time.
 fn both_signals_are_recovered_from(mapping: &Mapping) {
     assert_eq!(mapping.read::<u32>(0), Err(AccessError::Protected { offset: 0 }));
     assert_eq!(mapping.read::<u32>(HALF), Err(AccessError::NoMemory { offset: HALF }));
 }
 
-/// In a process of its own: each of the changes puts the crate's handlers back in front of each of the strangers.
+/// Checks, in a process of its own, that each change puts the crate's handlers back in front of each of the strangers.
 fn puts_back(changes: &[Change]) {
     let child = alone(|| {
         signal::install().expect("sigaction");
@@ -235,7 +237,7 @@ fn dropping_a_region_puts_the_handlers_back_in_front() {
     puts_back(&[drop_region]);
 }
 
-/// Notes what is in place when it is told of a revocation.
+/// Records the dispositions when it is told of a revocation.
 #[derive(Default)]
 struct Looks(Mutex<Vec<[usize; 2]>>);
 
@@ -250,7 +252,7 @@ impl InvalidateNotifier for Looks {
     }
 }
 
-/// Otherwise a sandbox that refuses sigaction(2) would fail a revocation that subscribers have been told of.
+/// Otherwise a sandbox that refuses sigaction(2) would fail a revocation after its subscribers have been told.
 #[test]
 fn the_handlers_are_back_before_a_subscriber_is_told() {
     let child = alone(|| {
@@ -315,7 +317,7 @@ fn after_the_promise_of_own_handlers_they_are_left_alone() {
             let before = CALLS.load(SeqCst);
             is_refused(revoked);
             both_signals_are_recovered_from(&world.faulting);
-            assert!(!RECOVERS || CALLS.load(SeqCst) > before, "the process's own handler was asked");
+            assert!(!RECOVERS || CALLS.load(SeqCst) > before, "the process's own handler was called");
         }
     });
     child.well();

@@ -1,4 +1,4 @@
-//! What measures or stops threads, and is disturbed by other tests: a binary with nothing else in it.
+//! Tests that measure or stop threads, which other tests would disturb. This binary has nothing else in it.
 
 #[macro_use]
 #[path = "../support/mod.rs"]

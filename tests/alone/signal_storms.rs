@@ -1,6 +1,5 @@
-//! Signals a thousand times a second in every thread, asleep or not, with handlers that restart nothing: whoever waits goes
-//! on waiting, whoever is let go goes on, and nobody is refused what he would get without them. But for the one documented
-//! exception: a system call that waits under policy Block.
+//! Every thread, asleep or not, gets a thousand signals a second, with handlers that restart no system call. A waiter
+//! goes on waiting, is woken as usual, and gets the result that it would get without signals.
 
 mod handlers;
 
@@ -21,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What stands in the region while nobody may see it, and while everybody may.
+/// The region's content while no access may see it, and while every access may.
 const FORBIDDEN: u64 = 0xdead;
 const OPEN: u64 = 7;
 
@@ -31,7 +30,7 @@ fn readable(fd: impl AsFd) {
     while poll(&mut fds, PollTimeout::NONE) == Err(Errno::EINTR) {}
 }
 
-/// A thing to do again and again; it waits whenever the region is busy or disabled.
+/// An access that is repeated. It waits whenever the region is busy or disabled.
 type Task<'a> = (&'static str, Box<dyn Fn() + Sync + 'a>);
 
 /// Everything that can wait, each with its name.
@@ -53,7 +52,7 @@ fn tasks<'a>(region: &'a Region, block: &'a Mapping) -> Vec<Task<'a>> {
         (
             "guard",
             Box::new(move || {
-                // What is disabled has no guards; that is no wait.
+                // A disabled region has no guards, and asking for one does not wait.
                 let _ = block.with_access(|_| {
                     thread::sleep(Duration::from_micros(300));
                     assert_eq!(raw::load64(at), Ok(OPEN));
@@ -94,7 +93,7 @@ fn tasks<'a>(region: &'a Region, block: &'a Mapping) -> Vec<Task<'a>> {
                         std::fs::File::from(file).read_exact_at(&mut bytes, 0).expect("the file is read");
                         assert_eq!((n, u64::from_ne_bytes(bytes)), (8, OPEN));
                     }
-                    // A signal came while it waited.
+                    // Policy Block refuses system calls while the region is disabled.
                     Err(e) => assert_eq!(e, Errno::EFAULT),
                 }
             }),
@@ -152,7 +151,7 @@ fn no_thread_of_the_crates_own_takes_a_signal() {
         let seen: Mutex<BTreeMap<String, Option<String>>> = Mutex::default();
         let end = AtomicBool::new(false);
         let fatal = 1u64 << (Signal::SIGBUS as u32 - 1) | 1 << (Signal::SIGSEGV as u32 - 1);
-        // SIGKILL and SIGSTOP can't be blocked; the C library keeps two for itself.
+        // SIGKILL and SIGSTOP can't be blocked, and the C library keeps two signals for itself.
         let never = fatal | 1 << (Signal::SIGKILL as u32 - 1) | 1 << (Signal::SIGSTOP as u32 - 1) | 0b11 << 31;
         let look = || {
             for task in std::fs::read_dir("/proc/self/task").expect("it is there").flatten() {
@@ -163,7 +162,7 @@ fn no_thread_of_the_crates_own_takes_a_signal() {
                 let blocks = || field(&status(), "SigBlk:").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
                 let Some(name) = field(&status(), "Name:").filter(|name| name.starts_with("mmio-")) else { continue };
                 let wrong = blocks().filter(|mask| mask | never != u64::MAX);
-                // One that ends, or has just begun, may be seen half-way.
+                // A thread that ends, or has just begun, may be seen half-way.
                 let wrong = wrong.and_then(|_| {
                     thread::sleep(Duration::from_millis(5));
                     blocks().filter(|mask| mask | never != u64::MAX)
@@ -182,7 +181,8 @@ fn no_thread_of_the_crates_own_takes_a_signal() {
                     thread::sleep(Duration::from_millis(1));
                 }
             });
-            // Long enough for its page tables' end to be seen; where accesses don't recover they are slow.
+            // Long enough for the thread that frees page tables to be seen. Without recoverable accesses the fill would
+            // be slow.
             let len = if cfg!(revocable_portable) { 2 << 20 } else { 64 << 20 };
             for strategy in STRATEGIES {
                 let built = Region::builder(len).strategy(strategy).trim_detached().build();
@@ -196,7 +196,7 @@ fn no_thread_of_the_crates_own_takes_a_signal() {
                     region.enable().expect("it comes back");
                     region.reset(|_| ()).expect("it resets");
                 }
-                // A guard keeps the region's end waiting in a thread.
+                // A guard keeps a thread waiting to end the region.
                 let guard = mapping.try_access().expect("it is enabled");
                 drop(region);
                 thread::sleep(Duration::from_millis(50));
@@ -214,7 +214,7 @@ fn no_thread_of_the_crates_own_takes_a_signal() {
     .well();
 }
 
-/// Changes the region's state under a storm, and after each change sees every task done once more.
+/// Changes the region's state under a storm, and sees every task done once more after each change.
 fn ride_out(region: &Region, run: impl FnOnce(&dyn Fn())) {
     let strategy = region.strategy();
     let watchdog = Watchdog::new(&format!("a storm over {strategy}"), Duration::from_secs(20));
@@ -248,7 +248,7 @@ fn ride_out(region: &Region, run: impl FnOnce(&dyn Fn())) {
             let _storm = storm::on_this_thread();
             let since = Instant::now();
             while since.elapsed() < stress_time(500) || rounds.load(Ordering::Relaxed) < 3 {
-                assert!(region.disable().expect("guards and pins are let go"));
+                assert!(region.disable().expect("guards and pins end"));
                 region.owner().write(0, FORBIDDEN).expect("the owner writes");
                 thread::sleep(Duration::from_millis(5));
                 region.owner().write(0, OPEN).expect("the owner writes");
@@ -272,12 +272,12 @@ fn ride_out(region: &Region, run: impl FnOnce(&dyn Fn())) {
     assert!(signals > 10 * rounds, "{strategy}: {signals} signals in {rounds} rounds are no storm");
 }
 
-/// Else the watchdog bites.
+/// Waits until each task has been done again. The watchdog reports a task that is not.
 fn everyone_once_more(tasks: &[Task<'_>], done: &[AtomicU64]) {
     let before: Vec<u64> = done.iter().map(|done| done.load(Ordering::Relaxed)).collect();
     for (((name, _), done), before) in tasks.iter().zip(done).zip(before) {
         let since = Instant::now();
-        // Twice: the first may have been over, but for its count.
+        // Twice: the first completion may be of a run that had ended before, and was only counted late.
         while done.load(Ordering::Relaxed) < before + 2 {
             thread::sleep(Duration::from_micros(200));
             if since.elapsed() > Duration::from_secs(15) {

@@ -1,5 +1,5 @@
-//! A monitor that stands still, for as long as it likes: whoever needs it waits, nobody else does, and nothing is reached
-//! that is revoked. Everything here happens while it stands; it goes on only at the end.
+//! A monitor that stands still for an unlimited time. Accesses that need it wait, all others go on, and no revoked
+//! memory is reached. Each test resumes the monitor only at its end.
 
 use crate::support;
 use crate::support::addr;
@@ -34,7 +34,7 @@ fn zap_region(monitor: &Monitor) -> Region {
     region
 }
 
-/// Stops the monitor's thread, which sleeps; `None`, said why, where tracing is forbidden.
+/// Stops the monitor's thread, which sleeps. Returns `None`, and reports a skip, where tracing is forbidden.
 fn stop(tid: &AtomicI32, how: Stop) -> Option<Stopped> {
     eventually("the monitor runs", || tid.load(Ordering::SeqCst) != 0);
     let tid = tid.load(Ordering::SeqCst);
@@ -48,7 +48,7 @@ fn stop(tid: &AtomicI32, how: Stop) -> Option<Stopped> {
     }
 }
 
-/// All that must work without the monitor, with a region of its and two mappings. `None` so far: nobody is in the way.
+/// Everything that must work without the monitor, with a region of its own and two mappings.
 fn everything_but_the_monitor_goes_on(monitor: &Monitor, resume: impl FnOnce()) {
     let region = zap_region(monitor);
     let sigbus = region.map(MapOptions::new()).expect("it maps");
@@ -57,17 +57,17 @@ fn everything_but_the_monitor_goes_on(monitor: &Monitor, resume: impl FnOnce()) 
     let read = || own.read::<u64>(0);
     let (at, at_block) = (addr(&sigbus), addr(&block));
 
-    // Those that need no monitor.
+    // Accesses that need no monitor.
     assert_eq!(read(), Ok(7));
     assert_eq!(sigbus.try_read::<u64>(0), Ok(7));
     drop(region.pin(0..8, FaultFlags::WAIT).expect("a pin needs no monitor"));
 
-    // Who waits for it is let go by a revocation: refused, if that is the policy.
+    // A revocation ends the loads that wait for the monitor. The policy decides whether they are refused.
     let refused = thread::spawn(move || raw::load64(at));
     let waits = thread::spawn(move || raw::load64(at_block));
     a_moment();
-    assert!(!refused.is_finished() && !waits.is_finished(), "nobody answers their faults");
-    assert!(region.disable().expect("nobody is in the way"));
+    assert!(!refused.is_finished() && !waits.is_finished(), "no thread resolves their faults");
+    assert!(region.disable().expect("nothing is in the way"));
     assert_eq!(refused.join().expect("no panic"), Err(raw::Hit::bus(at)));
     assert_eq!(read().ok(), None);
     assert_eq!(raw::load64(at), Err(raw::Hit::bus(at)));
@@ -75,26 +75,27 @@ fn everything_but_the_monitor_goes_on(monitor: &Monitor, resume: impl FnOnce()) 
     let queue = FaultQueue::new(4).expect("an eventfd");
     let caller = Caller::new(FaultFlags::WAIT).on_disabled(OnDisabled::Block);
     let Ok(Submitted::Queued(_token)) = region.fault_async(0, caller, &queue) else { panic!("it is disabled") };
-    assert!(region.enable().expect("nobody is in the way"));
+    assert!(region.enable().expect("nothing is in the way"));
     assert_eq!(queue.next().expect("told").result, Ok(()));
     assert_eq!(read(), Ok(7));
-    region.reset(|owner| owner.write(0, 8u64)).expect("nobody is in the way").expect("the owner writes");
+    region.reset(|owner| owner.write(0, 8u64)).expect("nothing is in the way").expect("the owner writes");
     assert_eq!(read(), Ok(8));
     for _ in 0..100 {
-        assert!(region.disable().expect("nobody is in the way"));
-        assert!(region.enable().expect("nobody is in the way"));
+        assert!(region.disable().expect("nothing is in the way"));
+        assert!(region.enable().expect("nothing is in the way"));
     }
-    // The load that waits may have been let in by a restore, which fills pages in by itself until the range is registered.
+    // A restore may have ended the waiting load: until the range is registered, the kernel maps its pages without the
+    // monitor.
 
-    // Other strategies give the memory back without it.
+    // Other strategies give the memory back without the monitor.
     for strategy in [Strategy::Detach, Strategy::Replace] {
         let Ok(other) = Region::builder(1 << 20).strategy(strategy).monitor(monitor.clone()).build() else { continue };
         let mapping = other.map(MapOptions::new().on_disabled(OnDisabled::Block)).expect("it maps");
         let at = addr(&mapping);
-        assert!(other.disable().expect("nobody is in the way"));
+        assert!(other.disable().expect("nothing is in the way"));
         let load = thread::spawn(move || raw::load64(at));
         a_moment();
-        assert!(other.enable().expect("nobody is in the way"));
+        assert!(other.enable().expect("nothing is in the way"));
         assert_eq!(load.join().expect("no panic"), Ok(0), "{strategy}");
     }
 
@@ -134,14 +135,14 @@ fn a_callback_that_keeps_the_monitor_from_starting_holds_up_only_who_needs_it() 
 fn a_monitor_that_stands_in_the_middle_of_an_answer_is_waited_for_and_the_wait_can_be_given_up() {
     support::start();
     require!(zap_possible(), "Zap is not possible");
-    let _watchdog = Watchdog::new("a monitor stopped in an answer", Duration::from_secs(30));
+    let _watchdog = Watchdog::new("a monitor stopped in a fault", Duration::from_secs(30));
     let (monitor, tid) = monitor();
     let region = zap_region(&monitor);
     let mapping = region.map(MapOptions::new()).expect("it maps");
     let Some(mut stopped) = stop(&tid, Stop::AtIoctl) else { return };
     let at = addr(&mapping);
     let load = thread::spawn(move || raw::load64(at));
-    // It has the read side of the memory lock now, and is about to map the page.
+    // The monitor has the read side of the memory lock now, and is about to map the page.
     stopped.stands();
     assert!(matches!(region.try_disable(), Err(RevokeError::Busy(_))));
     let patience = Duration::from_millis(100);
@@ -151,7 +152,7 @@ fn a_monitor_that_stands_in_the_middle_of_an_answer_is_waited_for_and_the_wait_c
     thread::scope(|scope| {
         let disable = scope.spawn(|| region.disable());
         a_moment();
-        assert!(!disable.is_finished(), "else the page that is being mapped would outlive it");
+        assert!(!disable.is_finished(), "the page that is being mapped must not outlive the revocation");
         drop(stopped);
         assert!(disable.join().expect("no panic").expect("it revokes"));
     });

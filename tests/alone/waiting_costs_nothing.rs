@@ -1,5 +1,5 @@
-//! Whoever waits sleeps: no processor time, and no waking up to look. Printed as a table (`--nocapture`), and held to
-//! bounds that only somebody who polls or spins exceeds.
+//! A waiting thread sleeps: it uses no processor time, and does not wake up to look. The test prints a table
+//! (`--nocapture`) and checks bounds that only a thread that polls or spins exceeds.
 
 use crate::support::addr;
 use crate::support::count::{sleeps, thread_time};
@@ -17,7 +17,8 @@ use std::thread;
 use std::time::Duration;
 
 const LOOK: Duration = Duration::from_millis(300);
-/// Who polls every 10 ms wakes 30 times in that. A revocation that waits says so every 100 ms, if it is traced.
+/// A thread that polls every 10 ms wakes 30 times in that. A revocation that waits reports it every 100 ms, if it is
+/// traced.
 const MOST_SLEEPS: u64 = 8;
 
 /// A thread that waits for something, and what ends that.
@@ -26,13 +27,13 @@ struct Waiter<'a> {
     wait: Box<dyn FnOnce() + Send + 'a>,
 }
 
-/// One look at a thread.
+/// The cost of a thread during one look.
 struct Cost {
     time: Duration,
     sleeps: u64,
 }
 
-/// What threads cost in a while, all of them looked at meanwhile.
+/// The cost of each of the threads in the same stretch of time.
 fn costs_of(tids: &[i32]) -> Vec<Cost> {
     let before: Vec<_> = tids.iter().map(|tid| (thread_time(*tid), sleeps(*tid))).collect();
     thread::sleep(LOOK);
@@ -47,7 +48,7 @@ fn check(case: &str, what: &str, cost: &Cost) {
         "| {case} | {what} | {time:.0} us/s | {:.0}/s |",
         f64::from(u32::try_from(sleeps).unwrap_or(0)) * per_second
     );
-    // A moment of noise, as the emulated machines' clocks have it; who spins has all of it.
+    // Leaves room for noise in the clocks of emulated machines. A thread that spins uses all of the time.
     let limit = Duration::from_millis(if on_slow_machine() { 60 } else { 15 });
     assert!(
         cost.time < limit && sleeps <= MOST_SLEEPS,
@@ -56,7 +57,7 @@ fn check(case: &str, what: &str, cost: &Cost) {
     );
 }
 
-/// Looks at each waiter while it waits; `end` ends all of it.
+/// Looks at each waiter while it waits. `end` ends all the waits.
 fn look_at(case: &str, waiters: Vec<Waiter<'_>>, end: impl FnOnce()) {
     let _watchdog = Watchdog::new(case, Duration::from_secs(40));
     let tids: Vec<AtomicI32> = waiters.iter().map(|_| AtomicI32::new(0)).collect();
@@ -77,7 +78,7 @@ fn look_at(case: &str, waiters: Vec<Waiter<'_>>, end: impl FnOnce()) {
             all_wait().then(|| costs_of(&tids.iter().map(|tid| tid.load(Ordering::SeqCst)).collect::<Vec<_>>()));
         let finished: Vec<_> =
             threads.iter().filter(|(_, thread)| thread.is_finished()).map(|(what, _)| *what).collect();
-        // First: a check that fails here would leave them waiting.
+        // Before the checks, one of which may fail and would leave the threads waiting.
         end();
         assert!(finished.is_empty(), "{case}: {finished:?} does not wait");
         for ((what, _), cost) in threads.iter().zip(costs.expect("all of them wait")) {
@@ -120,7 +121,7 @@ fn while_it_lasts(lasts: impl FnOnce(&dyn Fn()) + Send, during: impl FnOnce(Send
     thread::scope(|scope| {
         scope.spawn(move || {
             lasts(&move || {
-                begun.send(()).expect("somebody waits");
+                begun.send(()).expect("the test listens");
                 let _ = ended.recv();
             });
         });
@@ -196,7 +197,7 @@ fn a_monitor_with_nothing_to_do_sleeps() {
     let mapping = region.map(MapOptions::new().on_disabled(OnDisabled::Block)).expect("it maps");
     eventually("both threads run", || tids.lock().expect("no panic").len() == 2);
     let look = || {
-        // What it does after a quick succession of faults ends 20 ms after the last of them.
+        // After a quick succession of faults the monitor is busy for 20 ms more.
         thread::sleep(Duration::from_millis(100));
         let tids = tids.lock().expect("no panic").clone();
         costs_of(&tids)
@@ -251,7 +252,7 @@ fn a_signal_costs_who_waits_what_it_costs_anybody() {
                         cost.time, cost.sleeps
                     );
                     region.enable().expect("it comes back");
-                    // Who spins between two signals has all of it.
+                    // A thread that spins between two signals uses all of it.
                     assert!(on_slow_machine() || cost.time < LOOK / 2, "{strategy}, {what}: {:?}", cost.time);
                 });
                 region.disable().expect("it revokes");

@@ -1,4 +1,4 @@
-//! Bad input is an error that says what was wrong; nothing changes by it, and nothing of the library panics.
+//! Bad input is an error that says what was wrong. It changes nothing, and nothing in the library panics.
 
 use crate::support;
 use crate::support::child;
@@ -12,7 +12,7 @@ use revocable_mmio::{
 const PAGE: usize = 4096;
 const LEN: usize = 4 * PAGE;
 
-/// Runs `test` where nobody else opens or maps anything, and checks that nothing is left of it.
+/// Runs `test` in a process where no other code opens or maps anything, and checks that the test leaves nothing behind.
 fn leaves_nothing(test: impl Fn()) {
     support::start();
     let ended = child::alone(|| {
@@ -37,7 +37,7 @@ fn regions_of_impossible_sizes_are_refused() {
             let built = Region::builder(len).build();
             assert!(matches!(built, Err(BuildError::TooLarge { .. } | BuildError::Sys(_))), "{len:#x}: {built:?}");
         }
-        // More than an address space, less than what a number holds.
+        // More than an address space holds, less than the largest number.
         let built = Region::builder(1 << 56).build();
         assert!(matches!(built, Err(BuildError::Sys(_) | BuildError::TooLarge { .. })), "{built:?}");
         let huge = Region::builder(PAGE).backing(Backing::Huge2M).build();
@@ -135,7 +135,7 @@ fn accesses_outside_of_the_mapping_are_refused_in_every_state() {
             assert_eq!(read_only.try_write(8, 1u64), Err(refused));
             assert_eq!(read_only.fetch_and(8, 1u64), Err(refused));
             assert_eq!(read_only.fill(8, 1, 8).expect_err("read-only").error, refused);
-            // Nothing to do is done, in any state.
+            // An empty copy succeeds in any state.
             assert!(mapping.read_slice(PAGE, &mut []).is_ok());
             assert!(mapping.write_slice(0, &[]).is_ok());
         }
@@ -185,7 +185,7 @@ fn rights_for_parts_that_are_none_are_refused_in_every_state() {
     });
 }
 
-/// As many parts as there are pages, and again one.
+/// As many parts as there are pages, and then one part again.
 #[test]
 fn rights_of_single_pages_come_and_go() {
     leaves_nothing(|| {
@@ -224,7 +224,7 @@ fn combinations_that_cannot_work_are_refused_when_asked_for() {
                 assert!(!why.is_empty(), "{case}");
             }
             Ok(region) => {
-                // Not the strategy then, but the policy.
+                // The policy is refused instead of the strategy.
                 let mapped = region.map(case.options());
                 assert!(matches!(mapped, Err(MapError::Wait { .. })), "{case}: {mapped:?}");
                 assert_eq!(case.policy, OnDisabled::Block, "{case}");
@@ -260,7 +260,7 @@ fn what_is_built_without_asking_works_whatever_is_missing() {
     assert!(!format!("{region:?} {mapping:?} {support}").is_empty());
 }
 
-/// What is said: once, with what to do, and about what it was.
+/// Errors are said once, name their subject, and say what to do.
 #[test]
 fn errors_say_what_to_do() {
     support::start();
@@ -322,7 +322,7 @@ fn limits_are_named_once_and_with_the_kernels_own_errno() {
 #[test]
 fn dma_segments_that_are_no_whole_pages_or_outside_are_refused() {
     use revocable_mmio::pci::{DmaAccess, DmaSegment, DmaSpace, Iommu};
-    /// Nothing bad gets this far, and what does is remembered.
+    /// An IOMMU that records what is mapped. Nothing bad may reach it.
     #[derive(Default)]
     struct Remembers(std::sync::Mutex<Vec<(u64, usize)>>);
     impl Iommu for Remembers {
@@ -349,7 +349,7 @@ fn dma_segments_that_are_no_whole_pages_or_outside_are_refused() {
             let mapped = map(1 << 32, &[part(start..end)]);
             assert_eq!(mapped, if good { Ok(()) } else { Err(14) }, "{start:#x}..{end:#x}");
             assert_eq!(space.unmap(1 << 32, LEN) > 0, good, "{start:#x}..{end:#x}");
-            // Nor beside one that is good.
+            // A bad segment is refused beside a good one, too.
             let mapped = map(1 << 32, &[part(0..PAGE), part(start..end)]);
             assert_eq!(mapped, if good { Ok(()) } else { Err(14) }, "{start:#x}..{end:#x}");
             space.unmap(1 << 32, 2 * LEN);
@@ -357,14 +357,14 @@ fn dma_segments_that_are_no_whole_pages_or_outside_are_refused() {
         }
     }
     #[expect(unsafe_code, reason = "numbers, that nothing reaches")]
-    // SAFETY: the IOMMU above only remembers.
+    // SAFETY: the IOMMU above only records addresses.
     let plain = |addr: usize, len| unsafe { DmaSegment::plain(std::ptr::without_provenance_mut(addr), len) };
     let half = (usize::MAX / 2 + 1) & !(PAGE - 1);
     assert_eq!(map(0, &[plain(PAGE, half), plain(PAGE, half)]), Err(22), "the sum of lengths");
     assert_eq!(map(0, &[plain(usize::MAX & !(PAGE - 1), 2 * PAGE)]), Err(14));
     assert_eq!(map(0, &[]), Err(22));
     assert_eq!(map(1, &[part(0..PAGE)]), Err(22));
-    // The last page of I/O space, and what wraps around.
+    // The last page of I/O space, and a range that wraps around.
     let last = u64::MAX - PAGE as u64 + 1;
     assert_eq!(map(last, &[part(0..2 * PAGE)]), Err(22));
     assert_eq!(map(last, &[part(0..PAGE)]), Ok(()));

@@ -11,7 +11,7 @@ use std::num::NonZeroUsize;
 #[test]
 fn a_device_without_an_owners_view_cannot_be_pinned() {
     support::start();
-    // Where offset 32 MiB of a view at address 0 would be.
+    // The address of offset 32 MiB in a view at address 0.
     let low = NonZeroUsize::new(32 << 20).expect("not 0");
     let page = NonZeroUsize::new(4096).expect("not 0");
     let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
@@ -27,7 +27,7 @@ fn a_device_without_an_owners_view_cannot_be_pinned() {
     match region.pin(at..at + 4096, FaultFlags::WAIT) {
         Err(PinError::NoMemory(_)) => {}
         Err(e) => panic!("{e}"),
-        Ok(pin) => panic!("pinned {:?}, which is nobody's", pin.as_ptr()),
+        Ok(pin) => panic!("pinned {:?}, which is not the region's memory", pin.as_ptr()),
     }
     assert!(region.disable().expect("nothing is pinned"));
 }

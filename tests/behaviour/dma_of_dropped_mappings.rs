@@ -39,7 +39,7 @@ fn what_dma_keeps_of_a_dropped_mapping_is_revoked_with_its_region() {
             drop(mapping);
             for _ in 0..2 {
                 assert_eq!(raw::write_from(at, LEN), Ok(LEN), "{strategy}: the IOMMU was told that it stays");
-                region.disable().expect("nobody is in the way");
+                region.disable().expect("nothing is in the way");
                 assert_eq!(raw::write_from(at, LEN), Err(Errno::EFAULT), "{strategy}: reached after disable()");
                 region.enable().expect("comes back");
             }
@@ -47,7 +47,7 @@ fn what_dma_keeps_of_a_dropped_mapping_is_revoked_with_its_region() {
             assert_eq!(raw::write_from(at, LEN), Err(Errno::EFAULT), "{strategy}: reached after the region");
             assert_eq!(raw::map_if_free(at, LEN), Err(Errno::EEXIST), "{strategy}: the range is free");
             assert_eq!(space.unmap(IOVA, LEN), LEN);
-            assert_eq!(raw::map_if_free(at, LEN), Ok(()), "{strategy}: the range is kept for nobody");
+            assert_eq!(raw::map_if_free(at, LEN), Ok(()), "{strategy}: the range is still reserved after its last use");
             raw::unmap(at, LEN).expect("just mapped");
         }
     })

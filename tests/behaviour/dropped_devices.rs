@@ -31,9 +31,9 @@ fn nothing_of_a_dropped_device_stays_and_the_supplied_one_takes_its_place() {
         let region = Region::builder(1 << 20).backing(backing).build().expect("a region");
         let mapping = region.map(MapOptions::new().on_disabled(policy)).expect("it maps");
         assert_eq!(mapping.read::<u64>(0), Ok(7), "{policy:?}");
-        region.reset(|_| ()).expect("nobody is in the way");
+        region.reset(|_| ()).expect("nothing is in the way");
         assert_eq!(mapping.read::<u64>(0), Ok(7), "{policy:?}");
-        region.disable().expect("nobody is in the way");
+        region.disable().expect("nothing is in the way");
         assert_eq!(mapped_devices(), 0, "{policy:?}");
         region.supply(device(9)).expect("it has none");
         assert!(region.supply(device(8)).is_err(), "it has one: handed back");

@@ -1,5 +1,5 @@
-//! A region that is dropped takes its memory with it: at once, also while its last fault is still being answered. So does a
-//! mapping.
+//! Dropping a region takes its memory away at once, even while its last fault is still being resolved. The same holds
+//! for a mapping.
 
 use crate::support;
 use crate::support::raw;
@@ -19,7 +19,7 @@ fn nothing_is_reachable_once_the_region_is_dropped_right_after_a_fault() {
             }
         };
         let mapping = region.map(MapOptions::new()).expect("a mapping");
-        // The monitor has answered, and holds the read side of the memory lock for a moment longer.
+        // The monitor has resolved the fault, and holds the read side of the memory lock for a moment longer.
         assert_eq!(mapping.read::<u64>(0), Ok(0));
         drop(region);
         assert_eq!(mapping.read::<u64>(0), Err(AccessError::Gone { offset: 0 }));
@@ -40,7 +40,7 @@ fn a_mapping_that_is_being_dropped_is_revoked_or_gone() {
         for round in 0..50 {
             let mapping = region.map(MapOptions::new()).expect("it maps");
             let base = mapping.as_ptr().expose_provenance();
-            // Every page: unmapping takes its time.
+            // Touches every page, so that unmapping takes its time.
             let mut all = vec![0; LEN];
             mapping.read_slice(0, &mut all).expect("enabled");
             let dropping = thread::spawn(move || drop(mapping));

@@ -1,4 +1,4 @@
-//! A guard keeps its region enabled, and whoever holds one deadlocks with no revocation, whatever it does meanwhile.
+//! A guard keeps its region enabled. Its holder deadlocks with no revocation, whatever it does meanwhile.
 
 use crate::support::{self, busy};
 use revocable_mmio::fault::{FaultFlags, NoLock, Outcome};
@@ -21,7 +21,7 @@ fn mapping(region: &Region) -> Mapping {
     region.map(MapOptions::new()).expect("it maps")
 }
 
-/// A region whose pages are mapped one by one, by userfaultfd; `None` where there is none.
+/// A region whose pages are mapped one by one, by userfaultfd. `None` where there is no userfaultfd.
 fn zapped() -> Option<Region> {
     let region = Region::builder(LEN).strategy(Strategy::Zap).fault_around(FaultAround::Pages(1)).build();
     region.map_err(|e| support::skip(&e.to_string(), support::at_its_best())).ok()
@@ -64,8 +64,8 @@ fn a_guard_is_had_while_enabled_and_says_why_not_otherwise() {
         .reset(|_| {
             assert_eq!(mapping.try_access().map(drop), Err(AccessError::WouldBlock { offset: AccessError::WHOLE }))
         })
-        .expect("nobody is in the way");
-    assert!(region.disable().expect("nobody is in the way"));
+        .expect("nothing is in the way");
+    assert!(region.disable().expect("nothing is in the way"));
     assert_eq!(mapping.try_access().map(drop), Err(AccessError::Disabled { offset: AccessError::WHOLE }));
     assert_eq!(mapping.with_access(|_| ()), Err(AccessError::Disabled { offset: AccessError::WHOLE }));
     drop(region);
@@ -116,8 +116,8 @@ fn a_guards_own_holder_is_told_that_it_would_deadlock() {
     assert!(region.disable().expect("no guard is left"));
 }
 
-/// The other thread has the right to change the state and waits for this one's guard: waiting for that right would wait
-/// for ever.
+/// The other thread has the right to change the state and waits for this one's guard. Waiting for that right would
+/// never end.
 #[test]
 fn a_guards_own_holder_is_told_so_while_another_thread_waits_for_the_guard() {
     support::start();
@@ -184,7 +184,7 @@ fn a_guards_holder_pins_while_disable_waits_and_the_pin_is_waited_for_too() {
     });
 }
 
-/// The thread that waits is the one that would answer the fault.
+/// The waiting thread is the one that would resolve the fault.
 #[test]
 fn whoever_drives_a_monitor_answers_faults_while_it_waits_for_guards_and_pins() {
     support::start();
@@ -281,7 +281,7 @@ fn no_guard_of_any_of_many_threads_lives_while_disabled() {
     assert_eq!(region.stats().guards, 0);
 }
 
-/// Holds a guard until its thread's last destructors run, says when that is, and waits for a word.
+/// Holds a guard until its thread's last destructors run, reports that, and waits until it may go on.
 #[derive(Default)]
 struct Kept(Cell<Option<Holding>>);
 
@@ -306,7 +306,7 @@ fn a_guard_in_a_thread_local_is_its_threads_until_the_last_destructor() {
     let (ending, is_ending) = mpsc::channel();
     let (go_on, may_go_on) = mpsc::channel();
     let holder = thread::spawn(move || {
-        // Used before any guard, so its destructor comes after those of whatever guards need.
+        // Used before any guard, so that it is dropped after everything that guards need.
         KEPT.with(|_| ());
         let access = kept.try_access().expect("enabled");
         KEPT.with(|slot| slot.0.set(Some((access, ending, may_go_on))));
@@ -333,7 +333,7 @@ fn a_leaked_guard_keeps_its_region_enabled_and_is_not_another_threads() {
     thread::scope(|scope| {
         scope.spawn(|| std::mem::forget(mapping.try_access().expect("enabled")));
     });
-    // A scope ends when its threads' closures have; the threads themselves end a moment later.
+    // A scope ends when the closures of its threads have ended. The threads themselves end a moment later.
     let leaked = || matches!(region.try_disable(), Err(RevokeError::Busy(holders)) if holders.guards[0].tid == 0);
     let since = Instant::now();
     while !leaked() {
@@ -349,7 +349,7 @@ fn a_leaked_guard_keeps_its_region_enabled_and_is_not_another_threads() {
                 let _own = mapping.try_access().expect("enabled");
                 assert!(matches!(region.try_disable(), Err(RevokeError::WouldDeadlock { guards: 1 })));
             });
-            // A scope does not wait for its threads' very end, and until that they have their numbers.
+            // A scope does not wait until its threads have ended, and they keep their numbers until then.
             checks.join().expect("no panic");
         });
     }

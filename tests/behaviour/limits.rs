@@ -1,4 +1,4 @@
-//! Many mappings and regions, and what happens at the process's limits: a clear error, and nothing half-made.
+//! Many mappings and regions, and the process's limits: reaching one is a clear error and leaves nothing half-made.
 
 use crate::support;
 use crate::support::child::{alone, alone_with};
@@ -16,10 +16,10 @@ fn strategies() -> impl Iterator<Item = Strategy> {
     STRATEGIES.into_iter().filter(|strategy| Region::builder(4096).strategy(*strategy).build().is_ok())
 }
 
-/// Reads, is refused, reads again.
+/// Reads, is refused while disabled, and reads again.
 fn works(region: &Region, mapping: &Mapping) {
     mapping.write::<u32>(0, 7).expect("enabled");
-    assert!(region.disable().expect("nobody is in the way"));
+    assert!(region.disable().expect("nothing is in the way"));
     assert_eq!(mapping.read::<u32>(0), Err(AccessError::Disabled { offset: 0 }));
     assert!(region.enable().expect("it comes back"));
     assert_eq!(mapping.read::<u32>(0), Ok(7));
@@ -36,7 +36,7 @@ fn ten_thousand_mappings_of_one_region_are_revoked_together() {
                 .map(|i| region.map(MapOptions::new()).unwrap_or_else(|e| panic!("{strategy} {i}: {e}")))
                 .collect();
             mappings[5000].write::<u64>(8, 9).expect("enabled");
-            assert!(region.disable().expect("nobody is in the way"));
+            assert!(region.disable().expect("nothing is in the way"));
             for mapping in mappings.iter().step_by(97) {
                 assert_eq!(mapping.read::<u64>(8), Err(AccessError::Disabled { offset: 8 }), "{strategy}");
             }
@@ -73,7 +73,7 @@ fn a_thousand_regions_share_one_monitor() {
             .collect();
         for (region, mapping) in &regions {
             mapping.write::<u32>(4096, 3).expect("enabled");
-            region.disable().expect("nobody is in the way");
+            region.disable().expect("nothing is in the way");
         }
         for (region, mapping) in &regions {
             assert!(mapping.read::<u32>(4096).is_err());
@@ -92,14 +92,14 @@ fn out_of_descriptors_is_an_error_that_says_so_and_leaves_nothing() {
         support::start();
         let region = Region::builder(64 << 10).build().expect("a region");
         let mapping = region.map(MapOptions::new()).expect("a mapping");
-        // Once before counting: what Detach keeps aside stays a mapping of the file from then on.
+        // Once before counting: the address that Detach moves page tables to stays a mapping of the file from then on.
         works(&region, &mapping);
         let before = Held::now();
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
         setrlimit(Resource::RLIMIT_NOFILE, 3, hard).expect("lower is always allowed");
         let refused = Region::builder(64 << 10).build().expect_err("no descriptor is left");
         assert!(refused.to_string().contains("RLIMIT_NOFILE"), "{refused}");
-        // What there is goes on working: no change of state needs a descriptor.
+        // Existing regions go on working, because no change of state needs a descriptor.
         works(&region, &mapping);
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("back");
         assert_eq!(Held::now(), before);
@@ -149,7 +149,7 @@ fn at_the_limit_of_mappings_revocation_still_revokes_and_mapping_says_why_not() 
                 let refused = region.map(MapOptions::new()).expect_err("no mapping is left");
                 assert!(refused.to_string().contains("max_map_count"), "{strategy}: {refused}");
                 assert_eq!(all_mappings(), before, "{strategy}: nothing half-made");
-                // Revoked in one way or another, or an error and everything as before; never half.
+                // Revoked in one way or another, or an error with everything as before; never half.
                 let register = raw.register::<u32>(0).expect("in bounds");
                 match region.disable() {
                     Ok(changed) => {
@@ -187,8 +187,8 @@ fn best() -> Strategy {
     }
 }
 
-/// The first region of the process, in a shortage: it is refused for that reason, or as good as any. What met the shortage is
-/// no reason for the next.
+/// Builds the first region of the process in a shortage. It is refused for that reason, or is as good as any. A failure
+/// in the shortage must not decide anything for the next region.
 fn first_in_a_shortage(asked: Option<Strategy>, monitor: Option<Monitor>, over: impl FnOnce(), says: &str) {
     let build = || {
         let mut builder = Region::builder(64 << 10);

@@ -1,4 +1,4 @@
-//! What regions, mappings, guards, pins and groups do, and what their documentation says of it.
+//! Regions, mappings, guards, pins and groups do what their documentation says.
 
 #[macro_use]
 #[path = "../support/mod.rs"]

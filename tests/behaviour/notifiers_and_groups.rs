@@ -1,4 +1,4 @@
-//! Who is told of a revocation, in which order; and regions that are revoked together or not at all.
+//! Notifiers are told of a revocation in a fixed order, and the regions of a group are revoked together or not at all.
 
 use crate::support;
 use revocable_mmio::fault::FaultFlags;
@@ -192,9 +192,9 @@ fn a_group_is_revoked_and_given_back_as_one() {
     let maps: Vec<_> = regions.iter().map(|r| r.map(MapOptions::new()).expect("a mapping")).collect();
     let group = ResetGroup::new(regions.iter().chain([&regions[0]]));
     assert_eq!(group.len(), 3, "each once");
-    group.try_disable().expect("nobody is busy");
+    group.try_disable().expect("no member is busy");
     assert!(maps.iter().all(|map| map.read::<u8>(0).is_err()) && regions.iter().all(|r| !r.is_enabled()));
-    group.try_enable().expect("nobody is busy");
+    group.try_enable().expect("no member is busy");
     assert!(maps.iter().all(|map| map.read::<u8>(0).is_ok()) && regions.iter().all(Region::is_enabled));
 }
 
@@ -213,10 +213,10 @@ fn a_busy_member_leaves_every_member_of_the_group_as_it_was() {
         drop(pin);
     }
     regions[1].disable().expect("disabled");
-    let seen = group.try_reset(|views| views.len()).expect("nobody is busy");
+    let seen = group.try_reset(|views| views.len()).expect("no member is busy");
     assert_eq!(seen, 3);
     let reachable: Vec<_> = maps.iter().map(|map| map.read::<u8>(0).is_ok()).collect();
-    assert_eq!(reachable, [true, false, true], "who was disabled stays so");
+    assert_eq!(reachable, [true, false, true], "a disabled member stays disabled");
 }
 
 #[test]
@@ -230,11 +230,11 @@ fn a_group_with_a_dropped_region_fails_and_touches_nobody() {
     assert!(alive.is_enabled());
 }
 
-/// Whoever is told that the memory is back may wait for an access to another member.
+/// A notifier that is told that the memory is back may wait for an access to another member.
 #[test]
 fn every_member_is_back_when_the_first_notifier_is_told() {
     support::start();
-    // Each way round: members end in an order of their own.
+    // Each way round, because members end in an order of their own.
     for told in [0, 1] {
         let regions = [region(), region()];
         let mapping = regions[1 - told].map(MapOptions::new()).expect("a mapping");
@@ -260,7 +260,7 @@ fn every_member_is_back_when_the_first_notifier_is_told() {
                     scope.spawn(move || tell.send(mapping.read::<u64>(0)));
                     thread::sleep(Duration::from_millis(50));
                 })
-                .expect("nobody is in the way");
+                .expect("nothing is in the way");
         });
         assert_eq!(*seen.lock().expect("what was seen"), Some(Ok(Ok(7))), "{told}");
     }

@@ -17,7 +17,7 @@ fn region() -> Region {
     Region::builder(LEN).build().expect("a region")
 }
 
-/// What a region's notifier was told, in order: `-` for revoked, `+` for restored.
+/// The notifications of a region, in order: `-` for revoked, `+` for restored.
 #[derive(Default)]
 struct Told(Mutex<String>);
 
@@ -54,18 +54,18 @@ fn a_group_that_is_what_it_is_to_become_does_nothing_and_says_so() {
         let group = ResetGroup::new(&regions);
         assert!(!enable(&group).expect("enabled already"));
         assert_eq!(told.each_ref().map(|told| told.take()), ["", ""]);
-        assert!(disable(&group).expect("nobody is in the way"));
+        assert!(disable(&group).expect("nothing is in the way"));
         assert_eq!(told.each_ref().map(|told| told.take()), ["-", "-"]);
         assert!(!disable(&group).expect("disabled already"));
         assert_eq!(told.each_ref().map(|told| told.take()), ["", ""]);
-        // One of them is to change: the other is left alone.
+        // One of them changes, and the other is left alone.
         regions[0].enable().expect("it comes back");
         assert_eq!(told.each_ref().map(|told| told.take()), ["+", ""]);
-        assert!(enable(&group).expect("nobody is in the way"));
+        assert!(enable(&group).expect("nothing is in the way"));
         assert_eq!(told.each_ref().map(|told| told.take()), ["", "+"]);
         for region in &regions {
             let stats = region.stats();
-            assert_eq!((stats.disables, stats.enables), (1, 1), "no change is counted that was none");
+            assert_eq!((stats.disables, stats.enables), (1, 1), "only changes are counted");
         }
     }
 }
@@ -73,8 +73,8 @@ fn a_group_that_is_what_it_is_to_become_does_nothing_and_says_so() {
 #[test]
 fn a_group_of_no_members_has_nothing_to_do() {
     let group = ResetGroup::new([]);
-    assert!(!group.disable().expect("nobody is in the way") && !group.enable().expect("nobody is in the way"));
-    assert_eq!(group.reset(|views| views.len()).expect("nobody is in the way"), 0);
+    assert!(!group.disable().expect("nothing is in the way") && !group.enable().expect("nothing is in the way"));
+    assert_eq!(group.reset(|views| views.len()).expect("nothing is in the way"), 0);
 }
 
 #[test]
@@ -84,12 +84,12 @@ fn every_change_is_counted_and_timed_whoever_made_it() {
     let device = builder.build().expect("a device");
     let (alone, member, last) = (region(), region(), region());
     let group = ResetGroup::new([&member, &last]);
-    alone.disable().expect("nobody is in the way");
-    alone.enable().expect("nobody is in the way");
-    alone.reset(|_| ()).expect("nobody is in the way");
-    group.disable().expect("nobody is in the way");
-    group.enable().expect("nobody is in the way");
-    group.reset(|_| ()).expect("nobody is in the way");
+    alone.disable().expect("nothing is in the way");
+    alone.enable().expect("nothing is in the way");
+    alone.reset(|_| ()).expect("nothing is in the way");
+    group.disable().expect("nothing is in the way");
+    group.enable().expect("nothing is in the way");
+    group.reset(|_| ()).expect("nothing is in the way");
     for command in [2_u16, 0, 2] {
         device.write(Space::Config, 4, &command.to_le_bytes()[..]).expect("a command register");
     }
@@ -121,11 +121,11 @@ fn page_tables_are_trimmed_after_a_groups_change_too() {
         })
     };
     let group = ResetGroup::new(&regions);
-    // A short-lived thread: seen in some round.
+    // The thread that trims is short-lived: some round sees it.
     let seen = (0..200).any(|_| {
-        group.disable().expect("nobody is in the way");
+        group.disable().expect("nothing is in the way");
         let seen = trims();
-        group.enable().expect("nobody is in the way");
+        group.enable().expect("nothing is in the way");
         seen
     });
     assert!(seen, "nothing was trimmed");
@@ -142,7 +142,7 @@ fn a_group_waits_for_a_pin_gives_up_in_time_or_never_begins_to_wait() {
         let pin = regions[pinned].pin(0..4096, FaultFlags::NOWAIT).expect("enabled");
         let refused = group.try_disable().expect_err("pinned");
         assert!(matches!(refused.source, RevokeError::Busy(_)), "{refused}");
-        assert_eq!(told.each_ref().map(|told| told.take()), ["", ""], "a try that is refused is felt by nobody");
+        assert_eq!(told.each_ref().map(|told| told.take()), ["", ""], "a refused try tells no notifier");
         let since = Instant::now();
         let refused = group.disable_timeout(A_MOMENT).expect_err("pinned");
         assert!(matches!(refused.source, RevokeError::TimedOut { .. }) && since.elapsed() >= A_MOMENT, "{refused}");
@@ -150,17 +150,17 @@ fn a_group_waits_for_a_pin_gives_up_in_time_or_never_begins_to_wait() {
         assert!(matches!(refused.source, RevokeError::TimedOut { .. }), "{refused}");
         assert!(regions.iter().all(Region::is_enabled), "all or nothing");
         for told in told.each_ref().map(|told| told.take()) {
-            assert!(["", "-+", "-+-+"].contains(&told.as_str()), "what was announced was taken back: {told}");
+            assert!(["", "-+", "-+-+"].contains(&told.as_str()), "each announcement was taken back: {told}");
         }
         thread::scope(|scope| {
             let waits = scope.spawn(|| group.disable());
             thread::sleep(A_MOMENT);
             assert!(!waits.is_finished());
             drop(pin);
-            assert!(waits.join().expect("no panic").expect("nobody is in the way any more"));
+            assert!(waits.join().expect("no panic").expect("nothing is in the way any more"));
         });
         assert_eq!(told.each_ref().map(|told| told.take()), ["-", "-"], "a change that waits announces once");
-        group.enable().expect("nobody is in the way");
+        group.enable().expect("nothing is in the way");
         assert_eq!(told.each_ref().map(|told| told.take()), ["+", "+"]);
     }
 }
@@ -195,7 +195,7 @@ fn a_regions_trio_is_whole() {
     assert!(matches!(region.try_reset(|_| ()), Err(RevokeError::Busy(_))));
     assert!(matches!(region.reset_timeout(A_MOMENT, |_| ()), Err(RevokeError::TimedOut { .. })));
     drop(pin);
-    assert_eq!(region.reset_timeout(A_MOMENT, |view| view.len()).expect("nobody is in the way"), LEN);
+    assert_eq!(region.reset_timeout(A_MOMENT, |view| view.len()).expect("nothing is in the way"), LEN);
     assert!(!region.enable_timeout(A_MOMENT).expect("enabled already"));
     thread::scope(|scope| {
         let (tell, begun) = mpsc::channel();

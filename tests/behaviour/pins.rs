@@ -71,7 +71,7 @@ fn ranges_that_are_empty_or_outside_are_errors() {
 fn a_disabled_region_is_not_pinned_and_who_may_wait_for_it_does() {
     support::start();
     let region = region();
-    assert!(region.disable().expect("nobody is in the way"));
+    assert!(region.disable().expect("nothing is in the way"));
     for flags in [FaultFlags::WAIT, FaultFlags::NOWAIT, FaultFlags::empty()] {
         assert_eq!(region.pin(0..1, flags).map(drop), Err(PinError::Disabled));
     }
@@ -147,7 +147,7 @@ fn holders_are_told_each_time_and_may_drop_their_pin_in_the_callback() {
             theirs.lock().expect("no panic").take();
         });
         *slot.lock().expect("no panic") = Some(pin);
-        assert!(region.try_disable().is_err(), "a try tells nobody");
+        assert!(region.try_disable().is_err(), "a try tells no holder");
         assert_eq!(told.load(Ordering::SeqCst), round - 1);
         assert!(region.disable().expect("the pin is given up"));
         assert_eq!(told.load(Ordering::SeqCst), round);

@@ -1,8 +1,8 @@
-//! Nothing waits for its own thread: what a callback of a change of state, or a signal handler that interrupts the changer,
-//! asks of the region is answered at once, and what would have to wait says `Reentrant`.
+//! No call waits for its own thread. A callback of a change of state, or a signal handler that interrupts the changer,
+//! may call the region: each call returns at once, and one that would have to wait returns `Reentrant`.
 //!
-//! A callback of a reset stands where the changer holds everything; a handler that interrupts the changer at a random moment
-//! finds the rest.
+//! During a reset's callback the changer holds everything. The rest is tested by a handler that interrupts the changer
+//! at random moments.
 
 use crate::support;
 use crate::support::matrix::{POLICIES, STRATEGIES};
@@ -38,7 +38,7 @@ fn every_access_is_refused(mapping: &Mapping) {
     reentrant("Register::write", register.write(1));
     let faulted = mapping.fault(8, FaultFlags::DEFAULT, &mut NoLock::default());
     assert!(matches!(faulted, Ok(Outcome::Reentrant)), "fault: {faulted:?}");
-    // What never waits is not told that it would.
+    // Calls that never wait are not refused as reentrant.
     assert_eq!(mapping.try_read::<u64>(8), Err(AccessError::WouldBlock { offset: 8 }));
     assert_eq!(mapping.try_write(8, 1_u64), Err(AccessError::WouldBlock { offset: 8 }));
     assert!(matches!(mapping.try_access(), Err(AccessError::WouldBlock { .. })));
@@ -84,8 +84,8 @@ fn whatever_a_reset_callback_asks_of_its_own_region_is_answered_at_once() {
     }
 }
 
-/// The group's change waits for the end of this callback, as it would for a guard of another member: what the thread is in the
-/// middle of comes first.
+/// The group's change waits for the end of this callback, as it would wait for a guard of another member. The callback
+/// is looked at first, so each call returns `Reentrant`.
 #[test]
 fn a_groups_callback_is_answered_so_for_each_member() {
     support::start();

@@ -19,7 +19,7 @@ fn a_revoked_register_reads_all_ones_and_loses_stores() {
     let mut register = unsafe { UniqueMmioPointer::new(at) };
     register.write(7);
     assert_eq!(register.read(), 7);
-    region.disable().expect("nobody is in the way");
+    region.disable().expect("nothing is in the way");
     register.write(8);
     assert_eq!(register.read(), u32::MAX);
     region.enable().expect("it comes back");

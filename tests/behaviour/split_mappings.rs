@@ -1,5 +1,5 @@
-//! A mapping whose parts have rights of their own (`Mapping::protect`): revoked whole, restored with the rights that the crate
-//! was told, under every strategy and policy. Of a device's file, too.
+//! A mapping whose parts have rights of their own (`Mapping::protect`) is revoked whole. It is restored with the rights
+//! that the crate was told, under every strategy and policy, for a device's file too.
 
 use crate::support;
 use crate::support::addr;
@@ -36,7 +36,7 @@ fn split(case: &Case, options: MapOptions) -> (Region, Mapping) {
     (region, mapping)
 }
 
-/// By raw pointers: each page allows what it should.
+/// Checks by raw pointers that each page allows exactly what it should.
 fn check_raw(mapping: &Mapping, page: usize, rights: [Prot; 4], what: &str) {
     for (nth, rights) in rights.into_iter().enumerate() {
         let at = addr(mapping) + nth * page;
@@ -52,7 +52,7 @@ fn check_raw(mapping: &Mapping, page: usize, rights: [Prot; 4], what: &str) {
     }
 }
 
-/// By every kind of accessor.
+/// Checks the same by every kind of accessor.
 fn check_accessors(mapping: &Mapping, page: usize, rights: [Prot; 4], what: &str) {
     for (nth, rights) in rights.into_iter().enumerate() {
         let offset = nth * page;
@@ -76,7 +76,7 @@ fn check_accessors(mapping: &Mapping, page: usize, rights: [Prot; 4], what: &str
     }
 }
 
-/// Nothing is reached: by loads and stores, and by system calls. What waits under Block is not tried.
+/// Loads, stores and system calls reach nothing. Accesses that would wait under Block are not tried.
 fn check_refused(region: &Region, mapping: &Mapping, page: usize, what: &str) {
     for nth in 0..mapping.len() / page {
         let at = addr(mapping) + nth * page;
@@ -104,7 +104,7 @@ fn the_rights_that_the_crate_was_told_stay_through_revocations() {
         let page = case.page();
         let (region, mapping) = split(case, case.options());
         let other = case.map(&region);
-        // Under Zap a userfaultfd for user-mode faults does as well: these are loads and stores.
+        // Under Zap a userfaultfd for user-mode faults is enough, because these are loads and stores.
         check_raw(&mapping, page, RIGHTS, &format!("{case} before"));
         for round in 0..3 {
             let what = format!("{case} round {round}");
@@ -134,7 +134,7 @@ fn rights_may_be_changed_in_every_state() {
         protect_all(&mapping, page, all);
         check_raw(&mapping, page, all, &format!("{case} given back"));
         check_accessors(&mapping, page, all, &format!("{case} given back"));
-        // While disabled: what Detach has put aside has the rights of before.
+        // While disabled: the page tables that Detach has moved aside have the rights of before.
         for rights in [others, none, all, RIGHTS] {
             let what = format!("{case} {rights:?} while disabled");
             region.disable().expect("it revokes");
@@ -196,7 +196,7 @@ fn a_read_only_mapping_is_given_no_right_to_write() {
     });
 }
 
-/// The foreign rights are those of a moment, the told ones stay, and both together are revoked.
+/// Foreign rights last until the next change, told rights stay, and the mapping is revoked with both.
 #[test]
 fn foreign_rights_come_and_go_and_leave_what_was_told() {
     support::start();
@@ -216,7 +216,7 @@ fn foreign_rights_come_and_go_and_leave_what_was_told() {
     });
 }
 
-/// Under Detach the page tables of what is one mapping still are put aside with the foreign rights.
+/// While the range is still one mapping, Detach moves its page tables aside together with the foreign rights.
 #[test]
 fn foreign_rights_of_a_whole_mapping_last_until_it_comes_back() {
     support::start();
@@ -295,8 +295,8 @@ fn a_part_without_rights_is_not_mapped_for_dma() {
     });
 }
 
-/// Found at a real BAR, whose offsets in /proc/self/maps are not those in its file: the parts of a split mapping were not found,
-/// and stayed. Here the file is one on disk, from its fifth page on, and each page a part of its own.
+/// Regression: at a real BAR, whose offsets in /proc/self/maps are not those in its file, the parts of a split mapping
+/// were not found, and stayed. This test uses a file on disk, from its fifth page on, with each page a part of its own.
 #[test]
 fn each_part_of_a_split_device_is_revoked_and_restored() {
     const PAGES: usize = 16;
@@ -330,7 +330,7 @@ fn each_part_of_a_split_device_is_revoked_and_restored() {
                     let load = raw::load64(addr(&mapping) + nth * PAGE).ok();
                     assert_eq!(load, (told(nth) != Prot::None).then_some(SECRET), "{what}, page {nth}");
                 }
-                // Foreign code joins in.
+                // Foreign code changes rights and unmaps pages meanwhile.
                 raw::protect(addr(&mapping) + round * PAGE, PAGE, libc::PROT_READ).expect("ours");
                 raw::unmap(addr(&mapping) + (8 + round) * PAGE, PAGE).expect("ours");
                 region.disable().expect("it revokes");

@@ -1,4 +1,4 @@
-//! Feature `tracing`: what a subscriber is told.
+//! Feature `tracing`: the events and spans that a subscriber gets.
 
 use crate::support;
 use revocable_mmio::fault::FaultFlags;
@@ -62,7 +62,7 @@ fn changes_faults_and_slow_guards_are_told() {
     mapping.write::<u64>(0, 1).expect("enabled");
     assert!(lines.has(Level::TRACE, "message=fault region=bar7"), "{lines:?}", lines = lines.0);
 
-    region.disable().expect("nobody is in the way");
+    region.disable().expect("nothing is in the way");
     assert!(lines.has(Level::DEBUG, "span change region=bar7 to=Disabled"));
     assert!(lines.has(Level::DEBUG, "message=revoked region=bar7"));
     region.enable().expect("it comes back");

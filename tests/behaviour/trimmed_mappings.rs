@@ -1,4 +1,4 @@
-//! Page tables that were put aside are freed in the background, which nobody notices.
+//! Page tables that were moved aside are freed in the background, which has no visible effect.
 #![expect(unsafe_code, reason = "looks whether an address is mapped")]
 
 use crate::support::{self, child};
@@ -21,7 +21,7 @@ fn a_dropped_mapping_is_unmapped_also_while_it_is_being_trimmed() {
             let mapping = region.map(MapOptions::new()).expect("it maps");
             mapping.fill(0, 1, LEN).expect("enabled");
             let address = mapping.as_ptr().addr();
-            region.disable().expect("nobody is in the way");
+            region.disable().expect("nothing is in the way");
             for _ in 0..round {
                 std::thread::yield_now();
             }

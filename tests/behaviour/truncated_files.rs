@@ -1,4 +1,4 @@
-//! A file that somebody else truncates.
+//! A file that other code truncates.
 
 use crate::support;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -36,7 +36,7 @@ fn what_a_truncated_file_still_has_is_read() {
     }
 }
 
-/// An access that fails leaves nothing behind for another.
+/// An access that fails has no effect on other accesses.
 #[test]
 fn beside_accesses_that_fail_others_are_exact() {
     support::start();

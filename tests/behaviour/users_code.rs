@@ -1,5 +1,5 @@
-//! Users' code runs under no lock of the crate: whatever a trait or a closure that is handed in does (panic, drop what it can, ask
-//! for what would have to wait for itself), nothing hangs, and the region works afterwards.
+//! Users' code runs under no lock of the crate. A trait's method or a closure may panic, drop anything, or call what
+//! would have to wait for itself: nothing hangs, and the region works afterwards.
 
 mod destructors;
 mod devices;
@@ -26,7 +26,7 @@ const ON: [u8; 2] = [2, 0];
 const OFF: [u8; 2] = [0, 0];
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a callback gets at: a device of two BARs, and everything that can be had of it.
+/// The objects that callbacks use: a device of two BARs, and one of each object that it can have.
 struct World {
     device: PciDevice,
     mapping: Arc<Mapping>,
@@ -34,7 +34,7 @@ struct World {
     space: Arc<DmaSpace>,
     group: ResetGroup,
     queue: FaultQueue,
-    /// What callbacks may drop, or have made.
+    /// Objects that callbacks may drop, or have made.
     dropped: Mutex<Vec<Box<dyn Any + Send + Sync>>>,
 }
 
@@ -44,10 +44,10 @@ impl World {
     }
 }
 
-/// What users' code does. It gets the world as soon as there is one.
+/// The code of a user. It gets the world once there is one.
 type Does = fn(&World);
 
-/// Runs what it was handed in, each time that it is called from wherever; and counts.
+/// Runs what it was given at each call, and counts the calls.
 #[derive(Default)]
 struct Code {
     world: Mutex<Option<Arc<World>>>,
@@ -57,7 +57,7 @@ struct Code {
 
 impl Code {
     fn run(&self) {
-        // Nothing of the test's is locked while it runs.
+        // No lock of the test is held while it runs.
         let world = self.world.lock().expect("the world").clone();
         let does = *self.does.lock().expect("what it does");
         if let (Some(world), Some(does)) = (world, does) {
@@ -67,7 +67,7 @@ impl Code {
     }
 }
 
-/// Says so if it is dropped by a callback, in its own way.
+/// Panics when it is dropped, unless its thread is panicking already.
 struct Bomb;
 
 impl Drop for Bomb {

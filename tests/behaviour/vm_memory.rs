@@ -1,4 +1,4 @@
-//! Feature `vm-memory`: the claims of vm-memory's own tests, over a mapping; and what a revoked one answers.
+//! Feature `vm-memory`: a mapping passes the claims of vm-memory's own tests, and a revoked one returns errors.
 
 use crate::support;
 use revocable_mmio::vm_memory::{AnyRegion, Recoverable, RegionError, RevocableRegion};
@@ -99,7 +99,7 @@ fn a_revoked_region_answers_errors_and_loses_nothing() {
         let bar = region(strategy);
         let mem = RevocableRegion::new(GuestAddress(0), mapping(&bar)).expect("low enough");
         mem.write_obj(7u32, at(64)).expect("enabled");
-        bar.disable().expect("nobody is in the way");
+        bar.disable().expect("nothing is in the way");
         let disabled = |e: GuestMemoryError| assert!(matches!(refusal(e), AccessError::Disabled { .. }), "{strategy}");
         disabled(mem.read_obj::<u32>(at(64)).expect_err("revoked"));
         disabled(mem.write_obj(8u32, at(64)).expect_err("revoked"));
@@ -156,7 +156,7 @@ fn accesses_cross_from_memory_into_a_region_and_stop_where_it_refuses() {
     assert_eq!(device.read_obj::<u64>(edge).expect("both"), u64::from_ne_bytes([1, 2, 3, 4, 5, 6, 7, 8]));
     assert_eq!(bar.owner().read::<u32>(0), Ok(u32::from_ne_bytes([5, 6, 7, 8])));
 
-    bar.disable().expect("nobody is in the way");
+    bar.disable().expect("nothing is in the way");
     assert!(matches!(refusal(device.read_obj::<u64>(edge).expect_err("half of it")), AccessError::Disabled { .. }));
     assert_eq!(device.read_obj::<u32>(edge).expect("memory is there"), u32::from_ne_bytes([1, 2, 3, 4]));
     bar.enable().expect("it comes back");
@@ -190,7 +190,7 @@ fn what_is_written_is_marked_dirty_and_what_is_refused_is_not() {
     });
     device.write_obj(1u8, GuestAddress(LEN as u64)).expect("enabled");
     assert!(dirty(0) && !dirty(4096));
-    bar.disable().expect("nobody is in the way");
+    bar.disable().expect("nothing is in the way");
     device.write_obj(1u8, GuestAddress(LEN as u64 + 4096)).expect_err("revoked");
     device.store(1u8, GuestAddress(LEN as u64 + 4096), Ordering::Relaxed).expect_err("revoked");
     assert!(!dirty(4096));
@@ -215,7 +215,7 @@ fn no_address_is_given_out_where_using_it_could_be_a_signal() {
     assert!(denied(MapOptions::new().on_disabled(OnDisabled::Block)));
     assert!(denied(MapOptions::new().on_disabled(OnDisabled::AllOnes).read_only()), "a slice can be stored to");
 
-    // vm-memory's own accesses by guest address then fail, and kill nobody.
+    // vm-memory's own accesses by guest address then fail, and kill no process.
     let memory = mixed(&bar);
     let by_address = memory.read_obj::<u32>(GuestAddress(LEN as u64));
     assert!(matches!(by_address, Err(GuestMemoryError::HostAddressNotAvailable)));
@@ -232,7 +232,7 @@ fn a_slice_of_an_all_ones_mapping_reads_ones_while_revoked() {
         let slice = mem.get_slice(at(16), 8).expect("never a signal");
         slice.write_obj(7u64, 0).expect("enabled");
         assert_eq!(bar.owner().read::<u64>(16), Ok(7));
-        bar.disable().expect("nobody is in the way");
+        bar.disable().expect("nothing is in the way");
         assert_eq!(slice.read_obj::<u64>(0).expect("never a signal"), u64::MAX, "{strategy}");
         bar.enable().expect("it comes back");
         assert_eq!(slice.read_obj::<u64>(0).expect("never a signal"), 7, "{strategy}");

@@ -1,4 +1,4 @@
-//! A fault that cannot be resolved now completes later, exactly once, whoever waits for it and however.
+//! A fault that cannot be resolved now completes later, exactly once, for every kind of waiter.
 
 use crate::support::{self, busy};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -76,7 +76,7 @@ fn an_enabled_regions_fault_is_ready_and_nothing_is_queued() {
 fn a_queued_fault_completes_with_enable_and_the_descriptor_tells() {
     support::start();
     let (region, queue) = (region(), queue(4));
-    assert!(region.disable().expect("nobody is in the way"));
+    assert!(region.disable().expect("nothing is in the way"));
     let tokens = [0, 3].map(|page| queued(region.fault_async(page * PAGE + 5, block(), &queue)));
     assert_eq!(queue.outstanding(), 2);
     assert!(!is_readable(&queue) && queue.next().is_none());
@@ -89,7 +89,7 @@ fn a_queued_fault_completes_with_enable_and_the_descriptor_tells() {
     assert!(!is_readable(&queue) && queue.next().is_none());
     assert_eq!(queue.outstanding(), 0);
     drop(tokens);
-    assert_eq!(queue.next(), None, "dropping a token that is decided tells nothing more");
+    assert_eq!(queue.next(), None, "a decided token that is dropped completes nothing more");
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn a_busy_regions_fault_completes_with_the_end_of_the_reset() {
 fn who_does_not_wait_for_a_disabled_region_is_told_so_at_once() {
     support::start();
     let (region, queue) = (region(), queue(4));
-    assert!(region.disable().expect("nobody is in the way"));
+    assert!(region.disable().expect("nothing is in the way"));
     let token = queued(region.fault_async(0, FaultFlags::DEFAULT, &queue));
     assert_eq!(results(&queue), [(token.id(), Err(NotResolved::Sigbus))]);
     assert_eq!(block_on(token), Err(NotResolved::Sigbus));
@@ -114,7 +114,7 @@ fn who_does_not_wait_for_a_disabled_region_is_told_so_at_once() {
 fn a_fault_that_is_given_up_completes_as_killed_and_once() {
     support::start();
     let (region, queue) = (region(), queue(4));
-    assert!(region.disable().expect("nobody is in the way"));
+    assert!(region.disable().expect("nothing is in the way"));
     let cancelled = queued(region.fault_async(0, block(), &queue));
     cancelled.cancel();
     cancelled.cancel();
@@ -129,7 +129,7 @@ fn a_fault_that_is_given_up_completes_as_killed_and_once() {
 fn a_region_that_goes_completes_its_faults_with_sigbus() {
     support::start();
     let (region, queue) = (region(), queue(4));
-    assert!(region.disable().expect("nobody is in the way"));
+    assert!(region.disable().expect("nothing is in the way"));
     let token = queued(region.fault_async(0, block(), &queue));
     drop(region);
     assert_eq!(results(&queue), [(token.id(), Err(NotResolved::Sigbus))]);
@@ -140,14 +140,14 @@ fn a_region_that_goes_completes_its_faults_with_sigbus() {
 fn a_repeated_fault_on_a_page_is_not_queued_twice() {
     support::start();
     let (region, mine, other) = (region(), queue(1), queue(1));
-    assert!(region.disable().expect("nobody is in the way"));
+    assert!(region.disable().expect("nothing is in the way"));
     let token = queued(region.fault_async(8, block(), &mine));
     match region.fault_async(PAGE - 1, block(), &mine) {
         Ok(Submitted::Pending { id }) => assert_eq!(id, token.id()),
         other => panic!("{other:?}"),
     }
     let theirs = queued(region.fault_async(8, block(), &other));
-    assert_ne!(theirs.id(), token.id(), "another queue's is another fault");
+    assert_ne!(theirs.id(), token.id(), "a fault of another queue is another fault");
     drop(token);
     let again = queued({
         assert_eq!(results(&mine).len(), 1);
@@ -162,7 +162,7 @@ fn a_repeated_fault_on_a_page_is_not_queued_twice() {
 fn at_the_limit_a_fault_is_refused_until_a_completion_is_taken() {
     support::start();
     let (region, queue) = (region(), queue(2));
-    assert!(region.disable().expect("nobody is in the way"));
+    assert!(region.disable().expect("nothing is in the way"));
     let tokens = [0, 1].map(|page| queued(region.fault_async(page * PAGE, block(), &queue)));
     let full = |region: &Region| region.fault_async(2 * PAGE, block(), &queue).map(drop);
     assert_eq!(full(&region), Err(SubmitError::Full { limit: 2 }));
@@ -187,7 +187,7 @@ fn faults_that_cannot_be_are_typed_errors() {
 fn a_token_can_be_awaited() {
     support::start();
     let (region, queue) = (region(), queue(1));
-    assert!(region.disable().expect("nobody is in the way"));
+    assert!(region.disable().expect("nothing is in the way"));
     let token = queued(region.fault_async(0, block(), &queue));
     let waiter = thread::spawn(move || block_on(token));
     thread::sleep(Duration::from_millis(30));
@@ -205,8 +205,8 @@ fn every_token_completes_exactly_once_beside_changes_and_cancellations() {
     let (submitted, completed) = thread::scope(|scope| {
         let changer = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                assert!(region.disable().expect("nobody is in the way"));
-                region.reset(|_| thread::yield_now()).expect("nobody is in the way");
+                assert!(region.disable().expect("nothing is in the way"));
+                region.reset(|_| thread::yield_now()).expect("nothing is in the way");
                 assert!(region.enable().expect("it can be given back"));
             }
         });
@@ -226,7 +226,7 @@ fn every_token_completes_exactly_once_beside_changes_and_cancellations() {
         });
         let mut submitted = Vec::new();
         let mut held = Vec::new();
-        // On a machine with other things to do it takes a while until the two meet.
+        // On a busy machine it takes a while until a fault is submitted while the region is disabled.
         let since = std::time::Instant::now();
         for nth in 0.. {
             if nth >= FAULTS && (submitted.len() > 50 || since.elapsed() > Duration::from_secs(20)) {
@@ -250,7 +250,7 @@ fn every_token_completes_exactly_once_beside_changes_and_cancellations() {
         for token in held {
             let _ = block_on(token);
         }
-        // Told, maybe not taken: the taker takes what is left after it is stopped.
+        // Completions may not have been taken yet. The taker takes the rest after it is stopped.
         stop.store(true, Ordering::Relaxed);
         changer.join().expect("no panic");
         (submitted, taker.join().expect("no panic"))

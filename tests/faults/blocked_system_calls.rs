@@ -1,5 +1,5 @@
-//! Policy Block is for user mode: loads and stores wait for `enable()`, system calls are refused (EFAULT), whatever the
-//! process's privileges. So none is ever left in the kernel, where it would spin with a signal pending.
+//! Policy Block is for user mode. Loads and stores wait for `enable()`; system calls are refused (EFAULT), whatever the
+//! process's privileges. So no system call is left in the kernel, where it would spin with a signal pending.
 
 use crate::support;
 use crate::support::count::thread_time;
@@ -41,7 +41,7 @@ fn a_system_call_is_refused_at_once_and_a_signal_leaves_loads_waiting() {
             assert_eq!(raw::write_pipe_from(at, 8), Err(Errno::EFAULT), "{case}");
             assert_eq!(raw::write_from(at, 8), Err(Errno::EFAULT), "{case}");
             assert_eq!(raw::read_into(at, &[1; 8]), Err(Errno::EFAULT), "{case}");
-            // process_vm_readv has an errno of its own for it.
+            // process_vm_readv reports another errno for it.
             assert!(raw::copy_in_kernel(at, into, 8).is_err(), "{case}");
         }
         assert!(!load.is_finished(), "{case}: the load waits");

@@ -1,4 +1,4 @@
-//! G7 where the monitor never starts, or ends: its mappings refuse, for good, and nobody waits.
+//! G7 where the monitor never starts, or ends: its mappings refuse for good, and no access waits.
 
 use crate::support;
 use crate::support::matrix::every_case_with;
@@ -18,7 +18,7 @@ fn a_monitor_thread_that_cannot_start_fails_closed() {
         monitor.on_thread_start(|| panic!("no filter, no work (this panic is the test's)"));
         let region = Region::builder(1 << 16).strategy(Strategy::Zap).monitor(monitor).build().expect("a region");
         match region.map(MapOptions::new()) {
-            Ok(mapping) => drop(mapping.read::<u64>(0).expect_err("nobody answers the fault")),
+            Ok(mapping) => drop(mapping.read::<u64>(0).expect_err("no thread resolves the fault")),
             Err(dead) => println!("{dead}"),
         }
     }
@@ -55,8 +55,8 @@ fn enabling_gives_nothing_back_that_nobody_would_serve() {
         for _ in 0..3 {
             let read = told.recv_timeout(Duration::from_secs(5)).expect("an access waits for a monitor that is dead");
             match policy {
-                OnDisabled::AllOnes => assert!(!matches!(read, Ok(0)), "nobody would serve it"),
-                _ => drop(read.expect_err("nobody would serve it")),
+                OnDisabled::AllOnes => assert!(!matches!(read, Ok(0)), "no monitor would serve it"),
+                _ => drop(read.expect_err("no monitor would serve it")),
             }
         }
         assert!(since.elapsed() < Duration::from_secs(5));
@@ -76,7 +76,7 @@ fn mappings_that_need_no_monitor_outlive_it() {
         let region = case.builder(2).monitor(monitor.clone()).build().expect("it builds");
         let [other, mapping] = [case.map(&region), case.map(&region)];
         mapping.write(0, 7u64).expect("enabled");
-        // In place of its userfaultfd is something that is none: the monitor ends with its next look.
+        // Another descriptor takes the place of the monitor's userfaultfd, so the monitor ends when it next reads it.
         raw::replace_behind_its_back(&monitor);
         monitor.handle_ready(1).expect_err("no userfaultfd any more");
         for at in [0, case.page()] {

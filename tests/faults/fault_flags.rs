@@ -10,9 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const LEN: usize = 1 << 20;
-/// Long enough that what has not happened by then is waiting for something.
+/// A thread that has not gone on by then is waiting.
 const A_WHILE: Duration = Duration::from_millis(40);
-/// What is woken is back by then, on any machine; what is not would stay for ever.
+/// A woken thread has gone on by then, on any machine. One that is not woken would wait for ever.
 const AT_ONCE: Duration = Duration::from_secs(5);
 const RELEASED: Outcome = Outcome::Retry { lock: LockAfter::Released };
 const HELD: Outcome = Outcome::Retry { lock: LockAfter::Held };
@@ -58,7 +58,7 @@ fn regions() -> impl Iterator<Item = Region> {
     })
 }
 
-/// Runs `waits` in a thread, sees that it waits, runs `wakes`, and answers what the thread answers then.
+/// Runs `waits` in a thread, sees that it waits, runs `wakes`, and returns the thread's result.
 fn waits_until<R: Send>(waits: impl FnOnce() -> R + Send, wakes: impl FnOnce()) -> R {
     thread::scope(|scope| {
         let (begins, begun) = std::sync::mpsc::channel();
@@ -171,7 +171,7 @@ fn a_reset_refuses_no_access() {
 fn a_disabled_region_answers_sigbus_or_has_the_caller_wait_as_its_policy_says() {
     support::start();
     for region in regions() {
-        assert!(region.disable().expect("nobody is in the way"));
+        assert!(region.disable().expect("nothing is in the way"));
         let sets = [FaultFlags::DEFAULT, FaultFlags::NOWAIT, FaultFlags::WAIT, FaultFlags::empty()];
         for flags in sets {
             let mut lock = Lock::default();
@@ -195,7 +195,7 @@ fn accesses_at_a_disabled_region_meet_the_mappings_policy() {
     for region in regions() {
         let [sigbus, ones, block] =
             [OnDisabled::Sigbus, OnDisabled::AllOnes, OnDisabled::Block].map(|policy| mapping(&region, policy));
-        assert!(region.disable().expect("nobody is in the way"));
+        assert!(region.disable().expect("nothing is in the way"));
         assert_eq!(sigbus.read_with::<u16>(2, FaultFlags::DEFAULT), Err(AccessError::Disabled { offset: 2 }));
         assert_eq!(ones.read_with::<u16>(2, FaultFlags::DEFAULT), Ok(0xffff));
         assert_eq!(ones.write_with(2, 7u16, FaultFlags::DEFAULT), Ok(()), "dropped, as a PCI Unsupported Request is");

@@ -1,4 +1,4 @@
-//! Faults and monitors: what an access that cannot be served at once waits for, and how it ends.
+//! Faults and monitors: an access that cannot be served at once waits for the right event, and ends as documented.
 
 #[macro_use]
 #[path = "../support/mod.rs"]

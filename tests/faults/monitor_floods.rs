@@ -1,4 +1,4 @@
-//! More than a monitor likes: faults that nobody fetches, and pages that somebody else drops as fast as they are mapped.
+//! A monitor under pressure: faults that no thread reads, and pages that other code drops as fast as they are mapped.
 
 use crate::support;
 use crate::support::addr;
@@ -17,7 +17,7 @@ fn zap_possible() -> bool {
     Region::builder(PAGE).strategy(Strategy::Zap).build().is_ok()
 }
 
-/// A region whose pages know their place, of a monitor's that only this test drives.
+/// A region whose pages contain their number, with a monitor that only this test drives.
 fn undriven(pages: usize) -> (Monitor, Region) {
     let monitor = Monitor::manual().expect("a userfaultfd");
     let builder = Region::builder(pages * PAGE).strategy(Strategy::Zap).fault_around(FaultAround::Pages(1));
@@ -49,9 +49,9 @@ fn faults_that_nobody_fetches_for_long_are_answered_in_portions_and_none_is_lost
         let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(load(thread))).collect();
         thread::sleep(Duration::from_millis(300));
         assert!(threads.iter().all(|thread| !thread.is_finished()));
-        assert_eq!(monitor.stats().faults, 0, "nobody has fetched one");
+        assert_eq!(monitor.stats().faults, 0, "no fault has been read");
         while !threads.iter().all(thread::ScopedJoinHandle::is_finished) {
-            most = most.max(monitor.handle_ready(5).expect("it answers"));
+            most = most.max(monitor.handle_ready(5).expect("it handles faults"));
         }
     });
     assert!(most <= 5, "{most} faults at once");
@@ -63,8 +63,8 @@ fn faults_that_nobody_fetches_for_long_are_answered_in_portions_and_none_is_lost
 fn faults_that_nobody_ever_fetches_are_ended_by_a_revocation() {
     support::start();
     require!(zap_possible(), "Zap is not possible");
-    let _watchdog = Watchdog::new("faults that nobody fetches", Duration::from_secs(30));
-    // `disable()` answers some itself while it looks for guards, whose holders might be among who waits: 128 at the most.
+    let _watchdog = Watchdog::new("faults that no thread reads", Duration::from_secs(30));
+    // `disable()` resolves some faults itself, because a faulting thread might hold a guard: 128 at most.
     const THREADS: usize = 200;
     let (monitor, region) = undriven(THREADS);
     for policy in [OnDisabled::Sigbus, OnDisabled::AllOnes] {
@@ -72,7 +72,7 @@ fn faults_that_nobody_ever_fetches_are_ended_by_a_revocation() {
         let base = addr(&mapping);
         let threads: Vec<_> = (0..THREADS).map(|page| thread::spawn(move || raw::load64(base + page * PAGE))).collect();
         a_moment();
-        assert!(region.disable().expect("who waits for the monitor is in nobody's way"));
+        assert!(region.disable().expect("threads that wait for the monitor do not block a revocation"));
         let mut refused = 0;
         for (page, thread) in threads.into_iter().enumerate() {
             let met = thread.join().expect("no panic");
@@ -84,18 +84,18 @@ fn faults_that_nobody_ever_fetches_are_ended_by_a_revocation() {
             }
         }
         assert!(refused > 0);
-        // What was queued went with those who waited.
-        assert_eq!(monitor.handle_ready(usize::MAX).expect("it answers"), 0);
+        // The queued faults ended with their threads.
+        assert_eq!(monitor.handle_ready(usize::MAX).expect("it handles faults"), 0);
         assert!(region.enable().expect("it comes back"));
     }
-    // The same for who waits in a mapping that is dropped.
+    // The same for threads that wait in a mapping that is dropped.
     let mapping = region.map(MapOptions::new()).expect("it maps");
     let base = addr(&mapping);
     let threads: Vec<_> = (0..8).map(|page| thread::spawn(move || raw::load64(base + page * PAGE))).collect();
     a_moment();
     drop(mapping);
     for thread in threads {
-        // Another mapping may be there by now, of some other test's.
+        // Another test's mapping may be at this address by now.
         let _ = thread.join().expect("no panic");
     }
 }
@@ -114,7 +114,8 @@ fn pages_that_somebody_else_drops_all_the_time_come_back_while_enabled_and_never
             let (loads, drops) = (AtomicU64::new(0), AtomicU64::new(0));
             let wrong = parking_lot::Mutex::new(Vec::new());
             thread::scope(|scope| {
-                // Others' advice, page by page and whole, on whatever stands there: none of it may open anything.
+                // Foreign advice, page by page and for the whole range. It must open nothing, whatever stands in the
+                // range.
                 for advice in [libc::MADV_DONTNEED, libc::MADV_REMOVE, libc::MADV_PAGEOUT] {
                     let (end, drops) = (&end, &drops);
                     scope.spawn(move || {
@@ -136,7 +137,7 @@ fn pages_that_somebody_else_drops_all_the_time_come_back_while_enabled_and_never
                             if end.load(Ordering::Relaxed) {
                                 return;
                             }
-                            // What was removed reads as zero, what the owner wrote last as one.
+                            // A removed page reads as zero, and the owner's last store as one.
                             let met = raw::load64(base + page * PAGE);
                             let right = match met {
                                 Ok(value) => value <= 1 || policy == OnDisabled::AllOnes && value == u64::MAX,
@@ -153,7 +154,7 @@ fn pages_that_somebody_else_drops_all_the_time_come_back_while_enabled_and_never
                 let owner = region.owner();
                 let write =
                     |value: u64| (0..PAGES).for_each(|page| owner.write(page * PAGE, value).expect("it writes"));
-                // A few drops in any case, however busy the machine.
+                // At least a few drops, on a busy machine too.
                 let enough = || since.elapsed() >= stress_time(80) && drops.load(Ordering::Relaxed) > 10;
                 while !enough() && wrong.lock().is_empty() {
                     assert!(region.disable().expect("it revokes"));
@@ -162,7 +163,7 @@ fn pages_that_somebody_else_drops_all_the_time_come_back_while_enabled_and_never
                     write(1);
                     assert!(region.enable().expect("it comes back"));
                     let before = loads.load(Ordering::Relaxed);
-                    // Else the watchdog bites.
+                    // The watchdog ends the test if no load succeeds.
                     while loads.load(Ordering::Relaxed) == before {
                         thread::sleep(Duration::from_micros(100));
                     }

@@ -1,5 +1,5 @@
-//! Monitors: shared or of one's own, with threads or driven by hand; they stop without a trace, and signals, stale
-//! messages and a descriptor that is closed behind their back hurt nobody.
+//! Monitors, shared or of one's own, with threads or driven by hand. They stop and leave nothing behind, and they
+//! withstand signals, stale messages and a descriptor that other code closes.
 
 use crate::support;
 use crate::support::addr;
@@ -65,7 +65,7 @@ fn many_threads_of_one_monitor_answer_many_faulting_threads() {
             for first in 0..8usize {
                 let base = addr(&mapping);
                 scope.spawn(move || {
-                    // Each page by two threads, in opposite directions.
+                    // Each page is loaded by two threads, in opposite directions.
                     let mut pages: Vec<usize> = (first / 2 * 4096..LEN).step_by(4 * 4096).collect();
                     if first % 2 == 1 {
                         pages.reverse();
@@ -176,25 +176,25 @@ fn a_userfaultfd_closed_behind_its_back_fails_closed() {
                 for fd in before.iter().chain(&userfaultfds()).collect::<std::collections::BTreeSet<_>>() {
                     raw::close_behind_its_back(*fd);
                 }
-                // Somebody faults, or has: the monitor finds out.
+                // The monitor finds out with the next fault, or has already.
                 let probe = thread::spawn(move || raw::load64(at));
                 if let Some(blocked) = blocked {
                     let _ = region.enable();
-                    eventually("who was blocked wakes", || blocked.is_finished());
+                    eventually("the blocked thread wakes", || blocked.is_finished());
                     drop(blocked.join());
                 }
                 eventually(&format!("{policy:?} disabled: {disabled}: the probe ends"), || probe.is_finished());
                 let got = probe.join().expect("no panic");
                 let reached = got == Ok(7);
                 assert!(!(disabled && reached && !region.is_enabled()), "{policy:?}: disabled, and reached");
-                // Whatever it was: revoking works, and nothing gets through.
+                // In any state, revoking works and nothing gets through.
                 if region.is_enabled() {
                     let _ = region.disable();
                 }
                 if !region.is_enabled() && policy != OnDisabled::Block {
                     assert_ne!(raw::load64(at), Ok(7), "{policy:?}");
                 }
-                // The descriptors' numbers may be others' by now; drop would close those.
+                // Other files may have the descriptors' numbers by now, and drop would close those.
                 std::mem::forget(mapping);
                 std::mem::forget(region);
             }
@@ -208,7 +208,7 @@ fn an_enable_that_finds_no_userfaultfd_shows_nothing_even_for_a_moment() {
     support::start();
     require!(zap_possible(), "Zap is not possible");
     child::alone(|| {
-        // What is the whole process's is made by now.
+        // Objects that the whole process shares exist before the count.
         let _other = Region::builder(4 << 10).build().expect("it builds");
         let before = userfaultfds();
         let monitor = Monitor::with_threads(1).expect("a userfaultfd");

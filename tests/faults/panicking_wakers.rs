@@ -1,4 +1,4 @@
-//! Asynchronous faults, and whoever waits for them.
+//! Asynchronous faults whose wakers panic.
 
 use crate::support;
 use revocable_mmio::fault::FaultFlags;
@@ -32,7 +32,7 @@ fn a_waker_that_panics_neither_stops_the_change_of_state_nor_loses_other_complet
     let _second = submit(4096);
     let waker = Waker::from(Arc::new(Panics));
     assert_eq!(first.as_mut().poll(&mut Context::from_waker(&waker)), Poll::Pending);
-    assert!(region.enable().expect("nobody is in the way"));
+    assert!(region.enable().expect("nothing is in the way"));
     assert_eq!([queue.next(), queue.next()].map(|done| done.expect("completed").result), [Ok(()); 2]);
     assert!(region.disable().expect("the change before has ended"));
 }

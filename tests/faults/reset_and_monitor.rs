@@ -10,7 +10,7 @@ fn a_load_that_waits_for_the_end_of_a_reset_keeps_no_monitor_busy() {
     support::start();
     require!(Support::current().userfaultfd(), "nothing waits without a userfaultfd");
     let monitor = Monitor::with_threads(1).expect("a userfaultfd");
-    // Another region's mapping has the monitor run.
+    // A mapping of another region keeps the monitor running.
     let other = Region::builder(1 << 20).strategy(Strategy::Zap).monitor(monitor.clone()).build().expect("a region");
     let _kept = other.map(MapOptions::new()).expect("it maps");
     for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
@@ -25,7 +25,7 @@ fn a_load_that_waits_for_the_end_of_a_reset_keeps_no_monitor_busy() {
             assert!(!load.is_finished(), "{strategy}: it read something during a reset");
             load
         });
-        assert_eq!(load.expect("nobody is in the way").join().expect("it ends"), Ok(7), "{strategy}");
+        assert_eq!(load.expect("nothing is in the way").join().expect("it ends"), Ok(7), "{strategy}");
         let faults = monitor.stats().faults - before;
         assert!(faults < 20, "{strategy}: the monitor saw {faults} faults of one waiting load");
     }
@@ -35,7 +35,7 @@ fn a_load_that_waits_for_the_end_of_a_reset_keeps_no_monitor_busy() {
 fn mapping_a_region_from_its_own_reset_callback_is_an_error() {
     support::start();
     let region = Region::builder(1 << 20).build().expect("a region");
-    let mapped = region.reset(|_| region.map(MapOptions::new())).expect("nobody is in the way");
+    let mapped = region.reset(|_| region.map(MapOptions::new())).expect("nothing is in the way");
     assert!(matches!(mapped, Err(MapError::Reentrant)), "{mapped:?}");
     assert_eq!(region.stats().mappings, 0);
     region.map(MapOptions::new()).expect("it maps").write::<u64>(0, 7).expect("enabled");

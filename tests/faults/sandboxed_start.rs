@@ -1,4 +1,4 @@
-//! A monitor whose userfaultfd was opened elsewhere: before privileges were dropped, or by somebody else.
+//! A monitor whose userfaultfd was opened elsewhere: before privileges were dropped, or by another process.
 #![expect(unsafe_code, reason = "descriptors, fork, and the loads of a mapping's address")]
 
 use crate::support::{self, child, forking};
@@ -24,7 +24,7 @@ fn userfaultfd(device: &File) -> OwnedFd {
     // SAFETY: USERFAULTFD_IOC_NEW takes a number.
     let fd = unsafe { libc::ioctl(device.as_raw_fd(), 0xaa00, libc::O_CLOEXEC) };
     assert!(fd >= 0, "{}", std::io::Error::last_os_error());
-    // SAFETY: the kernel gave it to us alone.
+    // SAFETY: a new descriptor, which has no other owner.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -35,7 +35,7 @@ fn drop_privileges() {
     assert!(File::open("/dev/userfaultfd").is_err(), "no way back");
 }
 
-/// Faults, revocation, restoration, a system call that faults: everything that a region does.
+/// Every use of a region: faults, revocation, restoration, a system call that faults.
 fn everything_works(monitor: &Monitor) {
     for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
         let region = Region::builder(1 << 20).strategy(strategy).monitor(monitor.clone()).build().expect("a region");
@@ -49,10 +49,10 @@ fn everything_works(monitor: &Monitor) {
             });
             assert_eq!(load.join().expect("no panic"), 7 + round);
             mapping.write::<u64>(4096, 8 + round).expect("enabled");
-            assert!(region.disable().expect("nobody is in the way"));
+            assert!(region.disable().expect("nothing is in the way"));
             mapping.read::<u64>(4096).expect_err("revoked");
             let (_reader, writer) = nix::unistd::pipe().expect("a pipe");
-            // SAFETY: the kernel alone reads the bytes, and refuses.
+            // SAFETY: only the kernel reads the bytes, and it refuses.
             let bytes = unsafe { std::slice::from_raw_parts(mapping.as_ptr(), 8) };
             assert_eq!(nix::unistd::write(&writer, bytes), Err(nix::errno::Errno::EFAULT), "{strategy}");
             assert!(region.enable().expect("it comes back"));
@@ -117,12 +117,12 @@ fn a_userfaultfd_that_serves_another_process_is_refused() {
         for handshake_done in [false, true] {
             let fd = userfaultfd(&device);
             if handshake_done {
-                let _done = Monitor::from_fd(fd.try_clone().expect("a descriptor"), 0).expect("it is this process's");
+                let _done = Monitor::from_fd(fd.try_clone().expect("a descriptor"), 0).expect("it serves this process");
             }
             let mut inherited = Some(fd);
             let mut taken = || inherited.take().expect("inherited");
             let refused = || matches!(Monitor::from_fd(taken(), 0), Err(MonitorError::Foreign));
-            assert!(forking::is_fine(refused), "the child took its parent's");
+            assert!(forking::is_fine(refused), "the child accepted a userfaultfd of its parent");
             assert!(Monitor::from_fd(taken(), 0).is_ok(), "and its own process still may");
         }
     });
@@ -137,8 +137,8 @@ fn ask<T>(fd: &OwnedFd, request: u32, argument: &mut T) -> Result<(), Errno> {
         .map(drop)
 }
 
-/// The child's free addresses are those that its parent has just taken, so whatever it does to a page of its own by the
-/// descriptor would be done to one of its parent's, which a thread waits for.
+/// The child's free addresses are those that its parent has just mapped. So an ioctl of the child's on a page of its
+/// own would reach a page of its parent, for which a thread waits.
 #[test]
 fn the_process_that_a_refused_userfaultfd_serves_notices_nothing() {
     use linux_raw_sys::{general as raw, ioctl as nr};
@@ -156,7 +156,7 @@ fn the_process_that_a_refused_userfaultfd_serves_notices_nothing() {
                 && matches!(Monitor::from_fd(fd.try_clone().expect("a descriptor"), 0), Err(MonitorError::Foreign));
             i32::from(!refused)
         });
-        // One by one, so that they take the smallest gaps too, as the child's do.
+        // Mapped one by one, so that the pages fill the smallest gaps too, as the child's pages would.
         let pages: Vec<usize> = (0..64)
             .map(|_| {
                 let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
@@ -183,7 +183,7 @@ fn the_process_that_a_refused_userfaultfd_serves_notices_nothing() {
             .collect();
         thread::sleep(std::time::Duration::from_millis(50));
         nix::unistd::write(&tell, &[1]).expect("it listens");
-        assert_eq!(child.wait(), 0, "the child took its parent's");
+        assert_eq!(child.wait(), 0, "the child accepted a userfaultfd of its parent");
         assert_eq!(nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL), Ok(flags), "the descriptor's flags");
         assert!(loads.iter().all(|load| !load.is_finished()), "a page was filled, or is registered no more");
         let content = [0x5a_u8; PAGE];
@@ -217,6 +217,6 @@ fn a_descriptor_of_the_userfaultfd_crate_is_a_monitor() {
     }
     let minor_shmem = FeatureFlags::from_bits_retain(1 << 10);
     let uffd = UffdBuilder::new().user_mode_only(false).require_features(minor_shmem).create().expect("a userfaultfd");
-    let monitor = Monitor::try_from(uffd).expect("it is this process's");
+    let monitor = Monitor::try_from(uffd).expect("it serves this process");
     everything_works(&monitor);
 }

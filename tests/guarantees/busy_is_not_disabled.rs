@@ -51,7 +51,7 @@ fn accesses_during_a_reset_wait_for_its_end_and_none_is_refused() {
                 assert_eq!(mapping.try_read::<u64>(0), Err(AccessError::WouldBlock { offset: 0 }), "{case}");
                 busy.store(true, Ordering::SeqCst);
                 thread::sleep(RESET);
-                assert_eq!(done.load(Ordering::SeqCst), 0, "{case}: somebody did not wait");
+                assert_eq!(done.load(Ordering::SeqCst), 0, "{case}: an access did not wait");
                 owner.write(0, 2u64).expect("the owner writes");
             });
             reset.expect("it resets");
@@ -171,7 +171,7 @@ fn a_panic_in_a_reset_passes_on_after_the_memory_is_back() {
         let mapping = case.map(&region);
         mapping.write(0, 4u64).expect("enabled");
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            // Without the hook's message: it is not a failure of this test.
+            // Without the message of the panic hook, as this is not a failure of the test.
             region.reset(|_| std::panic::resume_unwind(Box::new("expected")))
         }));
         assert_eq!(panicked.expect_err("it passes on").downcast_ref::<&str>(), Some(&"expected"), "{case}");
@@ -185,7 +185,7 @@ fn a_panic_in_a_reset_passes_on_after_the_memory_is_back() {
 #[test]
 fn waiting_for_a_reset_burns_no_processor_time() {
     support::start();
-    // Something that keeps the shared monitor's thread running.
+    // Keeps the thread of the shared monitor running.
     let served = Region::builder(4096).strategy(Strategy::Zap).build();
     let _served = served.as_ref().ok().map(|region| region.map(MapOptions::new()).expect("it maps"));
     every_case_at_once(|case| {
@@ -208,7 +208,7 @@ fn waiting_for_a_reset_burns_no_processor_time() {
                 support::a_moment();
                 let before = support::count::thread_time(tid.load(Ordering::SeqCst));
                 thread::sleep(Duration::from_millis(100));
-                // The clock of a thread that sleeps may be read a little behind where it was read before, on another processor.
+                // The clock of a sleeping thread may read a little less on another processor than it did before.
                 support::count::thread_time(tid.load(Ordering::SeqCst)).saturating_sub(before)
             });
             let burned = reset.expect("it resets");

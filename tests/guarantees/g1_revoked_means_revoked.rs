@@ -80,7 +80,8 @@ fn system_calls_get_efault_and_partial_ones_are_short() {
         let mapping = case.map(&region);
         let base = addr(&mapping);
         mapping.write(0, SECRET).expect("enabled");
-        // Without a full userfaultfd a system call meets EFAULT at pages that no load has mapped yet (Zap).
+        // With a userfaultfd for user-mode faults only (Zap), a system call gets EFAULT at pages that no load has
+        // mapped yet.
         assert_eq!(raw::load64(base), Ok(SECRET), "{case}");
         assert_eq!(raw::write_from(base, 8), Ok(8), "{case}");
         region.disable().expect("it revokes");
@@ -120,7 +121,7 @@ fn a_thread_in_the_middle_of_a_loop_of_loads_stops() {
                 let before = loads.load(Ordering::SeqCst);
                 eventually("the loop runs", || loads.load(Ordering::SeqCst) > before + 100);
                 region.disable().expect("it revokes");
-                // One load may have ended before, and be counted after.
+                // A load may have ended before `disable()` and be counted after it.
                 let at_most = loads.load(Ordering::SeqCst) + 1;
                 thread::sleep(Duration::from_millis(5));
                 assert!(loads.load(Ordering::SeqCst) <= at_most, "{case}: loads succeed while disabled");
@@ -197,7 +198,7 @@ fn all_ones_are_read_at_every_width_and_stores_vanish() {
         assert_eq!(raw::load64(base), Ok(SECRET), "{case}: the stores are gone");
         assert_eq!(raw::load64(base + 4096), Ok(0), "{case}: the stores are gone");
         region.disable().expect("it revokes");
-        assert_eq!(raw::load64(base), Ok(u64::MAX), "{case}: ones again, not what was stored last time");
+        assert_eq!(raw::load64(base), Ok(u64::MAX), "{case}: ones again, not the store of last time");
         assert_eq!(region.stats().degraded, 0, "{case}");
     });
 }
@@ -245,7 +246,7 @@ fn a_forked_child_inherits_nothing() {
         let base = addr(&mapping);
         let owner = region.owner().as_ptr().expose_provenance();
         mapping.write(0, SECRET).expect("enabled");
-        // 1: it sees the secret by the mapping. 2: by the owner's view. 0: by neither.
+        // 1: the child sees the secret through the mapping. 2: through the owner's view. 0: through neither.
         let look = || {
             let sees = |at| i32::from(raw::load64(at).is_ok_and(|value| value == SECRET));
             sees(base) + 2 * sees(owner)
@@ -254,7 +255,7 @@ fn a_forked_child_inherits_nothing() {
             if step != "enabled" {
                 let _ = if step == "disabled" { region.disable() } else { region.enable() }.expect("it changes");
             }
-            // Under Block the child of a disabled region must not wait for ever either.
+            // Under Block, too, the child of a disabled region must not wait for ever.
             assert_eq!(forking::exit_code(look), 0, "{case} {step}");
         }
     });

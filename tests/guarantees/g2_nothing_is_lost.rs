@@ -1,4 +1,4 @@
-//! G2: content before `disable()` is there after `enable()`; stores that returned before it are in it; a store that
+//! G2: content before `disable()` is there after `enable()`. Stores that returned before it are in it, and a store that
 //! failed is not.
 
 use crate::support;
@@ -32,7 +32,7 @@ fn content_survives_any_number_of_revocations() {
     });
 }
 
-/// Counts up in memory until refused; gives the last number that was stored.
+/// Counts up in memory until a store is refused, and returns the last number that was stored.
 fn count_up(store: impl Fn(u64) -> bool, last: u64) -> u64 {
     (last + 1..).take_while(|n| store(*n)).last().unwrap_or(last)
 }
@@ -97,7 +97,7 @@ fn a_copy_that_ends_early_says_exactly_how_far_it_came() {
                         if let Err(e) = mapping.write_slice(0, &pattern) {
                             return Some(e);
                         }
-                        // From the start again on clean memory, or the end of an early one could not be seen.
+                        // Cleared after each whole copy, so that the end of a cut one can be seen.
                         region.owner().fill(0, 0, len).expect("the owner writes");
                     }
                     None
@@ -111,8 +111,8 @@ fn a_copy_that_ends_early_says_exactly_how_far_it_came() {
                 assert_eq!(error.error, AccessError::Disabled { offset: error.done }, "{case}");
                 let mut is = vec![0xee; len];
                 region.owner().read_slice(0, &mut is).expect("the owner reads");
-                assert!(is[..error.done].iter().all(|b| *b == round), "{case}: what was done is there");
-                assert!(is[error.done..].iter().all(|b| *b == 0), "{case}: nothing beyond it");
+                assert!(is[..error.done].iter().all(|b| *b == round), "{case}: the bytes that were done are there");
+                assert!(is[error.done..].iter().all(|b| *b == 0), "{case}: nothing after it");
             }
             region.enable().expect("it comes back");
         }

@@ -79,7 +79,7 @@ fn a_truncated_file_is_an_error_at_an_enabled_region() {
         assert_eq!(mapping.write(32 << 10, 1u64), Err(gone), "{strategy}");
         assert_eq!(mapping.try_read::<u64>(32 << 10), Err(gone), "{strategy}");
         assert!(region.owner().read::<u64>(32 << 10).is_err(), "{strategy}");
-        assert_eq!(mapping.read::<u64>(0), Ok(0), "{strategy}: what is left of it works");
+        assert_eq!(mapping.read::<u64>(0), Ok(0), "{strategy}: the rest of it works");
         assert!(region.disable().expect("it revokes"), "{strategy}");
         assert!(mapping.read::<u64>(0).is_err(), "{strategy}");
         assert!(region.enable().expect("it comes back"), "{strategy}");
@@ -87,8 +87,8 @@ fn a_truncated_file_is_an_error_at_an_enabled_region() {
     }
 }
 
-/// A tmpfs that is full gives no page for a hole: an error for accessors, SIGBUS for others, as without this crate; nobody
-/// spins for ever.
+/// A full tmpfs gives no page for a hole: an error for accessors, and SIGBUS for other accesses, as without this crate.
+/// No access repeats for ever.
 #[test]
 fn a_hole_that_cannot_be_filled_is_an_error_and_no_endless_loop() {
     support::start();
@@ -110,7 +110,7 @@ fn a_hole_that_cannot_be_filled_is_an_error_and_no_endless_loop() {
         file.set_len(1 << 20).expect("sparse");
         let fds: Vec<_> = STRATEGIES.iter().map(|_| file.try_clone().expect("descriptors are left")).collect();
         drop(file);
-        // Nothing is left of it once this process is gone.
+        // The file system is gone once this process has ended.
         assert!(std::process::Command::new("umount").args(["-l", &dir]).status().is_ok_and(|s| s.success()));
         std::fs::remove_dir(&dir).expect("unmounted");
         for (strategy, fd) in STRATEGIES.into_iter().zip(fds) {

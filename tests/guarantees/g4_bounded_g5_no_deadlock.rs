@@ -1,5 +1,5 @@
-//! G4: revocation waits for guards and pins only, says so, and each wait has its honest trio. G5: no deadlock, whoever
-//! faults while holding what.
+//! G4: revocation waits for guards and pins only, says so, and each wait has its honest trio. G5: no deadlock,
+//! whichever locks, guards or pins the faulting thread holds.
 
 use crate::support;
 use crate::support::addr;
@@ -109,7 +109,7 @@ fn waiting_for_oneself_is_an_error_and_no_deadlock() {
     });
 }
 
-/// One system call whose source and target are two mappings of one region, while that is taken away and given back.
+/// One system call whose source and target are two mappings of one region, while the region is revoked and given back.
 #[test]
 fn copying_one_mapping_into_another_of_the_same_region_never_deadlocks() {
     support::start();
@@ -147,8 +147,8 @@ fn copying_one_mapping_into_another_of_the_same_region_never_deadlocks() {
     });
 }
 
-/// Not even where accesses are made under the memory lock (`--cfg revocable_portable`) is it held for the caller's buffer, which
-/// faults here for as long as another region is disabled.
+/// The memory lock is never held while the caller's buffer is touched, not even where accesses are made under it
+/// (`--cfg revocable_portable`). The buffer here faults for as long as another region is disabled.
 #[test]
 #[expect(unsafe_code, reason = "a buffer that faults")]
 fn a_copy_whose_buffer_waits_holds_no_revocation_up() {
@@ -162,7 +162,7 @@ fn a_copy_whose_buffer_waits_holds_no_revocation_up() {
         let region = case.region(1);
         let mapping = case.map(&region);
         for out in [true, false] {
-            slow.disable().expect("nobody is in the way");
+            slow.disable().expect("nothing is in the way");
             thread::scope(|scope| {
                 let copy = scope.spawn(|| {
                     // SAFETY: the mapping outlives the test, and nothing else uses its memory.
@@ -173,7 +173,7 @@ fn a_copy_whose_buffer_waits_holds_no_revocation_up() {
                 assert!(!copy.is_finished(), "{case}: the buffer is there");
                 let revoked = region.disable_timeout(Duration::from_secs(1));
                 region.enable().expect("it comes back");
-                // First of all, so that the thread ends whatever is wrong.
+                // First, so that the thread ends even if a check below fails.
                 slow.enable().expect("it comes back");
                 assert_eq!(copy.join().expect("no panic"), Ok(()), "{case}");
                 assert!(revoked.is_ok(), "{case}: {revoked:?}");
@@ -229,7 +229,7 @@ fn a_region_whose_guard_lives_is_dropped_at_once_and_revoked_when_the_guard_ends
     }
 }
 
-/// The event loop that drives a manual monitor may be the thread that revokes.
+/// The thread of the event loop that drives a manual monitor may be the one that revokes.
 #[test]
 fn a_manual_monitors_own_thread_may_revoke_while_a_guard_holder_faults() {
     support::start();
@@ -247,7 +247,7 @@ fn a_manual_monitors_own_thread_may_revoke_while_a_guard_holder_faults() {
             let access = mapping.try_access().expect("enabled");
             held.store(true, Ordering::SeqCst);
             a_moment();
-            // Nobody but the revoking thread can answer this.
+            // Only the revoking thread can resolve this fault.
             assert_eq!(access.read::<u64>(0), Ok(0));
         });
         eventually("the guard is held", || held.load(Ordering::SeqCst));
@@ -255,7 +255,7 @@ fn a_manual_monitors_own_thread_may_revoke_while_a_guard_holder_faults() {
     });
 }
 
-/// The same without a guard.
+/// The same with an access that faults, and no guard.
 #[test]
 fn a_manual_monitors_own_thread_may_revoke_while_an_access_faults() {
     support::start();
@@ -268,8 +268,8 @@ fn a_manual_monitors_own_thread_may_revoke_while_an_access_faults() {
     thread::scope(|scope| {
         let read = scope.spawn(|| mapping.read::<u64>(0));
         a_moment();
-        // Where accesses don't recover they don't fault either.
-        assert_eq!(read.is_finished(), cfg!(revocable_portable), "nobody has answered");
+        // Where accesses don't recover, they don't fault either.
+        assert_eq!(read.is_finished(), cfg!(revocable_portable), "no thread has resolved the fault");
         assert!(region.disable_timeout(Duration::from_secs(10)).expect("it revokes"));
         let met = read.join().expect("no panic");
         assert!(met == Ok(0) || met == Err(AccessError::Disabled { offset: 0 }), "{met:?}");

@@ -1,5 +1,5 @@
-//! G6: what says NOWAIT or `try_` never sleeps, whatever the region is busy with. The reset here takes far longer than
-//! a thread could be kept from running by anything else.
+//! G6: NOWAIT accesses and `try_` verbs never sleep, even in a busy region. The reset here takes far longer than any
+//! other delay of a thread.
 
 use crate::support;
 use crate::support::matrix::every_case;
@@ -46,7 +46,7 @@ fn no_try_verb_waits_for_a_reset() {
                 let group = ResetGroup::new([other, region]);
                 let busy = group.try_disable().expect_err("a member is being reset");
                 assert!(busy.is_busy(), "{case}: {busy}");
-                // A group waits for readers for at most 100 ms; a reset is none.
+                // A group waits for readers for at most 100 ms; a reset is no reader.
                 assert!(since.elapsed() < AT_ONCE, "{case}: {:?}", since.elapsed());
                 assert!(other.is_enabled(), "{case}: together or not at all");
             });

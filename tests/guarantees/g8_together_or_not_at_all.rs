@@ -21,7 +21,7 @@ fn a_group_with_a_busy_member_is_not_changed_at_all() {
             let access = mappings[holder].try_access().expect("enabled");
             let (held, over) = (AtomicBool::new(false), AtomicBool::new(false));
             thread::scope(|scope| {
-                // By another thread: the holder's own would be told that it waits for itself.
+                // In another thread, because the guard's holder itself gets `WouldDeadlock`.
                 let tried = scope.spawn(|| {
                     held.store(true, Ordering::SeqCst);
                     let disable = group.try_disable().expect_err("a guard is held");
@@ -37,18 +37,19 @@ fn a_group_with_a_busy_member_is_not_changed_at_all() {
             }
             drop(access);
         }
-        group.try_disable().expect("nobody is in the way");
+        group.try_disable().expect("nothing is in the way");
         for mapping in &mappings {
             assert_eq!(raw::load64(addr(mapping)), Err(Hit::bus(addr(mapping))), "{case}");
         }
-        group.try_enable().expect("nobody is in the way");
+        group.try_enable().expect("nothing is in the way");
         for mapping in &mappings {
             assert_eq!(raw::load64(addr(mapping)), Ok(0), "{case}");
         }
     });
 }
 
-/// Members are written alike under one reset; whoever reads two of them in between must not find them different.
+/// Each reset writes the same value to all members. A thread that reads two of them in between must not see different
+/// values.
 #[test]
 fn a_reset_of_a_group_is_seen_as_one() {
     support::start();
@@ -64,10 +65,10 @@ fn a_reset_of_a_group_is_seen_as_one() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !end.load(Ordering::Relaxed) {
-                    // Before any reset that begins after this, the first is at least as old as the second.
+                    // Read in this order, the first value is never newer than the second.
                     let before = generation.load(Ordering::SeqCst);
-                    let first = mappings[0].read::<u64>(0).expect("never refused");
-                    let second = mappings[1].read::<u64>(0).expect("never refused");
+                    let first = mappings[0].read::<u64>(0).expect("a reset refuses nothing");
+                    let second = mappings[1].read::<u64>(0).expect("a reset refuses nothing");
                     let after = generation.load(Ordering::SeqCst);
                     assert!(first <= second, "{case}: {first} {second}");
                     assert!(first >= before && second <= after + 1, "{case}: {before} {first} {second} {after}");

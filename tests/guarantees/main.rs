@@ -1,4 +1,4 @@
-//! The guarantees G1 to G6 and G8, each over every strategy, policy and backing. G7, what goes around a mapping, is in
+//! The guarantees G1 to G6 and G8, each over every strategy, policy and backing. G7, the ways around a mapping, is in
 //! `kernel/`.
 
 #[macro_use]

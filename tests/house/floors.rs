@@ -1,5 +1,5 @@
-//! Folders are floors: a file in `src/` imports from lower floors only (`floors.txt`), from the module that a name lives in, and
-//! no two files of a folder import from each other, be it by way of others.
+//! Folders are floors. A file in `src/` imports from lower floors only (`floors.txt`), and from the module that a name
+//! lives in. No two files of a folder import from each other, directly or through others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ fn code(text: &str) -> String {
     code
 }
 
-/// Every path of the code that begins with `crate::` or `super::`, the branches of a `use` tree each by themselves.
+/// Every path of the code that begins with `crate::` or `super::`. Each branch of a `use` tree is a path.
 fn imports(text: &str) -> Vec<Import> {
     let code = code(text);
     let mut found = Vec::new();
@@ -67,7 +67,7 @@ fn imports(text: &str) -> Vec<Import> {
     found
 }
 
-/// Reads one branch of a path or of a `use` tree; where it ends.
+/// Reads one branch of a path or of a `use` tree, and returns where it ends.
 fn branch(code: &str, from: usize, path: &mut Vec<String>, found: &mut Vec<Import>) -> usize {
     let depth = path.len();
     let mut at = from + code[from..].len() - code[from..].trim_start().len();
@@ -103,7 +103,7 @@ fn branch(code: &str, from: usize, path: &mut Vec<String>, found: &mut Vec<Impor
         found.push(Import { path: path.clone(), line });
     }
     path.truncate(depth);
-    // What comes after the name of a branch (`as other`) is of no interest.
+    // The rest of a branch (`as other`) is skipped.
     at + code[at..].find([',', '}', ';', ')', '(', '<', '\n']).unwrap_or(0)
 }
 
@@ -117,7 +117,7 @@ fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-/// The names that a module hands on from modules inside of it, each with the path that it has there.
+/// The names that a module re-exports from modules inside of it, each with its path there.
 fn handed_on(text: &str) -> BTreeMap<String, Vec<String>> {
     let code = code(text);
     let mut found = Vec::new();
@@ -129,27 +129,27 @@ fn handed_on(text: &str) -> BTreeMap<String, Vec<String>> {
     inside.filter_map(|path| Some((path.last()?.clone(), path))).filter(|(_, path)| path.len() > 1).collect()
 }
 
-/// Where a file is: `["pci", "bar"]` for src/pci/bar.rs.
+/// The place of a file: `["pci", "bar"]` for src/pci/bar.rs.
 fn place(root: &Path, file: &Path) -> Vec<String> {
     let inside = file.strip_prefix(root).expect("a file of src").with_extension("");
     inside.iter().map(|part| part.to_string_lossy().into_owned()).collect()
 }
 
-/// What an import of a file comes to, as a place.
+/// The place that an import of a file names.
 fn target(place: &[String], import: &Import) -> Vec<String> {
     let ups = import.path.iter().take_while(|segment| *segment == "super").count();
     match ups {
         0 => import.path[1..].to_vec(),
-        // A module inside of the file can be the place of it, too: then it is the file itself that is named.
+        // A path may end in a module inside of the file itself. Then it names that file.
         ups => place[..place.len().saturating_sub(ups)].iter().chain(&import.path[ups..]).cloned().collect(),
     }
 }
 
-/// The file that a path ends in, by way of what modules hand on.
+/// The file in which a path ends, after re-exports.
 fn resolved(target: &[String], handed_on: &BTreeMap<Vec<String>, BTreeMap<String, Vec<String>>>) -> Vec<String> {
     let mut place: Vec<String> = Vec::new();
     let mut rest: Vec<String> = target.to_vec();
-    // Each step goes one module deeper, and there are not many.
+    // Each step goes one module deeper, so the number of steps is small.
     while let Some(name) = rest.first().cloned() {
         let inside: Vec<_> = place.iter().cloned().chain([name.clone()]).collect();
         match handed_on.get(&place).and_then(|names| names.get(&name)) {
@@ -164,7 +164,7 @@ fn resolved(target: &[String], handed_on: &BTreeMap<Vec<String>, BTreeMap<String
     if place.is_empty() { target.to_vec() } else { place }
 }
 
-/// What is wrong with the sources under `root`, a line for each.
+/// The faults of the sources under `root`, one line each.
 fn faults(root: &Path) -> Vec<String> {
     let mut files = Vec::new();
     sources(root, &mut files);
@@ -172,7 +172,7 @@ fn faults(root: &Path) -> Vec<String> {
     let read = |file: &PathBuf| std::fs::read_to_string(file).expect("a source file");
     let handed_on: BTreeMap<_, _> = files.iter().map(|file| (place(root, file), handed_on(&read(file)))).collect();
     let mut faults = Vec::new();
-    // Which file of a folder imports from which other, and where.
+    // Which file of each folder imports from which other, and in which line.
     let mut arrows: BTreeMap<String, BTreeMap<(String, String), String>> = BTreeMap::new();
     for file in &files {
         let place = place(root, file);
@@ -194,14 +194,14 @@ fn faults(root: &Path) -> Vec<String> {
                 None if import.path[0] == "crate" => {
                     faults.push(format!("{at}\n    {first} is named at the crate's root, not where it lives"));
                 }
-                // A `super` in a module inside of the file.
+                // A `super` that stays inside of the file.
                 None => {}
                 Some(floor) if floor >= own && *first != place[0] => {
                     faults.push(format!("{at}\n    {first} is not below {}", place[0]));
                 }
                 Some(_) => {}
             }
-            // Inside of each folder that both are in.
+            // Compares floors inside of each folder that contains both.
             let shared = place.iter().zip(&target).take_while(|(a, b)| a == b).count();
             if let (1.., Some(from), Some(to)) = (shared, place.get(shared), target.get(shared)) {
                 let folder = place[..shared].join("/");
@@ -235,7 +235,7 @@ fn faults(root: &Path) -> Vec<String> {
     faults
 }
 
-/// A circle of arrows, if there is one: its first member is also the last.
+/// A circle of arrows, if there is one. Its first member is also its last.
 fn circle<'a>(arrows: impl Iterator<Item = &'a (String, String)> + Clone) -> Option<Vec<String>> {
     let next =
         |from: &str| arrows.clone().filter(|arrow| arrow.0 == from).map(|arrow| arrow.1.clone()).collect::<Vec<_>>();
@@ -262,7 +262,7 @@ fn imports_go_down_only() {
     assert!(faults.is_empty(), "\n{}\n{} faults", faults.join("\n"), faults.len());
 }
 
-/// Writes a tree of sources and says what is wrong with it.
+/// Writes a tree of sources, and returns its faults.
 fn tried(files: &[(&str, &str)]) -> String {
     let root =
         std::env::temp_dir().join(format!("revocable-floors-{}-{:?}", std::process::id(), std::thread::current().id()));

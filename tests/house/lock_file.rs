@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// What every user gets; `windows-link` and `redox_syscall` are parking_lot's, for other systems.
+/// The packages of every user. `windows-link` and `redox_syscall` are parking_lot's, for other systems.
 const ALWAYS: &str = "\
     bitflags cfg-if cfg_aliases libc linux-raw-sys lock_api memmap2 nix parking_lot parking_lot_core proc-macro2 \
     quote redox_syscall scopeguard smallvec syn thiserror thiserror-impl unicode-ident windows-link";
 
-/// What all features together add.
+/// The packages that all features together add.
 const WITH_EVERY_FEATURE: &str = "\
     aho-corasick bindgen bitflags cc cexpr clang-sys either find-msvc-tools glob itertools kvm-bindings kvm-ioctls \
     lazy_static lazycell libloading memchr minimal-lexical nix nom once_cell pin-project-lite regex regex-automata \

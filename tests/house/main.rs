@@ -1,4 +1,4 @@
-//! How the sources hang together, and what a user of them gets beside.
+//! The structure of the sources, and the packages that they add to a user's lock file.
 
 mod floors;
 mod lock_file;

@@ -1,6 +1,6 @@
-//! Every system call that mapping, disabling, enabling, resetting, unmapping and fault handling make fails in turn,
-//! with each errno it plausibly has: after that G1 and G2 hold, the error says what failed, the next try works,
-//! nothing leaks. Needs `--cfg revocable_inject`.
+//! Mapping, disabling, enabling, resetting, unmapping and fault handling make system calls. Each call fails in turn,
+//! with each errno that it plausibly has. After that G1 and G2 hold, the error says which call failed, the next try
+//! works, and nothing leaks. Needs `--cfg revocable_inject`.
 
 mod anew;
 mod changes;
@@ -20,7 +20,7 @@ use std::fmt::Display;
 use std::thread;
 use std::time::Duration;
 
-/// With all the errnos that a call plausibly has.
+/// All the errnos that a call plausibly has.
 const ALL: usize = usize::MAX;
 const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
 
@@ -37,20 +37,21 @@ fn plausible(call: &str) -> &'static [Errno] {
     }
 }
 
-/// Each of these calls failing once, with each errno it plausibly has: the call, how many like it come before, the errno.
+/// Each of these calls failing once, with each errno that it plausibly has: the call, the number of calls like it
+/// before, the errno.
 fn failing_once(calls: BTreeMap<&'static str, usize>) -> impl Iterator<Item = (&'static str, usize, Errno)> {
     calls.into_iter().flat_map(|(call, count)| {
         (0..count).flat_map(move |skip| plausible(call).iter().map(move |errno| (call, skip, *errno)))
     })
 }
 
-/// The calls that `verb` makes: each name with how many of them.
+/// The calls that `verb` makes: each name with its count.
 fn calls_of(verb: impl FnOnce()) -> BTreeMap<&'static str, usize> {
     inject::take_seen();
     verb();
     let mut calls = BTreeMap::new();
     for call in inject::take_seen() {
-        // The monitor's reading goes on all the time, and has a test of its own.
+        // The monitor reads all the time, and that has a test of its own.
         if call != "read(userfaultfd)" {
             *calls.entry(call).or_insert(0) += 1;
         }
@@ -58,7 +59,7 @@ fn calls_of(verb: impl FnOnce()) -> BTreeMap<&'static str, usize> {
     calls
 }
 
-/// A region with two mappings, all pages touched.
+/// A region with two mappings, whose pages have all been touched.
 struct Rig {
     region: Region,
     views: [Mapping; 2],
@@ -77,7 +78,7 @@ impl Rig {
         rig
     }
 
-    /// G1: no raw load reaches the memory, and none waits for ever. By a thread, because it may wait.
+    /// G1: no raw load reaches the memory, and none waits for ever. In a thread, because it may wait.
     fn assert_unreachable(&self, what: &impl Display) {
         for view in &self.views {
             for at in [addr(view), addr(view) + self.region.page_size()] {
@@ -96,7 +97,7 @@ impl Rig {
         }
     }
 
-    /// G2, through everything: accessors and raw pointers, both mappings.
+    /// G2 through accessors and raw pointers, by both mappings.
     fn assert_reachable(&self, what: &impl Display) {
         for view in &self.views {
             for at in [0, self.region.page_size()] {
@@ -106,7 +107,7 @@ impl Rig {
         }
     }
 
-    /// Whatever the state is by now: it is told right, and both verbs work again.
+    /// The region reports its state truly, and both verbs work again.
     fn assert_sound(&self, what: &impl Display) {
         if self.region.is_enabled() {
             self.assert_reachable(what);
@@ -117,7 +118,7 @@ impl Rig {
         self.assert_unreachable(what);
         self.region.enable().unwrap_or_else(|e| panic!("{what}: the next enable: {e}"));
         self.assert_reachable(what);
-        // A second round: nothing of the failure is left.
+        // A second round, since nothing of the failure may be left.
         self.region.disable().unwrap_or_else(|e| panic!("{what}: the second disable: {e}"));
         self.assert_unreachable(what);
         self.region.enable().unwrap_or_else(|e| panic!("{what}: the second enable: {e}"));
@@ -127,10 +128,11 @@ impl Rig {
 
 fn says_what_failed(e: &RevokeError, call: &str, errno: Errno, what: &impl Display) {
     let text = e.to_string();
-    assert!(text.contains(&format!("{errno:?}")), "{what}: {call} is not told: {text}");
+    assert!(text.contains(&format!("{errno:?}")), "{what}: {call} is not named: {text}");
 }
 
-/// Lets each call of `verb` fail in turn: alone, and with all that follow; then every call at once from there on.
+/// Lets each call of `verb` fail in turn, alone and together with all later calls of its name. Then lets all calls fail
+/// from each one on.
 fn each_failure(
     case: &Case,
     errnos: usize,
@@ -171,7 +173,7 @@ fn each_failure(
         check(&rig, &did, &what);
         rig.assert_sound(&what);
         drop(rig);
-        // What could not be unmapped is, as soon as something else is mapped.
+        // A range that could not be unmapped is unmapped when something else is mapped.
         drop(case.map(&case.region(1)));
         let left = format!("{:?} {}", Held::now(), support::count::fds());
         eventually(&format!("{what}: nothing is left of it: {before:?} {left}"), || {
@@ -181,8 +183,8 @@ fn each_failure(
     }
 }
 
-/// What is held at the first use and kept: the refuser, the shared monitor and its thread, where faults wait and the threads of
-/// that.
+/// Objects that are made at the first use and kept: the refuser, the shared monitor with its thread, and the waiting
+/// rooms with theirs.
 fn keep_shared_things() -> impl Sized {
     let region = Region::builder(4096).build().expect("it builds");
     let mapping = region.map(revocable_mmio::MapOptions::new()).expect("it maps");

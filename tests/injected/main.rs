@@ -11,7 +11,7 @@ mod mutants;
 
 use parking_lot::{Mutex, MutexGuard};
 
-/// Injection is the process's, and so is what is counted: one test at a time.
+/// Injection and the counts are the whole process's, so one test runs at a time.
 fn one_at_a_time() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     support::start();

@@ -1,5 +1,5 @@
-//! Each step of a revocation is there for a reason: leave one out, and the checks of G1 and G2 notice. Needs
-//! `--cfg revocable_inject`.
+//! Each step of a revocation is needed: if it is left out, the checks of G1 and G2 fail. Needs `--cfg
+//! revocable_inject`.
 
 use crate::one_at_a_time;
 use crate::support;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
 
-/// When the step is left out.
+/// The change during which the step is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum During {
     Disable,
@@ -20,14 +20,14 @@ enum During {
     Reset,
 }
 
-/// The check that the guarantee tests make, as a verdict: what it found wrong.
+/// The check of the guarantee tests, as a verdict. The error is the violation that it found.
 fn check(case: &Case, step: Option<&'static str>, during: During) -> Result<(), String> {
     let region = case.region(2);
     let mapping = case.map(&region);
     let base = mapping.as_ptr().expose_provenance();
     mapping.write(0, SECRET).map_err(|e| e.to_string())?;
     raw::load64(base).map_err(|e| format!("{e:?}"))?;
-    // What is sound has all the time that a busy machine may need; what is broken hangs for good.
+    // A sound variant has all the time that a busy machine may need. A broken one hangs for ever.
     let patience = if step.is_none() { Duration::from_secs(20) } else { Duration::from_millis(500) };
     let within = |what: &str, access: fn(usize) -> Option<u64>| -> Result<Option<u64>, String> {
         let (told, tell) = mpsc::channel();
@@ -54,7 +54,8 @@ fn check(case: &Case, step: Option<&'static str>, during: During) -> Result<(), 
     let disabled = region.disable();
     inject::leave_out(None);
     disabled.map_err(|e| e.to_string())?;
-    // Under Zap a monitor has faults wait also where the file stands in the range still; of that there could be a second view.
+    // Under Zap a monitor makes faults wait even where the file still stands in the range. A duplicate of the range
+    // could reach that file.
     duplicated(&region, base)?;
     let mut waiting = None;
     if case.policy == OnDisabled::Block {
@@ -75,7 +76,7 @@ fn check(case: &Case, step: Option<&'static str>, during: During) -> Result<(), 
     inject::leave_out(None);
     enabled.map_err(|e| e.to_string())?;
     if let Some(tell) = waiting {
-        // Somebody who waits, under Block.
+        // The load that waits, under Block.
         match tell.recv_timeout(patience) {
             Ok(Some(SECRET)) => {}
             Ok(got) => return Err(format!("the load that waited got {got:?}")),
@@ -88,7 +89,7 @@ fn check(case: &Case, step: Option<&'static str>, during: During) -> Result<(), 
     }
 }
 
-/// A second view of what stands in the range has nothing of the region.
+/// A duplicate of the range gives nothing of the region.
 fn duplicated(region: &Region, base: usize) -> Result<(), String> {
     let Ok(copy) = raw::move_away(base, 0, region.len()) else { return Ok(()) };
     let got = raw::load64(copy);
@@ -109,14 +110,14 @@ fn caught(case: Case, step: &'static str, during: During) {
     if !sound(&case) {
         return;
     }
-    // What the broken variant leaves behind is not tidied up.
-    // A thread that is to meet it may come too late on a busy machine: then it is tried again.
+    // The broken variant leaves its mappings behind. A thread that must see the fault may come too late on a busy
+    // machine, so the check is repeated.
     let found = (0..8).find_map(|_| check(&case, Some(step), during).err());
-    let Some(found) = found else { panic!("{case}: nobody noticed that {step} was left out of {during:?}") };
+    let Some(found) = found else { panic!("{case}: no check failed though {step} was left out of {during:?}") };
     println!("{case} without {step}: {found}");
 }
 
-/// Broken variants hang and leave mappings behind: each gets a process of its own.
+/// Broken variants hang and leave mappings behind, so each gets a process of its own.
 macro_rules! mutants {
     ($($name:ident: $strategy:ident $policy:ident $memory:ident $step:literal $during:ident;)*) => { $(
         #[test]
@@ -132,7 +133,7 @@ macro_rules! mutants {
 }
 
 mutants! {
-    // What is to stand in the range is not put there.
+    // Nothing is put over the range.
     zap_without_the_cover: Zap Sigbus Memfd "cover" Disable;
     zap_without_the_cover_of_ones: Zap AllOnes Memfd "cover" Disable;
     zap_without_the_stand_in: Zap Block Memfd "stand-in" Disable;
@@ -145,7 +146,7 @@ mutants! {
     a_device_without_the_cover: Replace Sigbus Device "cover" Disable;
     a_device_without_the_cover_of_ones: Replace AllOnes Device "cover" Disable;
     a_device_without_the_stand_in: Replace Block Device "stand-in" Disable;
-    // Nor during a reset.
+    // The same during a reset.
     zap_reset_without_the_stand_in: Zap Sigbus Memfd "stand-in" Reset;
     zap_reset_without_the_stand_in_for_ones: Zap AllOnes Memfd "stand-in" Reset;
     zap_reset_without_the_stand_in_for_block: Zap Block Memfd "stand-in" Reset;
@@ -156,7 +157,7 @@ mutants! {
     replace_reset_without_the_stand_in_for_ones: Replace AllOnes Memfd "stand-in" Reset;
     replace_reset_without_the_stand_in_for_block: Replace Block Memfd "stand-in" Reset;
     a_device_reset_without_the_stand_in: Replace Sigbus Device "stand-in" Reset;
-    // The steps of those.
+    // Single calls of these steps.
     zap_without_mapping_the_empty_file: Zap Sigbus Memfd "mmap" Disable;
     zap_without_mapping_the_ones: Zap AllOnes Memfd "mmap" Disable;
     detach_without_mapping_the_empty_file: Detach Sigbus Memfd "mmap" Disable;
@@ -168,7 +169,7 @@ mutants! {
     detach_without_registering_the_stand_in: Detach Block Memfd "UFFDIO_REGISTER" Disable;
     replace_without_registering_the_stand_in: Replace Block Memfd "UFFDIO_REGISTER" Disable;
     detach_without_opening_the_stand_in: Detach Block Memfd "mprotect" Disable;
-    // The way back.
+    // The steps that give a range back.
     zap_without_mapping_anew: Zap Sigbus Memfd "mremap" Enable;
     zap_without_rights: Zap Sigbus Memfd "mprotect" Enable;
     zap_without_waking: Zap Block Memfd "UFFDIO_WAKE" Enable;
@@ -179,7 +180,8 @@ mutants! {
     replace_without_waking: Replace Block Memfd "UFFDIO_WAKE" Enable;
 }
 
-/// What is put over the range drops its pages for sure: dropping them before, as vfio-pci does, is for the order of things.
+/// Putting a cover over the range drops its pages in any case. They are dropped before only to keep the order of
+/// vfio-pci.
 #[test]
 fn the_zap_itself_is_not_what_a_revocation_relies_on() {
     let _one = one_at_a_time();
@@ -194,7 +196,7 @@ fn the_zap_itself_is_not_what_a_revocation_relies_on() {
     .well();
 }
 
-/// The stress test, too, notices what the title says it is for.
+/// The stress test fails, too, without the step that it is meant to check.
 #[test]
 fn the_stress_test_fails_when_the_cover_is_left_out() {
     let _one = one_at_a_time();
@@ -209,8 +211,8 @@ fn the_stress_test_fails_when_the_cover_is_left_out() {
             inject::leave_out(Some("cover,zap"));
             let broken = support::stress::hammer(&case, Duration::from_secs(5));
             inject::leave_out(None);
-            // Zap drops the pages before, Detach moves them away; a load fills them anew from the file.
-            assert!(!broken.violations.is_empty(), "{case}: nobody noticed in {} rounds", broken.rounds);
+            // Zap drops the pages before, and Detach moves them aside. A load maps them again from the file.
+            assert!(!broken.violations.is_empty(), "{case}: no violation in {} rounds", broken.rounds);
             println!("{:?}", broken.violations);
         }
     })

@@ -1,5 +1,5 @@
-//! G7, ways around: other processes, foreign code in this one, and what the application does to a mapping's range. What can't
-//! be prevented is pinned down too, so that SECURITY.md stays true.
+//! G7, ways around a mapping: other processes, foreign code in this process, and the application's own changes of a
+//! range. What can't be prevented is tested too, so that SECURITY.md stays true.
 
 mod calls;
 mod descriptors;
@@ -17,7 +17,8 @@ use revocable_mmio::{Mapping, Region};
 
 const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
 
-/// A region of two pages whose first word is [`SECRET`], a mapping whose pages are there, and where that begins.
+/// A region of two pages whose first word is [`SECRET`], a mapping whose pages are mapped, and the address of the
+/// mapping.
 fn with_secret(case: &Case) -> (Region, Mapping, usize) {
     let region = case.region(2);
     let mapping = case.map(&region);

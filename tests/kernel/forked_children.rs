@@ -21,7 +21,7 @@ const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
 const PAGE: usize = 4096;
 const PAGES: usize = 16;
 
-/// New memory of the child's at an address where it has nothing; a word in it.
+/// Maps new memory in the child at an address where it has nothing, and returns a word of it.
 fn own_memory(at: *mut u8, len: usize) -> *mut u64 {
     let (at, len) = (NonZeroUsize::new(at.addr()), NonZeroUsize::new(len).expect("not 0"));
     let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
@@ -54,13 +54,13 @@ fn a_child_that_drops_what_it_inherits_unmaps_nothing_of_its_own() {
                 && matches!(region.map(MapOptions::new()), Err(MapError::Forked));
             drop(region);
             drop(mapping);
-            // SAFETY: mapped, if nobody has unmapped it.
+            // SAFETY: mapped, unless a drop has unmapped it.
             refused && unsafe { own.read_volatile() } == 42
         });
         assert!(fine, "{strategy}");
-        let (region, mapping) = inherited.expect("still the parent's");
+        let (region, mapping) = inherited.expect("the parent still has it");
         assert_eq!(mapping.read::<u64>(0), Ok(7), "{strategy}");
-        region.disable().expect("nobody is in the way");
+        region.disable().expect("nothing is in the way");
         assert!(mapping.read::<u64>(0).is_err());
         region.enable().expect("comes back");
         assert_eq!(mapping.read::<u64>(0), Ok(7), "{strategy}");
@@ -77,7 +77,7 @@ fn a_child_does_not_wait_for_its_parents_monitor() {
         drop(inherited.take());
         true
     }));
-    let region = inherited.expect("still the parent's");
+    let region = inherited.expect("the parent still has it");
     let mapping = region.map(MapOptions::new()).expect("it maps");
     assert_eq!(mapping.read::<u64>(0), Ok(7));
 }
@@ -100,13 +100,13 @@ fn a_child_that_drops_a_region_keeps_its_own_memory_where_the_owners_view_was() 
                 raw::load64(own.expose_provenance()) == Ok(42)
             });
             assert!(fine, "{strategy}, mapped: {mapped}");
-            let (region, _mapping) = inherited.expect("still the parent's");
+            let (region, _mapping) = inherited.expect("the parent still has it");
             assert_eq!(region.owner().read::<u64>(0), Ok(7), "{strategy}");
         }
     }
 }
 
-/// What a child has inherited of a region.
+/// The objects of a region that a child has inherited.
 struct Inherited {
     region: Region,
     mapping: Mapping,
@@ -115,7 +115,7 @@ struct Inherited {
     monitor: Monitor,
 }
 
-/// What a child does with it, and whether it was told that this is not its.
+/// An attempt of a child to use it. Returns whether the child was told that the region is its parent's.
 type Act = fn(&Inherited) -> bool;
 
 const ACTS: [(&str, Act); 9] = [
@@ -159,7 +159,7 @@ const ACTS: [(&str, Act); 9] = [
     }),
 ];
 
-/// Every access of a child's that finds nothing there, or would wait, says whose the region is; not that its file was truncated.
+/// Each access of a child that finds nothing, or would wait, returns `Forked`, and not the error for a truncated file.
 fn each_access_is_told(mapping: &Mapping) -> bool {
     let told = |what: &str, error: Option<AccessError>| {
         let fine = matches!(error, Some(AccessError::Forked { .. }));
@@ -202,7 +202,7 @@ fn a_childs_access_says_that_the_region_is_the_parents() {
                 let mapping = region.map(options).expect("it maps");
                 mapping.write(8, SECRET).expect("enabled");
                 assert!(forking::is_fine(|| each_access_is_told(&mapping)), "{what}");
-                // Forked in the middle of a change, whose end the child never sees.
+                // Forked in the middle of a change. The child never sees its end.
                 let during = region.reset(|_| {
                     forking::is_fine(|| {
                         let waits = mapping.with_access(|_| ());
@@ -220,7 +220,7 @@ fn a_childs_access_says_that_the_region_is_the_parents() {
     }
 }
 
-/// The child thinks that the region is enabled, as it was when it was forked.
+/// The child takes the region for enabled, as it was at the fork.
 #[test]
 fn nothing_that_a_child_does_opens_its_parents_disabled_mapping() {
     support::start();
@@ -247,7 +247,7 @@ fn nothing_that_a_child_does_opens_its_parents_disabled_mapping() {
                     read(&is_there, &mut [0]).expect("the child lives");
                     its.region.disable().expect("nothing is in the way");
                     write(&may_go, &[0]).expect("the child lives");
-                    // Before and after: it may take a moment.
+                    // Before the child ends, and after.
                     let mut ended = false;
                     while !ended {
                         ended = child.is_finished();
@@ -284,7 +284,7 @@ fn nothing_that_a_child_does_opens_its_parents_disabled_mapping() {
     }
 }
 
-/// As the error `Forked` advises, whatever the parent's other threads are in the middle of.
+/// The child follows the advice of the error `Forked`, whatever the parent's other threads are doing.
 #[test]
 fn a_child_builds_a_region_of_its_own_while_its_parents_threads_map() {
     support::start();
@@ -325,11 +325,11 @@ fn a_child_builds_a_region_of_its_own_while_its_parents_threads_map() {
     ended.well();
 }
 
-/// A process id says nothing: each is the first process of its namespace.
+/// A process id is no identity: each is the first process of its namespace.
 #[test]
 fn a_child_with_its_parents_process_id_is_another_process() {
     support::start();
-    require!(support::is_root(), "a pid namespace is root's", could: false);
+    require!(support::is_root(), "only root can make a pid namespace", could: false);
     let ended = child::alone(|| {
         for strategy in STRATEGIES {
             if let Err(e) = unshare(CloneFlags::CLONE_NEWPID) {
@@ -338,7 +338,7 @@ fn a_child_with_its_parents_process_id_is_another_process() {
             let fine = forking::is_fine(|| {
                 assert_eq!(getpid().as_raw(), 1, "the first of its namespace");
                 let (region, mapping) = made(strategy);
-                // Everything that it needs, since from then on this process can make no threads.
+                // The region starts all its threads here, since this process cannot start any after unshare.
                 region.disable().expect("nothing is in the way");
                 region.enable().expect("it comes back");
                 unshare(CloneFlags::CLONE_NEWPID).expect("the first time it could");
@@ -354,11 +354,11 @@ fn a_child_with_its_parents_process_id_is_another_process() {
                         && matches!(region.enable(), Err(RevokeError::Forked))
                         && matches!(region.map(MapOptions::new()), Err(MapError::Forked))
                 });
-                assert!(refused, "{strategy}: the child is taken for its parent");
+                assert!(refused, "{strategy}: the child passes for its parent");
                 assert_eq!(mapping.read::<u64>(0), Ok(7), "{strategy}");
                 let patience = std::time::Duration::from_secs(5);
-                assert!(region.disable_timeout(patience).expect("the parent's goes on"), "{strategy}");
-                assert!(region.enable().expect("the parent's goes on"), "{strategy}");
+                assert!(region.disable_timeout(patience).expect("the parent's region goes on"), "{strategy}");
+                assert!(region.enable().expect("the parent's region goes on"), "{strategy}");
                 assert_eq!(mapping.read::<u64>(0), Ok(7), "{strategy}");
                 true
             });

@@ -1,6 +1,6 @@
-//! A real guest on /dev/kvm: G1 and G2 as the guest sees them, and what its accesses come out as.
+//! A real guest on /dev/kvm: G1 and G2 as the guest sees them, and the outcomes of its accesses.
 //!
-//! Which kind of exit a revoked page of a kept slot gives depends on the machine; the tests print what they met.
+//! The machine decides which kind of exit a revoked page of a kept slot gives. The tests print which exits they got.
 
 mod checks;
 mod exits;
@@ -43,7 +43,7 @@ fn guest(kvm: &kvm_ioctls::Kvm, mode: Mode, code: &[u8], when: WhenDisabled) -> 
     (guest, slots, exits)
 }
 
-/// Enters the guest until it tells a port, and answers how many exits there were on the way.
+/// Enters the guest until it writes to a port, and returns the number of exits before that.
 fn one_round(guest: &mut Guest, exits: &mut ExitHandler) -> Result<u64, ExitError> {
     let mut count = 0;
     loop {
@@ -70,13 +70,13 @@ fn a_refused_load_reads_all_ones_and_a_refused_store_is_dropped() {
         guest.ram.set(Word::STORED, 7);
         assert_eq!(one_round(&mut guest, &mut exits), Ok(0), "an enabled BAR costs no exit");
         assert_eq!(bar.owner().read::<u32>(0x80), Ok(7));
-        bar.disable().expect("nobody is in the way");
+        bar.disable().expect("nothing is in the way");
         guest.ram.set(Word::STORED, 8);
-        assert!(one_round(&mut guest, &mut exits).expect("an answer") >= 1);
+        assert!(one_round(&mut guest, &mut exits).expect("every exit is handled") >= 1);
         assert_eq!(bar.owner().read::<u32>(0x80), Ok(7), "{strategy} {retention:?}: dropped");
         bar.enable().expect("it comes back");
         assert_eq!(bar.owner().read::<u32>(0x80), Ok(7), "{strategy} {retention:?}: dropped for good");
-        one_round(&mut guest, &mut exits).expect("an answer");
+        one_round(&mut guest, &mut exits).expect("every exit is handled");
         assert_eq!(bar.owner().read::<u32>(0x80), Ok(8));
     }
 }

@@ -1,5 +1,5 @@
-//! A process that locks all its memory, now and in future (mlockall): revocation and waiting are as ever. In a process
-//! of its own, as this changes the process for good.
+//! A process locks all its memory, present and future (mlockall): revocation and waiting work as ever. The test runs in
+//! a process of its own, because this changes the process for good.
 
 use crate::support::{self, child, raw};
 use nix::sys::mman::{MlockAllFlags, mlockall};
@@ -29,13 +29,13 @@ fn locked_memory_is_revoked() {
             assert!(!load.is_finished(), "{strategy}, round {round}: it read something while disabled");
             region.enable().expect("comes back");
             assert_eq!(load.join().expect("it ends"), Ok(7), "{strategy}");
-            region.disable().expect("nobody is in the way");
+            region.disable().expect("nothing is in the way");
         }
     }
     waits_in_a_stand_in();
 }
 
-/// What userfaultfd cannot register has a stand-in wait in its place.
+/// A stand-in waits in the place of a file that userfaultfd cannot register.
 fn waits_in_a_stand_in() {
     use revocable_mmio::Backing;
     let path = std::env::temp_dir().join(format!("revocable-locked-{}", std::process::id()));
@@ -54,7 +54,7 @@ fn waits_in_a_stand_in() {
             let early = load.is_finished();
             (load, early)
         })
-        .expect("nobody is in the way");
+        .expect("nothing is in the way");
     assert!(!early, "it read something during a reset");
     assert_eq!(load.join().expect("it ends"), Ok(7));
 }

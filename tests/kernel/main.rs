@@ -1,4 +1,4 @@
-//! What the kernel, other processes and the rest of the process can do to a mapping: G7, memory pressure, forks, filters.
+//! The kernel, other processes and the rest of the process act on mappings: G7, memory pressure, forks, filters.
 
 #[macro_use]
 #[path = "../support/mod.rs"]

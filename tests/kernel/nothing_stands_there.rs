@@ -1,6 +1,5 @@
-//! While a range is not live nothing of the region's file stands in it. So whatever happens to the range, to a descriptor or to
-//! a userfaultfd gives nothing of the content, under every strategy and policy and during a reset; and nothing hangs
-//! afterwards.
+//! While a range is not live, nothing of the region's file stands in it. So no event at the range, at a descriptor or
+//! at a userfaultfd gives any content, under every strategy and policy and during a reset. Nothing hangs afterwards.
 
 mod descriptors;
 
@@ -17,10 +16,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
-/// What the lookers store.
+/// The value that the lookers store.
 const MARK: u64 = 0x77;
 
-/// When something happens.
+/// The state of the region when the event happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum During {
     /// While it is enabled, before `disable()`.
@@ -29,7 +28,7 @@ enum During {
     Reset,
 }
 
-/// An enabled region with the secret in each page, and a mapping of it that has them all.
+/// A mapping of an enabled region, with the secret in each page and all pages mapped.
 fn filled(case: &Case, region: &Region) -> Mapping {
     let mapping = case.map(region);
     for at in (0..region.len()).step_by(4096) {
@@ -41,12 +40,12 @@ fn filled(case: &Case, region: &Region) -> Mapping {
     mapping
 }
 
-/// What got something, each in a thread of its own since it may wait: a load and a system call of the byte at an address, and a
-/// store to it. `None`: refused.
+/// Threads that look at an address: a load, a system call and a store, each in a thread of its own since it may wait.
+/// The result is the value read, or `None` if the access was refused.
 struct Lookers(Vec<JoinHandle<Option<u64>>>);
 
 impl Lookers {
-    /// None of them gets the content now, and the store does not get into the region.
+    /// Asserts that none of them gets the content now, and that the store does not reach the region.
     fn see_nothing(region: &Region, at: usize, what: &str) -> Self {
         let load = move || raw::load64(at).ok();
         let call = move || {
@@ -86,8 +85,8 @@ impl Lookers {
     }
 }
 
-/// Has the region not be live, and something happen then. Whatever has waited has ended when it returns, if the region has come
-/// back; else it waits for the region's end.
+/// Makes the region not live, and runs `event` meanwhile. If the region comes back, every waiter has ended on return.
+/// If it does not, the waiters are returned.
 fn happens(
     region: &Region,
     during: During,
@@ -118,14 +117,14 @@ fn happens(
     }
 }
 
-/// What waited stores when the region is back.
+/// Clears the marks that waiting stores have left once the region was back.
 fn forget_marks(region: &Region) {
     for at in (0..region.len()).step_by(4096) {
         region.owner().write(at + 8, 0_u64).expect("the owner writes");
     }
 }
 
-/// Everything is as it was before, by accessors and raw pointers.
+/// All of the content is as before, by accessors and raw pointers.
 fn all_there(case: &Case, region: &Region, mapping: &Mapping, what: &str) {
     for at in (0..region.len()).step_by(4096) {
         assert_eq!(region.owner().read::<u64>(at), Ok(SECRET), "{what}");
@@ -141,7 +140,7 @@ fn all_there(case: &Case, region: &Region, mapping: &Mapping, what: &str) {
     }
 }
 
-/// The parts of /proc/self/maps in a range: addresses, and device and inode.
+/// The lines of /proc/self/maps in a range: addresses, and device with inode.
 fn files_in(from: usize, len: usize) -> Vec<(String, String)> {
     let number = |text| usize::from_str_radix(text, 16).expect("hexadecimal");
     let maps = read_text("/proc/self/maps");
@@ -204,11 +203,11 @@ fn huge_pages_duplicates_and_map_files_give_nothing() {
     });
 }
 
-/// A part that has been moved away is out of the crate's reach. That is counted, and the whole range comes back.
+/// A part that has been moved away is out of the crate's reach. The loss is counted, and the whole range comes back.
 #[test]
 fn a_mapping_that_foreign_code_moves_away_is_counted_and_comes_back() {
     support::start();
-    // Alone: another thread's mmap may come to lie in the hole.
+    // In a process of its own, because another thread's mmap may fill the hole.
     child::alone(|| {
         every_case(|case| {
             for (first, pages) in [(0, 4), (1, 2), (3, 1)] {
@@ -216,7 +215,7 @@ fn a_mapping_that_foreign_code_moves_away_is_counted_and_comes_back() {
                 let mapping = filled(case, &region);
                 let (base, len) = (addr(&mapping), pages * case.page());
                 let Ok(moved) = raw::move_away(base + first * case.page(), len, len + case.page()) else {
-                    // Huge pages do not grow on the way.
+                    // Huge pages cannot be grown by mremap.
                     assert_eq!(case.memory, Memory::Huge, "{case}");
                     return;
                 };
@@ -240,7 +239,8 @@ fn a_mapping_that_foreign_code_moves_away_is_counted_and_comes_back() {
     .well();
 }
 
-/// A range in several pieces for the kernel: none of its pieces is left, and no address of another thread's is taken.
+/// Foreign code splits a range into several mappings. All of them are revoked, and no address of another thread is
+/// taken.
 #[test]
 fn splitting_a_mapping_harms_no_thread_that_maps_memory_meanwhile() {
     support::start();
@@ -269,7 +269,7 @@ fn splitting_a_mapping_harms_no_thread_that_maps_memory_meanwhile() {
                     while ends.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
                         rounds += 1;
                         let own = raw::map_anonymous(len).expect("memory can be had");
-                        // A hole in the mapping is the mapping's still, and what other code puts there is not safe.
+                        // A hole in the mapping still belongs to the mapping, and foreign memory in it is not safe.
                         if !(own < base + len && base < own + len) {
                             let pages = || (own..own + len).step_by(4096);
                             pages().for_each(|at| raw::store64(at, rounds).expect("the thread's own"));
@@ -287,7 +287,7 @@ fn splitting_a_mapping_harms_no_thread_that_maps_memory_meanwhile() {
                 let mut rounds = 0;
                 while (since.elapsed() < Duration::from_millis(60) || rounds < 3) && !worker.is_finished() {
                     let page = base + (1 + rounds % 14) * 4096;
-                    // Under Block nothing of the range can be locked while its region is disabled; here it is enabled.
+                    // Under Block nothing of a disabled range can be locked. The region is enabled here.
                     split(page).unwrap_or_else(|e| panic!("{what}: {e}"));
                     region.disable().unwrap_or_else(|e| panic!("{what}: {e}"));
                     if case.policy != OnDisabled::Block {
@@ -300,7 +300,7 @@ fn splitting_a_mapping_harms_no_thread_that_maps_memory_meanwhile() {
                     rounds += 1;
                 }
                 drop(end);
-                worker.join().unwrap_or_else(|_| panic!("{what}: another thread's memory"));
+                worker.join().unwrap_or_else(|_| panic!("{what}: another thread's memory was changed"));
             }
         });
     })

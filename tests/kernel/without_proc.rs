@@ -1,4 +1,4 @@
-//! Nothing of the crate looks at /proc: where there is none from the start, every strategy and policy works as elsewhere.
+//! The crate never reads /proc. Where /proc is missing from the start, every strategy and policy works as elsewhere.
 
 use crate::support;
 use crate::support::addr;
@@ -25,7 +25,7 @@ fn all_there(mapping: &Mapping, what: &str) {
     }
 }
 
-/// What the policy says, at each page. Under Block it is told by what a load gives that began now.
+/// Each page refuses as the policy says. Under Block the result of a load that begins now shows it.
 fn refused(mapping: &Mapping, what: &str, then: impl FnOnce()) {
     let base = addr(mapping);
     match mapping.on_disabled() {
@@ -95,7 +95,7 @@ fn everything_works(region: &Region, policy: OnDisabled, what: &str) {
         assert!(raw::load64(base + 4 * PAGE).is_err_and(Hit::is_segv), "{what}: rights stay");
         mapping.protect(4 * PAGE..6 * PAGE, Prot::ReadWrite).expect("inside");
     }
-    // The holes are counted, and nothing else is.
+    // Only the holes are counted.
     assert!(region.stats().degraded <= 2, "{what}: {}", region.stats().degraded);
 }
 
@@ -114,7 +114,7 @@ fn every_way(devices: Vec<OwnedFd>) {
     }
 }
 
-/// From here on this thread, and those that it starts, have a file system of their own.
+/// Gives this thread, and all threads that it starts, a mount namespace of their own.
 fn apart() -> bool {
     let apart = unshare(CloneFlags::CLONE_NEWNS)
         .and_then(|()| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>));
@@ -131,7 +131,7 @@ fn devices() -> Vec<OwnedFd> {
 #[test]
 fn everything_works_without_proc() {
     support::start();
-    require!(is_root(), "hiding /proc is root's", could: false);
+    require!(is_root(), "only root can hide /proc", could: false);
     child::alone(|| {
         let devices = devices();
         if apart() {
@@ -146,7 +146,7 @@ fn everything_works_without_proc() {
 #[test]
 fn everything_works_in_an_empty_root_directory() {
     support::start();
-    require!(is_root(), "changing the root directory is root's", could: false);
+    require!(is_root(), "only root can change the root directory", could: false);
     child::alone(|| {
         let devices = devices();
         if apart() {

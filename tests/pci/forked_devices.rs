@@ -1,4 +1,5 @@
-//! Loops, queues and DMA spaces that a forked child inherits are its parent's: it does no harm with them, and makes its own.
+//! Loops, queues and DMA spaces that a forked child inherits belong to its parent. The child does no harm with them,
+//! and makes its own.
 #![expect(unsafe_code, reason = "forks, and maps memory in the child")]
 
 use crate::support;
@@ -25,7 +26,7 @@ fn device(kicks: Option<&IoEventLoop>) -> PciDevice {
     builder.build().expect("a device")
 }
 
-/// Signals, and waits for the write that stands for it; false after a while.
+/// Signals `event`, and waits for the write that it stands for. Returns false if the write does not come.
 fn kicks(device: &PciDevice, event: &EventFd, at: usize) -> bool {
     let owner = device.owner(Space::Bar(0)).expect("memory");
     owner.write(at, 0_u8).expect("memory");
@@ -62,7 +63,7 @@ fn a_child_has_a_loop_of_its_own_and_leaves_its_parents_as_it_is() {
         let refused = matches!(own_loop.handle_ready(), Err(PciError::Forked))
             && matches!(parents.add_ioeventfd(0, 8, Width::One, 9, events[2].as_fd()), Err(PciError::Forked))
             && matches!(parents.remove_ioeventfd(0, 0, Width::One, 1), Err(PciError::Forked));
-        // With its parent's loop, a device of the child's would be served by the parent, or by nothing.
+        // With its parent's loop, a device of the child would be served by the parent, or not at all.
         let borrowed = device(Some(&own_loop)).add_ioeventfd(0, 8, Width::One, 9, events[2].as_fd());
         drop((parents, manual, own_loop));
         let own = device(None);
@@ -116,7 +117,7 @@ fn a_child_decides_none_of_its_parents_faults() {
 #[test]
 fn a_child_reaches_none_of_its_parents_iommu() {
     support::start();
-    /// Counts where parent and child both see it.
+    /// Counts in memory that parent and child share.
     struct Shared(&'static [AtomicU32; 2]);
     impl Iommu for Shared {
         fn map(&self, _: u64, _: *mut u8, _: usize, _: DmaAccess) -> io::Result<()> {
@@ -161,7 +162,7 @@ fn a_child_reaches_none_of_its_parents_iommu() {
     assert_eq!(space.unmap(0, usize::MAX), (1 << 20) + 4096);
 }
 
-/// The locks that another thread of the parent's holds when the child is made are held for ever there.
+/// A lock that another thread of the parent holds at the fork is held for ever in the child.
 #[test]
 fn a_child_that_is_made_in_the_middle_of_everything_can_drop_it_all() {
     support::start();
@@ -208,6 +209,6 @@ fn a_child_that_is_made_in_the_middle_of_everything_can_drop_it_all() {
             })
         });
         stop.store(true, Ordering::Relaxed);
-        assert!(fine, "a child panics, or waits for what it will never get");
+        assert!(fine, "a child panics, or waits for ever for a lock");
     });
 }

@@ -1,5 +1,5 @@
-//! The device model's promises, one by one; most are named for a behaviour of vfio-pci (a function of its own in brackets).
-//! What it was seen to do step by step is replayed by `vfio_conformance`.
+//! The promises of the device model, one by one. Most are named after a behaviour of vfio-pci, with its own function in
+//! brackets. The tests in `tests/vfio` replay recorded behaviour step by step.
 
 mod resets;
 mod transfers;
@@ -48,7 +48,7 @@ impl InvalidateNotifier for Notes {
     }
 }
 
-/// Calls back when told.
+/// Calls a function before a revocation.
 struct Calls<F: Fn() + Send + Sync>(F);
 
 impl<F: Fn() + Send + Sync> InvalidateNotifier for Calls<F> {
@@ -118,7 +118,7 @@ fn a_revocation_that_cannot_be_leaves_register_and_bars_as_they_were() {
     let map = device.map(BAR, MapOptions::new()).expect("a mapping");
     let first = device.map(Space::Bar(1), MapOptions::new()).expect("a mapping");
     let guard = map.try_access().expect("enabled");
-    // This thread's own guard would be waited for for ever.
+    // A change that waited for this thread's own guard would never end.
     let refused = device.write(Space::Config, 4, &OFF[..]).expect_err("a guard is held");
     assert_eq!(refused.errno(), EDEADLK);
     assert_eq!(device.command(), 2);

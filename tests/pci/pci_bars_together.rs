@@ -1,4 +1,4 @@
-//! Several BARs change their state by one write of the command register: whoever holds one of them back may go on using
+//! One write of the command register changes the state of several BARs. A thread that holds one of them back may use
 //! the others until it lets go.
 
 use crate::support;
@@ -15,7 +15,8 @@ const LEN: usize = 1 << 20;
 const PAGE: usize = 4096;
 const OFF: [u8; 2] = [0, 0];
 
-/// Whichever BAR comes first in the order in which a device takes them: each is held once, and the other used.
+/// Runs `test` twice: each BAR is held once while the other is used. So the order in which a device takes its BARs makes
+/// no difference.
 fn both_ways(test: impl Fn(&PciDevice, Space, Arc<Mapping>, Arc<Mapping>)) {
     support::start();
     let watchdog = Watchdog::new("BARs together", Duration::from_secs(30));
@@ -86,6 +87,6 @@ fn who_is_told_to_give_a_pin_of_one_bar_back_stops_its_engine_by_another() {
             device.write(Space::Config, 4, &OFF[..]).expect("COMMAND");
         });
         assert_eq!(held.read::<u64>(0), Err(AccessError::Disabled { offset: 0 }));
-        assert_eq!(device.owner(bar).map(|owner| owner.read::<u32>(0)), Some(Ok(0)), "nobody wrote there");
+        assert_eq!(device.owner(bar).map(|owner| owner.read::<u32>(0)), Some(Ok(0)), "no store got there");
     });
 }

@@ -1,4 +1,4 @@
-//! Sequences of operations against a model of a few lines.
+//! Sequences of operations, against a small model.
 
 mod apply;
 mod corpus;

@@ -1,5 +1,5 @@
-//! Random sequences of everything that can be done with regions and mappings, against a model that says what each has to
-//! answer. `REVOCABLE_FUZZ_SECONDS=600 cargo test --test random fuzz_regions` goes on for so long.
+//! Random sequences of all operations on regions and mappings, against a model that gives each result.
+//! `REVOCABLE_FUZZ_SECONDS=600 cargo test --test random fuzz_regions` runs for that long.
 
 use super::fuzz::op::Memory;
 use super::fuzz::{CORPUS, forked, random, run, text, touch};
@@ -18,14 +18,14 @@ fn regions_do_what_their_model_does() {
     support::fuzz::check(regressions!("regions"), 160, &histories, show, |history| run::run(&history));
 }
 
-/// The same with what changes the process: each sequence has one of its own.
+/// The same with operations that change the process: each sequence runs in a process of its own.
 #[test]
 fn regions_do_what_their_model_does_whatever_is_done_to_their_process() {
     support::start();
-    // What hangs is shrunk, too.
+    // A sequence that hangs is shrunk, too.
     let patience = support::fuzz::asked_time().unwrap_or_default() + Duration::from_secs(300);
     let ended = support::child::alone_for(patience, &[], || {
-        // Asked once for all.
+        // Probed once, before the children are forked.
         let _ = run::machine();
         let histories = random::history(PAGES_OF_4K, 60, false);
         let show = |history: &Vec<_>| text::print(history);
@@ -34,7 +34,7 @@ fn regions_do_what_their_model_does_whatever_is_done_to_their_process() {
     ended.well();
 }
 
-/// A second thread touches the memory meanwhile: nothing gets through, nothing is lost (G1, G2).
+/// A second thread accesses the memory meanwhile: nothing gets through, and nothing is lost (G1, G2).
 #[test]
 fn whatever_changes_under_a_second_threads_accesses_nothing_gets_through_and_nothing_is_lost() {
     support::start();
@@ -49,7 +49,7 @@ fn whatever_changes_under_a_second_threads_accesses_nothing_gets_through_and_not
     });
 }
 
-/// The same as for pages of 4 KiB, as far as there are huge pages.
+/// The same as for pages of 4 KiB, if huge pages can be had.
 #[test]
 fn regions_of_huge_pages_do_what_their_model_does() {
     support::start();
@@ -95,7 +95,7 @@ fn corpus() -> impl Iterator<Item = (&'static str, Vec<super::fuzz::op::Op>)> {
     })
 }
 
-/// The binary has its own copy, as it also runs where the sources are not.
+/// The binary has its own copy of the corpus, as it also runs where the sources are not.
 #[test]
 fn every_file_of_the_corpus_is_tried() {
     support::start();
@@ -123,7 +123,7 @@ fn what_a_failing_run_prints_is_what_the_corpus_reads() {
     });
 }
 
-/// Text of the right words in any order, and of any characters.
+/// The right words in any order, and any characters.
 #[test]
 fn no_text_upsets_the_reader_of_the_corpus() {
     support::start();
@@ -136,7 +136,7 @@ fn no_text_upsets_the_reader_of_the_corpus() {
     let line = prop::collection::vec(word, 0..12).prop_map(|words| words.join(" "));
     let texts = prop::collection::vec(line, 0..6).prop_map(|lines| lines.join("\n"));
     support::fuzz::check(regressions!("any-text"), 512, &texts, String::clone, |text| {
-        // What it does understand it can say again.
+        // A sequence that was read is printed and read again.
         match text::parse(&text).map(|history| text::parse(&text::print(&history)) == Ok(history)) {
             Ok(false) => Err("it was not read the same again".to_owned()),
             Ok(true) | Err(_) => Ok(()),

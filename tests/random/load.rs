@@ -1,14 +1,14 @@
-//! Load: 64 threads reach into two regions in every way there is, while these are disabled, enabled and reset, one by one
-//! and as a group; with every strategy, policy and backing, one after the other.
+//! Load: 64 threads access two regions in every way, while the regions are disabled, enabled and reset, one by one and
+//! as a group. All strategies, policies and backings are tested one after the other.
 //!
-//! Each access is judged by what its region was doing meanwhile (G1, G2), each change of the group by both its members (G8),
-//! and now and then every thread has to get one access done while the regions stay enabled (G5). Afterwards nothing is left
-//! over. What `disable()` and `enable()` took is printed (`--nocapture`), not judged: with 64 threads on a few processors
-//! it is mostly the time until the scheduler runs whoever holds a guard.
+//! Each access is judged by the region's state meanwhile (G1, G2), and each change of the group by both its members
+//! (G8). Now and then every thread has to complete an access while the regions stay enabled (G5). Afterwards nothing is
+//! left over. The time that `disable()` and `enable()` took is printed (`--nocapture`) and not checked: with 64 threads
+//! on a few processors it is mostly the time until the scheduler runs a thread that holds a guard.
 //!
-//! `REVOCABLE_STRESS_SECONDS`: how long all of it takes together, about; the default is three seconds.
+//! `REVOCABLE_STRESS_SECONDS`: how long all of it takes together, about. The default is three seconds.
 
-// The example's own stress run: the same clock, the same books, the same workers that judge accesses.
+// Shared with the stress run of the example: the clock, the ledger, and the workers that judge accesses.
 #[expect(dead_code, reason = "the example keeps books for more workers")]
 #[path = "../../examples/revoke/stress/ledger.rs"]
 mod ledger;
@@ -36,17 +36,17 @@ use std::thread;
 use std::time::Duration;
 use table::Table;
 
-/// So many threads; an emulated machine would take minutes to give each its turn.
+/// The number of threads. An emulated machine would take minutes to run each of 64.
 fn threads() -> usize {
     if on_slow_machine() { 16 } else { 64 }
 }
 
-/// The heap keeps some of what it was given back, and 64 threads' stacks their deepest pages.
+/// The heap keeps some freed memory, and the stacks of 64 threads keep their deepest pages.
 const MORE_RESIDENT: usize = 16 << 20;
 /// The heap's own mappings split and grow a little.
 const MORE_MAPPINGS: usize = 16;
 
-/// What the threads are to work on next: nothing is the end.
+/// The threads' next work. `None` ends them.
 type Next = Mutex<Option<Arc<Rig>>>;
 
 /// Everything that must not grow.
@@ -116,7 +116,7 @@ fn sixty_four_threads_see_every_revocation_and_lose_nothing() {
                     found.extend(violations);
                 }
             };
-            // What is made once and kept (stacks, the heap's arenas, pages of code) is there after the first time.
+            // The first pass makes everything that is kept (stacks, the heap's arenas, pages of code).
             pass(each / 10, &mut found);
             *table.lock() = Table::default();
             let before = Footprint::now();
@@ -126,7 +126,7 @@ fn sixty_four_threads_see_every_revocation_and_lose_nothing() {
             let after = Footprint::now();
             println!("before {before:?}\nafter  {after:?}");
 
-            // Lets the threads end, so that a failed check fails and does not hang.
+            // Lets the threads end, so that a failed check does not hang.
             together.wait();
             assert!(found.is_empty(), "{} violations, the first: {:#?}", found.len(), &found[..found.len().min(10)]);
             assert_eq!(after.threads, before.threads);
@@ -134,7 +134,7 @@ fn sixty_four_threads_see_every_revocation_and_lose_nothing() {
             assert!(after.resident <= before.resident + MORE_RESIDENT, "{before:?} {after:?}");
         });
     });
-    // The table, and what has gone wrong.
+    // Prints the table, and the violations.
     ended.output.lines().filter(|line| !line.starts_with("test ")).for_each(|line| println!("{line}"));
     ended.well();
 }

@@ -1,4 +1,4 @@
-//! Chance decides what happens: random sequences against models, and everything at once under load.
+//! Randomised tests: random sequences against models, and everything at once under load.
 
 #[macro_use]
 #[path = "../support/mod.rs"]

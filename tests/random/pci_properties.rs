@@ -1,5 +1,5 @@
-//! Random histories of a device against a model of a few lines: configuration writes of any width at any place, resets,
-//! power states, accesses by call and by mapping, mapping and unmapping.
+//! Random histories of a device against a small model: configuration writes of any width and offset, resets, power
+//! states, accesses by call and by mapping, mapping and unmapping.
 
 use crate::support;
 use proptest::prelude::*;
@@ -54,7 +54,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op, 1..60)
 }
 
-/// What the device is to be: bytes of configuration, which of them can be written, memory, and two states.
+/// The expected device: bytes of configuration with their writable bits, memory, and two states.
 struct Model {
     config: Vec<u8>,
     mask: Vec<u8>,
@@ -93,7 +93,7 @@ impl Model {
         self.config[PMCSR] &= !3;
     }
 
-    /// Byte by byte, which is what any chopping must come to: PMCSR and FLR are acted on by their byte alone.
+    /// Byte by byte, with the same result as any other split: PMCSR and FLR act by one byte each.
     fn write(&mut self, at: usize, bytes: &[u8]) -> bool {
         if at + bytes.len() > 256 {
             return bytes.is_empty();
@@ -102,7 +102,7 @@ impl Model {
             let mask = self.mask[at];
             self.config[at] = self.config[at] & !mask | new & mask;
             match at {
-                // D1 and D2 are not there.
+                // The device has no D1 and D2.
                 PMCSR if matches!(new & 3, 0 | 3) => self.config[at] = self.config[at] & !3 | new & 3,
                 _ if at == DEVCTL + 1 && new & 0x80 != 0 => self.reset(),
                 _ => {}
@@ -115,7 +115,7 @@ impl Model {
         &mut self.memory[bar / 2]
     }
 
-    /// What a transfer by call comes to: how many bytes, or which errno.
+    /// The result of a transfer by call: the number of bytes, or an errno.
     fn transfer(&mut self, bar: usize, at: usize, len: usize) -> Result<usize, i32> {
         const EIO: i32 = 5;
         const EINVAL: i32 = 22;
@@ -242,12 +242,12 @@ fn replay(history: &[Op]) -> Result<(), TestCaseError> {
         prop_assert_eq!(&dump(&device), &model.config, "after {:?}", op);
         prop_assert_eq!(device.is_memory_enabled(), model.mapped(), "after {:?}", op);
         prop_assert_eq!(resets.load(Ordering::Relaxed), model.resets, "after {:?}", op);
-        // Together or not at all: every mapping says the same, whichever BAR it is of.
+        // Together or not at all: every mapping has the same state, whichever BAR it maps.
         for mapped in &mappings {
             prop_assert_eq!(answer(mapped.mapping.read::<u8>(0))?.is_some(), model.mapped(), "after {:?}", op);
         }
     }
-    // Nothing is lost: the device's side has all of it, whatever state it is in.
+    // Nothing is lost: the owner's view has all of the content, in every state.
     for (bar, memory) in [(0, &model.memory[0]), (2, &model.memory[1])] {
         let mut content = vec![0; memory.len()];
         device.owner(Space::Bar(bar)).expect("memory").read_slice(0, &mut content).expect("the owner's view");
@@ -272,7 +272,7 @@ fn a_device_does_what_its_model_does() {
     support::fuzz::check(regressions!("pci"), 192, &ops(), show, |history| replay(&history).map_err(|e| e.to_string()));
 }
 
-/// A number of the whole range, most often one near an edge of something.
+/// A number of the whole range, most often near an edge.
 fn number() -> impl Strategy<Value = usize> {
     let edge =
         prop::sample::select(vec![0, 6, 0x40, 0x44, 0x50, 0x100, 256, 4096, BAR0_SIZE, 1 << 31, 1 << 32, usize::MAX]);
@@ -309,7 +309,7 @@ fn described() -> impl Strategy<Value = Described> {
         })
 }
 
-/// Whatever is described, a device is made of it or an error says what is wrong with it.
+/// Any description either gives a device or an error that says what is wrong with it.
 fn describe(is: &Described) -> Result<(), TestCaseError> {
     let mut bar = Bar::memory(is.size as u64);
     if is.wide {
@@ -342,7 +342,7 @@ fn describe(is: &Described) -> Result<(), TestCaseError> {
         && is.raw.is_none_or(|(at, bytes, writable)| at.checked_add(bytes.max(writable)).is_some_and(|end| end <= 256));
     let device = match builder.build() {
         Ok(device) => device,
-        // More than there is to map.
+        // Too large to be mapped.
         Err(e) if is.size > 1 << 31 => {
             prop_assert!(!e.to_string().is_empty());
             return Ok(());
@@ -354,7 +354,7 @@ fn describe(is: &Described) -> Result<(), TestCaseError> {
         }
     };
     prop_assert!(good, "accepted");
-    // Every excluded byte reads all-ones, and no other.
+    // All excluded bytes read all-ones, and no others.
     let bar = Space::Bar(is.index);
     let is_excluded = |at: usize| is.excluded.iter().any(|(start, end)| (*start..*end).contains(&at));
     let edges = is.excluded.iter().flat_map(|(start, end)| [*start, *end]).chain([0, is.size - 1]);

@@ -1,4 +1,4 @@
-//! G1 and G2 while everybody hammers: see `support/stress.rs`. `REVOCABLE_STRESS_SECONDS` makes it longer, for each
+//! G1 and G2 under load from all sides: see `support/stress.rs`. `REVOCABLE_STRESS_SECONDS` sets the duration for each
 //! combination.
 
 use crate::support;
@@ -37,7 +37,7 @@ fn mapping_and_unmapping_while_others_revoke_and_access() {
                         let at = mapping.as_ptr().expose_provenance();
                         let value = mapping.read::<u64>(0);
                         assert!(!region.is_enabled() || value.is_err() || value == Ok(0), "{strategy}");
-                        // A neighbour's range is not hit by our coming and going.
+                        // Mapping and unmapping must not hit a neighbour's range.
                         let _ = raw::load64(at);
                         drop(mapping);
                     }

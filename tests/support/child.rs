@@ -1,4 +1,4 @@
-//! Child processes, for what may die by a signal or changes the whole process.
+//! Child processes, for tests that may die by a signal or change the whole process.
 
 use super::watchdog::threads_of;
 use std::io::Read;
@@ -17,7 +17,7 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// It ran to its end without a panic or a signal.
+    /// Asserts that the child ran to its end without a panic or a signal.
     pub(crate) fn well(&self) {
         assert!(self.status.success(), "the child: {}\n{}", self.status, self.output);
     }
@@ -27,8 +27,8 @@ impl Ended {
     }
 }
 
-/// A new copy of the test binary that runs the calling test and no other. Called on the test's own thread, which the harness
-/// names after the test.
+/// A command for a new copy of the test binary that runs the calling test only. Must be called on the test's own
+/// thread, which the harness names after the test.
 pub(crate) fn this_test() -> Command {
     let me = std::env::current_exe().expect("the test binary has a path");
     let mut command = Command::new(me);
@@ -37,8 +37,8 @@ pub(crate) fn this_test() -> Command {
     command
 }
 
-/// Runs `body` in a process of its own: the calling test, alone, in a new copy of the test binary. In that process it does not
-/// return. Called on the test's own thread, as [`this_test`] is.
+/// Runs `body` in a process of its own: a new copy of the test binary that runs the calling test only. In that process
+/// it does not return. Must be called on the test's own thread, as [`this_test`].
 pub(crate) fn alone(body: impl FnOnce()) -> Ended {
     alone_for(PATIENCE, &[], body)
 }
@@ -48,13 +48,13 @@ pub(crate) fn alone_with(vars: &[(&str, &str)], body: impl FnOnce()) -> Ended {
     alone_for(PATIENCE, vars, body)
 }
 
-/// The same, for what may take longer. What it says of fuzzing is said.
+/// The same, with a patience of its own. Lines about skips and about fuzzing are printed again.
 pub(crate) fn alone_for(patience: Duration, vars: &[(&str, &str)], body: impl FnOnce()) -> Ended {
     let thread = std::thread::current();
     let test = thread.name().expect("a test's thread has its name");
     if std::env::var(WHICH).is_ok_and(|which| which == test) {
         let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err();
-        // Nothing else of the process is torn down: that is not what is tested.
+        // Ends without tearing down the rest of the process, which is not under test.
         std::process::exit(if died { 101 } else { 0 });
     }
     let mut command = this_test();

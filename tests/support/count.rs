@@ -1,4 +1,4 @@
-//! Counts of what must not leak, and of processor time.
+//! Counts of objects that must not leak, and of processor time.
 
 use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
@@ -13,14 +13,15 @@ pub(crate) struct Held {
 
 impl Held {
     pub(crate) fn now() -> Self {
-        // What is opened in /proc is kept by whoever follows threads, and by this very count.
+        // Descriptors of /proc files do not count: a thread that reads /proc/self/task keeps some open, and so does
+        // this count.
         let fds = fds().split(' ').filter(|name| !name.starts_with("/proc/")).count();
         Self { fds, mappings: crate_mappings(), threads: crate_threads() }
     }
 }
 
-/// The crate's own threads, by their names, without those of the process that stay (the readers of stand-ins' events). Those of
-/// the test harness come and go.
+/// The crate's own threads, by their names. Not counted are the threads that the process keeps (the readers of
+/// stand-ins' events) and the test harness's, which come and go.
 fn crate_threads() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let names = tasks.map(|task| super::read_text(task.path().join("comm")));
@@ -31,8 +32,8 @@ fn entries(path: &str) -> usize {
     std::fs::read_dir(path).map_or(0, Iterator::count)
 }
 
-/// Mappings that this crate could have made: of memfds, of the userfaultfd, reservations without a name. The heap and
-/// the stacks of threads come and go, so what is readable and private and nameless does not count.
+/// Mappings of files that this crate could have made: of memfds, of memory with the crate's name, of files on /dev/shm.
+/// Anonymous memory does not count, because the heap and the stacks of threads come and go.
 fn crate_mappings() -> usize {
     super::read_text("/proc/self/maps")
         .lines()
@@ -60,7 +61,7 @@ pub(crate) fn mappings_of(name: &str) -> usize {
 
 /// User and kernel time of a thread of this process.
 pub(crate) fn thread_time(tid: i32) -> Duration {
-    // CPUCLOCK_PERTHREAD and CPUCLOCK_SCHED of a thread, which is what pthread_getcpuclockid(3) makes.
+    // The clock that pthread_getcpuclockid(3) makes: CPUCLOCK_PERTHREAD and CPUCLOCK_SCHED of a thread.
     let clock = ClockId::from_raw(!tid << 3 | 4 | 2);
     clock_gettime(clock).expect("the thread lives").into()
 }
@@ -72,7 +73,7 @@ pub(crate) fn sleeps(tid: i32) -> u64 {
     line.and_then(|count| count.trim().parse().ok()).expect("the thread lives")
 }
 
-/// What the descriptors are, for the messages of failed counts.
+/// The names of the open descriptors, for the messages of failed counts.
 pub(crate) fn fds() -> String {
     let fds = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     let names = fds.filter_map(|entry| std::fs::read_link(entry.path()).ok());
@@ -89,12 +90,13 @@ pub(crate) fn userfaultfds() -> Vec<i32> {
     .collect()
 }
 
-/// How much of the mapping that starts at `addr` is in this process's page tables, in KiB; `None`: none starts there.
+/// How much of the mapping that starts at `addr` is in this process's page tables, in KiB. `None` if no mapping starts
+/// there.
 pub(crate) fn resident(addr: usize) -> Option<usize> {
     in_smaps(addr, "Rss:")
 }
 
-/// How much of it is in them as huge pages of shared memory, in KiB.
+/// How much of it is mapped by huge pages of shared memory, in KiB.
 pub(crate) fn huge(addr: usize) -> usize {
     in_smaps(addr, "ShmemPmdMapped:").unwrap_or(0)
 }

@@ -1,6 +1,6 @@
-//! Forked children, and how they end.
+//! Forked children, and their ends.
 //!
-//! UNSAFETY: fork in a process with many threads. What a child may do is said by each function.
+//! UNSAFETY: fork in a process with many threads. Each function says what its child may do.
 #![expect(unsafe_code, reason = "fork, waitpid and _exit")]
 
 use nix::errno::Errno;
@@ -34,14 +34,15 @@ pub(crate) fn start(child: impl FnOnce() -> c_int) -> Started {
     Started(pid)
 }
 
-/// Runs `child` as [`start`] does, and gives its exit code, or 128 plus the signal that killed it.
+/// Runs `child` as [`start`] does, and returns its exit code, or 128 plus the signal that killed it.
 pub(crate) fn exit_code(child: impl FnOnce() -> c_int) -> c_int {
     start(child).wait()
 }
 
-/// Runs `child` in a forked process: true if it returned true. A panic is false, and so is a child that takes ten seconds.
+/// Runs `child` in a forked process. Returns true if the child returned true. A child that panics or takes ten seconds
+/// is false.
 ///
-/// It may allocate and lock what glibc and musl allow a child to: their own locks, and those that nothing else holds.
+/// The child may allocate, and take locks that glibc and musl release in a child, or that no other thread holds.
 pub(crate) fn is_fine(child: impl FnOnce() -> bool) -> bool {
     exit_code(|| {
         alarm::set(10);

@@ -1,7 +1,7 @@
 //! Properties that can be tried for seconds or for hours.
 //!
-//! Without further ado a property is tried with so many random cases. With `REVOCABLE_FUZZ_SECONDS` it is tried for so
-//! long; every round has a seed, which is printed, and `REVOCABLE_FUZZ_SEED` begins with that one.
+//! By default a property is tried with a fixed number of random cases. With `REVOCABLE_FUZZ_SECONDS` it is tried for
+//! that long. The seed of every round is printed, and `REVOCABLE_FUZZ_SEED` makes it the first.
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{
@@ -16,13 +16,13 @@ fn variable(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|e| panic!("{name}={text:?}: {e}")))
 }
 
-/// How long properties are to be tried, if it is not a matter of cases.
+/// How long properties are tried, or `None` for a number of cases.
 pub(crate) fn asked_time() -> Option<Duration> {
     variable("REVOCABLE_FUZZ_SECONDS").map(Duration::from_secs)
 }
 
-/// The file of a property's failures, each a seed that is tried first from then on; it belongs into the repository. (Tests
-/// run in the package's directory, or where there are no sources and nothing is noted.)
+/// The file of a property's failures. Each is a seed that is tried first from then on, so the file belongs into the
+/// repository. (Tests run in the package's directory, or without sources, where nothing is written.)
 #[macro_export]
 macro_rules! regressions {
     ($name:literal) => {
@@ -30,7 +30,7 @@ macro_rules! regressions {
     };
 }
 
-/// Tries `property` on values of `strategy`. A failure is shrunk, noted in the file of [`regressions!`], and shown by
+/// Tries `property` on values of `strategy`. A failure is shrunk, written to the file of [`regressions!`], and shown by
 /// `show`.
 pub(crate) fn check<S: Strategy>(
     (name, regressions): (&str, &'static str),
@@ -41,7 +41,7 @@ pub(crate) fn check<S: Strategy>(
 ) {
     let time = asked_time();
     let since = Instant::now();
-    // Any seed is as good as any other; the hasher's keys are random.
+    // Without a given seed, the random keys of the hasher make one.
     let mut seed = variable("REVOCABLE_FUZZ_SEED").unwrap_or_else(|| RandomState::new().hash_one(name) >> 32);
     let mut tried = 0u64;
     loop {

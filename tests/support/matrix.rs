@@ -11,15 +11,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-/// What the memory is.
+/// The kind of a region's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Memory {
     Memfd,
     /// Huge pages of 2 MiB.
     Huge,
-    /// A file on /dev/shm, of the caller's, from its second page on.
+    /// A file on /dev/shm that the caller passes in, from its second page on.
     ShmFile,
-    /// A file handed in as a device's.
+    /// A file that is passed in as a device's.
     Device,
 }
 
@@ -42,7 +42,7 @@ pub(crate) const POLICIES: [OnDisabled; 3] = [OnDisabled::Sigbus, OnDisabled::Al
 const MEMORIES: [Memory; 4] = [Memory::Memfd, Memory::Huge, Memory::ShmFile, Memory::Device];
 
 impl Case {
-    /// Is it meant to work here?
+    /// True if the combination must work here.
     pub(crate) fn is_legal(&self) -> bool {
         let support = Support::current();
         let strategy = match (self.strategy, self.memory) {
@@ -58,18 +58,18 @@ impl Case {
         strategy && (self.policy != OnDisabled::Block || can_block)
     }
 
-    /// Do system calls wait where loads do, during a reset?
+    /// True if system calls wait during a reset, as loads do.
     pub(crate) fn kernel_waits(&self) -> bool {
         Support::current().sees_kernel_faults()
     }
 
-    /// Does an enabled region let system calls use it, whatever is mapped already? Under Zap a userfaultfd for user-mode faults
-    /// only refuses them.
+    /// True if system calls can use an enabled region, whichever pages are mapped. Under Zap a userfaultfd for
+    /// user-mode faults refuses them.
     pub(crate) fn kernel_serves(&self) -> bool {
         self.strategy != Strategy::Zap || self.kernel_waits()
     }
 
-    /// Does anything wait at all while the region is busy? Without a userfaultfd nothing can.
+    /// True if accesses wait while the region is busy. Without a userfaultfd none can.
     pub(crate) fn can_wait(&self) -> bool {
         let support = Support::current();
         support.userfaultfd() && support.has(Feature::UFFD_EVENT_REMAP)
@@ -131,8 +131,8 @@ pub(crate) fn every_case_with(policies: &[OnDisabled], test: impl Fn(&Case)) {
     cases(|case| case.is_legal() && policies.contains(&case.policy), test);
 }
 
-/// Runs `test` for every legal combination, those over one kind of memory at once: for tests that mostly wait. Huge pages are
-/// few, so what is over them is run one by one.
+/// Runs `test` for every legal combination. Combinations over one kind of memory run at the same time, for tests that
+/// mostly wait. Huge pages are few, so combinations over them run one by one.
 pub(crate) fn every_case_at_once(test: impl Fn(&Case) + Sync) {
     every_case_at_once_with(&POLICIES, test);
 }
@@ -153,7 +153,7 @@ pub(crate) fn every_case_at_once_with(policies: &[OnDisabled], test: impl Fn(&Ca
     );
 }
 
-/// Runs `test` for every combination that is not to work here.
+/// Runs `test` for every combination that must not work here.
 pub(crate) fn every_illegal_case(test: impl Fn(&Case)) {
     cases(|case| !case.is_legal(), test);
 }
@@ -162,7 +162,7 @@ fn cases(wanted: impl Fn(&Case) -> bool, test: impl Fn(&Case)) {
     by_memory(wanted, |cases| cases.iter().for_each(&test));
 }
 
-/// Runs `tests` once for each kind of memory, with the combinations that are wanted of it.
+/// Runs `tests` once for each kind of memory, with its wanted combinations.
 fn by_memory(wanted: impl Fn(&Case) -> bool, tests: impl Fn(&[Case])) {
     for memory in MEMORIES {
         let all = STRATEGIES.into_iter().flat_map(|strategy| POLICIES.map(|policy| Case { strategy, policy, memory }));
@@ -184,7 +184,7 @@ fn by_memory(wanted: impl Fn(&Case) -> bool, tests: impl Fn(&[Case])) {
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
 
-/// Huge pages, taken from the system while it lives. One test at a time has them, of all processes.
+/// Huge pages, taken from the system until this is dropped. Only one test of all processes has them at a time.
 pub(crate) struct HugePages {
     before: Option<usize>,
     _one: Flock<File>,
@@ -218,7 +218,7 @@ impl Drop for HugePages {
     }
 }
 
-/// A descriptor of a region's own memory, as an attacker in this process finds it.
+/// A descriptor of a region's own memory, as other code in this process can get it.
 pub(crate) fn dup(fd: impl AsFd) -> OwnedFd {
     fd.as_fd().try_clone_to_owned().expect("descriptors are left")
 }

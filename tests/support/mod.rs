@@ -1,5 +1,5 @@
-//! What the guarantee tests share: the matrix of strategies, policies and backings, raw accesses whose signals are
-//! caught, child processes for what may die, and counts of what must not leak.
+//! Shared by all tests: the matrix of strategies, policies and backings, raw accesses whose signals are caught, child
+//! processes, and counts of objects that must not leak.
 
 pub(crate) mod child;
 pub(crate) mod count;
@@ -20,8 +20,8 @@ use std::sync::{Once, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Every test calls this first: catches signals, and applies `REVOCABLE_PRETEND` (names of
-/// [`Feature`](revocable_mmio::Feature), separated by commas) before anything asks for a feature.
+/// Every test calls this first. Catches signals, and applies `REVOCABLE_PRETEND` (names of
+/// [`Feature`](revocable_mmio::Feature), separated by commas) before the first probe of a feature.
 pub(crate) fn start() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -47,20 +47,21 @@ fn pretend_missing(names: &str) {
     panic!("REVOCABLE_PRETEND={names} needs --cfg revocable_inject");
 }
 
-/// Is everything here as good as this machine can make it: root, and no pretence?
+/// True if nothing is restricted on purpose: the process is root, and no feature is hidden.
 pub(crate) fn at_its_best() -> bool {
     is_root() && std::env::var_os("REVOCABLE_PRETEND").is_none()
 }
 
-/// Prints why a test, or a part of it, does not run; fails if it could have.
+/// Prints why a test, or a part of it, does not run. Panics if it could have run, where everything must run.
 pub(crate) fn skip(why: &str, could: bool) {
-    // Past the test harness's capture: a skip is to be seen.
+    // Past the test harness's capture, which hides the output of a test that passes.
     let _ = writeln!(std::io::stderr(), "SKIP: {why}");
     let must = std::env::var_os("REVOCABLE_CI").is_some_and(|value| value == "1");
     assert!(!(must && could), "skipped on a machine that could run it: {why}");
 }
 
-/// Returns from the test, saying why, unless the condition holds. The last argument: could this machine do it?
+/// Returns from the test, and prints why, unless the condition holds. The last argument says whether this machine could
+/// do it.
 #[macro_export]
 macro_rules! require {
     ($have:expr, $why:expr, could: $could:expr) => {
@@ -83,12 +84,13 @@ pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
 }
 
-/// Where a mapping begins, as what is done by address sees it.
+/// The address of a mapping, for accesses by raw pointer and by system call.
 pub(crate) fn addr(mapping: &Mapping) -> usize {
     mapping.as_ptr().expose_provenance()
 }
 
-/// Runs `meanwhile` while another thread resets the region, and ends the reset when `meanwhile` says so or returns.
+/// Runs `meanwhile` while another thread resets the region. The reset ends when `meanwhile` drops the sender or
+/// returns.
 pub(crate) fn busy<R>(region: &Region, meanwhile: impl FnOnce(mpsc::Sender<()>) -> R) -> R {
     thread::scope(|scope| {
         let (inside, is_inside) = mpsc::channel();
@@ -106,7 +108,7 @@ pub(crate) fn busy<R>(region: &Region, meanwhile: impl FnOnce(mpsc::Sender<()>) 
     })
 }
 
-/// Waits until `done`, for at most ten seconds.
+/// Waits until `done`, and panics after ten seconds.
 pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let since = Instant::now();
     while !done() {
@@ -115,7 +117,7 @@ pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Are the processors emulated by software? Then everything takes ten times as long, or more.
+/// True if the processors are emulated by software. Everything takes ten times as long then, or more.
 pub(crate) fn on_slow_machine() -> bool {
     std::env::var_os("REVOCABLE_VM").is_some()
 }
@@ -125,7 +127,7 @@ pub(crate) fn a_moment() {
     std::thread::sleep(Duration::from_millis(30));
 }
 
-/// How long a stress test runs: `REVOCABLE_STRESS_SECONDS`, or so many milliseconds.
+/// How long a stress test runs: `REVOCABLE_STRESS_SECONDS`, or this many milliseconds.
 pub(crate) fn stress_time(default_ms: u64) -> Duration {
     let asked = std::env::var("REVOCABLE_STRESS_SECONDS").ok().and_then(|s| s.parse().ok());
     asked.map_or(Duration::from_millis(default_ms), Duration::from_secs)

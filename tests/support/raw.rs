@@ -1,10 +1,11 @@
-//! Accesses by raw pointer and by system call, as a driver, a guest or the kernel make them, and what they met.
+//! Accesses by raw pointer and by system call, as a driver, a guest or the kernel makes them, and their outcomes.
 //!
-//! A raw access here is one instruction between two labels. Before it, the address behind it is noted in a
-//! thread-local; the signal handler sends the thread there and notes the signal. So nothing of Rust is unwound or
-//! jumped over.
+//! A raw access is one instruction between two labels. Before it, the address of the second label is stored in a
+//! thread-local. The signal handler resumes the thread there and records the signal. So no Rust frame is unwound or
+//! skipped.
 //!
-//! UNSAFETY: accesses by address, which the tests take from live mappings (or know to be refused), and a signal handler.
+//! UNSAFETY: accesses by address, which the tests take from live mappings (or know to be refused), and a signal
+//! handler.
 #![expect(unsafe_code, reason = "raw accesses, system calls on their addresses, and a signal handler")]
 
 use nix::errno::Errno;
@@ -12,7 +13,7 @@ use nix::libc;
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 
-/// The signal that an access met.
+/// The signal that an access got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hit {
     pub(crate) signal: c_int,
@@ -20,7 +21,7 @@ pub(crate) struct Hit {
     pub(crate) addr: usize,
 }
 
-/// `si_code` of an access beyond what there is, as a revoked BAR gives it.
+/// `si_code` of an access past the end of a file, as a revoked BAR gives it.
 pub(crate) const BUS_ADRERR: c_int = 2;
 
 impl Hit {
@@ -35,12 +36,13 @@ impl Hit {
 }
 
 thread_local! {
-    /// Where this thread goes on if its access faults; 0: it is in none.
+    /// Where this thread resumes if its access faults. 0: it makes no such access.
     static RESUME: Cell<usize> = const { Cell::new(0) };
     static HIT: Cell<Option<Hit>> = const { Cell::new(None) };
 }
 
-/// Catches SIGBUS and SIGSEGV of the accesses here. The crate's own handler, installed later, passes on what is not its.
+/// Catches SIGBUS and SIGSEGV of the accesses here. The crate's own handler, installed later, passes on faults that it
+/// does not recognise.
 pub(crate) fn catch_signals() {
     for signal in [libc::SIGBUS, libc::SIGSEGV] {
         // SAFETY: all zeroes is a valid sigaction.
@@ -56,7 +58,7 @@ pub(crate) fn catch_signals() {
 unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     let resume = RESUME.replace(0);
     if resume == 0 {
-        // Not ours: the next time it happens it kills.
+        // Not an access made here. The default action kills the process when the fault repeats.
         // SAFETY: async-signal-safe.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
         return;
@@ -196,7 +198,7 @@ pub(crate) fn writev(pieces: [(usize, usize); 2]) -> Result<usize, Errno> {
 pub(crate) fn read_process(pid: i32, addr: usize, into: &mut [u8]) -> Result<usize, Errno> {
     let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     let remote = libc::iovec { iov_base: at(addr), iov_len: into.len() };
-    // SAFETY: the local piece is the caller's buffer; the remote one the kernel checks.
+    // SAFETY: the local piece is the caller's buffer, and the kernel checks the remote one.
     answer(unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) })
 }
 
@@ -211,7 +213,7 @@ pub(crate) fn copy_in_kernel(from: usize, to: usize, len: usize) -> Result<usize
 
 /// mprotect(2).
 pub(crate) fn protect(addr: usize, len: usize, prot: c_int) -> Result<(), Errno> {
-    // SAFETY: the tests change rights of their own mappings only, which is what a careless application does.
+    // SAFETY: the tests change rights of their own mappings only, as a careless application does.
     Errno::result(unsafe { libc::mprotect(at(addr), len, prot) }).map(drop)
 }
 
@@ -229,10 +231,10 @@ pub(crate) fn map_if_free(addr: usize, len: usize) -> Result<(), Errno> {
     if got == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(()) }
 }
 
-/// What uses up all mappings that the process may have, until it is dropped.
+/// Uses up all mappings that the process may have, until it is dropped.
 pub(crate) struct Filler(Vec<usize>);
 
-/// Single pages of alternating rights, which the kernel can't merge, until it refuses another.
+/// Maps single pages of alternating rights, which the kernel can't merge, until the kernel refuses another.
 pub(crate) fn fill_the_table_of_mappings() -> Filler {
     let mut pages = Vec::with_capacity(1 << 17);
     loop {
@@ -248,7 +250,7 @@ pub(crate) fn fill_the_table_of_mappings() -> Filler {
 }
 
 impl Filler {
-    /// Has room for so many mappings again.
+    /// Makes room for `count` mappings again.
     pub(crate) fn leave(&mut self, count: usize) {
         let kept = self.0.len().saturating_sub(count);
         drop(Filler(self.0.split_off(kept)));
@@ -258,7 +260,7 @@ impl Filler {
 impl Drop for Filler {
     fn drop(&mut self) {
         for page in &self.0 {
-            // SAFETY: the pages made by `fill_the_table_of_mappings`, used by nobody.
+            // SAFETY: the pages made by `fill_the_table_of_mappings`, which nothing uses.
             unsafe { libc::munmap(at(*page), 4096) };
         }
     }
@@ -276,7 +278,7 @@ pub(crate) fn lock(addr: usize, len: usize) -> Result<(), Errno> {
     Errno::result(unsafe { libc::mlock(at(addr), len) }).map(drop)
 }
 
-/// mbind(2) with the policy that changes nothing but splits: MPOL_PREFERRED on no node in particular.
+/// mbind(2) with a policy that only splits the mapping: MPOL_PREFERRED without a node.
 pub(crate) fn bind(addr: usize, len: usize) -> Result<(), Errno> {
     const MPOL_PREFERRED: c_int = 1;
     let none = std::ptr::null::<u64>();
@@ -288,44 +290,45 @@ pub(crate) fn bind(addr: usize, len: usize) -> Result<(), Errno> {
 /// New anonymous memory at an address of the kernel's choice, readable and writable.
 pub(crate) fn map_anonymous(len: usize) -> Result<usize, Errno> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: without MAP_FIXED the kernel picks an address where nothing of anyone's stands.
+    // SAFETY: without MAP_FIXED the kernel picks a free address.
     let got = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
     if got == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(got.expose_provenance()) }
 }
 
-/// mremap(2) by somebody who is not the crate: to a place of the kernel's choice.
+/// mremap(2) by code that is not the crate, to an address of the kernel's choice.
 pub(crate) fn move_away(addr: usize, old_len: usize, len: usize) -> Result<usize, Errno> {
     // SAFETY: as `protect`.
     let got = unsafe { libc::mremap(at(addr), old_len, len, libc::MREMAP_MAYMOVE) };
     if got == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(got.expose_provenance()) }
 }
 
-/// Closes a descriptor that belongs to somebody else.
+/// Closes a descriptor that belongs to other code.
 pub(crate) fn close_behind_its_back(fd: i32) {
-    // SAFETY: a system call on a number; that it is another's is the point.
+    // SAFETY: a system call on a number that belongs to other code on purpose.
     let rc = unsafe { libc::close(fd) };
     assert_eq!(rc, 0, "close({fd})");
 }
 
-/// Puts another file in the place of a descriptor that belongs to somebody else.
+/// Puts another file in the place of a descriptor that belongs to other code.
 pub(crate) fn put_over(fd: i32, other: impl std::os::fd::AsFd) {
     let other = std::os::fd::AsRawFd::as_raw_fd(&other.as_fd());
-    // SAFETY: a system call on numbers; that one is another's is the point.
+    // SAFETY: a system call on numbers, one of which belongs to other code on purpose.
     let rc = unsafe { libc::dup2(other, fd) };
     assert_eq!(rc, fd, "dup2");
 }
 
-/// Puts a directory, which can be neither read nor asked, in the place of a descriptor that belongs to somebody else.
+/// Puts a directory, which can neither be read nor take an ioctl, in the place of a descriptor that belongs to other
+/// code.
 pub(crate) fn replace_behind_its_back(theirs: impl std::os::fd::AsFd) {
     use std::os::fd::AsRawFd;
     let other = std::fs::File::open("/").expect("there is one");
     let theirs = theirs.as_fd().as_raw_fd();
-    // SAFETY: a system call on numbers; that one is another's is the point.
+    // SAFETY: a system call on numbers, one of which belongs to other code on purpose.
     let rc = unsafe { libc::dup2(other.as_raw_fd(), theirs) };
     assert_eq!(rc, theirs, "dup2");
 }
 
-/// A thread's signal, for the tests of interrupted waits.
+/// Installs a handler that does nothing, for tests of interrupted waits.
 pub(crate) fn ignore_nothing(signal: nix::sys::signal::Signal) {
     use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
     extern "C" fn nothing(_: c_int) {}
@@ -334,7 +337,7 @@ pub(crate) fn ignore_nothing(signal: nix::sys::signal::Signal) {
     unsafe { sigaction(signal, &action) }.expect("it can be handled");
 }
 
-/// Drops bitwise copies of both, in a forked child, where the originals are never used again.
+/// Drops bitwise copies of both, in a forked child that never uses the originals again.
 pub(crate) fn drop_copies(region: &revocable_mmio::Region, mapping: &revocable_mmio::Mapping) {
     // SAFETY: the child exits right after, without dropping the originals.
     drop(unsafe { std::ptr::read(mapping) });

@@ -23,18 +23,18 @@ pub(crate) enum Stop {
 /// A thread that is, or will be, stopped until this is dropped.
 pub(crate) struct Stopped {
     child: libc::pid_t,
-    /// Its end ends the stop.
+    /// Closing it ends the stop.
     hold: Option<OwnedFd>,
-    /// A byte: it stands.
+    /// Gives a byte once the thread is stopped.
     stands: File,
 }
 
 impl Stopped {
-    /// Has a child trace the thread; an error if the system forbids that.
+    /// Makes a child trace the thread. An error if the system forbids tracing.
     pub(crate) fn new(tid: i32, stop: Stop) -> Result<Self, Errno> {
         let (release, hold) = nix::unistd::pipe()?;
         let (stands, tell) = nix::unistd::pipe()?;
-        // Yama lets only descendants be traced, unless asked.
+        // Yama lets only ancestors trace a process, unless the process allows more.
         // SAFETY: takes numbers.
         unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
         // SAFETY: the child makes system calls only, and leaves by `_exit`.
@@ -61,7 +61,7 @@ impl Stopped {
         }
     }
 
-    /// Waits until it stands.
+    /// Waits until the thread is stopped.
     pub(crate) fn stands(&mut self) {
         self.stands.read_exact(&mut [0]).expect("it gets there");
     }
@@ -80,10 +80,10 @@ fn wait_for(child: libc::pid_t) {
     while unsafe { libc::waitpid(child, &raw mut status, 0) } < 0 && Errno::last() == Errno::EINTR {}
 }
 
-/// The child: attaches, tells, has it stop, tells, waits for the end of `release`.
+/// The child attaches, writes a byte, stops the thread, writes a byte, and waits until `release` is closed.
 fn trace(tid: i32, stop: Stop, release: i32, tell: i32) -> i32 {
     let mut byte = 0u8;
-    // SAFETY: attaches to a thread of the parent's; without memory.
+    // SAFETY: attaches to a thread of the parent. No memory is involved.
     if unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, null_mut::<u8>(), libc::PTRACE_O_TRACESYSGOOD as usize) } < 0 {
         return 1;
     }
@@ -108,9 +108,9 @@ fn trace(tid: i32, stop: Stop, release: i32, tell: i32) -> i32 {
     }
     // SAFETY: as above.
     unsafe { libc::write(tell, (&raw const byte).cast(), 1) };
-    // SAFETY: as above; the end of the pipe is the parent's word.
+    // SAFETY: as above. The parent closes the pipe to end the stop.
     unsafe { libc::read(release, (&raw mut byte).cast(), 1) };
-    // SAFETY: lets it go on.
+    // SAFETY: resumes the thread.
     unsafe { libc::ptrace(libc::PTRACE_DETACH, tid, null_mut::<u8>(), null_mut::<u8>()) };
     0
 }

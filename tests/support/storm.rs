@@ -1,5 +1,6 @@
-//! Signals: each thread that asks for it gets SIGPROF a thousand times a second wherever it is, asleep or not, and children
-//! that come and go make SIGCHLD. The handlers are installed without `SA_RESTART`, so every wait is interrupted.
+//! Signals: each thread that asks for them gets SIGPROF a thousand times a second wherever it is, asleep or not.
+//! Children that come and go make SIGCHLD. The handlers are installed without `SA_RESTART`, so every wait is
+//! interrupted.
 #![expect(unsafe_code, reason = "signal handlers")]
 
 use crate::support::forking;
@@ -14,15 +15,15 @@ use std::time::Duration;
 
 static SIGNALS: AtomicU64 = AtomicU64::new(0);
 
-/// What the handler does beside counting.
+/// A function that the handler calls besides counting.
 static ALSO: OnceLock<fn()> = OnceLock::new();
 
 thread_local! {
-    /// When the handler last ended what it does beside counting, in this thread, in nanoseconds.
+    /// When the handler last ended a call of that function, in this thread, in nanoseconds.
     static ENDED: AtomicU64 = const { AtomicU64::new(0) };
 }
 
-/// So long a thread gets on between two handlers that do something, in nanoseconds.
+/// The time that a thread gets between two such calls, in nanoseconds.
 const BREATH: u64 = 500_000;
 
 /// Async-signal-safe.
@@ -35,7 +36,8 @@ extern "C" fn handler(_: c_int) {
     let errno = Errno::last_raw();
     SIGNALS.fetch_add(1, Ordering::Relaxed);
     if let Some(also) = ALSO.get() {
-        // On a slow machine it takes longer than the next signal does: what is interrupted has to get on, too.
+        // On a slow machine the call takes longer than the time to the next signal. The interrupted code must go on,
+        // too.
         let ended = ENDED.with(|ended| ended.load(Ordering::Relaxed));
         if now().saturating_sub(ended) >= BREATH {
             also();
@@ -45,7 +47,7 @@ extern "C" fn handler(_: c_int) {
     Errno::set_raw(errno);
 }
 
-/// From now on every signal does this, wherever it comes.
+/// From now on every signal calls `also`, wherever it arrives.
 pub(crate) fn also(also: fn()) {
     ALSO.set(also).expect("once a process");
 }
@@ -54,7 +56,7 @@ pub(crate) fn also(also: fn()) {
 pub(crate) fn prepare() {
     let action = SigAction::new(SigHandler::Handler(handler), SaFlags::empty(), SigSet::empty());
     for signal in [Signal::SIGPROF, Signal::SIGCHLD] {
-        // SAFETY: the handler counts, and nothing else.
+        // SAFETY: the handler is async-signal-safe, as is the function that it calls.
         unsafe { sigaction(signal, &action) }.expect("it can be handled");
     }
 }
@@ -64,8 +66,8 @@ pub(crate) fn handled() -> u64 {
     SIGNALS.load(Ordering::Relaxed)
 }
 
-/// SIGPROF for the calling thread, each millisecond from now on, as long as the answer lives. A clock of real time: a
-/// thread's own would stand still while it waits.
+/// Sends SIGPROF to the calling thread each millisecond, as long as the timer lives. The clock is of real time, because
+/// the thread's own clock stands still while it waits.
 pub(crate) fn on_this_thread() -> Timer {
     let notify =
         SigevNotify::SigevThreadId { signal: Signal::SIGPROF, thread_id: nix::unistd::gettid().as_raw(), si_value: 0 };
@@ -75,7 +77,7 @@ pub(crate) fn on_this_thread() -> Timer {
     timer
 }
 
-/// One child that ends at once.
+/// Makes one child that ends at once.
 pub(crate) fn child() {
     assert_eq!(forking::exit_code(|| 0), 0);
 }

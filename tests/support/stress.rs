@@ -1,5 +1,5 @@
-//! The check of G1 and G2 that a broken revocation does not survive: while the region is disabled, the owner stamps it;
-//! whoever reads a stamp, or succeeds with anything that began and ended inside of a disabled window, has got through.
+//! A check of G1 and G2 that a broken revocation fails: while the region is disabled, the owner puts stamps into it. A
+//! load that reads a stamp is a violation, and so is an access that succeeds wholly inside of a disabled window.
 
 use super::matrix::Case;
 use super::raw;
@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The stamp: no enabled region ever holds it.
+/// The stamp. No enabled region ever contains it.
 const STAMP: u64 = 0xdead_0000_dead_0000;
 
-/// How long the threads have to come to their first access.
+/// How long the threads have for their first access.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a run has seen.
+/// The results of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) rounds: u64,
@@ -33,8 +33,8 @@ impl Window {
     }
 }
 
-/// Hammers a region of this case by accessors, raw loads and stores and system calls, while it is disabled and enabled,
-/// for so long. Under Block nothing that began in a window ends there either: it waits.
+/// Accesses a region of this case by accessors, copies, and raw loads and stores, while it is disabled and
+/// enabled, for `time`. Under Block an access that begins in a window does not end in it, because it waits.
 pub(crate) fn hammer(case: &Case, time: Duration) -> Seen {
     let region = case.region(2);
     let mappings = [case.map(&region), case.map(&region)];
@@ -72,7 +72,7 @@ pub(crate) fn hammer(case: &Case, time: Duration) -> Seen {
             });
         }
         let since = Instant::now();
-        // On a machine with other work the threads may not have come to an access yet.
+        // On a busy machine the threads may not have made an access yet.
         let begins = || succeeded.load(Ordering::Relaxed) > 0 || since.elapsed() > PATIENCE;
         while (since.elapsed() < time || rounds < 2 || !begins()) && violations.lock().is_empty() {
             region.disable().expect("it revokes");
@@ -105,14 +105,14 @@ pub(crate) fn hammer(case: &Case, time: Duration) -> Seen {
     }
 }
 
-/// One access; what it read or stored, `None` if it was refused.
+/// Makes one access. Returns the value read or stored, or `None` if it was refused.
 fn access(worker: usize, region: &Region, mapping: &Mapping) -> Option<u64> {
     let base = mapping.as_ptr().expose_provenance();
     let second = region.page_size();
     match worker {
         0 => mapping.read::<u64>(0).ok(),
         1 => raw::load64(base + second).ok(),
-        // A store under AllOnes succeeds, into nowhere.
+        // Under AllOnes a store succeeds and is lost, so a load is made instead.
         2 if mapping.on_disabled() == OnDisabled::AllOnes => raw::load64(base).ok(),
         2 => raw::store64(base + second, 7).ok().map(|()| 7),
         _ => {

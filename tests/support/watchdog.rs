@@ -1,5 +1,5 @@
-//! Nobody waits for ever: a thread that looks on, and when nothing has moved for too long shows where everyone is and
-//! ends the process. A test that hangs otherwise tells nothing but that.
+//! A watchdog thread: if nothing makes progress for too long, it prints the state of every thread and ends the process.
+//! Otherwise a hang would leave no trace.
 
 use super::{on_slow_machine, read_text};
 use std::io::Write;
@@ -14,7 +14,8 @@ pub(crate) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Ends the process if `patience` passes without a [`beat`](Self::beat). It is longer on an emulated machine.
+    /// Ends the process if `patience` passes without a [`beat`](Self::beat). The patience is longer on an emulated
+    /// machine.
     pub(crate) fn new(what: &str, patience: Duration) -> Self {
         let patience = if on_slow_machine() { patience * 4 } else { patience };
         let (beats, heard) = channel();
@@ -36,7 +37,7 @@ impl Watchdog {
         Self { beats: Some(beats), thread: Some(thread) }
     }
 
-    /// Something has moved.
+    /// Reports progress.
     pub(crate) fn beat(&self) {
         let _ = self.beats.as_ref().map(|beats| beats.send(()));
     }
@@ -49,8 +50,8 @@ impl Drop for Watchdog {
     }
 }
 
-/// What each thread of a process is doing: its name, its state, what it waits for in the kernel, its system call, and (for
-/// root) its stack there.
+/// The state of each thread of a process: its name, its state, its wait channel in the kernel, its system call, and
+/// (for root) its kernel stack.
 pub(crate) fn threads_of(process: &str) -> String {
     let mut text = String::new();
     for task in std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten() {

@@ -50,7 +50,7 @@ pub(crate) fn sizes(s: &mut Suite) {
     for (len, at) in [(4, 1), (8, 1), (8, 2), (4, 3)] {
         s.row(&format!("pread len {len} @{at}"), pread(&device, BAR2, at, len));
     }
-    // What the recorded device held: bytes 0 to 7 zero, then an 8.
+    // The recorded device had zeroes in bytes 0 to 7, and then an 8.
     pwrite(&device, BAR2, 8, &[8]);
     let mut eight = [0; 8];
     let read = rc(device.read(BAR2, 1, &mut eight[..]));
@@ -119,7 +119,7 @@ fn maps(s: &mut Suite, device: &PciDevice) {
     s.more("mmap @0x800 (unaligned)", ok(device.map(BAR2, options().offset(0x800))), "-1 EINVAL");
 }
 
-/// What the recording's summary says of the ROM; there are no rows of it.
+/// The ROM, from the recording's summary, which has no rows about it.
 fn rom(s: &mut Suite) {
     let device = ivshmem_builder(s).rom(&[0x55, 0xaa, 1, 2, 3]).build().expect("a device with a ROM");
     s.more("pread ROM", pread(&device, Space::Rom, 0, 16), "16");
@@ -141,7 +141,7 @@ pub(crate) fn writes(s: &mut Suite) {
     let mapping = map(&device, BAR2);
     let base = mapping.as_ptr();
     store(base, 8, 1).expect("enabled");
-    // One write to configuration space from the state that the recording had, and all that can be seen of it.
+    // Makes one write to configuration space from the recording's initial state, and describes all of its effects.
     let attempt = |at: u64, bytes: &[u8]| {
         pwrite(&device, Space::Config, COMMAND, &0x0103u16.to_le_bytes());
         let before = zaps(&device, BAR2);

@@ -1,4 +1,4 @@
-//! The devices of the recording, as far as the library sees them, and how outcomes are written.
+//! The devices of the recording, as far as the library models them, and the text form of outcomes.
 
 use crate::suite::Suite;
 use nix::errno::Errno;
@@ -72,7 +72,7 @@ pub(crate) fn map(device: &PciDevice, bar: Space) -> Mapping {
     device.map(bar, MapOptions::new()).expect("a mapping")
 }
 
-/// Clears the memory bit; answers as the system call would.
+/// Clears the memory bit, and returns what the system call would.
 pub(crate) fn off(device: &PciDevice) -> String {
     rc(device.write(Space::Config, COMMAND, &(device.command() & !MEMORY).to_le_bytes()[..]))
 }
@@ -90,12 +90,12 @@ pub(crate) fn rc<T: std::fmt::Display>(result: Result<T, PciError>) -> String {
     result.map_or_else(|e| format!("-1 {}", errno(&e)), |value| value.to_string())
 }
 
-/// For what answers 0.
+/// For calls that return 0.
 pub(crate) fn zero(result: Result<(), PciError>) -> String {
     rc(result.map(|()| 0))
 }
 
-/// For what answers an address.
+/// For calls that return an address.
 pub(crate) fn ok<T>(result: Result<T, PciError>) -> String {
     rc(result.map(|_| "ok"))
 }
@@ -104,7 +104,7 @@ pub(crate) fn errno(e: &PciError) -> String {
     format!("{:?}", Errno::from_raw(e.errno()))
 }
 
-/// A system call's answer.
+/// A system call's result.
 pub(crate) fn sys(answer: isize) -> String {
     if answer < 0 { format!("-1 {:?}", Errno::last()) } else { answer.to_string() }
 }
@@ -123,13 +123,13 @@ pub(crate) fn config<const N: usize>(device: &PciDevice, at: u64) -> [u8; N] {
     bytes
 }
 
-/// How often mappings of a space have been revoked or held: a zap is seen by this, whatever faults it costs later.
+/// How often mappings of a space have been revoked or held. This shows a zap, whatever faults it costs later.
 pub(crate) fn zaps(device: &PciDevice, space: Space) -> u64 {
     let stats = device.region(space).expect("a memory BAR").stats();
     stats.disables + stats.resets
 }
 
-/// As the recording tells a zap by a refault.
+/// Tells a zap as the recording does, which saw it by a refault.
 pub(crate) fn zapped(before: u64, after: u64) -> &'static str {
     if after > before { "minor faults 1: it had been zapped" } else { "minor faults 0: it had not been zapped" }
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-/// An IOMMU that remembers.
+/// An IOMMU that records its mappings, and checks each call against them.
 #[derive(Default)]
 struct Remembers(Mutex<BTreeMap<u64, usize>>);
 
@@ -74,7 +74,7 @@ pub(crate) fn dma(s: &mut Suite) {
     let mut ordinary = vec![0u64; 1536];
     let addr = ordinary.as_mut_ptr().cast::<u8>().map_addr(|addr| addr.next_multiple_of(4096));
     #[expect(unsafe_code, reason = "memory for an IOMMU that only remembers")]
-    // SAFETY: nothing is reached there.
+    // SAFETY: no access is made there.
     let plain = unsafe { DmaSegment::plain(addr, 8192) };
     let mixed = [plain.clone(), DmaSegment::device(&mapping, 0..8192)];
     s.row("on: MAP_DMA over [anon 2 pages, BAR 2 pages]", zero(space.map(IOVA, &mixed, ReadWrite)));

@@ -14,7 +14,7 @@ fn event() -> EventFd {
     EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd")
 }
 
-/// What is there within 100 ms, or the last that was.
+/// The value at `at` as soon as it is `wanted`, or after a second.
 fn settles(device: &PciDevice, at: usize, wanted: u32) -> String {
     let owner = device.owner(BAR2).expect("memory");
     let deadline = Instant::now() + Duration::from_millis(1000);
@@ -100,7 +100,7 @@ pub(crate) fn kicks(s: &mut Suite) {
     s.more("4 bytes @0x501, kicked", settles(&device, 0x500, 0x2233_4400), "0x22334400");
     assert_eq!(remove(0x501, Width::Four, 0x1122_3344), "0");
 
-    // A busy device: the write is made when it is free again.
+    // On a busy device the write is made when it is free again.
     owner.write(0x40, 0u32).expect("the owner's view");
     let during = device.privileged(|device| {
         kick.write(1).expect("an eventfd");
@@ -110,7 +110,7 @@ pub(crate) fn kicks(s: &mut Suite) {
     s.more("kick while busy: value meanwhile", format!("{:#x}", during.expect("no other change")), "0x0");
     s.more("kick while busy: value after", settles(&device, 0x40, 0xabcd_1234), "0xabcd1234");
 
-    // The recording had eight of them at this point; so has this.
+    // The recording had eight of them at this point, and so has this test.
     let mut more = 0;
     let refused = loop {
         let answer = add(0x1000 + 4 * more, Width::Four, 1, &early);

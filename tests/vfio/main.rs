@@ -1,7 +1,8 @@
-//! What the real vfio-pci was seen to do, replayed against the library, row by row.
+//! Replays recorded behaviour of the real vfio-pci against the library, row by row.
 //!
-//! Every row of `vfio/rows.tsv` is replayed and must come out as it did on Linux 6.12, or stands in `vfio/differs.tsv` (what
-//! the library does instead, which is checked too, and why), or in `vfio/cannot.tsv` (why there is nothing to try).
+//! Every row of `vfio/rows.tsv` is replayed and must give what it gave on Linux 6.12. Two lists have exceptions:
+//! `vfio/differs.tsv` says what the library does instead, which is checked too, and why; `vfio/cannot.tsv` says why
+//! there is nothing to try.
 #![cfg(target_arch = "x86_64")]
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "a system call and its errno, or a handler's record")]
 #![expect(clippy::cast_possible_truncation, reason = "x86-64 only: usize is 64 bits; signals and codes are small")]
@@ -28,7 +29,7 @@ use revocable_mmio::{Region, Strategy};
 use suite::Suite;
 
 fn replay(strategy: Strategy) {
-    // Before the library's own handlers, which pass on what they do not know.
+    // Before the library installs its own handlers, which pass on faults that they do not recognise.
     signals::install();
     signals::on_the_ordinary_stack();
     if let Err(e) = Region::builder(4096).strategy(strategy).build() {

@@ -39,7 +39,7 @@ pub(crate) fn enabled(s: &mut Suite) {
     let stored = show(store(at, 8, 1).expect_err("read-only"), at);
     s.row("second mapping, PROT_READ: load / store", format!("{} / {stored}", value(load(at, 8))));
 
-    // There is no such mapping to ask for; a part can be made so.
+    // The crate has no option for such a mapping, but a part can lose its rights.
     let (shut, open) = (crate::parts::protect(at, 4096, libc::PROT_NONE), load(at, 8));
     let then = format!("{} {}", crate::parts::protect(at, 4096, libc::PROT_READ), value(load(at, 8)));
     assert_eq!(shut, "0");
@@ -90,7 +90,7 @@ pub(crate) fn disabled(s: &mut Suite) {
     s.more("lock cmpxchg @0x40", compared, "SIGBUS BUS_ADRERR(2) si_addr=base+0x40");
     s.row("instruction fetch @0 (mapping is not PROT_EXEC)", done(signals::execute(base), base));
     s.row("rep movsb 32 bytes from 0xff0", done(signals::copy_from(at(0xff0), 32), base));
-    // The registers that the signal carries.
+    // The registers that the signal's context carries.
     let met = load(base, 8).expect_err("revoked");
     s.more(
         "si_addr_lsb, trap number and error code of a load",
@@ -164,7 +164,7 @@ pub(crate) fn enabled_again(s: &mut Suite) {
     let row = "pwrite to the BAR region from the same BAR's mapping (on, page not faulted in)";
     s.row(row, rc(device.write(BAR2, 0, &part)));
     store(base, 8, 0x77).expect("enabled");
-    // Sources and sinks of 2 bytes that hold what to write to COMMAND.
+    // Two words in the BAR with values for COMMAND, as buffers of the transfers below.
     store(at(0x400000), 2, 0x0101).expect("enabled");
     store(at(0x400008), 2, 0x0103).expect("enabled");
     off(&device);
@@ -192,7 +192,7 @@ pub(crate) fn enabled_again(s: &mut Suite) {
     s.row(row, format!("pwrite {refused}; value {}", value(load(base, 8))));
 }
 
-/// Signal handlers that let the access be tried again.
+/// Signal handlers after which the access is tried again.
 fn handlers(s: &mut Suite, device: &PciDevice, base: *mut u8) {
     off(device);
     let ran = AtomicU32::new(0);

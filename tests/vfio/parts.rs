@@ -17,7 +17,7 @@ pub(crate) fn protect(at: *mut u8, len: usize, rights: libc::c_int) -> String {
     sys(unsafe { libc::mprotect(at.cast(), len, rights) } as isize)
 }
 
-/// mprotect of a part that is to stay so: the crate does it, and remembers.
+/// mprotect of a part through the crate, which keeps the rights over revocations.
 fn told(mapping: &Mapping, part: Range<usize>, rights: Prot) -> String {
     mapping.protect(part, rights).map_or_else(|e| e.to_string(), |()| "0".to_owned())
 }
@@ -57,7 +57,7 @@ pub(crate) fn partial(s: &mut Suite) {
     for page in (0..BIG).step_by(4096) {
         store(at(&a, page), 8, page as u64).expect("enabled");
     }
-    // What page 0xfff000 holds is the size of its own; BAR 0 is memory of its own.
+    // BAR 0 is separate memory. The recording found 0x1000 in it.
     store(g.as_ptr(), 8, 0x1000).expect("enabled");
     d.protect(0..0x1000, Prot::Read).expect("the crate is told");
 
@@ -178,7 +178,7 @@ pub(crate) fn forked(s: &mut Suite) {
     s.more("parent: load", loaded(load(base, 8), base), "ok 0x0");
 }
 
-/// A child that shares the address space, as vfork's does: the signal that its load met, or 0.
+/// Makes a child that shares the address space, as vfork does. Returns the signal that its load got, or 0.
 fn in_vforked_child(base: *mut u8) -> String {
     extern "C" fn child(base: *mut libc::c_void) -> libc::c_int {
         load(base.cast(), 8).map_or_else(|met| met.signal, |_| 0)

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 const VALUE: u64 = 0x1234_5678_9abc_def0;
 
-/// What one access came to.
+/// The outcome of one access.
 #[derive(PartialEq)]
 enum Came {
     Through,
@@ -85,7 +85,7 @@ fn expected(refusal: &str) -> String {
     )
 }
 
-/// A change under way or done, counted: 4n enabled, 4n+1 disabling, 4n+2 disabled, 4n+3 enabling.
+/// Counts accesses against a clock of changes: 4n enabled, 4n+1 disabling, 4n+2 disabled, 4n+3 enabling.
 fn race(
     device: &revocable_mmio::pci::PciDevice,
     threads: usize,
@@ -103,7 +103,7 @@ fn race(
                     let before = clock.load(SeqCst);
                     let came = access();
                     let after = clock.load(SeqCst);
-                    // Nothing changed meanwhile: the state is known.
+                    // No change happened meanwhile, so the state is known.
                     let within = |phase| before == after && before % 4 == phase;
                     let counter = match came {
                         Came::Through if within(2) => late,

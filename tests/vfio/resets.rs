@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const SCRATCH: u64 = 0x5a5a_5a50;
-/// Initiate FLR, in device control of the PCI Express capability of the nvme.
+/// The offset of device control in the nvme's PCI Express capability, which has Initiate FLR.
 const DEVCTL: u64 = 0x88;
 
 pub(crate) fn function(s: &mut Suite) {
@@ -18,7 +18,7 @@ pub(crate) fn function(s: &mut Suite) {
     one(s, "ivshmem below a root port (bus reset): ", BAR2, 0x100, true, |s| {
         ivshmem_builder(s).command(0x0107).on_reset(|_, _| Ok(())).build()
     });
-    // The register of the recorded device goes to 0 with the reset.
+    // The reset clears the register of the recorded device.
     one(s, "ivshmem BAR0 IntrMask register (bus reset): ", BAR0, 0, true, |s| {
         let clear = |device: &PciDevice, _| {
             device.owner(BAR0).map_or(Ok(()), |bar| bar.write(0, 0u64).map_err(std::io::Error::other))
@@ -71,7 +71,7 @@ fn one(
     s.row("  on: load", loaded(load(at, 4), base));
 }
 
-/// Resets of 30 ms while another thread does what `access` does; what the recording says of that.
+/// Makes resets of 30 ms while another thread calls `access`, and describes them in the recording's words.
 fn blocked_by(
     device: &PciDevice,
     reset: impl Fn(&PciDevice) -> bool,
@@ -91,7 +91,7 @@ fn blocked_by(
                 longest.fetch_max(ns(since), Ordering::Relaxed);
             }
         });
-        // On a busy machine the other thread may not get to run right when a reset begins: then again.
+        // On a busy machine the other thread may not run right when a reset begins. Then it is tried again.
         for nth in 0..60 {
             if nth >= 4 && longest.load(Ordering::Relaxed) >= MOST_OF_IT {
                 break;
@@ -103,7 +103,7 @@ fn blocked_by(
         }
         stop.store(true, Ordering::Relaxed);
     });
-    // The callback sleeps 30 ms of it; an access that came right at its start took nearly as long.
+    // The callback sleeps for 30 ms. An access that began right at its start took nearly as long.
     let blocks = longest.load(Ordering::Relaxed) >= MOST_OF_IT && shortest >= 30_000_000;
     let blocked = if blocks {
         "longest access as long as the shortest reset (accesses block rather than fault)"
@@ -275,7 +275,7 @@ pub(crate) fn bus(s: &mut Suite) {
     s.row("two, 00.1 unbound: hot reset through 00.0", reset(&Bus::new([f0.clone()]).with_foreign("03:00.1")));
     s.row("rebind 00.1 › hot reset", reset(&both));
 
-    // Somebody holds a function: nothing of the others is touched.
+    // A function is pinned, and the others are left alone.
     let guard =
         f1.region(BAR2).expect("memory").pin(0..4096, revocable_mmio::fault::FaultFlags::NOWAIT).expect("enabled");
     s.more("two: 00.1 pinned", reset(&both), "-1 EBUSY");

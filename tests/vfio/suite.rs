@@ -1,15 +1,15 @@
-//! The rows of the data, the three lists, and the count.
+//! The rows of the data, the lists of exceptions, and the count.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-/// A row's place: section and step.
+/// The key of a row: section and step.
 type Key = (String, String);
 
 enum Kind {
     /// The library must do what the driver did.
     Replay,
-    /// It does something else, and this is what.
+    /// The library does something else, given here.
     Differs(String),
     /// There is nothing to try.
     Cannot,
@@ -18,7 +18,7 @@ enum Kind {
 struct Row {
     outcome: String,
     kind: Kind,
-    /// How often it was tried, and what went wrong.
+    /// How often the row was tried, and each wrong outcome.
     tried: usize,
     starred: bool,
     wrong: Vec<String>,
@@ -31,11 +31,11 @@ pub(crate) struct Suite {
     pub(crate) strategy: revocable_mmio::Strategy,
 }
 
-/// One more step than the data has.
+/// The section of steps that the data does not have.
 const MORE: &str = "+";
 
 impl Suite {
-    /// Reads the data. Panics if a list names a row that there is none of, or one row twice.
+    /// Reads the data. Panics if a list names a row that does not exist, or names a row twice.
     pub(crate) fn load(strategy: revocable_mmio::Strategy) -> Self {
         let mut rows = BTreeMap::new();
         for [section, step, outcome] in lines(include_str!("rows.tsv")) {
@@ -59,7 +59,7 @@ impl Suite {
                 assign(&section, &step, Kind::Cannot);
             }
         }
-        // A star stands for all of a section that no list has named.
+        // A star stands for all rows of a section that no list has named.
         for [section, step, _] in lines(cannot) {
             if step == "*" {
                 for ((of, _), row) in rows.iter_mut() {
@@ -78,12 +78,12 @@ impl Suite {
         self.prefix.clear();
     }
 
-    /// What the following steps' names begin with.
+    /// Sets the text with which the names of the following steps begin.
     pub(crate) fn prefix(&mut self, prefix: &str) {
         prefix.clone_into(&mut self.prefix);
     }
 
-    /// A row was tried, and this came out.
+    /// Records the outcome of a row.
     #[track_caller]
     pub(crate) fn row(&mut self, step: &str, outcome: impl Into<String>) {
         let outcome = outcome.into();
@@ -94,7 +94,7 @@ impl Suite {
         let expected = match &row.kind {
             Kind::Replay => &row.outcome,
             Kind::Differs(ours) => ours,
-            // A star is for what is left over.
+            // A star covers the rows that are not replayed.
             Kind::Cannot if row.starred => {
                 row.kind = Kind::Replay;
                 &row.outcome
@@ -108,7 +108,7 @@ impl Suite {
         }
     }
 
-    /// A step of our own, beyond the data.
+    /// Records a step beyond the data.
     #[track_caller]
     pub(crate) fn more(&mut self, step: &str, outcome: impl Into<String>, expected: &str) {
         let key = (MORE.to_owned(), format!("{} {}{step}", self.section, self.prefix));
@@ -120,7 +120,7 @@ impl Suite {
         }
     }
 
-    /// Prints the counts; an error lists what is wrong.
+    /// Prints the counts, or returns an error with everything that is wrong.
     pub(crate) fn finish(self) -> Result<(), String> {
         let (mut replayed, mut differs, mut cannot, mut more) = (0, 0, 0, 0);
         let mut wrong = String::new();

@@ -15,7 +15,7 @@ pub(crate) struct Pipe(OwnedFd, OwnedFd);
 impl Pipe {
     pub(crate) fn new() -> Self {
         let mut fds = [0; 2];
-        // SAFETY: an array of two, as pipe2 asks for; the descriptors are new and nobody else's.
+        // SAFETY: an array of two, as pipe2 asks for. The descriptors are new and have no other owner.
         unsafe {
             assert_eq!(libc::pipe2(fds.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC), 0);
             Self(OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1]))
@@ -28,14 +28,14 @@ impl Pipe {
     }
 
     pub(crate) fn read(&self, into: *mut u8, len: usize) -> String {
-        // SAFETY: the kernel checks the buffer, and nobody relies on what is there.
+        // SAFETY: the kernel checks the buffer, and no code relies on its content.
         sys(unsafe { libc::read(self.0.as_raw_fd(), into.cast(), len) })
     }
 }
 
 /// A file on tmpfs.
 pub(crate) fn tmpfs_file() -> File {
-    // SAFETY: a literal name; the descriptor is new and nobody else's.
+    // SAFETY: a literal name. The descriptor is new and has no other owner.
     unsafe { File::from_raw_fd(libc::memfd_create(c"file".as_ptr(), libc::MFD_CLOEXEC)) }
 }
 
@@ -66,7 +66,7 @@ fn proc_mem(read: bool, at: *const u8) -> String {
     let file = File::options().read(true).write(true).open("/proc/self/mem").expect("/proc");
     let mut buffer = [0u8; 8];
     let offset = libc::off_t::try_from(at.addr()).expect("user space");
-    // SAFETY: an ordinary buffer; nobody relies on what is at `at`.
+    // SAFETY: an ordinary buffer; no code relies on the content at `at`.
     sys(unsafe {
         match read {
             true => libc::pread(file.as_raw_fd(), buffer.as_mut_ptr().cast(), 8, offset),
@@ -102,7 +102,7 @@ fn futex(at: *mut u8, operation: libc::c_int, value: u32) -> String {
 }
 
 fn clock(at: *mut u8) -> String {
-    // SAFETY: the kernel checks the address. Not libc's function, which would not make a system call.
+    // SAFETY: the kernel checks the address. libc's own function would not make a system call.
     sys(unsafe { libc::syscall(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, at) } as isize)
 }
 
@@ -114,7 +114,7 @@ fn vmsplice(pipe: &Pipe, at: *const u8) -> String {
 
 fn sockets() -> [OwnedFd; 2] {
     let mut fds = [0; 2];
-    // SAFETY: an array of two, as socketpair asks for; the descriptors are new and nobody else's.
+    // SAFETY: an array of two, as socketpair asks for. The descriptors are new and have no other owner.
     unsafe {
         let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK;
         assert_eq!(libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()), 0);

@@ -6,7 +6,7 @@ from html import escape
 
 WIDTH, LEFT, RIGHT = 900, 10, 672
 BAND, GAP, TOP, BOX = 68, 10, 34, 38
-# No CSS variables: not every renderer knows them. One that knows no media query shows the light picture, on paper of its own.
+# No CSS variables, as not every renderer supports them. A renderer without media queries shows the light picture.
 LIGHT = dict(paper="#fff", band="#f3f4f6", box="#fff", edge="#9aa4b2", ink="#1f2933", quiet="#5f6b7a", arrow="#3d6fb4", wrong="#c62828")
 DARK = dict(paper="#0d1117", band="#1a212b", box="#262f3b", edge="#556170", ink="#e6edf3", quiet="#9aa7b5", arrow="#7fb0f0", wrong="#ff7b72")
 SHAPES = """
@@ -101,7 +101,7 @@ def listing(names, width):
 
 
 def arrows(between, floors):
-    """Arcs in the margin. The nearer the other floor, the nearer to it an arc ends, so that few of them cross."""
+    """Arcs in the margin. The nearer the other floor, the nearer to it an arc ends. So few arcs cross."""
     ends = {}
     for number in range(floors):
         touching = [pair for pair in between if number in pair]

@@ -3,7 +3,7 @@
 import collections
 import re
 
-# What is not code, or looks like a delimiter and is none. A lifetime is no character: it has no quote at its end.
+# Text that is no code, or looks like a delimiter and is none. A lifetime is no character: it has no quote at its end.
 NOT_CODE = re.compile(
     r"""
       (?P<line>//[^\n]*)
@@ -234,7 +234,7 @@ def line_of(starts, at):
 
 
 class Crate:
-    """The modules of the top level with their lines, every module's path, and the arrows with the places that make them."""
+    """The modules of the top level with their lines, every module's path, and the arrows with the places of their uses."""
 
     def __init__(self, files):
         parsed = [File(name, text, module_of(name)) for name, text in files.items()]
@@ -271,7 +271,7 @@ class Crate:
         return dict(arrows)
 
     def home(self, path):
-        """The module that a path of the crate is in; what the root re-exports is where it comes from."""
+        """The module that a path of the crate is in. A re-export of the root is in the module that it comes from."""
         for _ in range(2):
             if path and path[0] in self.modules:
                 return path[0]

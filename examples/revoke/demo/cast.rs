@@ -1,4 +1,4 @@
-//! Who uses the region: each in a thread of its own, through a mapping of its own.
+//! The users of the region, each in a thread of its own and through a mapping of its own.
 
 use crate::output::Failed;
 use crate::raw;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// An access that takes longer is shown as waiting.
 const WAITING: Duration = Duration::from_millis(4);
 
-/// How an actor reaches into the region.
+/// The way in which an actor accesses the region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Driver,
@@ -22,7 +22,7 @@ pub(super) enum Role {
 }
 
 impl Role {
-    /// Those that this process can play.
+    /// The roles that are possible in this process.
     pub(super) fn all() -> Vec<Self> {
         let mut roles = vec![Role::Driver, Role::SystemCall, Role::AllOnes];
         if Support::current().userfaultfd() {
@@ -77,7 +77,7 @@ impl Met {
     }
 }
 
-/// How often each outcome came, since the last look.
+/// Counts of each outcome since the last look.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) reached: u64,

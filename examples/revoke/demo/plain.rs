@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool, as_json: bool) -> Result<Vec<Value>, Failed> {
-    // What is written line by line is read line by line.
+    // Each line is flushed, so that a reader gets it at once.
     let mut out: Box<dyn Write> = if as_json { Box::new(io::sink()) } else { Box::new(io::stdout()) };
     writeln!(
         out,
@@ -61,7 +61,7 @@ pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool, as_json: bool)
     Ok(acts)
 }
 
-/// What an actor's accesses got during one act.
+/// The outcomes of an actor's accesses during one act.
 fn line(actor: &Actor, counts: Counts) -> String {
     let mut parts = Vec::new();
     if counts.reached > 0 {

@@ -1,4 +1,4 @@
-//! The region, its users, and what is happening now.
+//! The region, its users, and the current act.
 
 use super::cast::{Actor, Met, Role};
 use super::script::Act;
@@ -10,15 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// From one access of an actor to the next: so many that nothing is missed, so few that a small machine copes.
+/// The pause between two accesses of an actor: short enough for the display, and long enough for a small machine.
 const PAUSE: Duration = Duration::from_micros(300);
-/// Where on its page the driver counts.
+/// The offset in a page at which the driver counts.
 const DRIVER_CELL: usize = 64;
 
 pub(super) struct Scene {
     pub(super) region: Region,
     pub(super) actors: Vec<Actor>,
-    /// How often the device itself has counted, through the owner's view, whatever state the region is in.
+    /// How often the device itself has counted, through the owner's view, in every state of the region.
     pub(super) heartbeats: AtomicU64,
     /// The driver's last store that returned Ok, by page.
     stored: Vec<AtomicU64>,
@@ -53,7 +53,7 @@ impl Scene {
         self.began.elapsed()
     }
 
-    /// Starts everybody.
+    /// Starts all actors.
     pub(super) fn start(self: &Arc<Self>) -> Result<Vec<JoinHandle<()>>, Failed> {
         let mut threads = Vec::new();
         for number in 0..self.actors.len() {
@@ -99,7 +99,7 @@ impl Scene {
         Ok(self.region.owner().write(page * self.region.page_size(), n)?)
     }
 
-    /// Does what an act of the script says to do, and tells how long it took.
+    /// Performs an act of the script, and returns how long it took.
     pub(super) fn perform(&self, act: Act) -> Result<Duration, Failed> {
         let since = Instant::now();
         match act {
@@ -128,7 +128,7 @@ impl Scene {
         }
     }
 
-    /// Is every store of the driver that returned Ok in the region? Answers how many there were.
+    /// Checks that every store of the driver that returned Ok is in the region. Returns their number.
     pub(super) fn check_kept(&self) -> Result<u64, String> {
         for (page, stored) in self.stored.iter().enumerate() {
             let at = page * self.region.page_size() + DRIVER_CELL;
@@ -141,7 +141,7 @@ impl Scene {
         Ok(driver.map(|actor| actor.counts().reached).sum())
     }
 
-    /// What an actor's accesses get right now, in words.
+    /// The current result of an actor's accesses, in words.
     pub(super) fn gets(actor: &Actor) -> String {
         match (actor.waiting(), actor.last()) {
             (Some(waited), _) => format!("waits, {:.1} s so far", waited.as_secs_f64()),

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 const FRAME: Duration = Duration::from_millis(50);
 const SMALLEST: (u16, u16) = (72, 22);
 
-/// What the picture shows of the script.
+/// The state of the script that the picture shows.
 #[derive(Default)]
 struct Caption {
     call: &'static str,
@@ -31,7 +31,7 @@ struct Caption {
     log: VecDeque<String>,
 }
 
-/// Plays the script; the terminal is as before when it returns, whichever way.
+/// Plays the script. The terminal is restored on return, whatever the result.
 pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool) -> Result<Vec<Value>, Failed> {
     let caption = Arc::new(Mutex::new(Caption::default()));
     let (command, commands) = mpsc::channel();
@@ -50,7 +50,7 @@ pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool) -> Result<Vec<
     Ok(Vec::new())
 }
 
-/// Goes through the script until a key takes over; then does what keys say, until there are none.
+/// Plays the script until a key takes over, and then the acts of keys, until the sender is gone.
 fn direct(scene: &Scene, caption: &Mutex<Caption>, commands: &mpsc::Receiver<Act>) -> Result<(), Failed> {
     let mut taken_over = None;
     for scenario in &SCRIPT {
@@ -128,7 +128,7 @@ fn draw_until_end(
     Ok(())
 }
 
-/// Colours, unless NO_COLOR asks for none (no-color.org). Words say everything that colours do.
+/// Colours, unless NO_COLOR asks for none (no-color.org). The words say the same as the colours.
 struct Look {
     good: Style,
     bad: Style,
@@ -249,7 +249,7 @@ fn draw_met(frame: &mut Frame<'_>, area: Rect, scene: &Scene, look: &Look) {
     frame.render_widget(Table::new(rows, widths).header(Row::new(head).style(look.dim)).block(block), area);
 }
 
-/// One character for each part of a mapping: how much of it is in the page tables.
+/// One character for each part of a mapping: the share of it that is in the page tables.
 fn draw_tables(frame: &mut Frame<'_>, area: Rect, scene: &Scene, pages: Option<&PageMap>, look: &Look) {
     let cells = usize::from(area.width).saturating_sub(2 + 19).min(64);
     let mut lines = Vec::new();
@@ -258,7 +258,7 @@ fn draw_tables(frame: &mut Frame<'_>, area: Rect, scene: &Scene, pages: Option<&
         match pages.and_then(|p| p.present(&actor.mapping, cells).ok()) {
             None => line.push(Span::styled("/proc/self/pagemap cannot be read", look.dim)),
             Some(shares) => {
-                // Under AllOnes the pages that a disabled mapping has are not the device's.
+                // Under AllOnes the pages of a disabled mapping are not the device's.
                 let mine =
                     scene.region.is_enabled() || actor.mapping.on_disabled() != revocable_mmio::OnDisabled::AllOnes;
                 let glyph = |share: f64| match share {

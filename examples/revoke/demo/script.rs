@@ -1,16 +1,16 @@
-//! What happens when.
+//! The acts, and their order.
 
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Act {
-    /// Nothing: everybody uses the region.
+    /// No change: all actors use the region.
     Watch,
     Disable,
     Enable,
-    /// A reset that keeps the region busy for so long.
+    /// A reset that keeps the region busy for this time.
     Reset(Duration),
-    /// So many disables and enables, a millisecond apart.
+    /// This many disables and enables, a millisecond apart.
     Flap(u32),
 }
 

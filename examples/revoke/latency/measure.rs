@@ -1,4 +1,4 @@
-//! The measurements: every single duration is kept, so percentiles are exact.
+//! The measurements. Every duration is kept, so percentiles are exact.
 
 use crate::figures;
 use crate::output::Failed;
@@ -6,12 +6,12 @@ use revocable_mmio::{FaultAround, MapOptions, Mapping, Region, Strategy, Support
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// Of the region whose pages are faulted in one by one, in bytes.
+/// The size in bytes of the region whose pages are faulted in one by one.
 const FAULT_REGION: usize = 2 << 20;
 /// Shares of all samples: the median, and where the tail begins.
 pub(super) const QUANTILES: [(&str, f64); 3] = [("p50", 0.50), ("p90", 0.90), ("p99", 0.99)];
 
-/// What is timed; rows are in this order.
+/// The operation that is timed. Rows are in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum What {
     Fault,
@@ -37,7 +37,7 @@ impl What {
     }
 }
 
-/// The durations of one thing.
+/// The durations of one operation.
 pub(super) struct Series {
     pub(super) what: What,
     pub(super) name: String,
@@ -52,7 +52,7 @@ impl Series {
         (!samples.is_empty()).then(|| Self { what, name: name.into(), samples })
     }
 
-    /// The sample that `share` of all do not exceed.
+    /// The sample that a share `share` of all does not exceed.
     pub(super) fn quantile(&self, share: f64) -> f64 {
         figures::quantile(&self.samples, share).expect("at least one sample") as f64
     }
@@ -90,22 +90,22 @@ fn timed<R>(samples: &mut Vec<u64>, what: impl FnOnce() -> R) -> R {
     done
 }
 
-/// One page at a time: by a monitor, by the faulting thread itself, and by the kernel alone.
+/// Faults in one page at a time: by a monitor, by the faulting thread itself, and by the kernel alone.
 pub(super) fn faults(spend: Duration) -> Result<Vec<Series>, Failed> {
     let zap = |options| -> Result<Option<Vec<u64>>, Failed> {
         let region = Region::builder(FAULT_REGION).strategy(Strategy::Zap).fault_around(FaultAround::Pages(1)).build();
         match region {
             Ok(region) => faults_of(&region, options, spend).map(Some),
-            // Not here: see `Support`.
+            // Not possible here: see `Support`.
             Err(_) if !Support::current().userfaultfd() => Ok(None),
             Err(e) => Err(e.into()),
         }
     };
     let kernel = Region::builder(FAULT_REGION).strategy(Strategy::Replace).build()?;
     let rows = [
-        ("zap, the monitor's answer", zap(MapOptions::new())?),
+        ("zap, by a monitor", zap(MapOptions::new())?),
         ("zap, accessors_only()", zap(MapOptions::new().accessors_only())?),
-        ("replace, the kernel's own", Some(faults_of(&kernel, MapOptions::new(), spend)?)),
+        ("replace, by the kernel", Some(faults_of(&kernel, MapOptions::new(), spend)?)),
     ];
     Ok(rows.into_iter().filter_map(|(name, samples)| Series::new(What::Fault, name, samples?)).collect())
 }

@@ -65,7 +65,7 @@ fn axis(from: usize, to: usize) -> String {
 
 fn bars(counts: &[usize]) -> String {
     let most = counts.iter().copied().max().unwrap_or(0).max(1);
-    // What happened at all is to be seen: rounded up.
+    // Rounded up, so that a single sample is visible.
     let bars: String = counts.iter().map(|n| BARS[(n * (BARS.len() - 1)).div_ceil(most)]).collect();
     bars.trim_end().to_owned()
 }

@@ -1,4 +1,4 @@
-//! The thread that disables, enables and resets the region, and that looks at it from the owner's side meanwhile.
+//! The thread that disables, enables and resets the region, and that checks it by the owner's view meanwhile.
 
 use super::ledger::Ledger;
 use super::random::Random;
@@ -15,7 +15,7 @@ pub(super) struct Changer<'a> {
 }
 
 impl Changer<'_> {
-    /// One change or reset, and the time before it. `Err`: a guarantee is broken.
+    /// Makes one change or reset, after a pause. `Err`: a guarantee is broken.
     pub(super) fn step(&mut self) -> Result<(), String> {
         self.dwell();
         if self.random.below(8) == 0 { self.reset() } else { self.revoke_and_restore() }
@@ -27,7 +27,7 @@ impl Changer<'_> {
         self.clock.turn(Window::Disabled);
         let looked = if changed { self.while_unreachable("disabled") } else { Err("disable() did nothing".to_owned()) };
         self.clock.turn(Window::Enabling);
-        // Also after a violation: threads that wait are to end.
+        // After a violation too, so that waiting threads end.
         let enabled = self.region.enable().map_err(|e| format!("enable() failed: {e}"));
         self.clock.turn(Window::Enabled);
         looked.and(enabled.map(drop))
@@ -48,7 +48,7 @@ impl Changer<'_> {
         looked?
     }
 
-    /// Nothing reaches the region now: puts forbidden stamps there for a while, and watches the workers' cells.
+    /// Checks that nothing reaches the region: puts forbidden stamps there for a while, and watches the workers' cells.
     fn while_unreachable(&mut self, what: &str) -> Result<(), String> {
         let cycle = self.clock.now().cycle();
         let before = self.ledger.cells(self.region)?;
@@ -60,7 +60,7 @@ impl Changer<'_> {
         self.ledger.check_unchanged(&before, &after, what)
     }
 
-    /// From nothing at all to some milliseconds, mostly short.
+    /// Pauses for up to some milliseconds, mostly short.
     fn dwell(&mut self) {
         match self.random.below(8) {
             0 => {}

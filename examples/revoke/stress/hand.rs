@@ -1,4 +1,4 @@
-//! The ways to reach into a region: accessors, raw pointers, system calls.
+//! The ways to access a region: accessors, raw pointers, system calls.
 
 use super::Policy;
 use super::worker::{NotDone, Terms, Touch};
@@ -7,7 +7,7 @@ use crate::raw;
 use revocable_mmio::{MapOptions, Mapping, OnDisabled, Region, Strategy, Support};
 use std::fs::File;
 
-/// A way, with the policy of its mapping.
+/// A way of access, with the policy of its mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     /// `Mapping::read` and `write`.
@@ -21,7 +21,7 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// The ways that this process can go with mappings of `policy`, at this region.
+    /// The ways that are possible in this process with mappings of `policy` of this region.
     pub(super) fn all(policy: Policy, region: &Region) -> Vec<Self> {
         use OnDisabled::{AllOnes, Block, Sigbus};
         let support = Support::current();
@@ -63,7 +63,7 @@ impl Way {
         }
     }
 
-    /// Which bits of a cell its stores change.
+    /// The bits of a cell that its stores change.
     pub(super) fn store_mask(self) -> u64 {
         match self {
             // The byte at the cell's first address.
@@ -73,7 +73,7 @@ impl Way {
     }
 }
 
-/// A way with the mapping of its own that it needs.
+/// A way of access with a mapping of its own.
 pub(super) struct Hand {
     way: Way,
     mapping: Mapping,

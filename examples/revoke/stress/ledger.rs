@@ -1,18 +1,18 @@
-//! What ought to be in the region: stamps that the owner changes while the region is disabled, and for each worker
-//! cells that only this worker stores to.
+//! The expected content of the region: stamps that the owner changes while the region is disabled, and for each worker
+//! cells to which only this worker stores.
 //!
-//! Page by page: the stamp at byte 0, the cell of worker `w` at byte `64 + 8 * w`.
+//! On each page the stamp is at byte 0, and the cell of worker `w` at byte `64 + 8 * w`.
 
 use revocable_mmio::Region;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Stamps that the region holds only while no access may reach it.
 const FORBIDDEN: u64 = 0xdead << 48;
-/// Stamps that stand there while it is enabled.
+/// Stamps that the region holds while it is enabled.
 const OPEN: u64 = 0x0be0 << 48;
 
 const FIRST_CELL: usize = 64;
-/// So many cells fit the smallest page.
+/// The number of cells that fit the smallest page.
 pub(super) const MOST_WORKERS: usize = 256;
 const MOST_PAGES: usize = 128;
 
@@ -32,9 +32,9 @@ pub(super) struct Ledger {
     /// From one page in use to the next, in bytes.
     stride: usize,
     workers: usize,
-    /// The last store of each cell that is known to have reached the region, by worker, then page.
+    /// The last store to each cell that is known to have reached the region, by worker, then page.
     acked: Vec<AtomicU64>,
-    /// Which bits of its cells a worker stores.
+    /// The bits of its cells to which a worker stores.
     masks: Vec<u64>,
     /// The cycle of the last open stamps.
     opened: AtomicU64,
@@ -64,7 +64,7 @@ impl Ledger {
         self.acked[worker * self.pages + page].load(Ordering::Acquire)
     }
 
-    /// Store `value` of this cell is known to be in the region.
+    /// Records that store `value` to this cell is known to be in the region.
     pub(super) fn ack(&self, worker: usize, page: usize, value: u64) {
         self.acked[worker * self.pages + page].store(value, Ordering::Release);
     }
@@ -72,7 +72,7 @@ impl Ledger {
     /// Puts the stamp of `cycle` that accesses may see on every page.
     pub(super) fn open(&self, region: &Region, cycle: u64) -> Result<(), String> {
         self.stamp(region, OPEN | cycle)?;
-        // SeqCst, as all of the clock: an access that begins later sees these stamps or later ones.
+        // SeqCst, like all of the clock: an access that begins later sees these stamps or later ones.
         self.opened.store(cycle, Ordering::SeqCst);
         Ok(())
     }
@@ -82,7 +82,7 @@ impl Ledger {
         self.stamp(region, FORBIDDEN | cycle)
     }
 
-    /// The oldest cycle whose stamp an access may see that begins now.
+    /// The oldest cycle whose stamp an access that begins now may see.
     pub(super) fn opened(&self) -> u64 {
         self.opened.load(Ordering::SeqCst)
     }
@@ -94,7 +94,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// All cells as they are now; for a moment in which no store can come in between.
+    /// All cells. To be called while no store can come in between.
     pub(super) fn cells(&self, region: &Region) -> Result<Vec<u64>, String> {
         let mut cells = Vec::with_capacity(self.workers * self.pages);
         for worker in 0..self.workers {
@@ -106,7 +106,7 @@ impl Ledger {
         Ok(cells)
     }
 
-    /// G2: earlier stores are there. The next one may be too: its worker has not acknowledged it yet.
+    /// G2: earlier stores are there. The worker's next store may be there too, not yet acknowledged.
     pub(super) fn check_kept(&self, cells: &[u64]) -> Result<(), String> {
         for worker in 0..self.workers {
             for page in 0..self.pages {

@@ -1,4 +1,4 @@
-//! Numbers that look random, from a seed that the summary tells.
+//! Pseudo-random numbers, from a seed that the summary prints.
 
 /// Marsaglia's xorshift64.
 #[derive(Debug)]
@@ -6,7 +6,7 @@ pub(super) struct Random(u64);
 
 impl Random {
     pub(super) fn new(seed: u64) -> Self {
-        // The generator has one state that it never leaves.
+        // Not 0, a state that the generator never leaves.
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 

@@ -1,4 +1,4 @@
-//! What a stress run says: progress on the standard error, the summary on the standard output.
+//! The output of a stress run: progress on the standard error, the summary on the standard output.
 
 use super::hand::Way;
 use super::{Shared, Tally};
@@ -44,7 +44,7 @@ impl Progress {
             all(|t| &t.reached),
             all(|t| &t.refused),
         );
-        // A reader that has gone away does not end the run.
+        // The run goes on if the reader has gone away.
         let _ = if self.rewrites { write!(io::stderr(), "\r\x1b[K{line}") } else { writeln!(io::stderr(), "{line}") };
     }
 
@@ -88,7 +88,7 @@ impl Report<'_> {
         Ok(Verdict::Broken)
     }
 
-    /// A run that revoked nothing, or that no access came through, has shown nothing.
+    /// A run without a revocation, or without an access that got through, has tested nothing.
     fn nothing_tested(&self) -> Option<String> {
         let reached = |t: &Tally| t.reached.load(Ordering::Relaxed) > 0;
         if self.shared.region.stats().disables == 0 || !self.shared.tallies.iter().any(reached) {

@@ -1,8 +1,8 @@
-//! What the region was doing while an access ran: the clock by which accesses are judged.
+//! The region's state while an access ran: the clock by which accesses are judged.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// The stretches of a region's life, as the one thread that changes it tells.
+/// The phases of a region, as the one thread that changes it sets them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Window {
     /// From the return of `enable()` to the call of `disable()`.
@@ -36,7 +36,7 @@ impl Clock {
         Self(AtomicU64::new(Window::Enabled as u64))
     }
 
-    /// For the thread that changes the region only.
+    /// Only for the thread that changes the region.
     pub(super) fn turn(&self, window: Window) {
         let now = self.0.load(Ordering::Relaxed);
         let step = ((now >> 3) + 1) & ((1 << 29) - 1);
@@ -45,7 +45,7 @@ impl Clock {
         self.0.store(cycle << 32 | step << 3 | window as u64, Ordering::SeqCst);
     }
 
-    /// Call it before an access and after it.
+    /// To be called before an access and after it.
     pub(super) fn now(&self) -> Moment {
         // The access is volatile or a system call, which orders nothing by itself.
         fence(Ordering::SeqCst);
@@ -73,12 +73,13 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// The window that the access ran wholly inside of.
+    /// The window inside of which the whole access ran.
     pub(super) fn inside(self) -> Option<Window> {
         (self.from == self.to).then(|| self.from.window())
     }
 
-    /// Was the region enabled, or busy with a reset, from the first to the last moment? Then nothing may be refused.
+    /// True if the region was enabled, or busy with a reset, from the first to the last moment. Then no access may be
+    /// refused.
     pub(super) fn never_disabled(self) -> bool {
         let off = matches!(self.from.window(), Window::Disabling | Window::Disabled | Window::Enabling);
         !off && self.from.cycle() == self.to.cycle()

@@ -7,15 +7,15 @@ use nix::errno::Errno;
 use revocable_mmio::AccessError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A way to reach into a region.
+/// A way to access a region.
 pub(super) trait Touch {
     fn name(&self) -> String;
     fn terms(&self) -> Terms;
 
-    /// Which bits of a cell a store changes.
+    /// The bits of a cell that a store changes.
     fn store_mask(&self) -> u64;
 
-    /// Whether this byte of the region can be reached at all.
+    /// True if this byte of the region can be accessed at all.
     fn reaches(&self, _offset: usize) -> bool {
         true
     }
@@ -24,21 +24,21 @@ pub(super) trait Touch {
         true
     }
 
-    /// `turn` is a number that looks random, for a way that has several forms.
+    /// `turn` is a pseudo-random number, for a way that has several forms.
     fn load(&self, offset: usize, turn: u64) -> Result<u64, NotDone>;
     fn store(&self, offset: usize, value: u64, turn: u64) -> Result<(), NotDone>;
 }
 
-/// What may become of a way's accesses.
+/// The outcomes that a way's accesses may have.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
-    /// A region that is disabled may refuse them.
+    /// A disabled region may refuse them.
     pub(super) is_refused: bool,
-    /// A region that is busy may refuse them, though it is enabled.
+    /// A busy region may refuse them, though it is enabled.
     pub(super) is_refused_by_busy: bool,
     /// They never wait.
     pub(super) is_nowait: bool,
-    /// In a region that is disabled their stores are dropped, and their loads are all-ones.
+    /// A disabled region drops their stores, and returns all-ones to their loads.
     pub(super) is_lost: bool,
 }
 
@@ -46,9 +46,9 @@ pub(super) struct Terms {
 pub(super) enum NotDone {
     /// The region is disabled.
     Refused,
-    /// It would have had to wait.
+    /// It would have waited.
     WouldBlock,
-    /// For a reason that nothing explains.
+    /// For a reason that no rule allows.
     Wrong(String),
 }
 
@@ -68,7 +68,7 @@ impl From<Errno> for NotDone {
     }
 }
 
-/// What a worker has done, for every thread to look at.
+/// The counts of a worker, which every thread may read.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     /// Accesses that reached the memory.
@@ -91,7 +91,7 @@ pub(super) struct Worker<'a, H> {
     pub(super) ledger: &'a Ledger,
     pub(super) tally: &'a Tally,
     pub(super) random: Random,
-    /// By page: whether the last store may have reached the region or not, so that the cell has to be looked at.
+    /// By page: true if the last store may or may not have reached the region, so that the cell has to be read.
     pub(super) doubtful: Vec<bool>,
 }
 
@@ -128,7 +128,7 @@ impl<H: Touch> Worker<'_, H> {
         Ok(value.map(|value| (value, span)))
     }
 
-    /// Was it right that this access went through, or did not?
+    /// Judges whether this access was right to go through, or not to.
     fn judge<T>(&self, done: Result<T, NotDone>, span: Span, offset: usize, what: &str) -> Result<Option<T>, String> {
         let (terms, inside) = (self.hand.terms(), span.inside());
         if matches!(inside, Some(Window::Disabled | Window::InReset)) {

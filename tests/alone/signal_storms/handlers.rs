@@ -1,4 +1,4 @@
-//! Handlers that access whatever they interrupt.
+//! Signal handlers that access a region, whatever they interrupt.
 
 use crate::support;
 use crate::support::matrix::STRATEGIES;
@@ -10,19 +10,19 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, AtomicUsize
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What the handlers of a storm access: mappings of one region, with every policy.
+/// The objects that the handlers of a storm access: mappings of one region, with every policy.
 struct World {
     region: Region,
     mappings: Vec<Mapping>,
-    /// Waits where a region is disabled: not for the thread that is to enable it.
+    /// Its accesses wait while the region is disabled, so the thread that enables it leaves it out.
     block: Option<Mapping>,
 }
 
 static WORLD: AtomicPtr<World> = AtomicPtr::new(std::ptr::null_mut());
-/// The thread that changes the region's state, and what went wrong: handlers can't panic.
+/// The thread that changes the region's state, and the count of wrong results, since handlers can't panic.
 static CHANGER: AtomicI32 = AtomicI32::new(0);
 static WRONG: AtomicU64 = AtomicU64::new(0);
-/// Accesses that went well, were refused, would have waited for themselves.
+/// Counts of accesses that succeeded, were refused, and would have waited for their own thread.
 static MET: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 
 /// Every word that is stored in the region.
@@ -41,7 +41,7 @@ fn met<T: Copy>(is_right: impl FnOnce(T) -> bool, result: Result<T, AccessError>
     MET[which].fetch_add(1, Ordering::Relaxed);
 }
 
-/// Every kind of access once, at a place that differs from one call to the next.
+/// Makes every kind of access once, at an offset that differs from call to call.
 fn every_access() {
     #[expect(unsafe_code, reason = "a leaked world, for signal handlers")]
     // SAFETY: null or leaked.
@@ -97,15 +97,15 @@ fn handlers_may_access_whatever_they_interrupt() {
             WORLD.store(std::ptr::null_mut(), Ordering::Release);
             let now = MET.iter().zip(before).map(|(met, before)| met.load(Ordering::Relaxed) - before);
             let now: Vec<u64> = now.collect();
-            eprintln!("{strategy}: {now:?} (well, refused, would have waited for itself)");
-            assert_eq!(WRONG.load(Ordering::Relaxed), 0, "{strategy}: what a handler met");
+            eprintln!("{strategy}: {now:?} (well, refused, would have waited for its own thread)");
+            assert_eq!(WRONG.load(Ordering::Relaxed), 0, "{strategy}: accesses of handlers with a wrong result");
             assert!(now[0] > 0 && now[1] > 0, "{strategy}: {now:?}");
         }
     })
     .well();
 }
 
-/// Threads that do everything to a region, each interrupted all the time.
+/// Runs threads that use a region in every way, each interrupted all the time.
 fn storm_over(region: &Region) {
     let watchdog = Watchdog::new(&format!("handlers over {}", region.strategy()), Duration::from_secs(20));
     let end = AtomicBool::new(false);
@@ -136,7 +136,7 @@ fn storm_over(region: &Region) {
         let _storm = storm::on_this_thread();
         let since = Instant::now();
         while since.elapsed() < stress_time(1500) {
-            assert!(region.disable().expect("guards and pins are let go"));
+            assert!(region.disable().expect("guards and pins end"));
             thread::yield_now();
             assert!(region.enable().expect("it comes back"));
             region.reset(|_| thread::yield_now()).expect("it resets");

@@ -1,4 +1,4 @@
-//! Destructors of what is handed in panic.
+//! The destructors of users' objects panic.
 
 use super::{Bomb, IOVA, LEN, PATIENCE, blocking};
 use crate::support;

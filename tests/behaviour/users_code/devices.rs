@@ -13,7 +13,7 @@ use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-/// A thread that turns a device's memory off waits for a guard that this one holds of one of its BARs.
+/// A thread that turns a device's memory off waits for a guard of one of its BARs, which this thread holds.
 #[test]
 fn the_holder_of_another_bars_guard_is_told_and_waits_for_nothing() {
     support::start();
@@ -38,7 +38,7 @@ fn the_holder_of_another_bars_guard_is_told_and_waits_for_nothing() {
     assert!(told >= 7, "{told}");
 }
 
-/// Asks for everything that would wait for the other BAR; how much of it was refused.
+/// Makes every call that would wait for the other BAR, and returns how many were refused.
 fn check(device: &PciDevice, maps: &[Mapping; 2], space: &DmaSpace, held: usize) -> usize {
     let other = device.region(Space::Bar(1 - held)).expect("memory");
     let answers = [
@@ -56,7 +56,7 @@ fn check(device: &PciDevice, maps: &[Mapping; 2], space: &DmaSpace, held: usize)
     answers.iter().filter(told).count()
 }
 
-/// A thread in the middle of one BAR's change asks for what waits for the device's, which waits for the BAR.
+/// A thread in the middle of one BAR's change makes calls that wait for the device's change, which waits for the BAR.
 #[test]
 fn changes_of_a_bar_and_of_its_device_do_not_wait_for_each_other() {
     struct Asks(PciDevice, usize, mpsc::SyncSender<()>, Mutex<mpsc::Sender<[String; 3]>>);

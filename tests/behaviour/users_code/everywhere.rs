@@ -1,4 +1,4 @@
-//! Every callback that there is does everything that it could.
+//! Every callback does everything that it could.
 
 use super::{BAR, Bomb, Code, Code_, Does, IOVA, LEN, OFF, ON, PATIENCE, World, blocking};
 use crate::support;
@@ -19,7 +19,7 @@ use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
 
-/// Which users' code runs.
+/// The places where users' code runs.
 const WHERE: &[&str] = &[
     "notifier",
     "on_revoke",
@@ -35,7 +35,7 @@ const WHERE: &[&str] = &[
     "destructor of an on_revoke",
 ];
 
-/// What it does.
+/// What users' code does there.
 const WHAT: &[(&str, Does)] = &[
     ("panics", |_| panic!("by design")),
     ("panics with a payload that panics", |_| std::panic::panic_any(Bomb)),
@@ -84,7 +84,7 @@ const WHAT: &[(&str, Does)] = &[
     }),
 ];
 
-/// What would wait for itself in the thread that changes the state, and says `Reentrant`.
+/// Calls that would wait for themselves in the thread that changes the state, and return `Reentrant`.
 const WAITS: &[(&str, Does)] = &[
     ("with_access", |world| fine(world.mapping.with_access(|_| ()))),
     ("with_access of the other", |world| fine(world.other.with_access(|_| ()))),
@@ -100,7 +100,7 @@ fn fine<T, E: Debug>(answer: Result<T, E>) {
     drop(fine_or(answer));
 }
 
-/// Done, or refused for a reason that has to do with where it was asked for.
+/// Succeeds, or is refused for a reason that has to do with the place of the call.
 fn fine_or<T, E: Debug>(answer: Result<T, E>) -> Option<T> {
     answer
         .map_err(|e| {
@@ -145,7 +145,7 @@ impl InvalidateNotifier for Destructor {
     }
 }
 
-/// A world in which `code` is handed in at one place, and what makes it run.
+/// A world in which `code` is one of the users' objects, at a place where `provoke` makes it run.
 pub(super) fn world(place: &str, code: &Arc<Code>, strategy: Strategy) -> Option<Arc<World>> {
     let user = || Code_(Arc::clone(code));
     let nobody = || Arc::new(Code_(Arc::default()));
@@ -191,10 +191,10 @@ pub(super) fn world(place: &str, code: &Arc<Code>, strategy: Strategy) -> Option
     Some(Arc::new(World { device, mapping, other, space, group, queue, dropped: Mutex::new(dropped) }))
 }
 
-/// Makes the code at `place` run, in whatever way it is called.
+/// Makes the code at `place` run, in every way that it is called there.
 fn provoke(place: &str, world: &Arc<World>, code: &Arc<Code>) {
     let region = world.region();
-    // What a callback panics with arrives here, where it is the caller's own.
+    // A panic of a callback arrives here if the callback is the caller's own.
     let quietly = |run: &mut dyn FnMut()| {
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(ended)));
@@ -216,7 +216,7 @@ fn provoke(place: &str, world: &Arc<World>, code: &Arc<Code>) {
                 let _ = std::pin::Pin::new(&mut *token).poll(&mut Context::from_waker(&waker));
                 world.dropped.lock().expect("a list").push(Box::new(token));
             }
-            // By a group: the other member is being given back too.
+            // By a group, so that the other member is given back too.
             let _ = world.group.try_enable();
         }
         "iommu" => {
@@ -236,7 +236,7 @@ fn provoke(place: &str, world: &Arc<World>, code: &Arc<Code>) {
                 }
                 drop(theirs.lock().map(|mut pin| pin.take()));
             });
-            // Its panic is before it lets go.
+            // A callback that panics has not dropped the pin. It is dropped below.
             *pin.lock().expect("a pin") = Some(taken);
             thread::scope(|scope| {
                 scope.spawn(|| drop(region.disable()));
@@ -246,7 +246,7 @@ fn provoke(place: &str, world: &Arc<World>, code: &Arc<Code>) {
         }
         _ => {}
     }
-    // Every change there is, and what is left of the world.
+    // Makes every kind of change, and drops what is left of the world.
     let _ = region.disable();
     let _ = region.enable();
     let _ = world.device.write(Space::Config, 4, &OFF[..]);
@@ -276,7 +276,7 @@ pub(super) fn run(what: &'static [(&'static str, Does)]) {
                     && name.starts_with("read")
                     && *name != "read_with"
                 {
-                    // A page fault that waits for the end of the callback: `Region::reset` says to use `try_read`.
+                    // A page fault waits for the end of the callback. `Region::reset` advises `try_read` for that.
                     continue;
                 }
                 if std::env::var_os("REVOCABLE_SHOW").is_some() {
@@ -291,7 +291,7 @@ pub(super) fn run(what: &'static [(&'static str, Does)]) {
                 *code.does.lock().expect("what it does") = None;
                 *code.world.lock().expect("the world") = None;
                 *ran.entry(*place).or_default() += code.calls.load(SeqCst);
-                // It works afterwards.
+                // The region works afterwards.
                 let region = world.region();
                 let _ = world.device.exit_low_power();
                 region.enable().unwrap_or_else(|e| panic!("{title}: {e}"));

@@ -1,4 +1,4 @@
-//! What an IOMMU says, does and counts.
+//! The results and the calls of IOMMUs.
 
 use super::Counts;
 use super::{BAR, IOVA, LEN, OFF, PATIENCE};
@@ -89,7 +89,8 @@ fn the_iommu_says_what_it_says_and_a_panic_leaves_nothing_behind() {
     assert_eq!(space.unmap(0, usize::MAX), 0);
 }
 
-/// An IOMMU that, while another thread's revocation waits for its call, asks for what waits for that revocation.
+/// While another thread's revocation waits for a call of this IOMMU, the IOMMU makes calls that wait for that
+/// revocation.
 #[test]
 fn an_iommu_that_a_revocation_waits_for_does_not_wait_for_the_revocation() {
     struct Asks(Mutex<Option<mpsc::SyncSender<()>>>, Arc<PciDevice>, Mutex<Vec<String>>);

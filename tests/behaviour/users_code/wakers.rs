@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 
-/// Whoever is woken may use another member at once, whichever of them comes first.
+/// A woken waiter may use another member at once, whichever of the members comes first.
 #[test]
 fn a_waker_of_one_member_of_a_group_can_read_another() {
     struct Reads(Arc<Mapping>, Arc<Mutex<Vec<String>>>);

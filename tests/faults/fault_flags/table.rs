@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-/// What is compared, as the table's columns name it.
+/// The presets that are compared, with the names of the table's columns.
 const PRESETS: [(&str, Rules); 5] = [
     ("PATCH_V1", Rules::PATCH_V1),
     ("PATCH_V2", Rules::PATCH_V2),
@@ -17,7 +17,7 @@ const PRESETS: [(&str, Rules); 5] = [
     ("CRATE", Rules::CRATE),
 ];
 
-/// A caller's lock that others can look at.
+/// A caller's lock whose state the test can read.
 struct Watched<'a>(&'a AtomicBool);
 
 impl CallerLock for Watched<'_> {
@@ -34,14 +34,15 @@ impl CallerLock for Watched<'_> {
     }
 }
 
-/// Faults with these sets of flags at a region whose write side is held, all at once; the second half of them are called off
-/// while they sleep. In the table's words: how each sleeps, what it answers, and what has become of the caller's lock.
+/// Makes a fault with each of these sets of flags, twice, at a region whose write side is held, all at the same time.
+/// The second half is cancelled while it waits. Returns, in the table's words, how each waits, its outcome, and the
+/// state of the caller's lock.
 fn contended(rules: Rules, sets: &[FaultFlags]) -> Vec<String> {
     let region = Region::builder(LEN).build().expect("it builds");
     let tokens = [CancelToken::new(), CancelToken::new()];
     let held: Vec<AtomicBool> = (0..2 * sets.len()).map(|_| AtomicBool::new(true)).collect();
     let begun = AtomicUsize::new(0);
-    // Nothing tells that a thread sleeps: all had the time to.
+    // Nothing reports that a thread sleeps, so each gets the time to.
     let settle = || thread::sleep(4 * A_WHILE);
     busy(&region, |end| {
         thread::scope(|scope| {
@@ -89,7 +90,7 @@ fn contended(rules: Rules, sets: &[FaultFlags]) -> Vec<String> {
                         other => panic!("{other:?}"),
                     };
                     let lock = if held[at].load(Ordering::SeqCst) { "held" } else { "released" };
-                    assert!(!killed[at] || at >= sets.len(), "it woke without a word");
+                    assert!(!killed[at] || at >= sets.len(), "it woke without being cancelled");
                     assert!(!matches!(outcome, Outcome::Retry { lock: LockAfter::Held } if lock == "released"));
                     assert!(!matches!(outcome, Outcome::Retry { lock: LockAfter::Released } if lock == "held"));
                     format!("{}{}, {answer}, {lock}", sleeps[at], if killed[at] { ", killed" } else { "" })
@@ -99,14 +100,14 @@ fn contended(rules: Rules, sets: &[FaultFlags]) -> Vec<String> {
     })
 }
 
-/// The table of the documentation is what comes out, for every legal set of flags.
+/// For every legal set of flags the outcome is the one in the documentation's table.
 #[test]
 fn the_rules_that_the_review_compared_come_to_what_the_table_says() {
     support::start();
     let sets: Vec<FaultFlags> =
         (0..1 << 10).map(FaultFlags::from_bits_retain).filter(|flags| flags.validate().is_ok()).collect();
     let columns = PRESETS.map(|(_, rules)| contended(rules, &sets));
-    // A row for what any of them looks at; the other flags make no difference.
+    // One row for each combination of the flags that some preset looks at. The other flags make no difference.
     let mut rows: BTreeMap<[bool; 5], Vec<String>> = BTreeMap::new();
     for (at, flags) in sets.iter().cycle().take(2 * sets.len()).enumerate() {
         let has = |flag| !flags.contains(flag);
@@ -135,7 +136,7 @@ fn the_rules_that_the_review_compared_come_to_what_the_table_says() {
         .lines()
         .filter(|line| line.starts_with("//! |"))
         .collect();
-    assert_eq!(told.join("\n"), table, "what comes out:\n{table}");
+    assert_eq!(told.join("\n"), table, "the outcomes are:\n{table}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Waits that are called off, or end with the region.
+//! Waits that are cancelled, or end with the region.
 
 use super::{LEN, LET_GO, Lock, RELEASED, busy, mapping, regions, waits_until};
 use crate::support;
@@ -39,7 +39,7 @@ fn cancelling_ends_every_killable_wait_at_once() {
         assert_eq!(answers, (Err(AccessError::Cancelled { offset: 1 }), Err(PinError::Cancelled)));
     };
     busy(&region, |_end| check());
-    assert!(region.disable().expect("nobody is in the way"));
+    assert!(region.disable().expect("nothing is in the way"));
     check();
 }
 
@@ -61,7 +61,7 @@ fn dropping_the_region_ends_the_waits_of_its_mappings() {
     support::start();
     for region in regions() {
         let mapping = mapping(&region, OnDisabled::Block);
-        assert!(region.disable().expect("nobody is in the way"));
+        assert!(region.disable().expect("nothing is in the way"));
         let answers = waits_until(
             || {
                 thread::scope(|scope| {
@@ -81,7 +81,7 @@ fn system_calls_of_a_blocking_mapping_are_refused_before_and_after_its_region_is
     support::start();
     for region in regions() {
         let mapping = mapping(&region, OnDisabled::Block);
-        assert!(region.disable().expect("nobody is in the way"));
+        assert!(region.disable().expect("nothing is in the way"));
         let into = mapping.as_ptr().expose_provenance();
         assert_eq!(stat_into(into), Err(Errno::EFAULT));
         drop(region);

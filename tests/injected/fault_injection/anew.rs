@@ -1,4 +1,4 @@
-//! What is made once a process: by the first region, and again when it was lost.
+//! Objects that a process makes once: with its first region, and again when they were lost.
 
 use super::{Rig, each_failure, small};
 use crate::one_at_a_time;
@@ -8,7 +8,7 @@ use crate::support::{self, forking};
 use nix::errno::Errno;
 use revocable_mmio::{OnDisabled, Region, RevokeError, Strategy, inject};
 
-/// The descriptors of userfaultfds and of what covers are made of are lost: other code in the process has closed them.
+/// Closes the descriptors of userfaultfds and of the files that covers are made of, as other code in the process may.
 fn lose_what_covers_are_made_of() {
     let entries = std::fs::read_dir("/proc/self/fd").expect("the process's descriptors").flatten();
     for entry in entries {
@@ -19,14 +19,15 @@ fn lose_what_covers_are_made_of() {
     }
 }
 
-/// They are made anew by the next revocation, and each call of that may fail.
+/// The next revocation makes them anew, and each call of that may fail.
 #[test]
 fn what_has_to_be_made_anew_may_fail_too() {
     let _one = one_at_a_time();
     let ended = support::child::alone(|| {
         let seen = std::cell::RefCell::new(std::collections::BTreeSet::new());
         every_case(|case| {
-            // A monitor whose userfaultfd is lost serves no more: not Zap. What is made is the same for all others.
+            // Not Zap, because a monitor whose userfaultfd is lost serves no more. The others all make the same
+            // objects.
             let tried = case.strategy == Strategy::Detach || case.memory == Memory::Device;
             if !small(case) || !tried {
                 return;
@@ -36,7 +37,7 @@ fn what_has_to_be_made_anew_may_fail_too() {
                 seen.borrow_mut().extend(KNOWN.into_iter().filter(|call| what.contains(&format!(" {call} #"))));
             };
             each_failure(case, 1, lose, |rig| rig.region.disable(), note);
-            // During a reset everyone waits alike.
+            // During a reset accesses wait alike under every policy.
             if case.policy == OnDisabled::Sigbus {
                 each_failure(case, 1, lose, |rig| rig.region.reset(|_| true), note);
             }
@@ -48,10 +49,10 @@ fn what_has_to_be_made_anew_may_fail_too() {
     ended.well();
 }
 
-/// The calls that only making anew makes.
+/// The calls that are made only for this.
 const KNOWN: [&str; 4] = ["memfd_create", "userfaultfd", "clone", "UFFDIO_API"];
 
-/// In a process that has not built any yet: a forked child.
+/// In a forked child, which has not built a region yet.
 #[test]
 fn a_first_region_whose_calls_fail_is_refused_or_as_good_as_any_and_decides_nothing_for_the_next() {
     let _one = one_at_a_time();
@@ -84,7 +85,7 @@ fn a_first_region_whose_calls_fail_is_refused_or_as_good_as_any_and_decides_noth
                     3 => skip += 1,
                     4 => break,
                     other => {
-                        panic!("{errno} at call {skip}: {other}; 1: a weaker one, or another reason; 2: the next too")
+                        panic!("{errno} at call {skip}: {other}; 1: weaker, or another reason; 2: the next region too")
                     }
                 }
             }

@@ -1,4 +1,4 @@
-//! Changes of state, and of rights.
+//! Changes of state and of rights, with failing calls.
 
 use super::{ALL, Rig, calls_of, each_failure, failing_once, keep_shared_things, small};
 use crate::one_at_a_time;
@@ -41,7 +41,8 @@ fn an_enable_whose_calls_fail_restores_or_stays_revoked() {
                 disable,
                 |rig| rig.region.enable(),
                 |rig, did, what| {
-                    // If nothing works any more, not even taking back what came back, then it is called enabled.
+                    // If no call works any more, what came back cannot be revoked again, and the region is called
+                    // enabled.
                     let nothing_works = what.contains(inject::ANY);
                     assert!(rig.region.is_enabled() == did.is_ok() || nothing_works, "{what}");
                 },
@@ -61,7 +62,7 @@ fn a_reset_whose_calls_fail_leaves_a_state_that_is_told_right() {
     });
 }
 
-/// Several parts, each covered and mapped by itself.
+/// A mapping of several parts, each of which is covered and mapped by itself.
 #[test]
 fn a_split_mapping_whose_calls_fail_is_revoked_or_told() {
     let _one = one_at_a_time();
@@ -84,7 +85,7 @@ fn a_split_mapping_whose_calls_fail_is_revoked_or_told() {
     });
 }
 
-/// Rights that could not be changed are as before, in every state.
+/// If rights cannot be changed, they stay as before, in every state.
 #[test]
 fn a_protect_whose_calls_fail_changes_nothing() {
     let _one = one_at_a_time();
@@ -107,7 +108,7 @@ fn a_protect_whose_calls_fail_changes_nothing() {
                 inject::fail(call, skip, 1, errno);
                 let did = protect();
                 inject::clear();
-                // What is put away is not missed.
+                // A failed call that only cleans up is no error.
                 match did {
                     Err(ProtectError::Sys(e)) => assert_eq!((e.call, e.errno), (call, errno), "{what}"),
                     Ok(()) => rig.views[0].protect(0..page, Prot::ReadWrite).expect("as many as it had"),

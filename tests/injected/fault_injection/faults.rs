@@ -1,4 +1,4 @@
-//! Faults, and the monitor that answers them.
+//! Faults, and the monitor that resolves them.
 
 use super::{Rig, SECRET, calls_of, failing_once, keep_shared_things, small};
 use crate::one_at_a_time;

@@ -1,4 +1,4 @@
-//! Building, mapping, unmapping and dropping.
+//! Building, mapping, unmapping and dropping, with failing calls.
 
 use super::{Rig, SECRET, calls_of, failing_once, keep_shared_things, small};
 use crate::one_at_a_time;
@@ -102,13 +102,14 @@ fn an_unmap_that_fails_does_not_leave_the_memory_reachable() {
         assert_ne!(raw::load64(at), Ok(SECRET), "{case}: dropped, and still reachable");
         region.disable().expect("it revokes");
         assert_ne!(raw::load64(at), Ok(SECRET), "{case}: disabled, and still reachable");
-        drop(case.map(&region)); // the next of these calls makes up for the failed one
+        drop(case.map(&region)); // mapping again repeats the failed unmap
         drop(region);
         eventually("nothing is left", || Held::now().mappings <= before.mappings);
     });
 }
 
-/// A dropped region has no caller to tell of a failure, so it goes on trying, in the background where threads can be had.
+/// The drop of a region has no caller to return an error to, so it goes on trying: in the background, if it can start a
+/// thread.
 #[test]
 fn a_drop_whose_calls_fail_for_a_while_revokes_in_the_end() {
     let _one = one_at_a_time();
@@ -117,13 +118,13 @@ fn a_drop_whose_calls_fail_for_a_while_revokes_in_the_end() {
         if !small(case) {
             return;
         }
-        // Without threads it does so before the drop returns.
+        // Without threads the drop tries until it succeeds, and only then returns.
         for fails in [inject::ANY_BUT_CLONE, inject::ANY] {
             let Rig { region, views } = Rig::new(case);
             thread::scope(|scope| {
                 inject::fail(fails, 0, usize::MAX, Errno::ENOMEM);
                 scope.spawn(|| {
-                    // The first tries of the background, too.
+                    // Lets the first tries in the background fail, too.
                     thread::sleep(Duration::from_millis(30));
                     inject::clear();
                 });

@@ -1,4 +1,4 @@
-//! What others do: processes made in all ways, and system calls on other processes' memory.
+//! Attacks from outside: processes made in all ways, and system calls on other processes' memory.
 //!
 //! UNSAFETY: system calls with addresses that the tests take from live mappings, or know to be refused; the kernel checks them.
 #![expect(unsafe_code, reason = "system calls")]
@@ -11,25 +11,25 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 type Body<'a> = Box<dyn FnMut() -> c_int + 'a>;
 
-/// A process made by clone(2), and what it runs. Ended and waited for when dropped.
+/// A process made by clone(2), and the code that it runs. It is killed and waited for on drop.
 pub(super) struct Cloned<'a> {
     pid: c_int,
-    /// Boxed twice: the child has the address of the inner box, which stays where it is.
+    /// Boxed twice, because the child has the address of the inner box, which must not move.
     _body: Box<Body<'a>>,
     _stack: Vec<u8>,
 }
 
-/// Runs `child` in a process made with these flags of clone(2), which are to make no thread. With `CLONE_VFORK` it returns
-/// when the child has ended.
+/// Runs `child` in a process made with these flags of clone(2), which must not make a thread. With `CLONE_VFORK` it
+/// returns when the child has ended.
 ///
-/// The child must neither allocate nor lock. With `CLONE_VM` it has the calling thread's thread-locals, which that thread
-/// must leave alone until the child has ended.
+/// The child must neither allocate nor lock. With `CLONE_VM` it has the calling thread's thread-locals, which that
+/// thread must leave alone until the child has ended.
 pub(super) fn cloned<'a>(flags: c_int, child: impl FnMut() -> c_int + 'a) -> Cloned<'a> {
     extern "C" fn run(body: *mut c_void) -> c_int {
-        // It does not outlive a test that is killed, with the pipes that the test's output goes to.
+        // A test that is killed must not leave the child behind, which has the pipes of the test's output.
         // SAFETY: numbers only.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-        // SAFETY: the box that `Cloned` keeps until the child has ended, and nobody else uses.
+        // SAFETY: the box that `Cloned` keeps until the child has ended, and that nothing else uses.
         let body = unsafe { &mut *body.cast::<Body<'_>>() };
         body()
     }
@@ -46,7 +46,7 @@ pub(super) fn cloned<'a>(flags: c_int, child: impl FnMut() -> c_int + 'a) -> Clo
 
 impl Cloned<'_> {
     pub(super) fn kill(&self) {
-        // SAFETY: a process of ours that nobody has waited for yet.
+        // SAFETY: a child of this process that has not been waited for.
         let rc = unsafe { libc::kill(self.pid, libc::SIGKILL) };
         assert_eq!(rc, 0, "kill: {}", Errno::last());
     }
@@ -91,16 +91,16 @@ fn answer(n: isize) -> Result<usize, Errno> {
 pub(super) fn write_process(pid: i32, addr: usize, from: &[u8]) -> Result<usize, Errno> {
     let local = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
     let remote = libc::iovec { iov_base: at(addr), iov_len: from.len() };
-    // SAFETY: the local piece is only read; the remote one the kernel checks.
+    // SAFETY: the local piece is only read, and the kernel checks the remote one.
     answer(unsafe { libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0) })
 }
 
-/// process_vm_readv(2) from this process's own memory, into `into`, which may be any memory: the kernel checks it.
+/// process_vm_readv(2) from this process's own memory into `into`, which may be any address: the kernel checks it.
 pub(super) fn read_own_memory(addr: usize, into: usize, len: usize) -> Result<usize, Errno> {
     let local = libc::iovec { iov_base: at(into), iov_len: len };
     let remote = libc::iovec { iov_base: at(addr), iov_len: len };
     let pid = nix::unistd::getpid().as_raw();
-    // SAFETY: both pieces the kernel checks; nothing else uses the local one as anything but raw memory.
+    // SAFETY: the kernel checks both pieces, and the local one is used as raw memory only.
     answer(unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) })
 }
 
@@ -117,26 +117,26 @@ pub(super) fn advise_process(pid: i32, addr: usize, len: usize, advice: c_int) -
     Errno::result(rc).map(drop)
 }
 
-/// Where only ancestors may trace (Yama), this process lets everyone.
+/// Lets every process trace this one, where Yama allows that to ancestors only.
 pub(super) fn let_others_trace() {
     // SAFETY: numbers only; kernels without Yama know no such call, and need none.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
 }
 
-/// mlock2(2): locks what is there, and the rest as it comes.
+/// mlock2(2): locks present pages now, and others when they are faulted in.
 pub(super) fn lock_on_fault(addr: usize, len: usize) -> Result<(), Errno> {
     // SAFETY: locks pages of a mapping of the test's.
     Errno::result(unsafe { libc::syscall(libc::SYS_mlock2, at(addr), len, libc::MLOCK_ONFAULT) }).map(drop)
 }
 
-/// A mapping of a file, shared, by whoever has a descriptor.
+/// A shared mapping of a file, as any process with a descriptor can make it.
 pub(super) fn map(fd: BorrowedFd<'_>, len: usize, prot: c_int) -> Result<usize, Errno> {
-    // SAFETY: without MAP_FIXED the kernel picks an address where nothing of anyone's stands.
+    // SAFETY: without MAP_FIXED the kernel picks a free address.
     let got = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
     if got == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(got.expose_provenance()) }
 }
 
-/// vmsplice(2): hands the pages behind an address to a pipe.
+/// vmsplice(2): gives the pages at an address to a pipe.
 pub(super) fn splice_pages(into: BorrowedFd<'_>, addr: usize, len: usize) -> Result<usize, Errno> {
     let pages = libc::iovec { iov_base: at(addr), iov_len: len };
     // SAFETY: the kernel checks the range.
@@ -155,10 +155,10 @@ pub(super) fn read_from_start(file: BorrowedFd<'_>, addr: usize, len: usize) -> 
     answer(unsafe { libc::pread(file.as_raw_fd(), at(addr), len, 0) })
 }
 
-/// Registers the pages behind an address as a ring's fixed buffer.
+/// Registers the pages at an address as a ring's fixed buffer.
 pub(super) fn fix_pages(ring: &io_uring::IoUring, addr: usize, len: usize) -> Result<(), Errno> {
     let buffer = libc::iovec { iov_base: at(addr), iov_len: len };
-    // SAFETY: the kernel holds the pages, or refuses to; the tests take them back before they go on.
+    // SAFETY: the kernel pins the pages, or refuses to. The tests unregister them before they go on.
     let done = unsafe { ring.submitter().register_buffers(&[buffer]) };
     done.map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))
 }

@@ -1,4 +1,4 @@
-//! The descriptors: who has the memory, and what exec and the seals keep from whom.
+//! Descriptors: which processes can reach the memory by them, and what close-on-exec and seals prevent.
 
 use super::calls::map;
 use super::{SECRET, addr};
@@ -15,14 +15,14 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
 
-/// A region's own descriptor, as anybody of the same user finds it.
+/// A region's own descriptor, as any process of the same user finds it.
 fn descriptor_of(name: &str) -> PathBuf {
     let found = fs::read_dir("/proc/self/fd").expect("our descriptors").flatten().map(|entry| entry.path());
     let is_its = |path: &PathBuf| fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains(name));
     found.into_iter().find(is_its).expect("a region has a descriptor")
 }
 
-/// Opened anew, as /proc lets anybody of the same user do.
+/// Opens the file again, as /proc allows any process of the same user.
 fn open(path: &PathBuf) -> File {
     File::options().read(true).write(true).open(path).expect("it is this user's")
 }
@@ -50,7 +50,7 @@ fn descriptors_are_closed_on_exec_and_the_memfd_is_sealed() {
             }
             if target.contains("sealed-one") {
                 memfds += 1;
-                // Opened anew through /proc, as anybody of this user can: neither shrinks nor grows.
+                // Opened again through /proc, as any process of this user can, the file neither shrinks nor grows.
                 let again = fs::File::options().write(true).open(entry.path()).expect("it opens");
                 for len in [0, 128 << 10] {
                     assert_eq!(again.set_len(len).expect_err("sealed").raw_os_error(), Some(Errno::EPERM as i32));
@@ -100,7 +100,8 @@ fn who_opens_the_descriptor_has_the_memory_which_is_a_documented_limit_but_canno
             let started = Command::new(&path).status().expect_err("it is no program");
             assert_eq!(started.kind(), std::io::ErrorKind::PermissionDenied, "{strategy}");
         }
-        // What may be written may be thrown away: a hole is zeroes to everyone, and no way into the mapping.
+        // A file that can be written can also be punched. The hole reads as zeroes by the descriptor, and is no way
+        // into the mapping.
         let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&again, hole, 0, 4096).expect("writing is not sealed");
         assert_eq!(raw::load64(base), Err(Hit::bus(base)), "{strategy}");
@@ -110,7 +111,7 @@ fn who_opens_the_descriptor_has_the_memory_which_is_a_documented_limit_but_canno
     }
 }
 
-/// The file behind whatever is mapped at an address now, through /proc/self/map_files.
+/// The file that is mapped at an address now, through /proc/self/map_files.
 fn file_at(base: usize) -> std::io::Result<File> {
     let maps = support::read_text("/proc/self/maps");
     let lines = maps.lines().filter_map(|line| line.split_once(' '));
@@ -140,10 +141,10 @@ fn map_files_gives_what_is_mapped_there_now_which_is_never_the_memory() {
             };
             assert_eq!(first(base), Some(SECRET), "{strategy} {policy:?}");
             region.disable().expect("it revokes");
-            // An empty file, ones, or private memory, which is no file's.
+            // An empty file, ones, or private memory, which has no file.
             let ones = (policy == OnDisabled::AllOnes).then_some(u64::MAX);
             assert_eq!(first(base), ones, "{strategy} {policy:?}");
-            // The owner's view is always there, for whoever may look for it (see SECURITY).
+            // The owner's view is always mapped, and map_files shows it (see SECURITY).
             assert_eq!(first(region.owner().as_ptr().expose_provenance()), Some(SECRET), "{strategy} {policy:?}");
             region.enable().expect("it comes back");
             region

@@ -1,4 +1,4 @@
-//! Children: what they see of a region, and what they can do to it.
+//! Forked children see nothing of a region, and cannot change it.
 
 use super::{SECRET, addr, with_secret};
 use crate::support::forking;
@@ -21,8 +21,8 @@ fn a_forked_child_can_neither_change_the_parents_mappings_nor_its_own_memory_by_
                 region.disable().expect("it revokes");
             }
             let code = forking::exit_code(|| {
-                // The range is free in the child, and it puts something of its own there. (What covers a disabled
-                // range may be inherited: there is nothing in it.)
+                // The range is free in the child, which puts a mapping of its own there. (A cover of a disabled range
+                // may be inherited, as it has no content.)
                 let free = raw::map_if_free(base, len).is_ok() && raw::protect(base, len, libc::PROT_READ).is_ok();
                 if !free && !disabled {
                     return 1;
@@ -37,7 +37,7 @@ fn a_forked_child_can_neither_change_the_parents_mappings_nor_its_own_memory_by_
             });
             assert_eq!(code, 0, "{case} disabled: {disabled}");
             if disabled && case.policy == OnDisabled::Sigbus {
-                assert_eq!(raw::load64(base), Err(Hit::bus(base)), "{case}: the parent's");
+                assert_eq!(raw::load64(base), Err(Hit::bus(base)), "{case}: the parent's mapping");
             }
             let _ = mapping.offset();
         }
@@ -51,7 +51,7 @@ fn a_forked_child_can_neither_change_the_parents_mappings_nor_its_own_memory_by_
                 return 1;
             }
             let (region, mapping) = taken.as_ref().map_or((None, None), |(r, m)| (Some(r), Some(m)));
-            // By bitwise copies, since the parent's go on living.
+            // By bitwise copies, since the parent goes on using its own.
             for _ in [0] {
                 if let (Some(region), Some(mapping)) = (region, mapping) {
                     raw::drop_copies(region, mapping);
@@ -61,12 +61,12 @@ fn a_forked_child_can_neither_change_the_parents_mappings_nor_its_own_memory_by_
         });
         assert_eq!(code, 0, "{case}: drop");
         let (_region, mapping) = taken.expect("still there");
-        assert_eq!(mapping.read::<u64>(0), Ok(SECRET), "{case}: the parent's");
-        assert_eq!(raw::load64(base), Ok(SECRET), "{case}: the parent's");
+        assert_eq!(mapping.read::<u64>(0), Ok(SECRET), "{case}: the parent's mapping");
+        assert_eq!(raw::load64(base), Ok(SECRET), "{case}: the parent's mapping");
     });
 }
 
-/// What is shared by a process's regions (the monitor, the refusing userfaultfd) is not shared with its children.
+/// A process's regions share a monitor and a refusing userfaultfd, but not with its children.
 #[test]
 fn a_forked_child_makes_regions_of_its_own() {
     support::start();
@@ -83,7 +83,7 @@ fn a_forked_child_makes_regions_of_its_own() {
                     && own.read::<u64>(0) == Ok(value)
                     && region.disable().is_ok_and(|changed| changed)
                     && raw::load64(addr(mapping)) == Err(Hit::bus(addr(mapping)))
-                    // Not by what the accessors know, but by what is mapped.
+                    // Checks what is mapped, and not only what the accessors know.
                     && raw::load64(addr(own)).is_err()
                     && own.read::<u64>(0).is_err()
                     && region.enable().is_ok_and(|changed| changed)
@@ -91,14 +91,14 @@ fn a_forked_child_makes_regions_of_its_own() {
                     && own.read::<u64>(0) == Ok(value)
             };
             let Some((region, mapping, own)) = make() else { continue };
-            assert!(works(&region, &mapping, &own, SECRET), "{strategy}: the parent's");
-            // The other thread of this process is the test harness's, which waits: no lock is held at the fork.
+            assert!(works(&region, &mapping, &own, SECRET), "{strategy}: the parent's region");
+            // The only other thread of this process is the test harness's. It waits, so no lock is held at the fork.
             let code = forking::exit_code(|| match make() {
                 None => 1,
                 Some((region, mapping, own)) => i32::from(!works(&region, &mapping, &own, 5)) * 2,
             });
-            assert_eq!(code, 0, "{strategy}: the child's");
-            assert!(works(&region, &mapping, &own, SECRET), "{strategy}: the parent's, after that");
+            assert_eq!(code, 0, "{strategy}: the child's region");
+            assert!(works(&region, &mapping, &own, SECRET), "{strategy}: the parent's region, after that");
         }
     });
     ended.well();

@@ -1,5 +1,5 @@
-//! Huge pages: MADV_COLLAPSE and khugepaged put page-table entries in place with nobody asking for them. The crate asks for none
-//! in its mappings (MADV_NOHUGEPAGE); here that is undone as well.
+//! Huge pages: MADV_COLLAPSE and khugepaged set page-table entries without a fault. The crate forbids huge pages in its
+//! mappings (MADV_NOHUGEPAGE). The tests also undo that.
 
 use super::addr;
 use super::calls::advise_process;
@@ -80,7 +80,7 @@ fn allow_and_collapse(base: usize) -> nix::Result<()> {
     raw::advise(base, LEN, libc::MADV_HUGEPAGE)?;
     for _ in 0..200 {
         match raw::advise(base, LEN, libc::MADV_COLLAPSE) {
-            // Somebody else holds one of the pages just now, or there is no huge one free: see madvise(2).
+            // The kernel is using one of the pages, or has no free huge page: see madvise(2).
             Err(Errno::EAGAIN | Errno::EBUSY | Errno::ENOMEM) => std::thread::sleep(Duration::from_millis(10)),
             other => return other,
         }
@@ -88,13 +88,13 @@ fn allow_and_collapse(base: usize) -> nix::Result<()> {
     Err(Errno::EAGAIN)
 }
 
-/// Can MADV_COLLAPSE do anything here?
+/// Whether MADV_COLLAPSE can do anything here.
 fn collapses() -> bool {
     const MODE: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
     let region = Region::builder(LEN).build().expect("it builds");
     let mapping = region.map(MapOptions::new()).expect("it maps");
     region.owner().fill(0, BYTE, LEN).expect("the owner writes");
-    // A large mapping begins where a huge page can.
+    // A large mapping is aligned for huge pages.
     let may = allow_and_collapse(addr(&mapping)).is_ok();
     if !may {
         let mode = read_text(MODE);
@@ -103,7 +103,7 @@ fn collapses() -> bool {
     may
 }
 
-/// Foreign code that undoes MADV_NOHUGEPAGE: an enabled mapping is revoked all the same, and what stands in a disabled one has
+/// Foreign code undoes MADV_NOHUGEPAGE. An enabled mapping is revoked all the same, and in a disabled range there is
 /// nothing to collapse.
 #[test]
 fn collapsing_by_foreign_code_that_allows_huge_pages_opens_nothing() {
@@ -137,8 +137,8 @@ fn collapsing_by_foreign_code_that_allows_huge_pages_opens_nothing() {
     });
 }
 
-/// What the application allowed while the region was enabled does not hold while it is disabled: whoever collapses then, another
-/// process too, finds a mapping that wants no huge pages.
+/// Huge pages that the application has allowed while the region was enabled are forbidden again once it is disabled.
+/// MADV_COLLAPSE then fails, from this process and from another.
 #[test]
 fn huge_pages_that_were_allowed_before_are_none_afterwards() {
     support::start();
@@ -171,7 +171,8 @@ fn huge_pages_that_were_allowed_before_are_none_afterwards() {
     });
 }
 
-/// khugepaged at full speed, for shared memory too; as before when dropped. One test at a time, of all processes, has it.
+/// Runs khugepaged at full speed, for shared memory too, until it is dropped. Only one test of all processes has it at
+/// a time.
 struct Khugepaged {
     before: Vec<(String, String)>,
     _one: Flock<File>,
@@ -194,7 +195,7 @@ impl Khugepaged {
         for (name, value) in wanted {
             let path = format!("{DIR}/{name}");
             let text = read_text(&path);
-            // Of several words, the one in brackets holds.
+            // If the file lists several words, the one in brackets is set.
             let now =
                 text.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map_or(text.trim(), |(now, _)| now);
             fs::write(&path, value).ok()?;
@@ -218,7 +219,7 @@ impl Drop for Khugepaged {
 fn khugepaged_opens_nothing_and_loses_nothing() {
     support::start();
     if !is_root() {
-        return skip("having khugepaged hurry is root's", false);
+        return skip("only root can make khugepaged hurry", false);
     }
     let Some(_settings) = Khugepaged::hurry() else {
         let could = at_its_best() && Path::new("/sys/kernel/mm/transparent_hugepage/shmem_enabled").exists();
@@ -226,8 +227,9 @@ fn khugepaged_opens_nothing_and_loses_nothing() {
     };
     every_case(|strategy, policy, region, mapping| {
         let owner = region.owner().as_ptr().expose_provenance();
-        // The owner wants them, which makes the region's file a candidate; its mappings do not.
-        // Asked twice: the first time khugepaged finds a mapping that has not asked yet, and takes no note of the process.
+        // The owner's view allows huge pages, which makes the region's file a candidate; the mappings do not. Asked
+        // twice: at the first call khugepaged sees a mapping that does not allow them yet, and does not register the
+        // process.
         for _ in 0..2 {
             raw::advise(owner, LEN, libc::MADV_HUGEPAGE).expect("the owner's view may have them");
         }
@@ -238,7 +240,7 @@ fn khugepaged_opens_nothing_and_loses_nothing() {
             assert!(since.elapsed() < Duration::from_secs(30), "{when}: khugepaged did nothing: nothing was tried");
             region.disable().expect("it revokes");
             check_refused(mapping, &when);
-            // What has become a huge page is mapped as one when it is touched.
+            // A page that has become huge is mapped as huge when it is touched.
             (0..LEN).step_by(1 << 20).for_each(|at| assert_eq!(region.owner().read::<u8>(at), Ok(BYTE), "{when}"));
             std::thread::sleep(Duration::from_millis(2));
             check_refused(mapping, &when);

@@ -1,5 +1,5 @@
-//! Pages that somebody holds: handed to the kernel while the region was enabled, they stay reachable by what holds them. A
-//! documented limit, and a `Pin` is how a revocation is made to wait for such a use.
+//! Pages that the kernel holds: handed to it while the region was enabled, they stay reachable through what holds them.
+//! This is a documented limit, and a `Pin` makes a revocation wait for such a use.
 
 use super::calls::{fix_pages, read_from_start, read_own_memory, splice_pages, write_at_start};
 use super::{SECRET, addr};
@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 const PAGE: usize = 4096;
-/// For what may wait for a monitor that is answering, but for nobody that holds anything.
+/// For waits that may depend on a monitor in the middle of a fault, but not on a guard or a pin.
 const PATIENCE: Duration = Duration::from_secs(20);
 const LATER: u64 = 0x1a7e_1a7e_1a7e_1a7e;
 
@@ -23,7 +23,7 @@ fn every_case_of_pages(test: impl Fn(&Case, &Region, &Mapping)) {
     for memory in [Memory::Memfd, Memory::ShmFile] {
         for strategy in STRATEGIES {
             let case = Case { strategy, policy: OnDisabled::Sigbus, memory };
-            // A userfaultfd for user-mode faults only gives the kernel no pages to hold.
+            // With a userfaultfd for user-mode faults only, the kernel gets no pages to hold.
             if case.is_legal() && (strategy != revocable_mmio::Strategy::Zap || case.kernel_waits()) {
                 let region = case.region(2);
                 let mapping = case.map(&region);
@@ -34,7 +34,7 @@ fn every_case_of_pages(test: impl Fn(&Case, &Region, &Mapping)) {
     }
 }
 
-/// What a user of such pages is to do: a revocation waits for the pin, and its holder is told.
+/// The right use of such pages: a revocation waits for the pin, and its holder is told.
 fn with_a_pin(case: &Case, region: &Region, hold: impl FnOnce(usize), let_go: impl FnOnce()) {
     let pin = region.pin(0..PAGE, FaultFlags::WRITE).expect("enabled");
     hold(pin.as_ptr().expose_provenance());
@@ -44,7 +44,7 @@ fn with_a_pin(case: &Case, region: &Region, hold: impl FnOnce(usize), let_go: im
     }
     let_go();
     drop(pin);
-    assert!(region.disable_timeout(PATIENCE).expect("nobody holds anything"), "{case}");
+    assert!(region.disable_timeout(PATIENCE).expect("no pin is held"), "{case}");
     region.enable().expect("it comes back");
 }
 
@@ -62,7 +62,7 @@ fn a_process_vm_readv_under_way_outlives_a_revocation_and_a_later_one_does_not()
     let buffer = other.map(MapOptions::new()).expect("it maps");
     every_case_of_pages(|case, region, mapping| {
         if !case.kernel_waits() {
-            return skip("no userfaultfd has a system call wait", false);
+            return skip("no userfaultfd makes a system call wait", false);
         }
         let (from, into) = (addr(mapping), addr(&buffer));
         let reading = other.reset(|_| {
@@ -74,14 +74,14 @@ fn a_process_vm_readv_under_way_outlives_a_revocation_and_a_later_one_does_not()
             begun.recv().expect("the thread runs");
             a_moment();
             assert!(!reading.is_finished(), "{case}: it waits for its buffer");
-            region.disable().expect("nothing told it of the call");
+            region.disable().expect("the region does not know of the call");
             region.owner().write(0, LATER).expect("the owner writes");
             reading
         });
         let read = reading.expect("a reset").join().expect("no panic");
         assert_eq!(read, Ok(8), "{case}");
         assert_eq!(buffer.read::<u64>(0), Ok(LATER), "{case}: the page itself (see SECURITY)");
-        assert_eq!(read_own_memory(from, into, 8), Err(Errno::EFAULT), "{case}: no new ones");
+        assert_eq!(read_own_memory(from, into, 8), Err(Errno::EFAULT), "{case}: no new call succeeds");
         region.enable().expect("it comes back");
     });
 }
@@ -94,10 +94,10 @@ fn pages_in_a_pipe_outlive_a_revocation_unless_it_waits_for_a_pin() {
         let (out, into) = pipe().expect("a pipe");
         let splice = |at| splice_pages(into.as_fd(), at, PAGE);
         assert_eq!(splice(base), Ok(PAGE), "{case}");
-        region.disable().expect("nobody told it of the pipe");
+        region.disable().expect("the region does not know of the pipe");
         region.owner().write(0, LATER).expect("the owner writes");
         assert_eq!(word(out.as_fd()), LATER, "{case}: the page itself, not a copy (see SECURITY)");
-        assert_eq!(splice(base), Err(Errno::EFAULT), "{case}: no new ones");
+        assert_eq!(splice(base), Err(Errno::EFAULT), "{case}: no new call succeeds");
         region.enable().expect("it comes back");
         with_a_pin(
             case,
@@ -108,7 +108,7 @@ fn pages_in_a_pipe_outlive_a_revocation_unless_it_waits_for_a_pin() {
     });
 }
 
-/// A ring that does one thing at a time.
+/// A ring with one request at a time.
 struct Ring(IoUring);
 
 impl Ring {
@@ -131,7 +131,7 @@ impl Ring {
         self.0.submitter().unregister_buffers().expect("they were registered");
     }
 
-    /// What the request came to: bytes, or an errno.
+    /// Runs the request, and returns its bytes or its errno.
     fn run(&mut self, request: &squeue::Entry) -> Result<usize, Errno> {
         super::calls::push(&mut self.0, request);
         self.0.submit_and_wait(1).expect("it is taken");
@@ -175,18 +175,22 @@ fn fixed_buffers_of_io_uring_outlive_a_revocation_unless_it_waits_for_a_pin() {
             u64::from_le_bytes(word)
         };
         ring.fix(base).unwrap_or_else(|e| panic!("{case}: {e}"));
-        region.disable().expect("nobody told it of the ring");
+        region.disable().expect("the region does not know of the ring");
         assert_eq!(ring.run(&write_fixed(file.as_fd(), base)), Ok(PAGE), "{case}");
         assert_eq!(content(), SECRET, "{case}: read while disabled (see SECURITY)");
         nix::sys::uio::pwrite(&file, &LATER.to_le_bytes(), 0).expect("a file");
         assert_eq!(ring.run(&read_fixed(file.as_fd(), base)), Ok(PAGE), "{case}");
         assert_eq!(region.owner().read::<u64>(0), Ok(LATER), "{case}: written while disabled (see SECURITY)");
-        // By address it meets what every system call meets.
+        // By address the request fails like every system call.
         assert_eq!(ring.run(&write(file.as_fd(), base)), Err(Errno::EFAULT), "{case}");
         assert_eq!(raw::write_from(base, 8), Err(Errno::EFAULT), "{case}");
         ring.unfix();
-        assert_eq!(ring.run(&write_fixed(file.as_fd(), base)), Err(Errno::EFAULT), "{case}: let go of, it is gone");
-        assert!(ring.fix(base).is_err(), "{case}: no new ones");
+        assert_eq!(
+            ring.run(&write_fixed(file.as_fd(), base)),
+            Err(Errno::EFAULT),
+            "{case}: once unregistered, it is gone"
+        );
+        assert!(ring.fix(base).is_err(), "{case}: no new registration");
         region.enable().expect("it comes back");
         assert_eq!(ring.run(&write(file.as_fd(), base)), Ok(PAGE), "{case}");
         assert_eq!(content(), LATER, "{case}");
@@ -195,7 +199,7 @@ fn fixed_buffers_of_io_uring_outlive_a_revocation_unless_it_waits_for_a_pin() {
     });
 }
 
-/// Direct I/O looks its pages up when it starts, and that is when it is refused.
+/// Direct I/O looks its pages up when it starts, so it is refused then.
 #[test]
 fn direct_transfers_from_and_to_a_disabled_region_are_refused() {
     support::start();
@@ -204,7 +208,7 @@ fn direct_transfers_from_and_to_a_disabled_region_are_refused() {
     let again = format!("/proc/self/fd/{}", file.as_raw_fd());
     let direct = nix::fcntl::open(again.as_str(), OFlag::O_RDWR | OFlag::O_DIRECT, nix::sys::stat::Mode::empty());
     let Ok(direct) = direct else {
-        return skip("the directory for temporary files knows no O_DIRECT", false);
+        return skip("the directory for temporary files does not support O_DIRECT", false);
     };
     every_case_of_pages(|case, region, mapping| {
         let base = addr(mapping);

@@ -1,5 +1,5 @@
-//! Processes made in all ways there are: fork, vfork, clone, posix_spawn. Those with memory of their own have nothing of a
-//! region; those that share this process's are revoked with it.
+//! Processes made in all ways: fork, vfork, clone, posix_spawn. A child with memory of its own has nothing of a region.
+//! A child that shares this process's memory is revoked with it.
 
 use super::calls::cloned;
 use super::{SECRET, addr, with_secret};
@@ -33,7 +33,7 @@ fn a_child_with_memory_of_its_own_reads_and_writes_nothing_of_a_region() {
                     let load = raw::load64(base);
                     let _ = raw::store64(base, 0xbad);
                     match load {
-                        // There is nothing, or what covers a disabled mapping.
+                        // There is nothing, or a cover of a disabled mapping.
                         Err(hit) if hit.is_segv() || (disabled && hit == Hit::bus(base)) => 0,
                         Ok(u64::MAX) if disabled && case.policy == OnDisabled::AllOnes => 0,
                         Ok(SECRET) => 1,
@@ -58,7 +58,7 @@ impl Drop for LetGo<'_> {
     }
 }
 
-/// What an access met, as a number that can be handed between processes.
+/// The outcome of an access, as a number that can be shared between processes.
 fn met(load: Result<u64, Hit>) -> u64 {
     match load {
         Ok(value) => value,
@@ -73,11 +73,12 @@ fn a_process_that_shares_the_memory_is_revoked_with_it() {
     every_case(|case| {
         for flags in SHARED {
             let (region, _mapping, base) = with_secret(case);
-            // How far the child may go, how far it is, and what it met.
+            // How far the child may go, how far it is, and the outcomes of its accesses.
             let (may, is) = (AtomicUsize::new(1), AtomicUsize::new(0));
             let loads = [const { AtomicU64::new(0) }; 3];
             thread::scope(|scope| {
-                // In a thread of its own, which does nothing else: with CLONE_VFORK it can't, and its thread-locals are lent.
+                // In a thread that does nothing else. With CLONE_VFORK it is suspended, and the child uses its
+                // thread-locals.
                 let other = scope.spawn(|| {
                     let body = || {
                         for (step, load) in loads.iter().enumerate() {
@@ -91,7 +92,7 @@ fn a_process_that_shares_the_memory_is_revoked_with_it() {
                     };
                     cloned(flags, body).wait()
                 });
-                // If an assertion fails, the child is not to wait for ever for what comes after it.
+                // If an assertion fails, the child must not wait for the next step.
                 let _end = LetGo(&may);
                 let reaches = |step| eventually("the child goes on", || is.load(Ordering::SeqCst) == step);
                 reaches(1);
@@ -119,7 +120,8 @@ fn a_process_that_shares_the_memory_is_revoked_with_it() {
     });
 }
 
-/// A child holds all its parent's descriptors open, the userfaultfds too: closing them in the parent wakes nobody then.
+/// A child holds all of its parent's descriptors open, the userfaultfds too. So closing them in the parent wakes no
+/// thread.
 #[test]
 fn a_child_that_lives_on_keeps_nobody_waiting() {
     support::start();
@@ -167,7 +169,7 @@ fn a_child_that_lives_on_keeps_nobody_waiting() {
             thread::scope(|scope| {
                 let waiting = scope.spawn(|| raw::load64(base));
                 a_moment();
-                // The last reference to the monitor goes with them, and so does this process's userfaultfd.
+                // This drops the last reference to the monitor, and with it this process's userfaultfd.
                 drop((mapping, region, monitor));
                 let got = waiting.join().expect("it only loads");
                 assert!(case.policy != OnDisabled::Block || got.is_err(), "{case} dropped: {got:?}");
@@ -179,7 +181,7 @@ fn a_child_that_lives_on_keeps_nobody_waiting() {
     ended.well();
 }
 
-/// std makes the first by vfork or posix_spawn and the second, which has something to do in between, by fork.
+/// std starts the first program by vfork or posix_spawn, and the second, which runs a closure before exec, by fork.
 #[test]
 fn a_program_that_is_executed_inherits_nothing() {
     const EXECUTED: &str = "REVOCABLE_TEST_EXECUTED";

@@ -24,7 +24,7 @@ fn a_locked_mapping_is_revoked_all_the_same() {
                 region.disable().expect("it revokes");
                 if case.policy != OnDisabled::Block {
                     assert_ne!(raw::load64(base), Ok(SECRET), "{case}");
-                    // What covers it can be locked, too, or not at all.
+                    // The cover can be locked, too, or not at all.
                     let _ = lock(base, mapping.len());
                     assert_ne!(raw::load64(base), Ok(SECRET), "{case}");
                 }

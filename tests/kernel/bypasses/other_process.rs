@@ -1,4 +1,4 @@
-//! Other processes of the same user: what ptrace, /proc/PID/mem and process_vm_readv reach.
+//! Other processes of the same user: ptrace, /proc/PID/mem and process_vm_readv reach nothing of a disabled region.
 
 use super::calls::{advise_process, at, cloned, let_others_trace, write_process};
 use super::{SECRET, addr, with_secret};
@@ -14,7 +14,7 @@ use revocable_mmio::OnDisabled;
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-/// What a child's process_vm_readv of its parent meets. 1: the secret; 2: something else; 0: it is refused.
+/// The result of a child's process_vm_readv of its parent. 1: the secret; 2: something else; 0: it is refused.
 fn spied(parent: i32, base: usize) -> i32 {
     let mut into = [0; 8];
     match raw::read_process(parent, base, &mut into) {
@@ -51,7 +51,7 @@ fn another_process_writes_nothing_into_a_disabled_region() {
     every_case_with(&[OnDisabled::Sigbus, OnDisabled::AllOnes], |case| {
         let (region, mapping, base) = with_secret(case);
         let me = nix::unistd::getpid().as_raw();
-        // Opened here: the descriptor is this process's memory, whoever uses it.
+        // Opened here, because the descriptor gives this process's memory to any process that uses it.
         let memory = fs::File::options().read(true).write(true).open("/proc/self/mem").expect("our own memory");
         let writes: [&dyn Fn() -> bool; 2] = [&|| write_process(me, base, &7_u64.to_le_bytes()).is_ok(), &|| {
             memory.write_at(&7_u64.to_le_bytes(), base as u64).is_ok()
@@ -59,12 +59,12 @@ fn another_process_writes_nothing_into_a_disabled_region() {
         for write in writes {
             region.disable().expect("it revokes");
             let code = forking::exit_code(|| i32::from(write()));
-            // All-ones takes the store to nowhere, as a device would that is not there.
+            // All-ones drops the store, as if the device were absent.
             assert!(code == 0 || case.policy == OnDisabled::AllOnes, "{case}: {code}");
             assert_eq!(region.owner().read::<u64>(0), Ok(SECRET), "{case}: a store to a disabled region");
             region.enable().expect("it comes back");
             assert_eq!(raw::load64(base), Ok(SECRET), "{case}");
-            // A device's mapping takes none of a debugger's.
+            // A debugger cannot write to a device's mapping.
             if case.memory != Memory::Device && case.kernel_serves() {
                 assert_eq!(forking::exit_code(|| i32::from(write())), 1, "{case}: enabled, a debugger may write");
                 assert_eq!(region.owner().read::<u64>(0), Ok(7), "{case}");
@@ -74,7 +74,7 @@ fn another_process_writes_nothing_into_a_disabled_region() {
     });
 }
 
-/// What a tracer saw of a word, and whether it could change it; a bit each.
+/// Whether a tracer could read a word, found the secret, and could change the word; a bit each.
 const PEEKED: i32 = 1;
 const PEEKED_SECRET: i32 = 2;
 const POKED: i32 = 4;
@@ -128,7 +128,8 @@ fn a_tracer_peeks_and_pokes_nothing_of_a_disabled_region() {
     traced.join().expect("it only waits");
 }
 
-/// Under Block the kernel's own accesses are refused, on whose behalf ever; during a reset they wait, and can be killed.
+/// Under Block the kernel's own accesses are refused, also on behalf of another process. During a reset they wait, and
+/// can be killed.
 #[test]
 fn another_process_that_meets_a_blocking_mapping_is_refused_and_waits_for_a_reset() {
     support::start();
@@ -157,7 +158,7 @@ fn another_process_that_meets_a_blocking_mapping_is_refused_and_waits_for_a_rese
     });
 }
 
-/// Of what another process may advise (process_madvise), none brings a page back, and none loses one.
+/// No advice that another process may give (process_madvise) brings a page back or loses one.
 #[test]
 fn another_process_advises_nothing_into_a_disabled_region() {
     support::start();
@@ -173,7 +174,7 @@ fn another_process_advises_nothing_into_a_disabled_region() {
                 for advice in advices {
                     let _ = advise_process(me, base, len, advice);
                 }
-                // What would drop pages, or make them, is not taken from others.
+                // The kernel does not accept advice from other processes that would drop or make pages.
                 let more = [libc::MADV_DONTNEED, libc::MADV_POPULATE_WRITE, libc::MADV_HUGEPAGE, libc::MADV_DOFORK];
                 i32::from(more.into_iter().any(|advice| advise_process(me, base, len, advice).is_ok()))
             })

@@ -1,4 +1,4 @@
-//! What the application, or foreign code in its process, does to the range of a mapping: mprotect, munmap, mremap.
+//! The application, or foreign code in its process, changes the range of a mapping: mprotect, munmap, mremap.
 
 use super::{SECRET, addr, with_secret};
 use crate::support::matrix::{STRATEGIES, every_case, every_case_with};
@@ -8,11 +8,11 @@ use nix::errno::Errno;
 use nix::libc;
 use revocable_mmio::{MapOptions, OnDisabled, Region};
 
-/// The range is the mapping's, all of it: what the application does there by itself lasts until the next revocation.
+/// All of the range belongs to the mapping, so the application's own changes there last until the next revocation.
 #[test]
 fn what_mprotect_and_munmap_changed_is_revoked_and_comes_back_whole() {
     support::start();
-    // Alone: any other thread's mmap may come to lie in the hole.
+    // In a process of its own, because any other thread's mmap may fill the hole.
     let ended = child::alone(|| {
         every_case(|case| {
             let region = case.region(4);
@@ -22,7 +22,7 @@ fn what_mprotect_and_munmap_changed_is_revoked_and_comes_back_whole() {
             for at in (0..region.len()).step_by(page) {
                 mapping.write(at, SECRET).expect("enabled");
             }
-            // A second page that is read-only, a third that is another's, a fourth that is none.
+            // A second page that is read-only, a third page of foreign memory, and a hole.
             let split = || {
                 raw::protect(base + page, page, libc::PROT_READ).expect("the range is the application's too");
                 raw::unmap(base + 2 * page, 2 * page).expect("the range is the application's too");
@@ -66,11 +66,11 @@ fn what_mprotect_and_munmap_changed_is_revoked_and_comes_back_whole() {
     ended.well();
 }
 
-/// The owner's view tells nothing about the mappings.
+/// A mapping over the owner's view changes nothing for the region's mappings.
 #[test]
 fn a_split_mapping_is_revoked_although_the_owners_view_was_mapped_over() {
     support::start();
-    // Alone: any other thread's mmap may come to lie in the hole.
+    // In a process of its own, because any other thread's mmap may fill the hole.
     let ended = child::alone(|| {
         every_case_with(&[OnDisabled::Sigbus, OnDisabled::AllOnes], |case| {
             let region = case.region(4);
@@ -100,12 +100,12 @@ fn a_split_mapping_is_revoked_although_the_owners_view_was_mapped_over() {
     ended.well();
 }
 
-/// What this crate does not defend against, pinned down so that the documentation stays true: code in this process that
-/// duplicates or moves a live mapping takes a view with it that no revocation knows of.
+/// A documented limit: code in this process that duplicates or moves a live mapping gets a view that no revocation
+/// knows of.
 #[test]
 fn foreign_mremap_of_a_live_mapping_is_a_documented_limit_and_harms_no_one_else() {
     support::start();
-    // Alone: what other threads put into the hole would go with the mapping.
+    // In a process of its own, because memory that another thread maps into the hole would go with the mapping.
     let ended = child::alone(|| {
         for strategy in STRATEGIES {
             let Ok(region) = Region::builder(64 << 10).strategy(strategy).build() else { continue };
@@ -120,7 +120,7 @@ fn foreign_mremap_of_a_live_mapping_is_a_documented_limit_and_harms_no_one_else(
             assert_eq!(mapping.read::<u64>(0), Ok(SECRET), "{strategy}");
             raw::unmap(copy, 64 << 10).expect("the copy is ours");
 
-            // Moving a revoked mapping gives nothing away, and what others have put in its place is not touched.
+            // Moving a revoked mapping gives nothing, and a foreign mapping in its place is left alone.
             region.disable().expect("it revokes");
             let moved = raw::move_away(base, 64 << 10, 128 << 10);
             if let Ok(moved) = moved {
@@ -132,8 +132,8 @@ fn foreign_mremap_of_a_live_mapping_is_a_documented_limit_and_harms_no_one_else(
     ended.well();
 }
 
-/// The same while disabled: what is duplicated then is a cover, which has nothing of the region in it, or private memory, of
-/// which there is no second view.
+/// The same while disabled. The duplicate is then of a cover, which has nothing of the region, or of private memory,
+/// which cannot be duplicated.
 #[test]
 fn a_duplicate_of_a_disabled_mapping_has_nothing() {
     support::start();
@@ -165,7 +165,7 @@ fn a_duplicate_of_a_disabled_mapping_has_nothing() {
     });
 }
 
-/// `mremap` unmaps its target before it finds that a limit forbids the rest: the range must not be free then.
+/// `mremap` unmaps its target before it finds that a limit forbids the rest. Even then the range must not be free.
 #[test]
 fn an_address_space_limit_lowered_below_what_is_used_leaves_no_range_free() {
     support::start();
@@ -190,9 +190,9 @@ fn an_address_space_limit_lowered_below_what_is_used_leaves_no_range_free() {
             if region.is_enabled() {
                 region.disable().expect("nothing is in the way any more");
             }
-            // Degraded: where nothing can be mapped, and without a userfaultfd, by taking the rights away.
+            // Degraded: where no cover can be mapped, the rights are taken away.
             assert!(raw::load64(base).is_err(), "{strategy}");
-            // Revoked the intended way now, so that the intended way back is taken.
+            // Revoked as intended now, so that it comes back as intended.
             region.enable().expect("nothing is in the way");
             region.disable().expect("nothing is in the way");
             limited(&|| {

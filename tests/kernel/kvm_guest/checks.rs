@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Disables and enables until the guest has seen enough of both, and ends it.
+/// Disables and enables until the guest has seen enough of both states, and ends it.
 fn toggle(bar: &Region, ram: &Ram, vcpu_ended: &AtomicBool, enough: u32) -> u32 {
     let since = Instant::now();
     let mut state = 0;
@@ -24,7 +24,7 @@ fn toggle(bar: &Region, ram: &Ram, vcpu_ended: &AtomicBool, enough: u32) -> u32 
             break;
         }
         tell();
-        assert!(bar.disable().expect("nobody is in the way"));
+        assert!(bar.disable().expect("nothing is in the way"));
         tell();
         let before = bar.owner().read::<u32>(0x40).expect("the owner's view");
         thread::sleep(Duration::from_micros(if cycles % 16 == 0 { 200 } else { 1 }));
@@ -49,7 +49,7 @@ fn guest_sees_every_revocation(mode: Mode, program: &[u8]) {
             let bar = bar(strategy);
             let (mut guest, slots, mut exits) = guest(&kvm, mode, program, WhenDisabled::UnsupportedRequest);
             let slot = slots.add(SLOT, BAR, mapping(&bar), retention).expect("the slot is free");
-            // Taking a slot out waits for KVM's grace periods, which a loaded machine makes long.
+            // Removing a slot waits for KVM's grace periods, which a loaded machine makes long.
             let enough = if retention == Retention::Keep { 2000 } else { 500 };
             let ended = AtomicBool::new(false);
             let (ram, since) = (guest.ram.clone(), Instant::now());
@@ -63,7 +63,7 @@ fn guest_sees_every_revocation(mode: Mode, program: &[u8]) {
                         Ok(VcpuExit::MemoryFault { .. }) | Err(_) => efault += 1,
                         _ => {}
                     }
-                    match exits.handle(exit).expect("every access can be answered") {
+                    match exits.handle(exit).expect("every exit is handled") {
                         Handled::Reenter => {}
                         Handled::Other(Ok(VcpuExit::Hlt)) => break,
                         other => panic!("unexpected: {other:?}"),
@@ -107,7 +107,7 @@ fn a_protected_mode_guest_never_reaches_revoked_memory_and_loses_no_store() {
     guest_sees_every_revocation(Mode::Protected, code::CHECK_32);
 }
 
-/// Runs the checking guest over a BAR that the host lies about, and answers what the guest says.
+/// Runs the checking guest over a BAR whose state the host reports wrongly, and returns the guest's verdict.
 fn lied_to(lie: impl FnOnce(&Region, &Ram) + Send) -> u32 {
     let kvm = super::guest::kvm().expect("asked before");
     let bar = bar(Strategy::Detach);
@@ -138,7 +138,7 @@ fn the_guest_notices_memory_that_is_not_revoked_and_stores_that_are_lost() {
     assert!(matches!(not_revoked, 3 | 5), "{}", verdict(not_revoked));
     let lost = lied_to(|bar, ram| {
         ram.set(Word::STATE, 1);
-        bar.disable().expect("nobody is in the way");
+        bar.disable().expect("nothing is in the way");
         for page in 0..BAR_LEN / 0x1000 {
             bar.owner().write::<u32>(page * 0x1000 + 0x80, 0).expect("the owner's view");
         }
@@ -146,6 +146,6 @@ fn the_guest_notices_memory_that_is_not_revoked_and_stores_that_are_lost() {
         ram.set(Word::STATE, 4);
     });
     assert_eq!(lost, 4, "{}", verdict(lost));
-    let refused = lied_to(|bar, _| assert!(bar.disable().expect("nobody is in the way")));
+    let refused = lied_to(|bar, _| assert!(bar.disable().expect("nothing is in the way")));
     assert!(matches!(refused, 2 | 4), "{}", verdict(refused));
 }

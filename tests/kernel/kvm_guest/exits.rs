@@ -1,4 +1,4 @@
-//! What exits come out as.
+//! The outcomes of exits.
 
 use super::guest::{BAR, Mode, PATTERN, Word, code, kvm_or_skip};
 use super::{RETENTIONS, SLOT, bar, guest, load, mapping, one_round};
@@ -15,7 +15,7 @@ fn fail_hands_the_access_to_the_vmm_with_its_slot() {
         let bar = bar(Strategy::Detach);
         let (mut guest, slots, mut exits) = guest(&kvm, Mode::Real, code::LOADS_16, WhenDisabled::Fail);
         let _slot = slots.add(SLOT, BAR, mapping(&bar), retention).expect("the slot is free");
-        bar.disable().expect("nobody is in the way");
+        bar.disable().expect("nothing is in the way");
         match load(&mut guest, &mut exits) {
             Err(ExitError::Disabled { slot: SLOT, gpa }) => assert!(gpa.is_none_or(|gpa| gpa == BAR + 0x80)),
             other => panic!("{retention:?}: {other:?}"),
@@ -32,7 +32,7 @@ fn fail_hands_the_access_to_the_vmm_with_its_slot() {
     }
 }
 
-/// With nested paging this is what `KVM_RUN` gives; here it is handed in, whatever the machine.
+/// With nested paging `KVM_RUN` returns this. Here it is passed in, so that the test runs on any machine.
 #[test]
 fn an_efault_takes_a_kept_slot_out_so_that_the_access_comes_back_with_its_address() {
     support::start();
@@ -41,7 +41,7 @@ fn an_efault_takes_a_kept_slot_out_so_that_the_access_comes_back_with_its_addres
     let bar = bar(Strategy::Detach);
     let (mut guest, slots, mut exits) = guest(&kvm, Mode::Real, code::LOADS_16, WhenDisabled::UnsupportedRequest);
     let slot = slots.add(SLOT, BAR, mapping(&bar), Retention::Keep).expect("the slot is free");
-    bar.disable().expect("nobody is in the way");
+    bar.disable().expect("nothing is in the way");
     assert!(slot.is_installed());
     assert!(matches!(exits.handle(efault()), Ok(Handled::Reenter)));
     assert!(!slot.is_installed(), "taken out");
@@ -60,7 +60,7 @@ fn an_efault_that_is_nobodys_reaches_the_vmm_after_a_few_tries() {
     let efault = || Err(kvm_ioctls::Error::new(nix::libc::EFAULT));
     let bar = bar(Strategy::Detach);
     let (_guest, slots, mut exits) = guest(&kvm, Mode::Real, code::LOADS_16, WhenDisabled::UnsupportedRequest);
-    assert!(matches!(exits.handle(efault()), Ok(Handled::Other(Err(_)))), "no slots, nobody's");
+    assert!(matches!(exits.handle(efault()), Ok(Handled::Other(Err(_)))), "without slots it belongs to no slot");
     let _slot = slots.add(SLOT, BAR, mapping(&bar), Retention::Keep).expect("the slot is free");
     let mut tries = 0;
     while let Ok(Handled::Reenter) = exits.handle(efault()) {
@@ -70,7 +70,7 @@ fn an_efault_that_is_nobodys_reaches_the_vmm_after_a_few_tries() {
     assert!(matches!(exits.handle(efault()), Ok(Handled::Other(Err(e))) if e.errno() == nix::libc::EFAULT));
     let unknown = Ok(VcpuExit::MemoryFault { flags: 0, gpa: 0x10_0000, size: 0x1000 });
     assert!(matches!(exits.handle(unknown), Ok(Handled::Other(Ok(VcpuExit::MemoryFault { .. })))));
-    bar.disable().expect("nobody is in the way");
+    bar.disable().expect("nothing is in the way");
     let ours = Ok(VcpuExit::MemoryFault { flags: 0, gpa: BAR + 4, size: 0x1000 });
     assert!(matches!(exits.handle(ours), Ok(Handled::Reenter)));
 }

@@ -49,7 +49,7 @@ fn a_memory_map_that_cannot_change_revokes_all_the_same_and_the_handler_makes_th
     vm.refuses.store(false, Ordering::SeqCst);
     assert_eq!(load(&mut guest, &mut exits), Ok(u32::MAX), "revoked all the same");
     let _ = bar.enable().expect("it comes back");
-    bar.disable().expect("nobody is in the way");
+    bar.disable().expect("nothing is in the way");
     assert!(!slot.is_installed());
     vm.refuses.store(true, Ordering::SeqCst);
     bar.enable().expect("the memory map is not what restores");
@@ -63,8 +63,8 @@ fn a_memory_map_that_cannot_change_revokes_all_the_same_and_the_handler_makes_th
 fn an_event_loop_that_answers_faults_can_disable_while_a_vcpu_faults() {
     support::start();
     let Some(kvm) = kvm_or_skip() else { return };
-    // The vCPU waits in a page fault that only this thread answers, and KVM waits for the vCPU before it takes the
-    // memslot out: `disable` has to answer it on the way.
+    // The vCPU waits in a page fault that only this thread resolves, and KVM waits for the vCPU before it removes the
+    // memslot. So `disable` has to resolve the fault meanwhile.
     for retention in RETENTIONS {
         let monitor = Monitor::manual().expect("a userfaultfd");
         let bar = Region::builder(BAR_LEN).strategy(Strategy::Zap).monitor(monitor.clone()).build().expect("zap");
@@ -74,7 +74,7 @@ fn an_event_loop_that_answers_faults_can_disable_while_a_vcpu_faults() {
             thread::scope(|scope| {
                 let vcpu = scope.spawn(|| load(&mut guest, &mut exits));
                 thread::sleep(Duration::from_millis(2));
-                bar.disable_timeout(Duration::from_secs(10)).expect("nobody is in the way");
+                bar.disable_timeout(Duration::from_secs(10)).expect("nothing is in the way");
                 bar.enable().expect("it comes back");
                 let since = Instant::now();
                 while !vcpu.is_finished() {
@@ -93,7 +93,7 @@ fn a_slot_added_while_disabled_starts_revoked() {
     let Some(kvm) = kvm_or_skip() else { return };
     for retention in RETENTIONS {
         let bar = bar(Strategy::Detach);
-        bar.disable().expect("nobody is in the way");
+        bar.disable().expect("nothing is in the way");
         let (mut guest, slots, mut exits) = guest(&kvm, Mode::Real, code::LOADS_16, WhenDisabled::UnsupportedRequest);
         let slot = slots.add(SLOT, BAR, mapping(&bar), retention).expect("the slot is free");
         assert_eq!(load(&mut guest, &mut exits), Ok(u32::MAX), "{retention:?}");
@@ -122,7 +122,7 @@ fn mappings_that_would_make_a_vcpu_wait_in_the_kernel_are_refused() {
     }
     let refused = slots.add(SLOT + 1, 0x10_0001, mapping(&zap), Retention::Remove);
     assert!(matches!(refused, Err(MemslotError::Unaligned { .. })), "{refused:?}");
-    // Guest RAM is there, of which this set knows nothing: KVM itself refuses.
+    // Guest RAM is mapped at this address. This set of slots does not know that, and KVM itself refuses.
     let refused = slots.add(SLOT + 1, 0x8000, mapping(&zap), Retention::Remove);
     assert!(matches!(&refused, Err(MemslotError::Kvm { source, .. }) if source.errno == Errno::EEXIST), "{refused:?}");
     drop(refused);

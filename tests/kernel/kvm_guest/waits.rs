@@ -1,4 +1,4 @@
-//! Accesses that wait, are called off, are kicked.
+//! Accesses that wait, are cancelled, or are interrupted by a signal.
 #![expect(unsafe_code, reason = "an implementor of SetMemslot passes on an unsafe contract; signals kick a vCPU")]
 
 use super::guest::{BAR, Mode, PATTERN, code, kvm_or_skip};
@@ -21,7 +21,7 @@ fn an_access_that_waits_goes_on_with_enable_and_the_guest_sees_nothing_of_it() {
         let bar = bar(strategy);
         let (mut guest, slots, mut exits) = guest(&kvm, Mode::Real, code::LOADS_16, WhenDisabled::Wait);
         let _slot = slots.add(SLOT, BAR, mapping(&bar), retention).expect("the slot is free");
-        bar.disable().expect("nobody is in the way");
+        bar.disable().expect("nothing is in the way");
         thread::scope(|scope| {
             let vcpu = scope.spawn(|| load(&mut guest, &mut exits));
             thread::sleep(Duration::from_millis(30));
@@ -42,7 +42,7 @@ fn a_waiting_access_is_called_off_and_taken_up_again() {
         let _slot = slots.add(SLOT, BAR, mapping(&bar), retention).expect("the slot is free");
         let kick = CancelToken::new();
         let mut exits = ExitHandler::new(slots, WhenDisabled::Wait, kick.clone());
-        bar.disable().expect("nobody is in the way");
+        bar.disable().expect("nothing is in the way");
         thread::scope(|scope| {
             scope.spawn(|| {
                 thread::sleep(Duration::from_millis(30));
@@ -51,11 +51,11 @@ fn a_waiting_access_is_called_off_and_taken_up_again() {
             let exit = guest.vcpu.run();
             assert!(matches!(exits.handle(exit), Ok(Handled::Cancelled)), "{strategy} {retention:?}");
         });
-        // The VMM does what it kicked the vCPU for, and goes on.
+        // The VMM does the work that it kicked the vCPU for, and continues the access.
         exits.set_cancel(CancelToken::new());
         bar.enable().expect("it comes back");
         assert!(matches!(exits.again(&mut guest.vcpu), Ok(Handled::Reenter)));
-        assert_eq!(load(&mut guest, &mut exits), Ok(PATTERN), "{strategy} {retention:?}: no all-ones slipped in");
+        assert_eq!(load(&mut guest, &mut exits), Ok(PATTERN), "{strategy} {retention:?}: the guest saw no all-ones");
     }
 }
 
@@ -72,13 +72,13 @@ fn a_vcpu_that_runs_in_a_disabled_bar_is_kicked_by_a_signal() {
         let bar = bar(strategy);
         let (mut guest, slots, mut exits) = guest(&kvm, Mode::Real, code::LOADS_16, WhenDisabled::UnsupportedRequest);
         let _slot = slots.add(SLOT, BAR, mapping(&bar), retention).expect("the slot is free");
-        bar.disable().expect("nobody is in the way");
+        bar.disable().expect("nothing is in the way");
         let vcpu = pthread_self();
         let kicked = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
                 thread::sleep(Duration::from_millis(30));
-                // Again and again: a signal between two entries interrupts nothing.
+                // Repeated, because a signal between two entries of the guest interrupts nothing.
                 while !kicked.load(Ordering::SeqCst) {
                     pthread_kill(vcpu, Signal::SIGUSR1).expect("the thread lives");
                     thread::sleep(Duration::from_millis(1));
@@ -86,7 +86,7 @@ fn a_vcpu_that_runs_in_a_disabled_bar_is_kicked_by_a_signal() {
             });
             let since = Instant::now();
             loop {
-                match exits.handle(guest.vcpu.run()).expect("an answer") {
+                match exits.handle(guest.vcpu.run()).expect("every exit is handled") {
                     Handled::Other(Err(e)) if e.errno() == nix::libc::EINTR => break,
                     Handled::Reenter | Handled::Other(Ok(VcpuExit::IoOut(..))) => {}
                     other => panic!("unexpected: {other:?}"),

@@ -12,17 +12,17 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::thread::{self};
 
-/// What happens to a descriptor.
+/// The way in which a descriptor is lost.
 #[derive(Clone, Copy, Debug)]
 enum How {
     Closed,
     DevNull,
-    /// Another file, as long as the region, takes its number.
+    /// Another file of the region's length takes its number.
     Another,
 }
 
-/// The crate's descriptors as the process has them now, in the order of their numbers: of userfaultfds, of what covers are made
-/// of, of the region's memory.
+/// The crate's descriptors that the process has now, in the order of their numbers: userfaultfds, the files of covers,
+/// and the region's memory.
 fn descriptors(before: &BTreeSet<i32>) -> Vec<(i32, String)> {
     const ITS: [&str; 5] = ["[userfaultfd]", "revocable-empty", "revocable-ones", "memfd:matrix", "/revocable-"];
     let entries = fs::read_dir("/proc/self/fd").expect("the process's descriptors").flatten();
@@ -36,9 +36,9 @@ fn descriptors(before: &BTreeSet<i32>) -> Vec<(i32, String)> {
     its
 }
 
-/// A region whose descriptors are at the mercy of other code in the process.
+/// Other code in the process closes or replaces one of a region's descriptors.
 fn at_their_mercy(case: &Case, during: During, how: How, nth: usize, before: &BTreeSet<i32>) -> bool {
-    // One of its own: what becomes of the shared one becomes of all.
+    // A monitor of its own, because losing the shared one would affect all regions.
     let monitor = Monitor::with_threads(1).expect("a userfaultfd");
     let region = case.builder(2).monitor(monitor.clone()).build().expect("it builds");
     let mapping = filled(case, &region);
@@ -71,7 +71,7 @@ fn at_their_mercy(case: &Case, during: During, how: How, nth: usize, before: &BT
             let late = Lookers::see_nothing(&region, base + case.page(), &format!("{what}: after"));
             vec![early, late]
         });
-        // Zap maps the file anew and has its monitor serve it, Replace maps it anew.
+        // Zap maps the file anew and needs its monitor. Replace maps the file anew.
         let needed = match case.strategy {
             Strategy::Zap => is_monitors || is_regions,
             Strategy::Replace => is_regions,
@@ -82,7 +82,7 @@ fn at_their_mercy(case: &Case, during: During, how: How, nth: usize, before: &BT
         match back {
             Ok(()) => {
                 all_there(case, &region, &mapping, &what);
-                // A second cycle: the loss is made up for.
+                // In a second cycle the crate has replaced the lost descriptor.
                 let again = happens(&region, During::Disabled, &what, || {
                     vec![Lookers::see_nothing(&region, base, &format!("{what}: again"))]
                 });
@@ -91,13 +91,13 @@ fn at_their_mercy(case: &Case, during: During, how: How, nth: usize, before: &BT
             }
             Err(lookers) => {
                 waiting = lookers;
-                // While `enable()` was trying, the mapping was back for a moment.
+                // The mapping was back for a moment while `enable()` tried.
                 forget_marks(&region);
                 waiting.push(Lookers::see_nothing(&region, base, &format!("{what}: refused")));
                 assert_eq!(mapping.try_read::<u64>(0).ok().filter(|value| *value == SECRET), None, "{what}");
             }
         }
-        // Its end is the end of whatever still waits.
+        // The end of the region ends all waits.
         drop(region);
         waiting.into_iter().for_each(|lookers| lookers.end(&what));
         eventually(&format!("{what}: an accessor ends"), || accessor.is_finished());
@@ -108,7 +108,7 @@ fn at_their_mercy(case: &Case, during: During, how: How, nth: usize, before: &BT
     let mut now = vec![0; pattern.len() + 1];
     let len = File::from(other).read_at(&mut now, 0).expect("it can be read");
     assert!(now[..len] == pattern, "{what}: a store got into the file that took the number");
-    // What still has the number is put away, unless it is another's by now.
+    // Closes the file that took the number, unless the number has another file by now.
     if !matches!(how, How::Closed) {
         let its = fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
         if its == fs::canonicalize("/dev/null").expect("there is one") || its.to_string_lossy().contains("scratch") {
@@ -132,7 +132,7 @@ fn all_at_their_mercy(during: During) {
             while at_their_mercy(case, during, how, nth, &before) {
                 nth += 1;
             }
-            // The monitor's and the region's at least.
+            // At least the monitor's descriptor and the region's.
             assert!(nth >= 2, "{case}: {nth} descriptors were found");
         }
     });

@@ -10,7 +10,7 @@ use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-/// A device whose reset says that it begins, and then waits at the barrier.
+/// A device whose reset reports that it begins, and then waits at the barrier.
 fn slow_device() -> (PciDevice, mpsc::Receiver<()>, Arc<Barrier>) {
     let (entered, begun) = mpsc::sync_channel(0);
     let gate = Arc::new(Barrier::new(2));
@@ -93,9 +93,9 @@ fn a_hot_reset_that_meets_a_busy_function_is_undone_in_reverse() {
         assert_eq!(map.read::<u32>(0), Ok(0));
         assert!(log.0.lock().expect("the log").is_empty(), "told of a reset that came to nothing");
     }
-    // One that is pinned once it looked as if nothing was in the way: the last, when the first is told.
-    // The order is one that all groups keep to, not the bus's: a reset tells it.
-    bus.hot_reset(|_| true, |_| Ok(())).expect("nobody is busy");
+    // Now the last function is pinned while the first is told, after all have been seen to be free. All groups lock in
+    // one order, which is not the bus's; the notifications of a reset show it.
+    bus.hot_reset(|_| true, |_| Ok(())).expect("no function is busy");
     let order = std::mem::take(&mut *log.0.lock().expect("the log"));
     let told_as = |told: &str| names.iter().position(|names| names[0] == told).expect("one of these");
     let (first, last) = (told_as(order[0]), told_as(order[names.len() - 1]));
@@ -115,7 +115,7 @@ fn a_hot_reset_that_meets_a_busy_function_is_undone_in_reverse() {
     assert!(before.len() > 1 && before.iter().all(|told| told.starts_with('-')));
     drop(pins);
     drop(pin.lock().expect("a pin").take());
-    bus.hot_reset(|_| true, |_| Ok(())).expect("nobody is busy");
+    bus.hot_reset(|_| true, |_| Ok(())).expect("no function is busy");
     drop(subscriptions);
 }
 
@@ -177,7 +177,7 @@ fn two_buses_that_share_functions_never_wait_for_each_other() {
     });
     assert!(resets.load(SeqCst) > 0);
     for bus in &buses {
-        bus.hot_reset(|_| true, |_| Ok(())).expect("nobody is left holding anything");
+        bus.hot_reset(|_| true, |_| Ok(())).expect("no guard or pin is held");
     }
 }
 

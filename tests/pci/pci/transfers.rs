@@ -1,11 +1,11 @@
-//! Accesses by call: buffers, widths, what a revocation cuts, what is out of reach.
+//! Accesses by call: buffers, widths, transfers that a revocation cuts, and parts that are out of reach.
 
 use super::{BAR, EFAULT, EIO, OFF, ON, command, device};
 use crate::support;
 use revocable_mmio::pci::{Bar, BufferFault, PciDevice, Sink, Source, Space, Width};
 use std::sync::Mutex;
 
-/// A buffer that does something of its own between two accesses.
+/// A buffer that calls a function between two accesses.
 struct Hooked<F: Fn(usize)>(usize, F);
 
 impl<F: Fn(usize)> Sink for Hooked<F> {
@@ -34,7 +34,8 @@ impl<F: Fn(usize)> Source for Hooked<F> {
 #[test]
 fn no_lock_is_held_while_the_callers_buffer_is_touched() {
     support::start();
-    // The buffer revokes the very memory that is transferred: under the read lock it would wait for itself (bc93b9ae0151).
+    // The buffer revokes the memory that is being transferred. With the read lock held, the transfer would wait for
+    // itself (bc93b9ae0151).
     let device = device();
     let toggle = |_| {
         command(&device, OFF);
@@ -92,7 +93,7 @@ fn the_msix_table_is_out_of_reach_of_calls_and_ioeventfds() {
         let refused = device.add_ioeventfd(0, offset, Width::Four, 1, std::os::fd::AsFd::as_fd(&event));
         assert_eq!(refused.expect_err("the table").errno(), 22);
     }
-    device.add_ioeventfd(0, 0x20, Width::Four, 1, std::os::fd::AsFd::as_fd(&event)).expect("behind the table");
+    device.add_ioeventfd(0, 0x20, Width::Four, 1, std::os::fd::AsFd::as_fd(&event)).expect("after the table");
 }
 
 #[test]

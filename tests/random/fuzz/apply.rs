@@ -1,4 +1,4 @@
-//! What operations change in the model.
+//! How operations change the model.
 
 use super::model::{Answer, MappingModel, Meets, Model, Page, PinModel, RegionModel, SECRET, State, There};
 use super::op::{Call, How, Lost, Modify, Op, Pages, Rights, Rough, Verb, Via, Waiter};
@@ -6,7 +6,7 @@ use revocable_mmio::{OnDisabled, Strategy};
 use std::collections::BTreeMap;
 
 impl Model {
-    /// Takes note of what an operation answered.
+    /// Records the result of an operation.
     pub(crate) fn apply(&mut self, op: &Op, answer: &Answer) {
         self.tell_pins(op);
         if let Answer::Failed { ran, enabled } = *answer {
@@ -162,12 +162,12 @@ impl Model {
         }
     }
 
-    /// A thread that waited has stored.
+    /// A waiting thread has stored.
     pub(crate) fn stored(&mut self, region: usize, offset: usize, value: u64) {
         self.regions[region].bytes[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
     }
 
-    /// Holders of pins that are told of a revocation give them back, whatever becomes of it.
+    /// Polite holders of pins drop them when they are told of a revocation, whether or not it succeeds.
     fn tell_pins(&mut self, op: &Op) {
         let (Op::Disable { region, how } | Op::Reset { region, how, .. }) = *op else { return };
         let Some((id, model)) = self.region(region) else { return };
@@ -195,7 +195,7 @@ impl Model {
     fn become_state(&mut self, id: usize, state: State) {
         let was = std::mem::replace(&mut self.regions[id].state, state);
         if was == State::Disabled && state == State::Enabled {
-            // What was there instead of the memory is gone with all that was stored in it.
+            // The cover is gone, with every store to it.
             for mapping in self.mappings.iter_mut().flatten().filter(|mapping| mapping.region == id) {
                 mapping.ghost.clear();
             }
@@ -205,13 +205,13 @@ impl Model {
         }
     }
 
-    /// What stands in the mappings of a region is replaced as a whole, whatever the application has done there.
+    /// Each mapping of the region is replaced as a whole, whatever the application has done in its range.
     fn replace(&mut self, id: usize, was: State, now: State) {
         let limited = self.limit.is_some();
         let region = &mut self.regions[id];
         for mapping in self.mappings.iter_mut().flatten().filter(|mapping| mapping.region == id) {
             let waits = mapping.policy == OnDisabled::Block && !mapping.accessors_only;
-            // What refuses goes on refusing.
+            // A cover that refuses stays.
             if (was, now) == (State::Disabled, State::Gone) && (!waits || mapping.blurred) {
                 continue;
             }
@@ -222,19 +222,20 @@ impl Model {
                 region.degraded = None;
             }
             mapping.blurred = limited;
-            // What the application has mapped in the place of a whole mapping is one mapping as well (of more pages it is several).
+            // A foreign mapping in the place of a whole mapping is one mapping as well. (Over several pages there are
+            // several.)
             let foreign = mapping.has(There::Foreign) && mapping.pages.len() == 1;
             if was != State::Disabled && foreign && region.strategy == Strategy::Detach {
                 mapping.mistaken = true;
             }
             let most = mapping.most();
             for page in &mut mapping.pages {
-                // What faults wait in has all the rights.
+                // A stand-in has all the rights.
                 page.now = if waits && now == State::Disabled { most } else { page.told };
                 page.there = There::Own;
             }
             if mapping.mistaken && now == State::Enabled {
-                // Unless the crate had filled the hole before.
+                // Unless the crate has filled the hole before.
                 (mapping.mistaken, mapping.blurred) = (false, true);
                 mapping.pages[0].there = There::Foreign;
             } else if !mapping.mistaken {
@@ -285,13 +286,13 @@ impl Model {
         }
     }
 
-    /// Holes are filled with what cannot be accessed.
+    /// Fills holes with memory that has no rights.
     pub(crate) fn fence(&mut self, slot: usize, pages: Pages) {
         self.rough(slot, pages, Rough::Fill);
         self.rough(slot, pages, Rough::Protect(Rights::Nothing));
     }
 
-    /// Rights that could not be changed are what the crate was told before, as far as there is anything.
+    /// Rights that could not be changed are those that the crate was told before, up to the first hole.
     fn put_rights_back(&mut self, slot: usize, pages: Pages) {
         let Some(mapping) = &mut self.mappings[slot] else { return };
         for part in mapping.pages[pages.range()].chunk_by_mut(|one, other| one.told == other.told) {
@@ -303,7 +304,7 @@ impl Model {
 
     fn lose(&mut self, what: Lost) {
         match what {
-            // Others take their place.
+            // The crate makes new ones.
             Lost::Empty | Lost::Ones => {}
             Lost::Files => self.regions.iter_mut().for_each(|region| region.file_lost = true),
             Lost::Userfaultfds => {
@@ -311,7 +312,7 @@ impl Model {
                 self.wants += 1;
                 for mapping in self.mappings.iter_mut().flatten() {
                     let region = &mut self.regions[mapping.region];
-                    // What faults waited in is plain memory now.
+                    // A stand-in is plain memory now.
                     mapping.blurred |= mapping.policy == OnDisabled::Block && region.state == State::Disabled;
                     if region.strategy == Strategy::Zap {
                         region.degraded = None;
@@ -357,7 +358,7 @@ impl Model {
 
     fn drop_region(&mut self, slot: usize) {
         if let Some(id) = self.slots[slot].take() {
-            // Guards and pins are of enabled regions.
+            // Only an enabled region has guards and pins.
             if self.regions[id].state == State::Disabled {
                 self.become_state(id, State::Gone);
             } else {
@@ -379,14 +380,14 @@ impl Model {
     }
 }
 
-/// What a store reaches that succeeds.
+/// The target of a store that succeeds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reach {
     /// The memory, by the owner's view.
     Memory,
-    /// What stands in the mapping, if the region is enabled.
+    /// The memory in the range, if the region is enabled.
     Enabled,
-    /// What stands in the mapping.
+    /// The memory in the range, in any state.
     Whatever,
 }
 

@@ -1,10 +1,10 @@
-//! Sequences that are always tried: each a trap that this crate or another one has fallen into, or could.
+//! Sequences that every run tries. Each is a trap into which this crate or another one has fallen, or could.
 
 macro_rules! corpus {
     ($($name:literal)*) => { &[$(($name, include_str!(concat!("corpus/", $name)))),*] };
 }
 
-/// By name, in order, as they are in `corpus/`. Part of the binary, which also runs where the sources are not.
+/// By name, in order, as they are in `corpus/`. They are part of the binary, which also runs where the sources are not.
 pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
     "a-closed-userfaultfd-keeps-nothing-waiting.ops"
     "a-hole-and-no-room.ops"

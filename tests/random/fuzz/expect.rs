@@ -1,4 +1,4 @@
-//! The model's answers to accesses of mappings, to copies, system calls and faults.
+//! The model's results of accesses to mappings, of copies, system calls and faults.
 
 use super::model::{
     Allowed, Answer, Expected, FOREIGN, MappingModel, Meets, Model, Page, RegionModel, State, There, is, legal,
@@ -10,7 +10,7 @@ use revocable_mmio::{AccessError, CopyError, FaultError, OnDisabled, Strategy};
 const EFAULT: i32 = 14;
 
 impl MappingModel {
-    /// Bounds and alignment of one access.
+    /// Checks bounds and alignment of one access.
     fn check(&self, offset: usize, size: usize) -> Result<(), AccessError> {
         if offset.checked_add(size).is_none_or(|end| end > self.len) {
             return Err(AccessError::OutOfBounds { offset, size, len: self.len });
@@ -18,36 +18,36 @@ impl MappingModel {
         if offset % size != 0 { Err(AccessError::Misaligned { offset, align: size }) } else { Ok(()) }
     }
 
-    /// The pages that an access touches; none where it has nothing to do.
+    /// The pages that an access touches. None if it is not inside of the mapping.
     fn touched(&self, region: &RegionModel, offset: usize, len: usize) -> &[Page] {
         let pages = offset / region.page..=(offset + len.max(1) - 1) / region.page;
         self.pages.get(pages).unwrap_or_default()
     }
 
-    /// Is there something that the rights of all its pages allow?
+    /// True if all pages are mapped, with the rights that the access needs.
     fn permits(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
         let needed = if store { Rights::All } else { Rights::Loads };
         let allows = |page: &Page| page.now >= needed && page.there != There::Hole;
         self.touched(region, offset, len).iter().all(allows)
     }
 
-    /// Does an accessor meet memory of the application's?
+    /// True if an accessor reaches foreign memory.
     fn accessor_meets_foreign(&self, region: &RegionModel, offset: usize, len: usize) -> bool {
         !cfg!(revocable_portable) && self.meets_foreign(region, offset, len)
     }
 
-    /// Does it meet memory of the application's?
+    /// True if a part of the range is foreign memory.
     fn meets_foreign(&self, region: &RegionModel, offset: usize, len: usize) -> bool {
         self.touched(region, offset, len).iter().any(|page| page.there == There::Foreign)
     }
 
-    /// Do the rights allow it that the crate was told?
+    /// True if the rights that the crate was told allow the access.
     fn tells(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
         let needed = if store { Rights::All } else { Rights::Loads };
         self.touched(region, offset, len).iter().all(|page| page.told >= needed)
     }
 
-    /// Why an access is refused that is not permitted while the region is enabled: the crate knows what it was told.
+    /// The error of an access that an enabled region does not permit. It depends on the rights that the crate was told.
     fn not_permitted(&self, region: &RegionModel, offset: usize) -> AccessError {
         let told = self.touched(region, offset, 1).iter().all(|page| page.told == self.most());
         if told { AccessError::NoMemory { offset } } else { AccessError::Protected { offset } }
@@ -57,7 +57,7 @@ impl MappingModel {
         (offset..offset + len).map(|at| self.foreign.get(&at).copied().unwrap_or(FOREIGN)).collect()
     }
 
-    /// Where accessors use the owner's view, what has become of the mapping is none of their business.
+    /// Where accessors use the owner's view, only the told rights of the mapping matter.
     fn permits_accessor(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
         match cfg!(revocable_portable) {
             true => self.tells(region, offset, len, store),
@@ -69,7 +69,7 @@ impl MappingModel {
         &region.bytes[self.offset + offset..][..len]
     }
 
-    /// All-ones, but for what was stored there meanwhile.
+    /// All-ones, except for stores to the cover.
     fn ones(&self, offset: usize, len: usize) -> Allowed {
         let byte = |at| [0xff, self.ghost.get(&at).copied().unwrap_or(0xff)];
         Allowed::Either((offset..offset + len).map(byte).collect())
@@ -89,7 +89,7 @@ impl Model {
         let offset = at.offset(region.page);
         let checked = mapping.check(offset, width);
         if via == Via::Raw {
-            // Beyond the mapping is somebody else's memory.
+            // Memory after the mapping is not the region's.
             return checked.ok().and_then(|()| self.raw(mapping, region, offset, width, store));
         }
         let refused = |error| Some(is(Answer::Refused(error)));
@@ -110,7 +110,7 @@ impl Model {
         let by_itself = matches!(via, Via::Accessor | Via::Register);
         let policy = match self.meets(mapping) {
             Meets::Memory if by_itself => return self.reach(op, mapping, region, offset, width, store),
-            // By the owner's view, which has all rights.
+            // By the owner's view, which has all the rights.
             Meets::Memory if !mapping.tells(region, offset, width, store) => {
                 Answer::Refused(AccessError::Protected { offset })
             }
@@ -130,7 +130,7 @@ impl Model {
         Some(is(policy))
     }
 
-    /// An access of an enabled region by the mapping itself.
+    /// One access of an enabled region through the mapping.
     fn reach(
         &self,
         op: &Op,
@@ -154,7 +154,7 @@ impl Model {
             false if !doubts => vec![refused],
             _ => {
                 let memory = found(op, mapping.bytes(region, offset, width));
-                // Whether it was let through at the time.
+                // It depends on the mapping at the time whether the access got through.
                 let none = Allowed::Is(Answer::Refused(AccessError::NoMemory { offset }));
                 vec![refused, none, Allowed::Is(reached), Allowed::Is(memory)]
             }
@@ -213,7 +213,7 @@ impl Model {
         let permitted = !inside || mapping.permits_accessor(region, offset, len, store);
         let foreign = inside && mapping.accessor_meets_foreign(region, offset, len);
         if inside && (!permitted || foreign || self.doubts(mapping)) && !one_page(region, offset, len) {
-            // How far it comes is another question.
+            // How much is copied is not modelled.
             return None;
         }
         if !inside {
@@ -249,11 +249,11 @@ impl Model {
         let refused = Allowed::Is(Answer::Errno(EFAULT));
         let doubts = self.doubts(mapping);
         let foreign = mapping.meets_foreign(region, offset, len);
-        // Where each page is reached or not by itself, a call may end in the middle.
+        // Where each page may be reached or refused by itself, a call may end in the middle.
         let piecemeal = mapping.own || doubts || region.strategy == Strategy::Zap && !self.machine.kernel_faults;
         let stores = matches!(call, Call::Read(_));
         let permitted = mapping.permits(region, offset, len, stores);
-        // The test makes a file for each of the others.
+        // All calls except process_vm_readv need a file, which the test makes.
         let cannot = call != Call::Vm && self.limit.is_some() || mapping.blurred && !mapping.is_whole();
         if cannot || (piecemeal || foreign || !permitted) && !one_page(region, offset, len) {
             return None;
@@ -262,7 +262,7 @@ impl Model {
             _ if !permitted => return Some(vec![refused]),
             _ if foreign && call == Call::Vm => Allowed::Is(Answer::Bytes(mapping.foreign_bytes(offset, len))),
             _ if foreign => Allowed::Is(Answer::Done),
-            // Those of the kernel never wait for long.
+            // System calls do not wait under Block: they are refused.
             Meets::Waits if mapping.blurred => return None,
             Meets::Disabled | Meets::Gone | Meets::Waits => return Some(vec![refused]),
             Meets::Memory if call == Call::Vm => {
@@ -271,7 +271,7 @@ impl Model {
             Meets::Ones if call == Call::Vm => mapping.ones(offset, len),
             Meets::Memory | Meets::Ones => Allowed::Is(Answer::Done),
         };
-        // What is the application's is there.
+        // Foreign memory is always reached.
         Some(if piecemeal && !foreign { vec![reached, refused] } else { vec![reached] })
     }
 
@@ -307,7 +307,7 @@ impl Model {
                     Waiter::Store(_) => !mapping.read_only,
                     Waiter::Raw => !mapping.accessors_only,
                 };
-                // What stores at the same time as others load has no one answer.
+                // A store at the same time as a load has no single result.
                 let alone = !self.waiting.iter().any(|(id, writes)| *id == mapping.region && (stores || *writes));
                 let wants = self.limit.is_some() || self.doubts(mapping);
                 let can = there && waits && alone && !wants && self.waiting.len() < 3;
@@ -318,7 +318,7 @@ impl Model {
     }
 }
 
-/// What an access answers that has found these bytes.
+/// The result of an access that found these bytes.
 fn found(op: &Op, bytes: &[u8]) -> Answer {
     match op {
         Op::Store { .. } => Answer::Done,
@@ -333,7 +333,7 @@ fn one_page(region: &RegionModel, offset: usize, len: usize) -> bool {
     offset / region.page == (offset + len.max(1) - 1) / region.page
 }
 
-/// The tables of `fault::decide`, for a region that is at rest.
+/// The tables of `fault::decide`, for a region that no change holds.
 fn fault(region: &RegionModel, offset: usize, len: usize, who: Faulter) -> Expected {
     use FaultFlags as F;
     let Faulter { flags, policy, cancelled } = who;

@@ -1,4 +1,4 @@
-//! Forked children: one that a sequence forks in its middle, and one that a sequence runs in, as it changes its process.
+//! Forked children: a child that a sequence forks, and a child in which a sequence runs because it changes its process.
 //!
 //! UNSAFETY: fork(2), and drops of bitwise copies in a child that ends without using the originals.
 #![expect(unsafe_code, reason = "forks")]
@@ -19,21 +19,20 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What no operation takes, and no end of a process.
+/// Longer than any operation or the end of a process takes.
 const TOO_LONG: Duration = Duration::from_secs(15);
 
-/// Does in a child whatever can be done with inherited handles. None of it may reach the memory, or change anything of the
-/// parent's.
+/// Uses all inherited handles in a child, in every way. No use may reach the memory, or change anything of the parent.
 ///
 /// # Errors
-/// What it could do.
+/// The first use that succeeded.
 pub(super) fn child<'a>(
     regions: impl Iterator<Item = &'a Region>,
     mappings: impl Iterator<Item = &'a Arc<Mapping>>,
 ) -> Result<(), String> {
     let (regions, mappings): (Vec<_>, Vec<_>) = (regions.collect(), mappings.collect());
     let code = forking::exit_code(|| {
-        // What hangs is killed by it.
+        // Kills the child if it hangs.
         nix::unistd::alarm::set(30);
         inherited(&regions, &mappings).or_else(|| own().map(|at| 50 + at)).unwrap_or(0)
     });
@@ -43,11 +42,11 @@ pub(super) fn child<'a>(
     }
 }
 
-/// What went wrong, by number.
+/// The first use that succeeded, by number.
 fn inherited(regions: &[&Region], mappings: &[&Arc<Mapping>]) -> Option<i32> {
     for mapping in mappings {
         let base = mapping.as_ptr().expose_provenance();
-        // The parent has put it at the start of every region.
+        // The parent has put the secret at the start of every region.
         if mapping.offset() == 0 && (raw::load64(base) == Ok(SECRET) || mapping.try_read(0) == Ok(SECRET)) {
             return Some(1);
         }
@@ -60,7 +59,7 @@ fn inherited(regions: &[&Region], mappings: &[&Arc<Mapping>]) -> Option<i32> {
     for region in regions {
         let _ = region.fault(0, FaultFlags::NOWAIT, &mut NoLock::default());
         let changes = [region.disable(), region.enable(), region.try_reset(|_| true), region.try_disable()];
-        // For the holder of a guard an enabled region is enabled.
+        // For the holder of a guard, an enabled region stays enabled.
         if !changes.into_iter().all(|changed| matches!(changed, Ok(false) | Err(RevokeError::Forked))) {
             return Some(3);
         }
@@ -79,7 +78,7 @@ fn inherited(regions: &[&Region], mappings: &[&Arc<Mapping>]) -> Option<i32> {
     None
 }
 
-/// Regions of the child's own are as good as any.
+/// Regions that the child makes itself work like any others.
 fn own() -> Option<i32> {
     for (number, strategy) in (0..).zip([Strategy::Zap, Strategy::Detach, Strategy::Replace]) {
         let Ok(region) = Region::builder(2 * 4096).strategy(strategy).build() else { continue };
@@ -102,10 +101,10 @@ fn own() -> Option<i32> {
 
 /// Runs a sequence in a process of its own, which has no other threads than those that it starts.
 ///
-/// The calling process must have none that hold a lock.
+/// No other thread of the calling process may hold a lock.
 ///
 /// # Errors
-/// As [`run::run`]; or that it hangs, or how the process ended.
+/// As [`run::run`], or that the process hangs, or how it ended.
 pub(crate) fn run(history: &[Op]) -> Result<(), String> {
     let (out, into) = nix::unistd::pipe().map_err(|e| format!("pipe: {e}"))?;
     // SAFETY: the contract above; the child ends by `_exit`.
@@ -124,7 +123,7 @@ pub(crate) fn run(history: &[Op]) -> Result<(), String> {
             Ok(Err(why)) => why,
             Err(panic) => panic.downcast::<String>().map_or("it panicked".to_owned(), |why| format!("panic: {why}")),
         };
-        // Whatever has become of descriptors and limits, there is this one.
+        // This descriptor is left whatever has become of descriptors and limits.
         let _ = steps.write_all(why.as_bytes());
         // SAFETY: ends the process at once.
         unsafe { libc::_exit(i32::from(!why.is_empty())) };
@@ -150,7 +149,8 @@ pub(crate) fn run(history: &[Op]) -> Result<(), String> {
     }
 }
 
-/// Everything until the end of the other side: how many operations were begun, and what was said. An error: that does not come.
+/// Reads until the other side ends. Returns the number of operations that were begun, and the message. An error if the
+/// end does not come.
 fn listen(out: std::os::fd::BorrowedFd<'_>) -> Result<(usize, String), usize> {
     let (mut begun, mut text, mut since) = (0, Vec::new(), Instant::now());
     while since.elapsed() < TOO_LONG {

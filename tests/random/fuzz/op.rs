@@ -1,5 +1,5 @@
-//! What a fuzzed sequence consists of. Everything stands in a numbered slot, so that leaving one operation out (which is
-//! what shrinking does) changes the meaning of no other: one that finds its slot empty does nothing.
+//! The operations of a fuzzed sequence. Each object is in a numbered slot, so that leaving out one operation (as
+//! shrinking does) changes the meaning of no other. An operation whose slot is empty does nothing.
 
 use revocable_mmio::fault::FaultFlags;
 use revocable_mmio::{OnDisabled, Strategy};
@@ -10,7 +10,7 @@ pub(crate) const REGIONS: usize = 3;
 pub(crate) const MAPPINGS: usize = 5;
 pub(crate) const PINS: usize = 3;
 pub(crate) const GROUPS: usize = 2;
-/// The largest region: enough for a huge page that is aligned, wherever it begins.
+/// The largest region. It has an aligned huge page wherever it begins.
 pub(crate) const MOST_PAGES: usize = 1024;
 
 /// A place in a region or mapping: near the start of one of its pages, or anywhere.
@@ -37,7 +37,7 @@ pub(crate) enum How {
     Timeout,
 }
 
-/// Which of the ways to make one access.
+/// The way in which one access is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Via {
     Accessor,
@@ -56,11 +56,11 @@ pub(crate) enum Modify {
     Or,
     And,
     Xor,
-    /// If it finds this.
+    /// Compares with this value.
     Exchange(u64),
 }
 
-/// A system call on addresses of a mapping.
+/// A system call with addresses of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     /// process_vm_readv(2) out of it.
@@ -86,7 +86,7 @@ pub(crate) struct Build {
     pub(crate) pages: usize,
     pub(crate) disabled: bool,
     pub(crate) own_monitor: bool,
-    /// Pages that a fault maps; `None`: as the crate thinks best.
+    /// Pages that a fault maps. `None`: the crate's default.
     pub(crate) around: Option<usize>,
     pub(crate) trim: bool,
 }
@@ -102,7 +102,7 @@ pub(crate) struct View {
     pub(crate) accessors_only: bool,
 }
 
-/// Who faults.
+/// The properties of a faulting caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Faulter {
     pub(crate) flags: FaultFlags,
@@ -190,28 +190,28 @@ pub(crate) enum Op {
     Shed {
         mapping: usize,
     },
-    /// The crate is told of other rights for a part: `Mapping::protect`.
+    /// Changes the rights of a part by `Mapping::protect`.
     Protect {
         mapping: usize,
         pages: Pages,
         rights: Rights,
     },
-    /// The application does something to a part by itself, of which it tells nobody.
+    /// The application changes a part by itself, without the crate's knowledge.
     Rough {
         mapping: usize,
         pages: Pages,
         what: Rough,
     },
-    /// Descriptors of the crate's are closed, or other files take their numbers.
+    /// Descriptors of the crate are closed, or other files take their numbers.
     Lose {
         what: Lost,
         how: Loss,
     },
     /// A forked child uses what it has inherited, drops it, and makes regions of its own.
     Fork,
-    /// From now on there is little left of something.
+    /// From now on a resource is scarce.
     Limit(Limit),
-    /// There is enough of everything again.
+    /// Ends the limit.
     Unlimit,
     OwnerRead {
         region: usize,
@@ -276,7 +276,7 @@ pub(crate) struct Pages {
 }
 
 impl Op {
-    /// Does it change the process, so that it needs one of its own?
+    /// True if it changes the process, and so needs one of its own.
     pub(crate) fn is_rude(&self) -> bool {
         match self {
             Op::Rough { what, .. } => matches!(what, Rough::Hole | Rough::Fill),
@@ -292,7 +292,7 @@ impl Pages {
     }
 }
 
-/// What an application does to a part of a mapping.
+/// A change that an application makes to a part of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rough {
     Lock,
@@ -304,7 +304,7 @@ pub(crate) enum Rough {
     Protect(Rights),
     /// munmap(2).
     Hole,
-    /// Memory of its own, where it has made holes.
+    /// Memory of the application's own, in the holes that it has made.
     Fill,
 }
 
@@ -321,11 +321,11 @@ pub(crate) enum Advice {
     Populate,
 }
 
-/// Descriptors of the crate's.
+/// Descriptors of the crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lost {
     Userfaultfds,
-    /// The empty file that refusing ranges are made of.
+    /// The empty file of covers.
     Empty,
     Ones,
     /// The regions' files.
@@ -337,13 +337,13 @@ pub(crate) enum Loss {
     Close,
     /// dup2(2) of /dev/null over it.
     Null,
-    /// Of a directory.
+    /// The same with a directory.
     Directory,
-    /// Of memory with something in it.
+    /// The same with a file that has content.
     Memory,
 }
 
-/// What there is only so much left of.
+/// A resource, and how much of it is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limit {
     Descriptors(u8),
@@ -361,7 +361,7 @@ pub(crate) enum Rights {
     All,
 }
 
-/// What a waiting thread does.
+/// The access that a waiting thread makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waiter {
     Load,

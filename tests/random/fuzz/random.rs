@@ -1,4 +1,4 @@
-//! Random sequences: mostly sensible ones, with a share of nonsense of every kind.
+//! Random sequences: mostly sensible ones, with every kind of nonsense among them.
 
 use super::op::{
     Advice, Build, Call, Faulter, GROUPS, How, Limit, Loss, Lost, MAPPINGS, MOST_PAGES, Memory, Modify, Op, PINS,
@@ -17,7 +17,7 @@ fn one_of<T: Clone + std::fmt::Debug + 'static>(values: &[T]) -> Union<Just<T>> 
     Union::new(values.iter().cloned().map(Just))
 }
 
-/// The first of so many more often than the last: what is made at the start is there.
+/// One of so many slots, low ones more often, because objects are made there first.
 fn slot(count: usize) -> impl Strategy<Value = usize> {
     (0..count, 0..count).prop_map(|(one, other)| one.min(other))
 }
@@ -77,12 +77,12 @@ fn build(memories: &'static [Memory]) -> impl Strategy<Value = Build> {
     let way = (ways, prop::bool::weighted(0.9));
     (way, one_of(memories), pages, rarely(), rarely(), around, rarely()).prop_map(
         |((way, sensible), memory, pages, disabled, own_monitor, around, trim)| {
-            // Of devices and of huge pages there is one way only, or two.
+            // Devices allow one strategy only, and huge pages two.
             let strategy = match (memory, way) {
                 (Memory::Device, _) | (Memory::Huge, Way::Detach) if sensible => Way::Replace,
                 _ => way,
             };
-            // These are dear.
+            // Huge pages are scarce.
             let pages = if memory == Memory::Huge { pages.min(2) } else { pages };
             Build { strategy, memory, pages, disabled, own_monitor, around, trim }
         },
@@ -151,7 +151,7 @@ fn pages() -> impl Strategy<Value = Pages> {
     .prop_map(|(first, count)| Pages { first, count })
 }
 
-/// What an application does to its mappings.
+/// A change that an application makes to its mappings.
 fn rough(gently: bool) -> impl Strategy<Value = Op> {
     let mapping = || slot(MAPPINGS);
     let advice = one_of(&[
@@ -179,7 +179,7 @@ fn rough(gently: bool) -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What changes the process.
+/// An operation that changes the process.
 fn rude() -> impl Strategy<Value = Op> {
     let lost = one_of(&[Lost::Userfaultfds, Lost::Empty, Lost::Ones, Lost::Files]);
     let loss = one_of(&[Loss::Close, Loss::Null, Loss::Directory, Loss::Memory]);
@@ -238,13 +238,13 @@ fn other(memories: &'static [Memory]) -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Operations; `gently`: only such as leave the process as it is.
+/// An operation. With `gently`, only operations that leave the process as it is.
 pub(crate) fn op(memories: &'static [Memory], gently: bool) -> impl Strategy<Value = Op> {
     let rudely = u32::from(!gently);
     prop_oneof![12 => access(), 7 => change(), 8 => other(memories), 3 => rough(gently), rudely => rude()]
 }
 
-/// Whole sequences: something to begin with, then anything.
+/// A whole sequence: some regions and mappings first, then anything.
 pub(crate) fn history(memories: &'static [Memory], most: usize, gently: bool) -> impl Strategy<Value = Vec<Op>> {
     let begin = (build(memories), build(memories), prop::collection::vec(view(), MAPPINGS - 1)).prop_map(
         |(first, second, views)| {
@@ -261,7 +261,7 @@ pub(crate) fn history(memories: &'static [Memory], most: usize, gently: bool) ->
     })
 }
 
-/// One change of a region that a second thread touches.
+/// One change of a region to which a second thread makes accesses.
 pub(crate) fn touched_change() -> impl Strategy<Value = Change> {
     prop_oneof![
         3 => how().prop_map(Change::Disable),

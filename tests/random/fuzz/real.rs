@@ -1,4 +1,4 @@
-//! The crate's side of a sequence: what is alive, and each operation by its public interface.
+//! The crate's side of a sequence: the live objects, and each operation by the public interface.
 
 mod access;
 mod waiting;
@@ -35,7 +35,7 @@ macro_rules! by_width {
 /// A pin that its holder may drop when told.
 type Held = Arc<Mutex<Option<Pin>>>;
 
-/// In the order in which it is dropped if a sequence fails: who waits wakes when the regions go.
+/// The fields are in the order of their drop if a sequence fails: waiting threads wake when the regions go.
 #[derive(Default)]
 pub(crate) struct Real {
     pub(crate) pins: [Option<Held>; super::op::PINS],
@@ -49,7 +49,7 @@ pub(crate) struct Real {
 }
 
 impl Real {
-    /// Does one operation that the model has found to have an answer. `patience` is for changes that give up.
+    /// Does one operation for which the model has a result. `patience` is for changes that give up.
     pub(crate) fn step(&mut self, op: &Op, model: &Model, patience: Duration) -> Answer {
         let page = |region: usize| self.regions[region].as_ref().map_or(1, Region::page_size);
         let mapping = |slot: usize| self.mappings[slot].clone().expect("the model has it too");
@@ -104,7 +104,7 @@ impl Real {
                 };
                 let done = match how {
                     How::Try => region(of).try_reset(fill),
-                    // There is none that gives up.
+                    // There is no reset with a timeout.
                     How::Wait | How::Timeout => region(of).reset(fill),
                 };
                 self.done(done, ran)
@@ -133,7 +133,7 @@ impl Real {
             }
             Op::Shed { mapping: of } => {
                 let mapping = mapping(of);
-                // Whether the kernel likes the advice is not the point: nothing is lost by it.
+                // The advice may fail. Nothing is lost by it.
                 let _ = raw::advise(mapping.as_ptr().addr(), mapping.len(), nix::libc::MADV_DONTNEED);
                 Answer::Done
             }
@@ -211,7 +211,7 @@ impl Real {
             Op::Wait { mapping: of, what, at } => {
                 let id = model.mapping(of).expect("there is one").0.region;
                 let waiting = Waiting::start(mapping(of), id, what, at.offset(page_of(of)), model.wants);
-                // Long enough to get there mostly; who is late is no failure.
+                // Long enough for most threads to wait. A later one is no failure.
                 thread::sleep(Duration::from_micros(500));
                 let still = !waiting.thread.is_finished();
                 self.waiting.push(waiting);
@@ -247,13 +247,13 @@ impl Real {
         }
     }
 
-    /// Is there something in a hole?
+    /// True if a hole has been filled.
     pub(crate) fn is_taken(&self, slot: usize, pages: Pages, page_size: usize) -> bool {
         let mapping = self.mappings[slot].as_ref();
         mapping.is_some_and(|m| rough::is_taken(m.as_ptr().expose_provenance() + pages.first * page_size, page_size))
     }
 
-    /// Fills a hole with what cannot be accessed, unless something is there already.
+    /// Fills a hole with memory that has no rights, after unmapping what has filled it already.
     pub(crate) fn fence(&self, slot: usize, pages: Pages, page_size: usize) {
         let Some(mapping) = &self.mappings[slot] else { return };
         let addr = mapping.as_ptr().expose_provenance() + pages.first * page_size;
@@ -328,7 +328,7 @@ fn build(how: Build) -> Result<Region, BuildError> {
     if let Some(pages) = how.around {
         builder = builder.fault_around(if pages == 0 { FaultAround::Whole } else { FaultAround::Pages(pages) });
     }
-    // A monitor that is handed in may have what a process can't get by itself, so with one no strategy is refused.
+    // A monitor that is passed in may have more rights than the process can get, so with one no strategy is refused.
     if let Some(monitor) = (how.own_monitor && case.is_legal()).then(|| Monitor::with_threads(2).ok()).flatten() {
         builder = builder.monitor(monitor);
     }
@@ -352,13 +352,13 @@ fn hold(pin: Pin, polite: bool) -> Held {
     let pin = match polite {
         true => pin.on_revoke(move || {
             if let Some(held) = theirs.upgrade() {
-                let given_back = held.lock().expect("nobody panics here").take();
+                let given_back = held.lock().expect("no panic").take();
                 drop(given_back);
             }
         }),
         false => pin,
     };
-    *held.lock().expect("nobody panics here") = Some(pin);
+    *held.lock().expect("no panic") = Some(pin);
     held
 }
 

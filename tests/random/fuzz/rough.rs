@@ -1,7 +1,7 @@
-//! What an application does to the crate's mappings and descriptors, and what a process may run out of.
+//! Changes that an application makes to the crate's mappings and descriptors, and limits of a process.
 //!
-//! UNSAFETY: system calls on addresses and numbers that are the crate's; that it knows nothing of them is the point. What is
-//! done here to the whole process is done in processes that run one sequence and nothing else.
+//! UNSAFETY: system calls on addresses and descriptors that belong to the crate, without its knowledge. Changes to the
+//! whole process are made only in processes that run one sequence.
 #![expect(unsafe_code, reason = "does to the crate's memory and descriptors what only other code would do")]
 
 use super::model::FOREIGN;
@@ -20,7 +20,7 @@ fn at(addr: usize) -> *mut libc::c_void {
     std::ptr::with_exposed_provenance_mut(addr)
 }
 
-/// Does something to `len` bytes at `addr`, which `page` divides. Whether the kernel likes it is not the point.
+/// Changes `len` bytes at `addr`, which `page` divides. The call may fail.
 pub(super) fn treat(what: Rough, addr: usize, len: usize, page: usize) {
     match what {
         Rough::Lock => drop(raw::lock(addr, len)),
@@ -42,14 +42,14 @@ pub(super) fn treat(what: Rough, addr: usize, len: usize, page: usize) {
                 let _ = raw::advise(addr, len, *advice);
             }
         }
-        // Page by page: it stops at a hole.
+        // Page by page, because mprotect stops at a hole.
         Rough::Protect(rights) => {
             for addr in (addr..addr + len).step_by(page) {
                 let _ = raw::protect(addr, page, bits(rights));
             }
         }
         Rough::Hole => {
-            // One that is still starting maps a few pages.
+            // A thread that is still starting maps a few pages, which must not come into the hole.
             await_started_threads();
             raw::unmap(addr, len).expect("a part can be unmapped");
         }
@@ -68,11 +68,11 @@ fn bits(rights: Rights) -> i32 {
 fn bind(addr: usize, len: usize) {
     const MPOL_BIND: libc::c_int = 2;
     let first: libc::c_ulong = 1;
-    // SAFETY: a policy for the part: the first node, of which there is one everywhere. Changes no content.
+    // SAFETY: a policy for the part: the first node, which every machine has. Changes no content.
     unsafe { libc::syscall(libc::SYS_mbind, at(addr), len, MPOL_BIND, &raw const first, 64, 0) };
 }
 
-/// Memory of the application's in a hole, with these rights.
+/// Maps memory of the application in a hole, with these rights.
 pub(super) fn fill(addr: usize, len: usize, rights: Rights) {
     let file = memory(len);
     let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
@@ -81,23 +81,23 @@ pub(super) fn fill(addr: usize, len: usize, rights: Rights) {
     assert_eq!(got, at(addr), "something else is in the hole at {addr:#x}, or nothing can be there: {}", Errno::last());
 }
 
-/// Has something come into a hole? That can only be a reservation of the crate's.
+/// True if a hole has been filled. Only a reservation of the crate may have filled it.
 pub(super) fn is_taken(addr: usize, page: usize) -> bool {
     let mut resident = [0u8; 512];
-    // SAFETY: a page, of 2 MiB at the most, for each base page of which there is a byte. Changes nothing but those.
+    // SAFETY: one page, of 2 MiB at most, with a byte of output for each base page. Changes nothing else.
     let taken = unsafe { libc::mincore(at(addr), page, resident.as_mut_ptr()) } == 0;
     assert!(!taken || raw::load8(addr).is_err(), "something is in the hole at {addr:#x}");
     taken
 }
 
-/// A file full of what the application's memory is full of.
+/// A file with the content of the application's memory.
 fn memory(len: usize) -> OwnedFd {
     let file = File::from(raw::scratch());
     file.write_all_at(&vec![FOREIGN; len], 0).expect("it takes them");
     file.into()
 }
 
-/// Takes descriptors away. The numbers are the crate's, and other files have them from now on.
+/// Closes or replaces descriptors of the crate. In the latter case their numbers become those of other files.
 pub(super) fn lose(what: Lost, how: Loss) {
     let other: Option<OwnedFd> = match how {
         Loss::Close => None,
@@ -117,9 +117,9 @@ pub(super) fn lose(what: Lost, how: Loss) {
         if !meant {
             continue;
         }
-        // SAFETY: a system call on numbers; that one is another's is the point.
+        // SAFETY: system calls on numbers, one of which is the crate's on purpose.
         let done = match &other {
-            // SAFETY: two numbers; whose the second is finds out.
+            // SAFETY: two numbers; the second is the crate's.
             Some(other) => unsafe { libc::dup2(other.as_raw_fd(), number) },
             // SAFETY: as above.
             None => unsafe { libc::close(number) },
@@ -128,7 +128,7 @@ pub(super) fn lose(what: Lost, how: Loss) {
     }
 }
 
-/// All open ones, and what they are.
+/// All open descriptors, and their files.
 fn descriptors() -> Vec<(i32, String)> {
     let entries = std::fs::read_dir("/proc/self/fd").expect("our descriptors").flatten();
     let number = |entry: &std::fs::DirEntry| entry.file_name().to_str().and_then(|name| name.parse().ok());
@@ -144,12 +144,12 @@ pub(super) struct Limited {
 
 impl Limited {
     pub(super) fn new(limit: Limit) -> Self {
-        // A thread that is still starting dies where it can have nothing.
+        // A thread that is still starting would die without the resource.
         await_started_threads();
         let (resource, value) = match limit {
             Limit::Descriptors(left) => {
                 let open: Vec<i32> = descriptors().into_iter().map(|(number, _)| number).collect();
-                // Limited are the numbers. (The directory that was read is closed again, so there may be one more.)
+                // The limit is on numbers. (The directory that was read is closed again, so there may be one more.)
                 let free = (0..).filter(|number| !open.contains(number)).nth(left.into());
                 (Resource::RLIMIT_NOFILE, u64::try_from(free.unwrap_or(0)).unwrap_or(0))
             }
@@ -184,7 +184,7 @@ fn await_started_threads() {
     let me = nix::unistd::gettid().to_string();
     let sleeps = |task: &std::path::Path| {
         let stat = read_text(task.join("stat"));
-        // It may have ended meanwhile.
+        // The thread may have ended meanwhile.
         stat.rsplit(')').next().is_none_or(|rest| rest.is_empty() || rest.trim_start().starts_with('S'))
     };
     crate::support::eventually("all threads sleep", || {
@@ -193,11 +193,11 @@ fn await_started_threads() {
     });
 }
 
-/// Has the allocator keep some memory, so that what is limited is not the test's own.
+/// Makes the allocator keep some memory, so that the limit does not hit the test itself.
 fn ballast() {
     #[cfg(target_env = "gnu")]
     for what in [libc::M_TRIM_THRESHOLD, libc::M_MMAP_THRESHOLD] {
-        // SAFETY: a setting of the allocator's: it neither gives memory back nor maps any for what is large.
+        // SAFETY: a setting of the allocator: it keeps freed memory, and does not use mmap for large blocks.
         unsafe { libc::mallopt(what, 32 << 20) };
     }
     drop((0..64).map(|_| vec![1; 16 << 10]).collect::<Vec<Vec<u8>>>());

@@ -1,4 +1,4 @@
-//! Carries a sequence out, in the crate and in the model, and compares.
+//! Carries a sequence out, in the crate and in the model, and compares the results.
 
 use super::model::{Allowed, Answer, Machine, Model, State};
 use super::op::{Build, Op, Place, Via};
@@ -9,7 +9,7 @@ use revocable_mmio::{AccessError, Mapping, OnDisabled, Strategy, Support};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How much a reset's callback fills.
+/// The number of bytes that a reset's callback fills.
 pub(crate) const RESET_FILLS: usize = 64;
 
 pub(crate) fn machine() -> Machine {
@@ -24,12 +24,12 @@ fn is_legal(strategy: Strategy, memory: Memory) -> bool {
 /// Runs a sequence.
 ///
 /// # Errors
-/// What came out otherwise than the model says, and where.
+/// The first result that the model does not allow, and its operation.
 pub(crate) fn run(history: &[Op]) -> Result<(), String> {
     run_telling(history, || ())
 }
 
-/// Runs a sequence, and says when an operation of it begins.
+/// Runs a sequence, and calls `begins` when an operation begins.
 ///
 /// # Errors
 /// As [`run`].
@@ -38,7 +38,7 @@ pub(crate) fn run_telling(history: &[Op], mut begins: impl FnMut()) -> Result<()
     let mut run = Run { model: Model::new(machine()), real: Real::default(), watched, begins: &mut begins, at: 0 };
     run.frame(history)?;
     run.step(&Op::Unlimit)?;
-    // Whatever is left goes in this order: guards went with the frames.
+    // The remaining objects are dropped in this order. The guards have ended with their frames.
     for pin in 0..super::op::PINS {
         run.step(&Op::Unpin { pin })?;
     }
@@ -60,12 +60,12 @@ struct Run<'a> {
     real: Real,
     watched: Watched,
     begins: &'a mut dyn FnMut(),
-    /// How far it has come.
+    /// The number of operations that were taken.
     at: usize,
 }
 
 impl Run<'_> {
-    /// Up to the end of the guard that began this frame, or of the sequence.
+    /// Runs up to the end of the guard that began this frame, or of the sequence.
     fn frame(&mut self, history: &[Op]) -> Result<(), String> {
         while let Some(op) = history.get(self.at) {
             self.at += 1;
@@ -101,7 +101,7 @@ impl Run<'_> {
             return Ok(());
         }
         let holes = self.model.holes();
-        // Nor can they be filled then.
+        // Holes cannot be filled with a limit either.
         let limited = self.model.limit.is_some() && *op != Op::Unlimit;
         if limited && !holes.is_empty() && self.model.maps(op) {
             return Ok(());
@@ -113,14 +113,14 @@ impl Run<'_> {
                 self.model.fence(slot, pages);
             }
         }
-        // Only now: a hole that is filled is another matter.
+        // Asked again, because filling a hole may change the result.
         let Some(allowed) = self.model.expect(op) else { return Ok(()) };
         let waits_in_vain = allowed.iter().any(|a| matches!(a, Allowed::Is(Answer::TimedOut { .. })));
         let patience = if waits_in_vain { Duration::from_millis(1) } else { Duration::from_secs(30) };
         let since = Instant::now();
         let answer = loop {
             let answer = self.real.step(op, &self.model, patience);
-            // A monitor in the middle of its last answer is somebody in the way, for a moment; so are the pins of a region that
+            // A monitor in the middle of a fault makes the region busy for a moment. So do the pins of a region that
             // ends in the background.
             let ends = allowed.iter().any(|allowed| matches!(allowed, Allowed::Is(Answer::Gone)));
             let passing = matches!(answer, Answer::Busy { guards: 0, pins } if pins == 0 || ends);
@@ -136,7 +136,7 @@ impl Run<'_> {
 
     fn judge(&mut self, op: &Op, allowed: Vec<Allowed>, answer: &Answer) -> Result<(), String> {
         if !allowed.iter().any(|allowed| allowed.admits(answer)) {
-            return Err(format!("{} answered {answer:x?}, not {allowed:x?}", super::text::line(op)));
+            return Err(format!("{} returned {answer:x?}, not {allowed:x?}", super::text::line(op)));
         }
         self.model.apply(op, answer);
         Ok(())
@@ -148,7 +148,7 @@ impl Run<'_> {
         self.invariants(op)
     }
 
-    /// A drop waits for nobody: where a guard or a pin was in its way, the region ends in the background.
+    /// A drop does not wait. If a guard or a pin is held, the region ends in the background.
     fn await_ends(&mut self) -> Result<(), String> {
         let slots = self.real.mappings.iter().zip(&self.model.mappings);
         let known = slots.filter_map(|(real, model)| Some((model.as_ref()?.region, real.as_ref()?)));
@@ -167,7 +167,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Threads that waited for what has come by now have an answer.
+    /// Joins the threads whose wait has ended.
     fn join(&mut self) -> Result<(), String> {
         let settled = |model: &Model, waiting: &Waiting| model.regions[waiting.region].state != State::Disabled;
         while let Some(at) = self.real.waiting.iter().position(|waiting| settled(&self.model, waiting)) {
@@ -180,7 +180,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What holds after every operation.
+    /// Checks what holds after every operation.
     fn invariants(&mut self, op: &Op) -> Result<(), String> {
         let after = || format!("after {}", super::text::line(op));
         for slot in 0..super::op::REGIONS {
@@ -188,9 +188,9 @@ impl Run<'_> {
                 continue;
             };
             let stats = region.stats();
-            // Without a userfaultfd nothing waits, and a reset has accesses refused.
+            // Without a userfaultfd no access waits, and a reset refuses accesses.
             let told = if self.model.machine.userfaultfd { model.degraded } else { None };
-            // A hole may have been filled by what the kernel gave to the crate.
+            // A mapping that the kernel gave to the crate may have filled the hole.
             let degraded = told.map_or(stats.degraded, |most| stats.degraded.min(most));
             let is = (region.is_enabled(), stats.guards, stats.pins, stats.degraded);
             let should = (model.state == State::Enabled, model.guards, self.model.pins(id).0, degraded);
@@ -212,7 +212,7 @@ impl Run<'_> {
         ) {
             return Ok(());
         }
-        // Every mapping says what the model says, to who asks nobody: G1 and G2.
+        // Every mapping has the model's content, also for raw accesses: G1 and G2.
         for slot in 0..super::op::MAPPINGS {
             let Some((mapping, _)) = self.model.mapping(slot) else { continue };
             for at in [0, mapping.len - 1] {
@@ -225,7 +225,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Nothing is lost and nothing got in: the owner's view has all of it.
+    /// The owner's view has the model's content: nothing is lost, and nothing was added.
     fn content(&self, slot: usize) -> Result<(), String> {
         let (Some((_, model)), Some(region)) = (self.model.region(slot), &self.real.regions[slot]) else {
             return Ok(());
@@ -243,12 +243,12 @@ fn is_gone(mapping: &Arc<Mapping>) -> bool {
     matches!(mapping.try_access(), Err(AccessError::Gone { .. }))
 }
 
-/// Does it need a process of its own?
+/// True if it needs a process of its own.
 pub(crate) fn is_rude(history: &[Op]) -> bool {
     history.iter().any(Op::is_rude)
 }
 
-/// Is there what a region is to be made of?
+/// True if a region of it needs huge pages.
 pub(crate) fn wants_huge_pages(history: &[Op]) -> bool {
     history.iter().any(|op| matches!(op, Op::Region { build: Build { memory: Memory::Huge, .. }, .. }))
 }

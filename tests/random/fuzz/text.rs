@@ -1,5 +1,5 @@
-//! Sequences as text: one operation a line, words and numbers between blanks, `#` begins a comment. What a failing run
-//! prints can be put into `corpus/` as it is.
+//! Sequences as text: one operation a line, of words and numbers between blanks. `#` begins a comment. The text that a
+//! failing run prints can be put into `corpus/` as it is.
 
 mod read;
 
@@ -11,7 +11,7 @@ use super::op::{
 };
 use revocable_mmio::{OnDisabled, Strategy};
 
-/// More than anything that is built or copied here; larger numbers in a file are a mistake.
+/// More than any size that is built or copied here. A larger number in a file is a mistake.
 const MOST: usize = 1 << 16;
 
 const STRATEGIES: [(&str, Strategy); 3] =
@@ -64,7 +64,7 @@ fn place(place: Place) -> String {
     }
 }
 
-/// The first page, and how many if it is not one.
+/// The first page, and the count if it is not one.
 fn pages(pages: Pages) -> String {
     if pages.count == 1 { pages.first.to_string() } else { format!("{}x{}", pages.first, pages.count) }
 }

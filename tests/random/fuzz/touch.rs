@@ -1,8 +1,8 @@
-//! A second thread that touches a region's memory all the time, while a sequence of changes runs. What each access is to
-//! answer depends on who comes first, so only what holds whoever does is looked at:
+//! A second thread accesses a region's memory all the time, while a sequence of changes runs. The result of each access
+//! depends on which of the two comes first, so only claims that hold in any order are checked:
 //!
-//! - G1: while the region is disabled for sure, no load answers what the memory holds, and no store reaches it.
-//! - G2: after a store that succeeded the memory holds its value, through every change since; after one that failed it
+//! - G1: while the region is disabled for sure, no load returns content of the memory, and no store reaches it.
+//! - G2: after a store that succeeded the memory holds its value, through every change since. After one that failed it
 //!   holds the value before.
 
 use super::op::{How, Verb};
@@ -17,7 +17,7 @@ use std::time::Duration;
 /// Set by the owner while the region is disabled, and taken back before it is enabled.
 const STAMP: u64 = 0xdead_dead_dead_dead;
 
-/// How the second thread touches.
+/// The second thread's way of access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hand {
     Accessor,
@@ -34,18 +34,18 @@ pub(crate) enum Change {
     Enable(How),
     Reset(How),
     Group(Verb),
-    /// Maps once more, and unmaps what was mapped so before.
+    /// Maps the region once more, and drops the previous such mapping.
     Remap,
     Sleep,
 }
 
-/// Where the hand stores numbers that count up, and where the owner's stamp is, in another page.
+/// The offset to which the hand stores numbers that count up. The owner's stamp is in another page.
 const COUNTER: usize = 0;
 fn stamp_at(case: &Case) -> usize {
     case.page() + 64
 }
 
-/// What the hand shares with the changer.
+/// The state that the hand and the changer share.
 #[derive(Default)]
 struct Shared {
     end: AtomicBool,
@@ -61,17 +61,17 @@ impl Shared {
     }
 }
 
-/// Runs `changes` under one hand's touching.
+/// Runs `changes` while one hand accesses the region.
 ///
 /// # Errors
-/// What was seen that must not be.
+/// The first violation.
 pub(crate) fn run(case: &Case, hand: Hand, changes: &[Change]) -> Result<(), String> {
     let region = Arc::new(case.builder(2).build().map_err(|e| e.to_string())?);
     let mapping = Arc::new(region.map(case.options()).map_err(|e| e.to_string())?);
     let shared = Arc::new(Shared::default());
     let thread = start(case, hand, &mapping, &shared);
     let done = changes.iter().try_for_each(|change| apply(case, &region, &shared, *change));
-    // Whoever waits for the region has to be let go first.
+    // Before the join, since the hand may wait for the region.
     let closed = close_window(case, &region, &shared);
     let enabled = region.enable().map_err(|e| e.to_string());
     shared.end.store(true, Ordering::SeqCst);
@@ -94,7 +94,7 @@ fn apply(case: &Case, region: &Region, shared: &Shared, change: Change) -> Resul
             match disabled {
                 Ok(true) => open_window(case, region, shared),
                 Ok(false) => {}
-                // One of its accesses is under way.
+                // An access of the hand is under way.
                 Err(e) if busy(&e) => {}
                 Err(e) => return Err(text(&e)),
             }
@@ -103,7 +103,7 @@ fn apply(case: &Case, region: &Region, shared: &Shared, change: Change) -> Resul
             close_window(case, region, shared)?;
             match if how == How::Try { region.try_enable() } else { region.enable() } {
                 Ok(_) => {}
-                // It stays disabled, and is no window: nobody says so.
+                // The region stays disabled, but outside of a window, so accesses are not judged.
                 Err(e) if busy(&e) => {}
                 Err(e) => return Err(text(&e)),
             }
@@ -152,7 +152,7 @@ fn open_window(case: &Case, region: &Region, shared: &Shared) {
     }
 }
 
-/// To be called before anything that enables it.
+/// Must be called before anything that enables the region.
 fn close_window(case: &Case, region: &Region, shared: &Shared) -> Result<(), String> {
     let checked = check_window(region, shared);
     if shared.window().is_some() {
@@ -188,7 +188,7 @@ fn start(case: &Case, hand: Hand, mapping: &Arc<Mapping>, shared: &Arc<Shared>) 
                     _ => {}
                 }
             }
-            // Under AllOnes a store that is lost says nothing about it.
+            // Under AllOnes a store succeeds even if it is lost.
             if !ones {
                 let before = shared.window();
                 let stored = store(hand, &mapping, last + 1);

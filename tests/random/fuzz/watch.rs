@@ -1,4 +1,4 @@
-//! A sequence that hangs has to say where.
+//! Reports the operation in which a sequence hangs.
 
 use super::op::Op;
 use parking_lot::Mutex;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// So long without an operation coming to its end is for ever: none waits for longer than 30 s.
+/// An operation that takes this long hangs. None waits for longer than 30 s.
 const FOR_EVER: Duration = Duration::from_secs(120);
 
 static WATCHED: Mutex<Vec<Run>> = Mutex::new(Vec::new());
@@ -33,7 +33,7 @@ impl Watched {
         Self(id)
     }
 
-    /// The sequence has come to its operation number `at`, from 1.
+    /// The sequence has reached its operation number `at`, from 1.
     pub(crate) fn step(&self, at: usize) {
         if let Some(run) = WATCHED.lock().iter_mut().find(|run| run.id == self.0) {
             run.at = at;

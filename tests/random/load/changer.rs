@@ -1,4 +1,4 @@
-//! The thread that changes the regions, and that looks at them from the owner's side meanwhile.
+//! The thread that changes the regions, and that checks them by the owner's view meanwhile.
 
 use super::random::Random;
 use super::rig::{Device, Rig};
@@ -7,18 +7,18 @@ use revocable_mmio::{GroupError, RevokeError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Other choices in each process: threads race as they like in any case.
+/// Each process makes other choices. The threads race in any case.
 pub(crate) fn seed() -> u64 {
     std::process::id().into()
 }
 
-/// What the changes came to.
+/// The results of the changes.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     pub(crate) disable: Vec<Duration>,
     pub(crate) enable: Vec<Duration>,
     pub(crate) resets: u32,
-    /// Changes of both regions that went through, and those that met a guard or a pin.
+    /// Changes of both regions that succeeded, and those that found a guard or a pin.
     pub(crate) together: u32,
     pub(crate) busy: u32,
 }
@@ -39,7 +39,7 @@ impl<'a> Changer<'a> {
         self.steps
     }
 
-    /// One change there and back, and the time before it. `Err`: a guarantee is broken.
+    /// Makes one change there and back, after a pause. `Err`: a guarantee is broken.
     pub(crate) fn step(&mut self) -> Result<(), String> {
         self.steps += 1;
         self.dwell();
@@ -48,7 +48,7 @@ impl<'a> Changer<'a> {
             0 | 1 => self.reset(device),
             2 | 3 => self.both(),
             4 => self.impatiently(device),
-            // Else a wake that was lost would be made good by the next change.
+            // Otherwise the next change would hide a lost wake.
             5 => self.rig.roll_call(),
             _ => self.one(device),
         }
@@ -76,7 +76,7 @@ impl<'a> Changer<'a> {
         Ok(())
     }
 
-    /// Gives up if somebody is in the way: then nothing has changed.
+    /// Gives up if the region is busy. Nothing has changed then.
     fn impatiently(&mut self, device: &Device) -> Result<(), String> {
         device.clock.turn(Window::Disabling);
         let patience = Duration::from_micros(1 + self.random.next() % 2000);
@@ -127,7 +127,7 @@ impl<'a> Changer<'a> {
                 self.changes.together += 1;
                 self.keep_disabled(&[a, b])?;
                 turn(Window::Enabling);
-                // Only guards and pins are in the way, and nobody has any in a disabled region.
+                // Only guards and pins make a region busy, and a disabled region has none.
                 self.rig.group.try_enable().map_err(|e| format!("G8: a disabled group is not enabled: {e}"))?;
                 turn(Window::Enabled);
                 if ![a, b].iter().all(|device| device.region.is_enabled()) {
@@ -146,7 +146,8 @@ impl<'a> Changer<'a> {
         }
     }
 
-    /// Nothing reaches these regions now: puts forbidden stamps there for a while, and watches the workers' cells.
+    /// Checks that nothing reaches these regions: puts forbidden stamps there for a while, and watches the workers'
+    /// cells.
     fn keep_disabled(&mut self, devices: &[&Device]) -> Result<(), String> {
         let mut before = Vec::new();
         for device in devices {
@@ -166,7 +167,7 @@ impl<'a> Changer<'a> {
         Ok(())
     }
 
-    /// From nothing at all to some milliseconds, mostly short.
+    /// Pauses for up to some milliseconds, mostly short.
     fn dwell(&mut self) {
         match self.random.below(8) {
             0 => {}

@@ -1,4 +1,4 @@
-//! The ways to reach into a region, each as a load and a store of one word.
+//! The ways to access a region, each as a load and a store of one word.
 
 use super::ledger::is_forbidden;
 use super::rig::Device;
@@ -22,12 +22,12 @@ pub(crate) enum Way {
     SystemCall,
     /// By pointer, under a guard.
     Guard,
-    /// By pointer, where a pin says.
+    /// By pointer, at the address of a pin.
     Pin,
     Bulk,
-    /// On the caller's behalf; by turns as one that waits and as one that never does.
+    /// On the caller's behalf, in turns as a caller that waits and as one that never does.
     Behalf,
-    /// As a vCPU: told when to try again.
+    /// As a vCPU: it is told when to try again.
     Async,
     /// On a mapping whose accesses resolve their own faults.
     OwnFaults,
@@ -36,7 +36,7 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    /// The ways that this process can go.
+    /// The ways that are possible in this process.
     pub(crate) fn all(case: &Case) -> Vec<Self> {
         let all = [
             Way::Accessor,
@@ -57,13 +57,13 @@ impl Way {
     fn is_possible(self, case: &Case) -> bool {
         match self {
             Way::OwnFaults => case.strategy == Strategy::Zap,
-            // Nothing waits for the end of a reset there: a load by pointer is refused by a region that is busy.
+            // Where no access can wait, a busy region refuses a load by pointer.
             Way::Raw | Way::SystemCall => case.can_wait(),
             _ => true,
         }
     }
 
-    /// Which bits of a cell its stores change.
+    /// The bits of a cell that its stores change.
     pub(crate) fn store_mask(self) -> u64 {
         match self {
             // The byte at the cell's first address: the kernel may copy byte by byte.
@@ -72,25 +72,24 @@ impl Way {
         }
     }
 
-    /// Can it be refused, by a region that is disabled?
+    /// True if a disabled region can refuse it.
     fn may_be_refused(self, case: &Case) -> bool {
         match self {
             Way::Guard | Way::Pin | Way::Async => true,
-            // No userfaultfd has the kernel's faults wait there.
+            // No userfaultfd makes the kernel's faults wait there.
             Way::SystemCall if !case.kernel_waits() => true,
-            // Block is for user mode.
+            // Policy Block is for user mode.
             Way::SystemCall => case.policy != OnDisabled::AllOnes,
             _ => case.policy == OnDisabled::Sigbus,
         }
     }
 
-    /// Can it be refused by a region that is busy, though enabled? Those that have the kernel touch memory which it can't
-    /// wait for, and those that ask not to wait.
+    /// True if a busy region can refuse it, though enabled: system calls on memory for which the kernel cannot wait.
     fn refused_by_busy(self, case: &Case) -> bool {
         self == Way::SystemCall && !case.kernel_waits()
     }
 
-    /// Are its stores dropped, and its loads all-ones, by a region that is disabled?
+    /// True if a disabled region drops its stores, and returns all-ones to its loads.
     fn is_lost(self, case: &Case) -> bool {
         case.policy == OnDisabled::AllOnes && !matches!(self, Way::Guard | Way::Pin)
     }
@@ -108,7 +107,7 @@ impl From<CopyError> for NotDone {
     }
 }
 
-/// A way with what it needs.
+/// A way with the objects that it needs.
 pub(crate) struct Hand<'a> {
     way: Way,
     device: &'a Device,
@@ -128,13 +127,13 @@ impl<'a> Hand<'a> {
         Self { way, device, mapping: &device.mappings[which], file: File::from(raw::scratch()), queue }
     }
 
-    /// Its offset in the mapping, and its address.
+    /// The offset of a byte in the mapping, and its address.
     fn place(&self, offset: usize) -> (usize, usize) {
         let at = offset - self.mapping.offset();
         (at, self.mapping.as_ptr().expose_provenance() + at)
     }
 
-    /// Under a guard nothing is ever refused.
+    /// Under a guard no access is refused.
     fn guarded<R>(&self, access: impl FnOnce(&Mapping) -> Result<R, raw::Hit>) -> Result<R, NotDone> {
         self.mapping.with_access(|access_| access(access_))?.map_err(|hit| NotDone::Wrong(format!("guarded: {hit:?}")))
     }
@@ -150,7 +149,7 @@ impl<'a> Hand<'a> {
         access(addr).map_err(|hit| NotDone::Wrong(format!("pinned: {hit:?}")))
     }
 
-    /// The word, with all of the pages behind it up to the third.
+    /// Copies the word, and the pages after it up to the third.
     fn bulk_load(&self, at: usize) -> Result<u64, NotDone> {
         let page = 4096;
         let end = (at / page * page + 3 * page).min(self.mapping.len());
@@ -164,7 +163,7 @@ impl<'a> Hand<'a> {
         }
     }
 
-    /// Waits for the page as a vCPU does, without waiting in the fault itself.
+    /// Waits for the page as a vCPU does, and not in the fault itself.
     fn told(&self, offset: usize) -> Result<(), NotDone> {
         let caller = Caller::new(FaultFlags::WAIT).on_disabled(self.mapping.on_disabled());
         let token = match self.device.region.fault_async(offset, caller, &self.queue) {
@@ -182,7 +181,7 @@ impl<'a> Hand<'a> {
         }
         match done.result {
             Ok(()) => Ok(()),
-            // It is all-ones, without a look.
+            // The access gets all-ones, whatever the memory holds.
             Err(NotResolved::Sigbus) if self.mapping.on_disabled() == OnDisabled::AllOnes => Ok(()),
             Err(NotResolved::Sigbus) => Err(NotDone::Refused),
             Err(e) => Err(NotDone::Wrong(e.to_string())),

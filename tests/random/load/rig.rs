@@ -1,4 +1,4 @@
-//! Two regions of one kind with their mappings, and the threads that reach into them.
+//! Two regions of one kind with their mappings, and the threads that access them.
 
 use super::changer::{Changer, Changes, seed};
 use super::hand::{Hand, Way};
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// One region, and what is known of it.
+/// One region, with its case and its ledger.
 pub(crate) struct Device {
     pub(crate) case: Case,
     pub(crate) region: Region,
@@ -38,7 +38,7 @@ impl Device {
             map(case.options()),
             map(case.options().offset(region.len() / 2)),
             map(case.options().read_only()),
-            // Where a load by pointer is to wait, nobody would wake it.
+            // For `Way::OwnFaults`, which only Zap has.
             map(if case.strategy == Strategy::Zap { case.options().accessors_only() } else { case.options() }),
         ];
         let ledger = Ledger::new(&region, ways.iter().map(|way| way.store_mask()).collect());
@@ -47,7 +47,7 @@ impl Device {
     }
 }
 
-/// What a worker has done.
+/// The counts of a worker.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     bursts: AtomicU64,
@@ -68,8 +68,8 @@ fn place(worker: usize) -> (usize, usize) {
     if worker % 4 == 3 { (1, worker / 4) } else { (0, worker / 4 * 3 + worker % 4) }
 }
 
-/// A burst of accesses, and a pause: so many threads that never paused would keep each change waiting for a processor,
-/// and there would be few of them.
+/// Makes a burst of accesses, and pauses. Without pauses so many threads would keep each change waiting for a
+/// processor, and there would be few changes.
 fn burst(worker: &mut Worker<'_, Hand<'_>>) -> Result<(), String> {
     for _ in 0..worker.random.below(48) {
         worker.step()?;
@@ -94,7 +94,7 @@ impl Rig {
         Self { devices, group, tallies, stop: AtomicBool::new(false), violations: Mutex::default(), case }
     }
 
-    /// A worker's part, until the end.
+    /// The work of one worker, until the end.
     pub(crate) fn work(&self, number: usize) {
         let (device, at) = place(number);
         let (device, tally) = (&self.devices[device], &self.tallies[number]);
@@ -120,12 +120,12 @@ impl Rig {
         }
     }
 
-    /// The one thread that changes the regions, for so long; what it took.
+    /// Changes the regions for `time`, in one thread, and returns the results.
     pub(crate) fn change(&self, time: Duration, watchdog: &Watchdog) -> Changes {
         let mut changer = Changer::new(self);
         let since = Instant::now();
         let mut done = Ok(());
-        // A few changes in any case, however slow the machine.
+        // At least a few changes, on a slow machine too.
         while done.is_ok() && (since.elapsed() < time || changer.steps() < 4) && !self.stop.load(Ordering::Relaxed) {
             done = changer.step();
             watchdog.beat();
@@ -135,21 +135,21 @@ impl Rig {
             self.violate(e);
         }
         self.stop.store(true, Ordering::Relaxed);
-        // After a violation too: threads that wait are to end.
+        // After a violation too, so that waiting threads end.
         for device in &self.devices {
             let _ = device.region.enable();
         }
         changer.changes
     }
 
-    /// While everything stays enabled, every worker gets something done.
+    /// Checks that every worker makes progress while everything stays enabled.
     pub(crate) fn roll_call(&self) -> Result<(), String> {
         let bursts = |tally: &Tally| tally.bursts.load(Ordering::Relaxed);
         let before: Vec<u64> = self.tallies.iter().map(bursts).collect();
         let since = Instant::now();
         let patience = Duration::from_secs(if on_slow_machine() { 120 } else { 30 });
         loop {
-            // Two: the first may have been over, but for its count, before.
+            // Two: the first burst may have ended before, and was only counted late.
             let waits = |(_, (tally, before)): &(usize, (&Tally, &u64))| bursts(tally) < *before + 2;
             let late: Vec<usize> = self.tallies.iter().zip(&before).enumerate().filter(waits).map(|(n, _)| n).collect();
             if late.is_empty() || self.stop.load(Ordering::Relaxed) {
@@ -159,7 +159,7 @@ impl Rig {
                 let ways: Vec<_> = late.iter().map(|n| self.devices[place(*n).0].ways[place(*n).1]).collect();
                 let threads = crate::support::watchdog::threads_of("self");
                 eprintln!("workers {late:?} {ways:?} do nothing though both regions are enabled:\n{threads}");
-                // Nothing would end them.
+                // No other event would end the workers.
                 std::process::abort();
             }
             thread::sleep(Duration::from_millis(2));
@@ -169,7 +169,7 @@ impl Rig {
     pub(crate) fn violate(&self, what: String) {
         self.stop.store(true, Ordering::Relaxed);
         let what = format!("{}: {what}", self.case);
-        // At once, past the test harness's capture: what is broken may also hang, and then nothing else is told.
+        // Printed at once, past the test harness's capture, because a broken run may hang before it reports.
         let _ = writeln!(std::io::stderr(), "VIOLATION {what}");
         self.violations.lock().push(what);
     }

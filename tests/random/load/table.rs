@@ -1,4 +1,4 @@
-//! What the run is printed as.
+//! The table that a run prints.
 
 use super::changer::Changes;
 use super::rig::{Rig, Tally};
@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// One combination's run.
+/// The run of one combination.
 pub(crate) struct Row {
     case: Case,
     reached: u64,
@@ -67,7 +67,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// Of sorted times: the one below which so many thousandths of them are.
+/// The time that so many thousandths of the sorted times do not exceed.
 fn quantile(times: &[Duration], per_mille: usize) -> String {
     let at = (times.len() * per_mille).div_ceil(1000);
     match times.get(at.saturating_sub(1)) {

@@ -2,9 +2,9 @@
 //!
 //! `ds` starts at the BAR, `es` at the control page (see [`Word`](super::Word)).
 
-/// Stores a counter to the BAR, loads it back, loads a page's pattern, and checks each against what the state word
-/// said before and after. ebx: the counter. esi: the last value that was certainly stored. edi: the last one that may
-/// have been. ebp, ecx: the state before and after. Ends with `hlt`.
+/// Stores a counter to the BAR, loads it back, loads a page's pattern, and checks each against the state word before
+/// and after. ebx: the counter. esi: the last value that was certainly stored. edi: the last value that may have been
+/// stored. ebp, ecx: the state before and after. Ends with `hlt`.
 #[rustfmt::skip]
 pub(crate) const CHECK_16: &[u8] = &[
     // again:

@@ -16,10 +16,10 @@ use memmap2::{MmapOptions, MmapRaw};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Where the BAR is, and how long.
+/// Guest physical address and length of the BAR.
 pub(crate) const BAR: u64 = 0x2_0000;
 pub(crate) const BAR_LEN: usize = 0x1_0000;
-/// What a BAR's page has at 0x80, plus 0x1000 times the page's number.
+/// The word at 0x80 of each page of the BAR is this plus 0x1000 times the page's number.
 pub(crate) const PATTERN: u32 = 0x5a00_0000;
 const CODE: usize = 0x1000;
 const CONTROL: usize = 0x8000;
@@ -30,14 +30,14 @@ const RAM: usize = 0x1_0000;
 pub(crate) struct Word(usize);
 
 impl Word {
-    /// The region's state as the host tells it: modulo 4, 0 enabled, 2 disabled, odd in between.
+    /// The region's state as the host reports it. Modulo 4: 0 enabled, 2 disabled, odd in between.
     pub(crate) const STATE: Self = Self(0x00);
     pub(crate) const STOP: Self = Self(0x04);
     pub(crate) const ROUNDS: Self = Self(0x08);
-    /// Loads that were refused as they should be, and that were answered as they should be.
+    /// Loads that were refused, and loads that reached the memory, both as they should.
     pub(crate) const SEEN_ONES: Self = Self(0x0c);
     pub(crate) const SEEN_GOOD: Self = Self(0x10);
-    /// What went wrong, 0 for nothing, and the value found; see [`verdict`].
+    /// The guest's verdict, 0 for no fault, and the value that it found; see [`verdict`].
     pub(crate) const WRONG: Self = Self(0x14);
     pub(crate) const FOUND: Self = Self(0x18);
     pub(crate) const COUNT: Self = Self(0x20);
@@ -46,7 +46,7 @@ impl Word {
     pub(crate) const STORED: Self = Self(0x2c);
 }
 
-/// What the guest found wrong.
+/// The meaning of the guest's verdict.
 pub(crate) fn verdict(wrong: u32) -> &'static str {
     match wrong {
         0 => "nothing",
@@ -65,7 +65,7 @@ pub(crate) enum Mode {
     Protected,
 }
 
-/// The part that other threads reach.
+/// The memory that other threads access.
 #[derive(Clone)]
 pub(crate) struct Ram(Arc<MmapRaw>);
 
@@ -91,12 +91,12 @@ pub(crate) struct Guest {
     pub(crate) ram: Ram,
 }
 
-/// `/dev/kvm`, or why there is none.
+/// Opens `/dev/kvm`, or says why it cannot.
 pub(crate) fn kvm() -> Result<Kvm, String> {
     Kvm::new().map_err(|e| format!("/dev/kvm: {e}"))
 }
 
-/// `/dev/kvm` for a test: without it the test is skipped, which fails where everything must run.
+/// Opens `/dev/kvm` for a test. Without it the test is skipped, which fails where everything must run.
 pub(crate) fn kvm_or_skip() -> Option<Kvm> {
     let kvm = kvm();
     if let Err(why) = &kvm {
@@ -120,7 +120,7 @@ impl Guest {
             memory_size: RAM as u64,
             userspace_addr: ram.0.as_mut_ptr().expose_provenance() as u64,
         };
-        // SAFETY: `Guest` keeps the mapping as long as the virtual machine; it is accessed as `Ram` says.
+        // SAFETY: `Guest` keeps the mapping as long as the virtual machine, and `Ram` accesses whole words only.
         unsafe { vm.set_user_memory_region(slot) }.expect("64 KiB of guest memory");
         // SAFETY: inside the mapping; the guest does not run yet.
         unsafe { code.as_ptr().copy_to_nonoverlapping(ram.0.as_mut_ptr().wrapping_add(CODE), code.len()) };

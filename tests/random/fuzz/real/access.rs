@@ -1,4 +1,4 @@
-//! Accesses, by every way there is and of every width.
+//! Accesses of every kind and width.
 
 use super::super::model::Answer;
 use super::super::op::{Call, Faulter, Modify, Via};
@@ -42,7 +42,7 @@ fn hit(hit: raw::Hit, addr: usize) -> Answer {
     match hit {
         hit if hit == raw::Hit::bus(addr) => Answer::Bus,
         hit if hit.addr == addr => Answer::Signal,
-        elsewhere => panic!("an access at {addr:#x} met {elsewhere:?}"),
+        elsewhere => panic!("an access at {addr:#x} got {elsewhere:?}"),
     }
 }
 

@@ -11,9 +11,9 @@ use std::thread::{self, JoinHandle};
 pub(crate) struct Waiting {
     pub(crate) region: usize,
     what: Waiter,
-    /// Where in the region.
+    /// The offset in the region.
     at: usize,
-    /// How often something had been wanting when it began.
+    /// The model's count of losses when the wait began.
     wants: usize,
     pub(super) thread: JoinHandle<Answer>,
 }
@@ -29,12 +29,12 @@ impl Waiting {
         Self { region, what, at, wants, thread: thread::spawn(access) }
     }
 
-    /// Its answer, which it has by now or soon.
+    /// Joins the thread, which has ended or will soon, and checks its result.
     pub(crate) fn join(self, gone: bool, model: &mut Model) -> Result<(), String> {
         let answer = self.thread.join().map_err(|_| "a waiting thread panicked".to_owned())?;
         let wanting = self.wants != model.wants;
         let content = || Answer::Bytes(model.regions[self.region].bytes[self.at..self.at + 8].to_vec());
-        // Whatever has become of what it waited in: what is not there is not the memory.
+        // After a loss the range may be unmapped or plain memory. Neither is the region's memory.
         let otherwise = match (&answer, self.what) {
             (Answer::Refused(AccessError::NoMemory { .. } | AccessError::Protected { .. }), _) => wanting,
             (Answer::Bytes(bytes), Waiter::Raw) => wanting && bytes.iter().all(|byte| *byte == 0),

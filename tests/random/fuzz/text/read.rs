@@ -1,4 +1,4 @@
-//! Reads the text.
+//! Reads the text form.
 
 use super::super::op::{Build, Call, Faulter, Limit, MOST_PAGES, Modify, Op, Pages, Place, Via, View, Waiter};
 use super::{HOWS, LOSSES, LOST, MEMORIES, MOST, POLICIES, RIGHTS, ROUGHS, STRATEGIES, VERBS, VIAS};
@@ -24,7 +24,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Op>, String> {
     Ok(history)
 }
 
-/// What is left of a line, last word first.
+/// The words that are left of a line, the last one first.
 struct Words<'a>(Vec<&'a str>);
 
 impl<'a> Words<'a> {
@@ -32,7 +32,7 @@ impl<'a> Words<'a> {
         self.0.pop().ok_or_else(|| "the line ends too early".to_owned())
     }
 
-    /// A word that may be there or not.
+    /// Takes an optional word. Returns true if it was there.
     fn has(&mut self, word: &str) -> bool {
         let there = self.0.last() == Some(&word);
         if there {
@@ -216,7 +216,7 @@ impl<'a> Words<'a> {
                     "load" => Waiter::Load,
                     "raw" => Waiter::Raw,
                     word if word.starts_with("store:") => Waiter::Store(number(&word[6..])?),
-                    word => return Err(format!("nobody waits to {word:?}")),
+                    word => return Err(format!("no thread waits to {word:?}")),
                 };
                 Op::Wait { mapping, what, at: self.place()? }
             }
@@ -234,7 +234,7 @@ fn number(word: &str) -> Result<u64, String> {
 }
 
 pub(super) fn flags(bits: u64) -> Result<FaultFlags, String> {
-    // Also bits that are no flags: that they are refused is tested, too.
+    // Unknown bits are kept, since their refusal is tested too.
     u32::try_from(bits).map(FaultFlags::from_bits_retain).map_err(|e| e.to_string())
 }
 
