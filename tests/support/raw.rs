@@ -1,138 +1,18 @@
-//! Accesses by raw pointer and by system call, as a driver, a guest or the kernel make them, and what they met.
+//! Accesses by raw pointer and by system call, as a driver, a guest or the kernel make them, and the signal or the errno that each
+//! gets. Here are the system calls.
 //!
-//! A raw access here is one instruction between two labels. Before it, the address behind it is noted in a
-//! thread-local; the signal handler sends the thread there and notes the signal. So nothing of Rust is unwound or
-//! jumped over.
-//!
-//! UNSAFETY: accesses by address, which the tests take from live mappings (or know to be refused), and a signal handler.
-#![expect(unsafe_code, reason = "raw accesses, system calls on their addresses, and a signal handler")]
+//! UNSAFETY: system calls on addresses that the tests take from live mappings (or know to be refused).
+#![expect(unsafe_code, reason = "system calls on addresses and descriptors of the crate's")]
+
+mod access;
+mod catch;
+
+pub(crate) use access::*;
+pub(crate) use catch::*;
 
 use nix::errno::Errno;
 use nix::libc;
-use std::cell::Cell;
 use std::ffi::{c_int, c_void};
-
-/// The signal that an access met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Hit {
-    pub(crate) signal: c_int,
-    pub(crate) code: c_int,
-    pub(crate) addr: usize,
-}
-
-/// `si_code` of an access beyond what there is, as a revoked BAR gives it.
-pub(crate) const BUS_ADRERR: c_int = 2;
-
-impl Hit {
-    /// SIGBUS at this very byte.
-    pub(crate) fn bus(addr: usize) -> Self {
-        Self { signal: libc::SIGBUS, code: BUS_ADRERR, addr }
-    }
-
-    pub(crate) fn is_segv(self) -> bool {
-        self.signal == libc::SIGSEGV
-    }
-}
-
-thread_local! {
-    /// Where this thread goes on if its access faults; 0: it is in none.
-    static RESUME: Cell<usize> = const { Cell::new(0) };
-    static HIT: Cell<Option<Hit>> = const { Cell::new(None) };
-}
-
-/// Catches SIGBUS and SIGSEGV of the accesses here. The crate's own handler, installed later, passes on what is not its.
-pub(crate) fn catch_signals() {
-    for signal in [libc::SIGBUS, libc::SIGSEGV] {
-        // SAFETY: all zeroes is a valid sigaction.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        action.sa_sigaction = (handler as unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void)) as usize;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // SAFETY: a valid action; the handler touches two thread-locals without destructors and the context only.
-        let rc = unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
-        assert_eq!(rc, 0, "sigaction");
-    }
-}
-
-unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    let resume = RESUME.replace(0);
-    if resume == 0 {
-        // Not ours: the next time it happens it kills.
-        // SAFETY: async-signal-safe.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-        return;
-    }
-    // SAFETY: the kernel's siginfo.
-    let info = unsafe { &*info };
-    // SAFETY: a fault's siginfo has an address.
-    let addr = unsafe { info.si_addr() }.addr();
-    HIT.set(Some(Hit { signal, code: info.si_code, addr }));
-    // SAFETY: the kernel's context, which the handler may change.
-    let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
-    #[cfg(target_arch = "x86_64")]
-    {
-        context.uc_mcontext.gregs[libc::REG_RIP as usize] = i64::try_from(resume).unwrap_or(0);
-    }
-    #[cfg(target_arch = "aarch64")]
-    {
-        context.uc_mcontext.pc = resume as u64;
-    }
-}
-
-fn outcome<T>(value: T) -> Result<T, Hit> {
-    RESUME.set(0);
-    match HIT.take() {
-        None => Ok(value),
-        Some(hit) => Err(hit),
-    }
-}
-
-macro_rules! accesses {
-    ($load:ident, $store:ident, $ty:ty, $x86_load:literal, $x86_store:literal, $arm_load:literal, $arm_store:literal) => {
-        /// One load.
-        pub(crate) fn $load(addr: usize) -> Result<$ty, Hit> {
-            let resume = RESUME.with(Cell::as_ptr);
-            let mut value: u64 = 0;
-            // SAFETY: if the address faults, the handler goes on at label 2; the slot is this thread's.
-            #[cfg(target_arch = "x86_64")]
-            unsafe {
-                std::arch::asm!("lea {t}, [rip + 2f]", "mov [{slot}], {t}", $x86_load, "2:",
-                    t = out(reg) _, slot = in(reg) resume, p = in(reg) addr, v = inout(reg_abcd) value, options(nostack))
-            };
-            // SAFETY: as above.
-            #[cfg(target_arch = "aarch64")]
-            unsafe {
-                std::arch::asm!("adr {t}, 2f", "str {t}, [{slot}]", $arm_load, "2:",
-                    t = out(reg) _, slot = in(reg) resume, p = in(reg) addr, v = inout(reg) value, options(nostack))
-            };
-            let bytes = value.to_le_bytes();
-            outcome(<$ty>::from_le_bytes(std::array::from_fn(|i| bytes[i])))
-        }
-
-        /// One store.
-        pub(crate) fn $store(addr: usize, value: $ty) -> Result<(), Hit> {
-            let resume = RESUME.with(Cell::as_ptr);
-            let value = u64::from(value);
-            // SAFETY: as for the load.
-            #[cfg(target_arch = "x86_64")]
-            unsafe {
-                std::arch::asm!("lea {t}, [rip + 2f]", "mov [{slot}], {t}", $x86_store, "2:",
-                    t = out(reg) _, slot = in(reg) resume, p = in(reg) addr, v = in(reg_abcd) value, options(nostack))
-            };
-            // SAFETY: as above.
-            #[cfg(target_arch = "aarch64")]
-            unsafe {
-                std::arch::asm!("adr {t}, 2f", "str {t}, [{slot}]", $arm_store, "2:",
-                    t = out(reg) _, slot = in(reg) resume, p = in(reg) addr, v = in(reg) value, options(nostack))
-            };
-            outcome(())
-        }
-    };
-}
-
-accesses!(load8, store8, u8, "mov {v:l}, [{p}]", "mov [{p}], {v:l}", "ldrb {v:w}, [{p}]", "strb {v:w}, [{p}]");
-accesses!(load16, store16, u16, "mov {v:x}, [{p}]", "mov [{p}], {v:x}", "ldrh {v:w}, [{p}]", "strh {v:w}, [{p}]");
-accesses!(load32, store32, u32, "mov {v:e}, [{p}]", "mov [{p}], {v:e}", "ldr {v:w}, [{p}]", "str {v:w}, [{p}]");
-accesses!(load64, store64, u64, "mov {v:r}, [{p}]", "mov [{p}], {v:r}", "ldr {v:x}, [{p}]", "str {v:x}, [{p}]");
 
 fn answer(n: isize) -> Result<usize, Errno> {
     usize::try_from(n).map_err(|_| Errno::last())
