@@ -27,12 +27,13 @@
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::barrier::Barriers;
 use crate::sync::wait::{Event, Patience, Waited};
-use crate::sync::{Mutation, Mutex, broken};
+use crate::sync::{Mutation, broken};
 use std::cell::RefCell;
 use std::marker::PhantomData;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use std::{fmt, io};
 
+mod held;
 #[cfg(all(test, revocable_model))]
 mod model;
 mod slots;
@@ -41,7 +42,9 @@ mod tally;
 mod tests;
 mod threads;
 
-use slots::{Buckets, GuardSlot, SlotAt};
+pub use held::HeldGuard;
+use held::{Held, Holder, Seen, guards};
+use slots::{Buckets, GuardSlot};
 use tally::Tally;
 
 /// What a gate lets through.
@@ -69,17 +72,6 @@ impl Phase {
     }
 }
 
-/// One thread's guards, as a drain or a report saw them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeldGuard {
-    /// The thread's id, as in `/proc/PID/task`; 0 if it ended and leaked its guards.
-    pub tid: i32,
-    /// How many guards it holds.
-    pub count: u64,
-    /// How long they have been seen held without any of them ending: the oldest is at least this old.
-    pub held_for_at_least: Duration,
-}
-
 /// The reason why a gate is not drained.
 #[derive(Debug)]
 pub(crate) enum NotDrained {
@@ -104,32 +96,7 @@ pub(crate) struct Gate {
     turned_away: Tally,
     drained: Event,
     /// What earlier scans saw, for reports; not a part of the protocol.
-    seen: Mutex<Vec<SeenHeld>>,
-}
-
-/// A slot with guards, its count of ended guards, and since when that count has been the same.
-struct SeenHeld {
-    place: SlotAt,
-    left: u64,
-    since: Instant,
-}
-
-/// A slot whose counters differed.
-struct Held {
-    place: SlotAt,
-    left: u64,
-    count: u64,
-    /// How many of them are leaked: their owner has ended.
-    leaked: u64,
-    /// The generation of the owner of the others.
-    owner: u64,
-}
-
-/// The guards of a slot's owner, or those that its earlier owners leaked.
-struct Holder {
-    place: SlotAt,
-    leaked: bool,
-    guards: HeldGuard,
+    seen: Seen,
 }
 
 impl Gate {
@@ -144,7 +111,7 @@ impl Gate {
             slots: Buckets::new(),
             turned_away: Tally::default(),
             drained: Event::new(),
-            seen: Mutex::new(Vec::new()),
+            seen: Seen::new(),
         }
     }
 
@@ -328,47 +295,13 @@ impl Gate {
 
     fn held(&self) -> Vec<Holder> {
         let now = Instant::now();
-        let held: Vec<Held> = self.held_now().collect();
-        let mut seen = self.seen.lock();
-        let before = std::mem::take(&mut *seen);
-        let mut report = Vec::with_capacity(held.len());
-        for Held { place, left, count, leaked, owner } in held {
-            let known = before.iter().find(|known| known.place == place && known.left == left);
-            let since = known.map_or(now, |known| known.since);
-            seen.push(SeenHeld { place, left, since });
-            let held_for_at_least = now.saturating_duration_since(since);
-            let guards = |tid, count| HeldGuard { tid, count, held_for_at_least };
-            if count > leaked {
-                let tid = threads::tid_of(place, owner);
-                report.push(Holder { place, leaked: false, guards: guards(tid, count - leaked) });
-            }
-            if leaked > 0 {
-                report.push(Holder { place, leaked: true, guards: guards(0, leaked) });
-            }
-        }
-        report
+        self.seen.holders(now, self.held_now().collect())
     }
 
     /// The scan.
     fn held_now(&self) -> impl Iterator<Item = Held> {
         self.slots.each().filter_map(|(place, slot)| Held::look(place, slot))
     }
-}
-
-impl Held {
-    fn look(place: SlotAt, slot: &GuardSlot) -> Option<Self> {
-        let early = if broken(Mutation::ScanOrder) { slot.entered.load(Ordering::Acquire) } else { 0 };
-        // Acquire pairs with the Release in `leave`.
-        let left = slot.left.load(Ordering::Acquire);
-        // Relaxed: the load of `left` stays before it; partner in `enter`, through the barriers.
-        let entered = if broken(Mutation::ScanOrder) { early } else { slot.entered.load(Ordering::Relaxed) };
-        let count = entered.wrapping_sub(left);
-        (count != 0).then(|| Self { place, left, count, leaked: slot.leaked_of(count), owner: slot.owner() })
-    }
-}
-
-fn guards(held: Vec<Holder>) -> Vec<HeldGuard> {
-    held.into_iter().map(|holder| holder.guards).collect()
 }
 
 impl fmt::Debug for Gate {

@@ -1,218 +1,22 @@
 //! SECCOMP.md's lists are enough: each kind of thread does its work under a filter that allows them and nothing else.
 #![expect(unsafe_code, reason = "the child ends without running destructors, which its filter would forbid")]
 
+mod lists;
+mod work;
+
 use crate::support::{self, child};
-use linux_raw_sys::ioctl as nr;
+use lists::*;
 use nix::errno::Errno;
-use nix::libc::{self, c_long};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::unistd::ftruncate;
 use revocable_mmio::signal::SignalError;
-use revocable_mmio::{
-    AccessError, Backing, MapOptions, Mapping, Monitor, OnDisabled, Prot, Region, RevokeError, Strategy, Support,
-};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
-use std::os::fd::AsFd;
+use revocable_mmio::{AccessError, MapOptions, Monitor, OnDisabled, Region, RevokeError, Strategy, Support};
+use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// A system call, and which values of which argument are allowed; `None`: all.
-#[derive(Clone, Copy)]
-struct Allowed {
-    name: &'static str,
-    call: c_long,
-    argument: Option<(u8, &'static [u64])>,
-}
-
-macro_rules! allow {
-    ($call:ident) => {
-        Allowed { name: stringify!($call), call: libc::$call, argument: None }
-    };
-    ($call:ident, $argument:expr, $values:expr) => {
-        Allowed { name: stringify!($call), call: libc::$call, argument: Some(($argument, $values)) }
-    };
-}
-
-const fn bits(value: libc::c_int) -> u64 {
-    value as u64
-}
-
-/// A thread that uses mappings, by this crate's accesses.
-const ACCESSOR: &[Allowed] = &[
-    allow!(SYS_gettid),
-    // An access that met revoked memory comes back from the signal handler.
-    allow!(SYS_rt_sigreturn),
-    // Waiting for a region that is busy, or until it is enabled.
-    allow!(SYS_futex, 1, FUTEX),
-    allow!(SYS_sched_yield),
-];
-
-/// What it needs besides to resolve its own faults (`MapOptions::accessors_only`).
-const ACCESSORS_ONLY: &[Allowed] =
-    &[allow!(SYS_ioctl, 1, RESOLVE), allow!(SYS_madvise, 2, &[bits(libc::MADV_POPULATE_WRITE)])];
-
-/// A thread of a monitor's.
-const MONITOR: &[Allowed] = &[
-    allow!(SYS_read),
-    allow!(SYS_epoll_wait),
-    allow!(SYS_ioctl, 1, RESOLVE),
-    allow!(SYS_madvise, 2, &[bits(libc::MADV_POPULATE_WRITE)]),
-    allow!(SYS_futex, 1, FUTEX),
-    allow!(SYS_sched_yield),
-    // A page that the file does not give is left to the kernel.
-    allow!(SYS_ioctl, 1, &[nr::UFFDIO_UNREGISTER as u64]),
-    // Its end: its mappings refuse, and its other threads are told.
-    allow!(SYS_madvise, 2, &[bits(libc::MADV_DONTNEED), bits(libc::MADV_DONTNEED_LOCKED)]),
-    allow!(SYS_fstat),
-    allow!(SYS_newfstatat),
-    allow!(SYS_mmap, 3, &[bits(libc::MAP_SHARED | libc::MAP_FIXED)]),
-    allow!(SYS_mprotect),
-    allow!(SYS_write),
-];
-
-/// A thread that calls `disable`, `enable`, `reset`.
-const OWNER: &[Allowed] = &[
-    allow!(SYS_gettid),
-    // No handler interrupts it where it holds what the faults of others may wait for.
-    allow!(SYS_rt_sigprocmask),
-    // Looks, and changes nothing.
-    allow!(SYS_rt_sigaction, 1, &[0]),
-    allow!(SYS_sched_yield),
-    allow!(SYS_membarrier, 0, &[8]),
-    allow!(SYS_futex, 1, FUTEX),
-    allow!(SYS_fstat),
-    allow!(SYS_newfstatat),
-    allow!(SYS_mmap, 3, MAP),
-    allow!(SYS_mremap),
-    allow!(SYS_mprotect),
-    allow!(SYS_munmap),
-    allow!(SYS_msync),
-    allow!(SYS_madvise, 2, DROP),
-    allow!(SYS_ioctl, 1, &[nr::UFFDIO_REGISTER as u64, nr::UFFDIO_WAKE as u64]),
-];
-
-const MAP: &[u64] = &[
-    bits(libc::MAP_SHARED | libc::MAP_FIXED),
-    bits(libc::MAP_PRIVATE | libc::MAP_FIXED),
-    bits(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
-];
-const DROP: &[u64] = &[
-    bits(libc::MADV_DONTNEED),
-    bits(libc::MADV_DONTNEED_LOCKED),
-    bits(libc::MADV_DONTFORK),
-    bits(libc::MADV_DONTDUMP),
-    bits(libc::MADV_NOHUGEPAGE),
-];
-
-const RESOLVE: &[u64] = &[nr::UFFDIO_CONTINUE as u64, nr::UFFDIO_WAKE as u64];
-const FUTEX: &[u64] = &[
-    bits(libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG),
-    bits(libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG),
-    bits(libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG),
-];
-
-/// What the test itself needs: to end, its sleeps, and what std asks before each close in a debug build.
-const OF_THE_TEST: &[Allowed] =
-    &[allow!(SYS_exit_group), allow!(SYS_clock_nanosleep), allow!(SYS_fcntl, 1, &[bits(libc::F_GETFD)])];
-
-fn filter(lists: &[&[Allowed]]) -> BpfProgram {
-    let mut rules: std::collections::BTreeMap<c_long, Vec<SeccompRule>> = std::collections::BTreeMap::new();
-    let mut without_arguments = Vec::new();
-    for Allowed { call, argument, .. } in lists.iter().copied().flatten() {
-        let entry = rules.entry(*call).or_default();
-        match argument {
-            None => without_arguments.push(*call),
-            Some((index, values)) => entry.extend(values.iter().map(|value| {
-                let equal =
-                    SeccompCondition::new(*index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value & 0xffff_ffff);
-                SeccompRule::new(vec![equal.expect("an argument's number")]).expect("one condition")
-            })),
-        }
-    }
-    for call in without_arguments {
-        rules.insert(call, Vec::new());
-    }
-    let arch = std::env::consts::ARCH.try_into().expect("seccompiler knows this architecture");
-    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)
-        .expect("a filter")
-        .try_into()
-        .expect("it compiles")
-}
-
-fn install(program: &BpfProgram) {
-    seccompiler::apply_filter(program).expect("no new privileges, one filter");
-}
-
-/// What ends a thread, of std's and of the C library's.
-const END_OF_A_THREAD: &[Allowed] =
-    &[allow!(SYS_sigaltstack), allow!(SYS_rt_sigprocmask), allow!(SYS_madvise), allow!(SYS_munmap), allow!(SYS_exit)];
-
-#[derive(Default)]
-struct Work {
-    regions: Vec<Region>,
-    mappings: Vec<Mapping>,
-    own: Vec<Mapping>,
-    /// Nobody accesses them.
-    split: Vec<Mapping>,
-}
-
-fn split(mapping: &Mapping) {
-    mapping.protect(0..4096, Prot::Read).expect("the mapping's rights can be changed");
-}
-
-/// A mapping whose second half the file does not have any more.
-fn truncated(strategy: Strategy, monitor: &Monitor) -> (Region, Mapping) {
-    let file = memfd_create(c"truncated", MFdFlags::MFD_CLOEXEC).expect("a memfd");
-    ftruncate(&file, 1 << 16).expect("it can grow");
-    let backing = Backing::file(file.as_fd(), 0).expect("a descriptor");
-    let region = Region::builder(1 << 16).backing(backing).strategy(strategy).monitor(monitor.clone());
-    let region = region.build().expect("a region");
-    let mapping = region.map(MapOptions::new()).expect("it maps");
-    ftruncate(&file, 1 << 15).expect("it can shrink");
-    (region, mapping)
-}
-
-fn work(monitor: &Monitor) -> Work {
-    let mut work = Work::default();
-    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
-        for policy in [OnDisabled::Sigbus, OnDisabled::AllOnes, OnDisabled::Block] {
-            let region =
-                Region::builder(1 << 18).strategy(strategy).monitor(monitor.clone()).build().expect("a region");
-            work.mappings.push(region.map(MapOptions::new().on_disabled(policy)).expect("it maps"));
-            work.split.push(region.map(MapOptions::new().on_disabled(policy)).expect("it maps"));
-            if strategy == Strategy::Zap && policy == OnDisabled::Sigbus {
-                work.own.push(region.map(MapOptions::new().accessors_only()).expect("it maps"));
-            }
-            work.regions.push(region);
-        }
-        let (region, mapping) = truncated(strategy, monitor);
-        work.mappings.push(mapping);
-        work.regions.push(region);
-    }
-    work.split.iter().for_each(split);
-    work
-}
-
-/// Loads and stores everywhere, whatever comes of it.
-fn access(mappings: &[Mapping], round: u64) -> u64 {
-    let mut done = 0;
-    for mapping in mappings {
-        let at = (usize::try_from(round).unwrap_or(0) * 4096) % mapping.len();
-        for result in [mapping.read::<u64>(at).map(drop), mapping.write::<u64>(at + 8, round)] {
-            match result {
-                Ok(()) => done += 1,
-                Err(AccessError::Disabled { .. } | AccessError::NoMemory { .. }) => {}
-                Err(other) => panic!("{other}"),
-            }
-        }
-    }
-    done
-}
+use work::{access, work};
 
 fn exit(code: i32) -> ! {
     // SAFETY: ends the process at once; nothing of it is needed any more.

@@ -57,13 +57,18 @@ pub(crate) fn alone_for(patience: Duration, vars: &[(&str, &str)], body: impl Fn
         // Ends without tearing down the rest of the process, which is not under test.
         std::process::exit(if died { 101 } else { 0 });
     }
-    let mut command = this_test();
-    command
-        .env(WHICH, test)
-        .envs(vars.iter().copied())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    run(this_test().env(WHICH, test).envs(vars.iter().copied()), patience)
+}
+
+/// Runs the calling test once more, in a process of its own, with variables in its environment by which it knows what to do
+/// instead. Called on the test's own thread, as [`this_test`] is.
+pub(crate) fn again_with(vars: &[(&str, &str)]) -> Ended {
+    run(this_test().envs(vars.iter().copied()), PATIENCE)
+}
+
+/// Runs a command of [`this_test`]'s to its end.
+fn run(command: &mut Command, patience: Duration) -> Ended {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the test binary starts");
     let mut out = child.stdout.take().expect("piped");
     let mut err = child.stderr.take().expect("piped");
@@ -85,12 +90,12 @@ pub(crate) fn alone_for(patience: Duration, vars: &[(&str, &str)], body: impl Fn
                 let _ = child.kill();
                 let _ = child.wait();
                 let said = out.join().expect("a reader") + &err.join().expect("a reader");
-                panic!("the child of {test} hung for {patience:?}:\n{waits}\n{said}");
+                panic!("the child hung for {patience:?}: {command:?}\n{waits}\n{said}");
             }
             std::thread::sleep(Duration::from_millis(5));
         };
         let output = out.join().expect("a reader") + &err.join().expect("a reader");
-        assert!(!output.contains("running 0 tests"), "no test is called {test}: nothing was tried");
+        assert!(!output.contains("running 0 tests"), "no such test, nothing was tried: {command:?}");
         for line in output.lines().filter(|line| line.contains("SKIP:") || line.starts_with("fuzz:")) {
             eprintln!("{line}");
         }

@@ -1,140 +1,18 @@
-//! Accesses by raw pointer and by system call, as a driver, a guest or the kernel makes them, and their outcomes.
+//! Accesses by raw pointer and by system call, as a driver, a guest or the kernel make them, and the signal or the errno that each
+//! gets. Here are the system calls.
 //!
-//! A raw access is one instruction between two labels. Before it, the address of the second label is stored in a
-//! thread-local. The signal handler resumes the thread there and records the signal. So no Rust frame is unwound or
-//! skipped.
-//!
-//! UNSAFETY: accesses by address, which the tests take from live mappings (or know to be refused), and a signal
-//! handler.
-#![expect(unsafe_code, reason = "raw accesses, system calls on their addresses, and a signal handler")]
+//! UNSAFETY: system calls on addresses that the tests take from live mappings (or know to be refused).
+#![expect(unsafe_code, reason = "system calls on addresses and descriptors of the crate's")]
+
+mod access;
+mod catch;
+
+pub(crate) use access::*;
+pub(crate) use catch::*;
 
 use nix::errno::Errno;
 use nix::libc;
-use std::cell::Cell;
 use std::ffi::{c_int, c_void};
-
-/// The signal that an access got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Hit {
-    pub(crate) signal: c_int,
-    pub(crate) code: c_int,
-    pub(crate) addr: usize,
-}
-
-/// `si_code` of an access past the end of a file, as a revoked BAR gives it.
-pub(crate) const BUS_ADRERR: c_int = 2;
-
-impl Hit {
-    /// SIGBUS at this very byte.
-    pub(crate) fn bus(addr: usize) -> Self {
-        Self { signal: libc::SIGBUS, code: BUS_ADRERR, addr }
-    }
-
-    pub(crate) fn is_segv(self) -> bool {
-        self.signal == libc::SIGSEGV
-    }
-}
-
-thread_local! {
-    /// Where this thread resumes if its access faults. 0: it makes no such access.
-    static RESUME: Cell<usize> = const { Cell::new(0) };
-    static HIT: Cell<Option<Hit>> = const { Cell::new(None) };
-}
-
-/// Catches SIGBUS and SIGSEGV of the accesses here. The crate's own handler, installed later, passes on faults that it
-/// does not recognise.
-pub(crate) fn catch_signals() {
-    for signal in [libc::SIGBUS, libc::SIGSEGV] {
-        // SAFETY: all zeroes is a valid sigaction.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        action.sa_sigaction = (handler as unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void)) as usize;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // SAFETY: a valid action; the handler touches two thread-locals without destructors and the context only.
-        let rc = unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
-        assert_eq!(rc, 0, "sigaction");
-    }
-}
-
-unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    let resume = RESUME.replace(0);
-    if resume == 0 {
-        // Not an access made here. The default action kills the process when the fault repeats.
-        // SAFETY: async-signal-safe.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-        return;
-    }
-    // SAFETY: the kernel's siginfo.
-    let info = unsafe { &*info };
-    // SAFETY: a fault's siginfo has an address.
-    let addr = unsafe { info.si_addr() }.addr();
-    HIT.set(Some(Hit { signal, code: info.si_code, addr }));
-    // SAFETY: the kernel's context, which the handler may change.
-    let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
-    #[cfg(target_arch = "x86_64")]
-    {
-        context.uc_mcontext.gregs[libc::REG_RIP as usize] = i64::try_from(resume).unwrap_or(0);
-    }
-    #[cfg(target_arch = "aarch64")]
-    {
-        context.uc_mcontext.pc = resume as u64;
-    }
-}
-
-fn outcome<T>(value: T) -> Result<T, Hit> {
-    RESUME.set(0);
-    match HIT.take() {
-        None => Ok(value),
-        Some(hit) => Err(hit),
-    }
-}
-
-macro_rules! accesses {
-    ($load:ident, $store:ident, $ty:ty, $x86_load:literal, $x86_store:literal, $arm_load:literal, $arm_store:literal) => {
-        /// One load.
-        pub(crate) fn $load(addr: usize) -> Result<$ty, Hit> {
-            let resume = RESUME.with(Cell::as_ptr);
-            let mut value: u64 = 0;
-            // SAFETY: if the address faults, the handler goes on at label 2; the slot is this thread's.
-            #[cfg(target_arch = "x86_64")]
-            unsafe {
-                std::arch::asm!("lea {t}, [rip + 2f]", "mov [{slot}], {t}", $x86_load, "2:",
-                    t = out(reg) _, slot = in(reg) resume, p = in(reg) addr, v = inout(reg_abcd) value, options(nostack))
-            };
-            // SAFETY: as above.
-            #[cfg(target_arch = "aarch64")]
-            unsafe {
-                std::arch::asm!("adr {t}, 2f", "str {t}, [{slot}]", $arm_load, "2:",
-                    t = out(reg) _, slot = in(reg) resume, p = in(reg) addr, v = inout(reg) value, options(nostack))
-            };
-            let bytes = value.to_le_bytes();
-            outcome(<$ty>::from_le_bytes(std::array::from_fn(|i| bytes[i])))
-        }
-
-        /// One store.
-        pub(crate) fn $store(addr: usize, value: $ty) -> Result<(), Hit> {
-            let resume = RESUME.with(Cell::as_ptr);
-            let value = u64::from(value);
-            // SAFETY: as for the load.
-            #[cfg(target_arch = "x86_64")]
-            unsafe {
-                std::arch::asm!("lea {t}, [rip + 2f]", "mov [{slot}], {t}", $x86_store, "2:",
-                    t = out(reg) _, slot = in(reg) resume, p = in(reg) addr, v = in(reg_abcd) value, options(nostack))
-            };
-            // SAFETY: as above.
-            #[cfg(target_arch = "aarch64")]
-            unsafe {
-                std::arch::asm!("adr {t}, 2f", "str {t}, [{slot}]", $arm_store, "2:",
-                    t = out(reg) _, slot = in(reg) resume, p = in(reg) addr, v = in(reg) value, options(nostack))
-            };
-            outcome(())
-        }
-    };
-}
-
-accesses!(load8, store8, u8, "mov {v:l}, [{p}]", "mov [{p}], {v:l}", "ldrb {v:w}, [{p}]", "strb {v:w}, [{p}]");
-accesses!(load16, store16, u16, "mov {v:x}, [{p}]", "mov [{p}], {v:x}", "ldrh {v:w}, [{p}]", "strh {v:w}, [{p}]");
-accesses!(load32, store32, u32, "mov {v:e}, [{p}]", "mov [{p}], {v:e}", "ldr {v:w}, [{p}]", "str {v:w}, [{p}]");
-accesses!(load64, store64, u64, "mov {v:r}, [{p}]", "mov [{p}], {v:r}", "ldr {v:x}, [{p}]", "str {v:x}, [{p}]");
 
 fn answer(n: isize) -> Result<usize, Errno> {
     usize::try_from(n).map_err(|_| Errno::last())
@@ -198,7 +76,7 @@ pub(crate) fn writev(pieces: [(usize, usize); 2]) -> Result<usize, Errno> {
 pub(crate) fn read_process(pid: i32, addr: usize, into: &mut [u8]) -> Result<usize, Errno> {
     let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     let remote = libc::iovec { iov_base: at(addr), iov_len: into.len() };
-    // SAFETY: the local piece is the caller's buffer, and the kernel checks the remote one.
+    // SAFETY: the local piece is the caller's buffer; the remote one the kernel checks.
     answer(unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) })
 }
 
@@ -213,7 +91,7 @@ pub(crate) fn copy_in_kernel(from: usize, to: usize, len: usize) -> Result<usize
 
 /// mprotect(2).
 pub(crate) fn protect(addr: usize, len: usize, prot: c_int) -> Result<(), Errno> {
-    // SAFETY: the tests change rights of their own mappings only, as a careless application does.
+    // SAFETY: the tests change rights of their own mappings only, which is what a careless application does.
     Errno::result(unsafe { libc::mprotect(at(addr), len, prot) }).map(drop)
 }
 
@@ -231,10 +109,10 @@ pub(crate) fn map_if_free(addr: usize, len: usize) -> Result<(), Errno> {
     if got == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(()) }
 }
 
-/// Uses up all mappings that the process may have, until it is dropped.
+/// What uses up all mappings that the process may have, until it is dropped.
 pub(crate) struct Filler(Vec<usize>);
 
-/// Maps single pages of alternating rights, which the kernel can't merge, until the kernel refuses another.
+/// Single pages of alternating rights, which the kernel can't merge, until it refuses another.
 pub(crate) fn fill_the_table_of_mappings() -> Filler {
     let mut pages = Vec::with_capacity(1 << 17);
     loop {
@@ -250,7 +128,7 @@ pub(crate) fn fill_the_table_of_mappings() -> Filler {
 }
 
 impl Filler {
-    /// Makes room for `count` mappings again.
+    /// Has room for so many mappings again.
     pub(crate) fn leave(&mut self, count: usize) {
         let kept = self.0.len().saturating_sub(count);
         drop(Filler(self.0.split_off(kept)));
@@ -260,7 +138,7 @@ impl Filler {
 impl Drop for Filler {
     fn drop(&mut self) {
         for page in &self.0 {
-            // SAFETY: the pages made by `fill_the_table_of_mappings`, which nothing uses.
+            // SAFETY: the pages made by `fill_the_table_of_mappings`, used by nobody.
             unsafe { libc::munmap(at(*page), 4096) };
         }
     }
@@ -278,7 +156,7 @@ pub(crate) fn lock(addr: usize, len: usize) -> Result<(), Errno> {
     Errno::result(unsafe { libc::mlock(at(addr), len) }).map(drop)
 }
 
-/// mbind(2) with a policy that only splits the mapping: MPOL_PREFERRED without a node.
+/// mbind(2) with the policy that changes nothing but splits: MPOL_PREFERRED on no node in particular.
 pub(crate) fn bind(addr: usize, len: usize) -> Result<(), Errno> {
     const MPOL_PREFERRED: c_int = 1;
     let none = std::ptr::null::<u64>();
@@ -290,45 +168,44 @@ pub(crate) fn bind(addr: usize, len: usize) -> Result<(), Errno> {
 /// New anonymous memory at an address of the kernel's choice, readable and writable.
 pub(crate) fn map_anonymous(len: usize) -> Result<usize, Errno> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: without MAP_FIXED the kernel picks a free address.
+    // SAFETY: without MAP_FIXED the kernel picks an address where nothing of anyone's stands.
     let got = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
     if got == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(got.expose_provenance()) }
 }
 
-/// mremap(2) by code that is not the crate, to an address of the kernel's choice.
+/// mremap(2) by somebody who is not the crate: to a place of the kernel's choice.
 pub(crate) fn move_away(addr: usize, old_len: usize, len: usize) -> Result<usize, Errno> {
     // SAFETY: as `protect`.
     let got = unsafe { libc::mremap(at(addr), old_len, len, libc::MREMAP_MAYMOVE) };
     if got == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(got.expose_provenance()) }
 }
 
-/// Closes a descriptor that belongs to other code.
+/// Closes a descriptor that belongs to somebody else.
 pub(crate) fn close_behind_its_back(fd: i32) {
-    // SAFETY: a system call on a number that belongs to other code on purpose.
+    // SAFETY: a system call on a number; that it is another's is the point.
     let rc = unsafe { libc::close(fd) };
     assert_eq!(rc, 0, "close({fd})");
 }
 
-/// Puts another file in the place of a descriptor that belongs to other code.
+/// Puts another file in the place of a descriptor that belongs to somebody else.
 pub(crate) fn put_over(fd: i32, other: impl std::os::fd::AsFd) {
     let other = std::os::fd::AsRawFd::as_raw_fd(&other.as_fd());
-    // SAFETY: a system call on numbers, one of which belongs to other code on purpose.
+    // SAFETY: a system call on numbers; that one is another's is the point.
     let rc = unsafe { libc::dup2(other, fd) };
     assert_eq!(rc, fd, "dup2");
 }
 
-/// Puts a directory, which can neither be read nor take an ioctl, in the place of a descriptor that belongs to other
-/// code.
+/// Puts a directory, which can be neither read nor asked, in the place of a descriptor that belongs to somebody else.
 pub(crate) fn replace_behind_its_back(theirs: impl std::os::fd::AsFd) {
     use std::os::fd::AsRawFd;
     let other = std::fs::File::open("/").expect("there is one");
     let theirs = theirs.as_fd().as_raw_fd();
-    // SAFETY: a system call on numbers, one of which belongs to other code on purpose.
+    // SAFETY: a system call on numbers; that one is another's is the point.
     let rc = unsafe { libc::dup2(other.as_raw_fd(), theirs) };
     assert_eq!(rc, theirs, "dup2");
 }
 
-/// Installs a handler that does nothing, for tests of interrupted waits.
+/// A thread's signal, for the tests of interrupted waits.
 pub(crate) fn ignore_nothing(signal: nix::sys::signal::Signal) {
     use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
     extern "C" fn nothing(_: c_int) {}
@@ -337,7 +214,7 @@ pub(crate) fn ignore_nothing(signal: nix::sys::signal::Signal) {
     unsafe { sigaction(signal, &action) }.expect("it can be handled");
 }
 
-/// Drops bitwise copies of both, in a forked child that never uses the originals again.
+/// Drops bitwise copies of both, in a forked child, where the originals are never used again.
 pub(crate) fn drop_copies(region: &revocable_mmio::Region, mapping: &revocable_mmio::Mapping) {
     // SAFETY: the child exits right after, without dropping the originals.
     drop(unsafe { std::ptr::read(mapping) });

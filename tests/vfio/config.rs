@@ -1,8 +1,8 @@
 //! Sizes and offsets of transfers, and which configuration writes revoke (sections n, o).
 
 use crate::devices::*;
-use crate::signals::{load, short, store};
 use crate::suite::Suite;
+use crate::support::raw::{load, store};
 use crate::syscalls::faults;
 use revocable_mmio::MapOptions;
 use revocable_mmio::pci::{BufferFault, PciDevice, Sink, Source, Space};

@@ -1,7 +1,9 @@
 //! The devices of the recording, as far as the library models them, and the text form of outcomes.
 
 use crate::suite::Suite;
+use crate::support::raw::{BUS_ADRERR, Hit};
 use nix::errno::Errno;
+use nix::libc;
 use revocable_mmio::pci::{Bar, PciBuilder, PciDevice, PciError, PortIo, Space};
 use revocable_mmio::{MapOptions, Mapping};
 use std::sync::Arc;
@@ -107,6 +109,38 @@ pub(crate) fn errno(e: &PciError) -> String {
 /// A system call's result.
 pub(crate) fn sys(answer: isize) -> String {
     if answer < 0 { format!("-1 {:?}", Errno::last()) } else { answer.to_string() }
+}
+
+/// The signal, its code, and its address, as the data writes them.
+pub(crate) fn show(hit: Hit, base: *const u8) -> String {
+    let (name, code) = match (hit.signal, hit.code) {
+        (libc::SIGBUS, BUS_ADRERR) => ("SIGBUS", "BUS_ADRERR"),
+        (libc::SIGSEGV, 1) => ("SIGSEGV", "SEGV_MAPERR"),
+        (libc::SIGSEGV, 2) => ("SIGSEGV", "SEGV_ACCERR"),
+        _ => ("signal", "code"),
+    };
+    let offset = hit.addr.wrapping_sub(base.addr());
+    format!("{name} {code}({}) si_addr=base+{offset:#x}", hit.code)
+}
+
+/// The signal's name alone.
+pub(crate) fn short(hit: Hit) -> String {
+    if hit.signal == libc::SIGBUS { "SIGBUS".into() } else { "SIGSEGV".into() }
+}
+
+/// `ok 0x..`, or the signal.
+pub(crate) fn loaded(result: Result<u64, Hit>, base: *const u8) -> String {
+    result.map_or_else(|hit| show(hit, base), |value| format!("ok {value:#x}"))
+}
+
+/// `0x..`, or the signal's name.
+pub(crate) fn value(result: Result<u64, Hit>) -> String {
+    result.map_or_else(short, |value| format!("{value:#x}"))
+}
+
+/// `ok`, or the signal.
+pub(crate) fn done(result: Result<(), Hit>, base: *const u8) -> String {
+    result.map_or_else(|hit| show(hit, base), |()| "ok".into())
 }
 
 pub(crate) fn pread(device: &PciDevice, space: Space, at: u64, len: usize) -> String {

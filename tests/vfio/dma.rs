@@ -1,8 +1,8 @@
 //! DMA mappings of BARs (section m).
 
 use crate::devices::*;
-use crate::signals::{load, short, store};
 use crate::suite::Suite;
+use crate::support::raw::{load, store};
 use crate::syscalls::faults;
 use revocable_mmio::pci::{DmaAccess, DmaSegment, DmaSpace, Iommu};
 use revocable_mmio::{MapOptions, Mapping};

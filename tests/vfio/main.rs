@@ -4,24 +4,24 @@
 //! `vfio/differs.tsv` says what the library does instead, which is checked too, and why; `vfio/cannot.tsv` says why
 //! there is nothing to try.
 #![cfg(target_arch = "x86_64")]
-#![expect(clippy::multiple_unsafe_ops_per_block, reason = "a system call and its errno, or a handler's record")]
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "a system call and its errno")]
 #![expect(clippy::cast_possible_truncation, reason = "x86-64 only: usize is 64 bits; signals and codes are small")]
-#![expect(unsafe_code, reason = "raw accesses, signals and system calls on memory that is being revoked")]
+#![expect(unsafe_code, reason = "system calls on memory that is being revoked")]
 
-mod child;
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "each test binary uses its part")]
+mod support;
+
 mod config;
 mod devices;
+mod dispositions;
 mod dma;
-#[expect(dead_code, reason = "each test binary uses its part")]
-#[path = "../support/forking.rs"]
-mod forking;
 mod kicks;
 mod mapped;
 mod parts;
 mod power;
 mod races;
 mod resets;
-mod signals;
 mod suite;
 mod syscalls;
 
@@ -29,12 +29,12 @@ use revocable_mmio::{Region, Strategy};
 use suite::Suite;
 
 fn replay(strategy: Strategy) {
-    // Before the library installs its own handlers, which pass on faults that they do not recognise.
-    signals::install();
-    signals::on_the_ordinary_stack();
+    if dispositions::load_if_asked(strategy) {
+        return;
+    }
+    support::start();
     if let Err(e) = Region::builder(4096).strategy(strategy).build() {
-        println!("SKIP: {e}");
-        assert!(!std::env::var("REVOCABLE_CI").is_ok_and(|v| v == "1"), "everything must run here: {e}");
+        support::skip(&e.to_string(), support::at_its_best());
         return;
     }
     let mut suite = Suite::load(strategy);
@@ -71,9 +71,4 @@ fn zap_does_what_the_driver_was_seen_to_do() {
 #[test]
 fn replace_does_what_the_driver_was_seen_to_do() {
     replay(Strategy::Replace);
-}
-
-#[test]
-fn child_of_the_suite() {
-    child::main();
 }

@@ -1,9 +1,9 @@
 //! Mappings while enabled, disabled and enabled again: loads, stores, system calls (sections a, b, c).
 
 use crate::devices::*;
-use crate::signals::{self, done, load, load_with, loaded, short, show, store, value};
 use crate::suite::Suite;
-use crate::{child, syscalls};
+use crate::support::raw::{self, load, retried, store};
+use crate::{dispositions, syscalls};
 use nix::libc;
 use revocable_mmio::MapOptions;
 use revocable_mmio::pci::{MappingPart, PciDevice, Space};
@@ -50,9 +50,9 @@ pub(crate) fn enabled(s: &mut Suite) {
 
     syscalls::enabled(s, &device, &whole);
 
-    let old = signals::exchange_add(base.wrapping_add(8192), 0);
+    let old = raw::exchange_add(base.wrapping_add(8192), 0);
     store(base.wrapping_add(8192), 8, 8).expect("enabled");
-    let found = signals::compare_exchange(base.wrapping_add(8192), 8, 9);
+    let found = raw::compare_exchange(base.wrapping_add(8192), 8, 9);
     assert_eq!(old, Ok(0), "nothing was there before");
     s.row("lock xadd / cmpxchg @8192", value(found));
 
@@ -85,20 +85,17 @@ pub(crate) fn disabled(s: &mut Suite) {
     s.row("load 8 @end-8", loaded(load(at(BIG - 8), 8), base));
     s.row("load 8 @0xffc, across a page edge", loaded(load(at(0xffc), 8), base));
     s.row("store 8 @0xffc, across a page edge", done(store(at(0xffc), 8, 0), base));
-    s.row("lock xadd @0", loaded(signals::exchange_add(base, 1), base));
-    let compared = loaded(signals::compare_exchange(at(0x40), 0, 1), base);
+    s.row("lock xadd @0", loaded(raw::exchange_add(base, 1), base));
+    let compared = loaded(raw::compare_exchange(at(0x40), 0, 1), base);
     s.more("lock cmpxchg @0x40", compared, "SIGBUS BUS_ADRERR(2) si_addr=base+0x40");
-    s.row("instruction fetch @0 (mapping is not PROT_EXEC)", done(signals::execute(base), base));
-    s.row("rep movsb 32 bytes from 0xff0", done(signals::copy_from(at(0xff0), 32), base));
-    // The registers that the signal's context carries.
-    let met = load(base, 8).expect_err("revoked");
-    s.more(
-        "si_addr_lsb, trap number and error code of a load",
-        format!("{} {} {}", met.lsb, met.trap, met.error),
-        "0 14 4",
-    );
-    let met = store(base, 8, 0).expect_err("revoked");
-    s.more("error code of a store", met.error.to_string(), "6");
+    s.row("instruction fetch @0 (mapping is not PROT_EXEC)", done(raw::execute(base), base));
+    s.row("rep movsb 32 bytes from 0xff0", done(raw::copy_from(at(0xff0), 32), base));
+    // The registers that the signal carries.
+    load(base, 8).expect_err("revoked");
+    let raw::Registers { lsb, trap, error } = raw::registers();
+    s.more("si_addr_lsb, trap number and error code of a load", format!("{lsb} {trap} {error}"), "0 14 4");
+    store(base, 8, 0).expect_err("revoked");
+    s.more("error code of a store", raw::registers().error.to_string(), "6");
 
     syscalls::disabled(s, &device, &whole);
 
@@ -113,7 +110,7 @@ pub(crate) fn disabled(s: &mut Suite) {
         ("load in a child, SIGBUS ignored", "ignored"),
         ("load in a child, handler installed but SIGBUS blocked", "handler blocked"),
     ] {
-        s.row(row, child::run(how, s.strategy));
+        s.row(row, dispositions::run(how));
     }
     s.row("disable once more (already off): pwrite", off(&device));
     let enabled = on(&device);
@@ -207,7 +204,7 @@ fn handlers(s: &mut Suite, device: &PciDevice, base: *mut u8) {
     let again = || {
         ran.fetch_add(1, Ordering::Relaxed);
     };
-    let (result, _) = load_with(Some(&again), base, 8);
+    let (result, _) = retried(again, || load(base, 8));
     let waited = since.elapsed() >= Duration::from_millis(190);
     enabler.join().expect("the enabler");
     let often = if waited && ran.load(Ordering::Relaxed) > 10 { "again and again (>10 times)" } else { "too seldom" };
@@ -216,13 +213,13 @@ fn handlers(s: &mut Suite, device: &PciDevice, base: *mut u8) {
 
     off(device);
     let enable = || drop(on(device));
-    let (result, times) = load_with(Some(&enable), base, 8);
+    let (result, times) = retried(enable, || load(base, 8));
     let outcome = format!("{}, handler ran {times} time", loaded(result, base));
     s.row("handler that sets the memory bit itself and returns: load", outcome);
 
     off(device);
     let over = || crate::parts::map_over(base);
-    let (result, times) = load_with(Some(&over), base, 8);
+    let (result, times) = retried(over, || load(base, 8));
     let outcome = format!("{}, handler ran {times} time", loaded(result, base));
     let step = "handler that maps an anonymous page over the address and returns: load";
     s.row(step, outcome);

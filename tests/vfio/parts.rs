@@ -1,9 +1,9 @@
 //! Several mappings, partial ones, split ones, and mappings made while disabled (sections d, e, h).
 
 use crate::devices::*;
-use crate::forking;
-use crate::signals::{done, load, loaded, short, show, store, value};
 use crate::suite::Suite;
+use crate::support::forking;
+use crate::support::raw::{Hit, load, store};
 use crate::syscalls::{Pipe, tmpfs_file, writev};
 use nix::libc;
 use revocable_mmio::pci::PciDevice;
@@ -206,11 +206,10 @@ fn in_child(base: *mut u8) -> String {
     assert_eq!(code, 0);
     let mut message = [0; 9];
     assert_eq!(pipe.read(message.as_mut_ptr(), 9), "9");
-    let met = crate::signals::Met {
+    let met = Hit {
         signal: i32::from(message[0] / 16),
         code: i32::from(message[0] % 16),
         addr: usize::from_le_bytes(message[1..].try_into().expect("8 bytes")),
-        ..Default::default()
     };
     if message[0] == 0 { "ok".into() } else { show(met, base) }
 }

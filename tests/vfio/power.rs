@@ -1,8 +1,8 @@
 //! Power states, low power, virtual functions (sections l, r).
 
 use crate::devices::*;
-use crate::signals::{load, loaded, short, show, store, value};
 use crate::suite::Suite;
+use crate::support::raw::{load, store};
 use nix::sys::eventfd::EventFd;
 use revocable_mmio::MapOptions;
 use revocable_mmio::pci::{Bar, Bus, PciDevice, Space, Width};

@@ -1,8 +1,8 @@
 //! Accesses of every kind while another thread toggles the memory bit (section g).
 
 use crate::devices::*;
-use crate::signals::{load, store};
 use crate::suite::Suite;
+use crate::support::raw::{Hit, load, store};
 use nix::libc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
@@ -27,7 +27,7 @@ pub(crate) fn toggling(s: &mut Suite) {
     let base = mapping.as_ptr().expose_provenance();
     store(mapping.as_ptr(), 8, VALUE).expect("enabled");
     let at = || std::ptr::with_exposed_provenance_mut::<u8>(base);
-    let of = |result: Result<u64, crate::signals::Met>| match result {
+    let of = |result: Result<u64, Hit>| match result {
         Ok(VALUE) => Came::Through,
         Ok(_) => Came::WrongValue,
         Err(met) if met.signal != libc::SIGBUS || met.code != 2 => Came::Otherwise,

@@ -1,8 +1,8 @@
 //! Resets of a function and of a bus (sections i, j).
 
 use crate::devices::*;
-use crate::signals::{load, loaded, short, show, store, value};
 use crate::suite::Suite;
+use crate::support::raw::{load, store};
 use nix::errno::Errno;
 use revocable_mmio::pci::{Bar, Bus, PciDevice, Space};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

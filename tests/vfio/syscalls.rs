@@ -1,8 +1,8 @@
 //! System calls whose buffer is a mapping.
 
 use crate::devices::*;
-use crate::signals::{load, store};
 use crate::suite::Suite;
+use crate::support::raw::{load, store};
 use nix::libc::{self, c_void};
 use revocable_mmio::Mapping;
 use revocable_mmio::pci::{MappingPart, PciDevice, Space};

@@ -4,6 +4,7 @@ use super::*;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 fn gates() -> [Gate; 2] {
     [Gate::new(Phase::Open), Gate::with_barriers(Phase::Open, Barriers::Fences)]

@@ -2,11 +2,6 @@
 //!
 //! A scenario that changes signal dispositions, or is meant to die, runs in a process of its own: this binary again, with
 //! the scenario's name in the environment.
-#![expect(
-    clippy::undocumented_unsafe_blocks,
-    clippy::multiple_unsafe_ops_per_block,
-    reason = "test scaffolding on memory of its own"
-)]
 
 mod chains;
 pub(in crate::raw) mod handlers;

@@ -1,358 +1,239 @@
-//! The model's results of accesses to mappings, of copies, system calls and faults.
+//! What an operation may answer, from what the model holds; nothing is changed.
 
-use super::model::{
-    Allowed, Answer, Expected, FOREIGN, MappingModel, Meets, Model, Page, RegionModel, State, There, is, legal,
-};
-use super::op::{Call, Faulter, Modify, Op, Rights, Via, Waiter};
-use revocable_mmio::fault::{FaultFlags, LockAfter, Outcome};
-use revocable_mmio::{AccessError, CopyError, FaultError, OnDisabled, Strategy};
+mod access;
 
-const EFAULT: i32 = 14;
-
-impl MappingModel {
-    /// Checks bounds and alignment of one access.
-    fn check(&self, offset: usize, size: usize) -> Result<(), AccessError> {
-        if offset.checked_add(size).is_none_or(|end| end > self.len) {
-            return Err(AccessError::OutOfBounds { offset, size, len: self.len });
-        }
-        if offset % size != 0 { Err(AccessError::Misaligned { offset, align: size }) } else { Ok(()) }
-    }
-
-    /// The pages that an access touches. None if it is not inside of the mapping.
-    fn touched(&self, region: &RegionModel, offset: usize, len: usize) -> &[Page] {
-        let pages = offset / region.page..=(offset + len.max(1) - 1) / region.page;
-        self.pages.get(pages).unwrap_or_default()
-    }
-
-    /// True if all pages are mapped, with the rights that the access needs.
-    fn permits(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
-        let needed = if store { Rights::All } else { Rights::Loads };
-        let allows = |page: &Page| page.now >= needed && page.there != There::Hole;
-        self.touched(region, offset, len).iter().all(allows)
-    }
-
-    /// True if an accessor reaches foreign memory.
-    fn accessor_meets_foreign(&self, region: &RegionModel, offset: usize, len: usize) -> bool {
-        !cfg!(revocable_portable) && self.meets_foreign(region, offset, len)
-    }
-
-    /// True if a part of the range is foreign memory.
-    fn meets_foreign(&self, region: &RegionModel, offset: usize, len: usize) -> bool {
-        self.touched(region, offset, len).iter().any(|page| page.there == There::Foreign)
-    }
-
-    /// True if the rights that the crate was told allow the access.
-    fn tells(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
-        let needed = if store { Rights::All } else { Rights::Loads };
-        self.touched(region, offset, len).iter().all(|page| page.told >= needed)
-    }
-
-    /// The error of an access that an enabled region does not permit. It depends on the rights that the crate was told.
-    fn not_permitted(&self, region: &RegionModel, offset: usize) -> AccessError {
-        let told = self.touched(region, offset, 1).iter().all(|page| page.told == self.most());
-        if told { AccessError::NoMemory { offset } } else { AccessError::Protected { offset } }
-    }
-
-    fn foreign_bytes(&self, offset: usize, len: usize) -> Vec<u8> {
-        (offset..offset + len).map(|at| self.foreign.get(&at).copied().unwrap_or(FOREIGN)).collect()
-    }
-
-    /// Where accessors use the owner's view, only the told rights of the mapping matter.
-    fn permits_accessor(&self, region: &RegionModel, offset: usize, len: usize, store: bool) -> bool {
-        match cfg!(revocable_portable) {
-            true => self.tells(region, offset, len, store),
-            false => self.permits(region, offset, len, store),
-        }
-    }
-
-    pub(crate) fn bytes<'a>(&self, region: &'a RegionModel, offset: usize, len: usize) -> &'a [u8] {
-        &region.bytes[self.offset + offset..][..len]
-    }
-
-    /// All-ones, except for stores to the cover.
-    fn ones(&self, offset: usize, len: usize) -> Allowed {
-        let byte = |at| [0xff, self.ghost.get(&at).copied().unwrap_or(0xff)];
-        Allowed::Either((offset..offset + len).map(byte).collect())
-    }
-}
+use super::model::{Allowed, Answer, Expected, Model, RegionModel, State, There, is};
+use super::op::{Build, How, Memory, Op, Rough, Verb, View};
+use revocable_mmio::fault::IllegalFlags;
+use revocable_mmio::{AccessError, CopyError, OnDisabled, PinError, Strategy};
 
 impl Model {
-    /// One load, store or read-modify-write.
-    pub(super) fn access(&self, op: &Op) -> Expected {
-        let (slot, via, width, at, store) = match *op {
-            Op::Load { mapping, via, width, at } => (mapping, via, width, at, false),
-            Op::Store { mapping, via, width, at, .. } => (mapping, via, width, at, true),
-            Op::Modify { mapping, width, at, .. } => (mapping, Via::Accessor, width, at, true),
-            _ => return None,
-        };
-        let (mapping, region) = self.mapping(slot)?;
-        let offset = at.offset(region.page);
-        let checked = mapping.check(offset, width);
-        if via == Via::Raw {
-            // Memory after the mapping is not the region's.
-            return checked.ok().and_then(|()| self.raw(mapping, region, offset, width, store));
-        }
-        let refused = |error| Some(is(Answer::Refused(error)));
-        if let Err(error) = checked {
-            return refused(error);
-        }
-        if store && mapping.read_only {
-            return refused(AccessError::ReadOnly { offset });
-        }
-        let flags = match via {
-            Via::Try => Some(FaultFlags::NOWAIT),
-            Via::With(flags) => Some(flags),
-            Via::Accessor | Via::Register | Via::Raw => None,
-        };
-        if let Some(Err(illegal)) = flags.map(legal) {
-            return refused(AccessError::Flags(illegal));
-        }
-        let by_itself = matches!(via, Via::Accessor | Via::Register);
-        let policy = match self.meets(mapping) {
-            Meets::Memory if by_itself => return self.reach(op, mapping, region, offset, width, store),
-            // By the owner's view, which has all the rights.
-            Meets::Memory if !mapping.tells(region, offset, width, store) => {
-                Answer::Refused(AccessError::Protected { offset })
-            }
-            Meets::Memory => found(op, mapping.bytes(region, offset, width)),
-            Meets::Disabled => Answer::Refused(AccessError::Disabled { offset }),
-            Meets::Gone => Answer::Refused(AccessError::Gone { offset }),
-            Meets::Ones => match op {
-                Op::Store { .. } => Answer::Done,
-                Op::Modify { modify: Modify::Exchange(_), .. } => Answer::Found(vec![0xff; width]),
-                _ => Answer::Bytes(vec![0xff; width]),
-            },
-            Meets::Waits if flags.is_some_and(|flags| flags.contains(FaultFlags::RETRY_NOWAIT)) => {
-                Answer::Refused(AccessError::WouldBlock { offset })
-            }
-            Meets::Waits => return None,
-        };
-        Some(is(policy))
-    }
-
-    /// One access of an enabled region through the mapping.
-    fn reach(
-        &self,
-        op: &Op,
-        mapping: &MappingModel,
-        region: &RegionModel,
-        offset: usize,
-        width: usize,
-        store: bool,
-    ) -> Expected {
-        let refused = Allowed::Is(Answer::Refused(mapping.not_permitted(region, offset)));
-        let doubts = self.doubts(mapping);
-        if mapping.blurred && (store || matches!(op, Op::Modify { .. })) && !mapping.is_whole() {
-            return None;
-        }
-        let reached = match mapping.accessor_meets_foreign(region, offset, width) {
-            true => found(op, &mapping.foreign_bytes(offset, width)),
-            false => found(op, mapping.bytes(region, offset, width)),
-        };
-        Some(match mapping.permits_accessor(region, offset, width, store) {
-            true if !doubts => is(reached),
-            false if !doubts => vec![refused],
-            _ => {
-                let memory = found(op, mapping.bytes(region, offset, width));
-                // It depends on the mapping at the time whether the access got through.
-                let none = Allowed::Is(Answer::Refused(AccessError::NoMemory { offset }));
-                vec![refused, none, Allowed::Is(reached), Allowed::Is(memory)]
-            }
-        })
-    }
-
-    fn raw(&self, mapping: &MappingModel, region: &RegionModel, offset: usize, width: usize, store: bool) -> Expected {
-        let (meets, doubts) = (self.meets(mapping), self.doubts(mapping));
-        let permitted = mapping.permits(region, offset, width, store);
-        if mapping.blurred && !mapping.is_whole() && (store || meets == Meets::Waits) {
-            return None;
-        }
-        if !permitted && !mapping.blurred {
-            let plain = meets == Meets::Memory && !mapping.own && !doubts;
-            return Some(if plain { is(Answer::Signal) } else { vec![Allowed::AnySignal] });
-        }
-        if mapping.meets_foreign(region, offset, width) && !mapping.blurred {
-            let bytes = mapping.foreign_bytes(offset, width);
-            return Some(is(if store { Answer::Done } else { Answer::Bytes(bytes) }));
-        }
-        let reached = match meets {
-            Meets::Waits if !mapping.accessors_only => return None,
-            Meets::Disabled | Meets::Gone | Meets::Waits => Allowed::Is(Answer::Bus),
-            _ if store => Allowed::Is(Answer::Done),
-            Meets::Memory => Allowed::Is(Answer::Bytes(mapping.bytes(region, offset, width).to_vec())),
-            Meets::Ones => mapping.ones(offset, width),
-        };
-        let mut allowed = vec![reached];
-        if mapping.own {
-            allowed.push(Allowed::Is(Answer::Bus));
-        }
-        if doubts {
-            allowed.push(Allowed::AnySignal);
-        }
-        if mapping.blurred && !store {
-            allowed.push(Allowed::Is(Answer::Bytes(mapping.foreign_bytes(offset, width))));
-        }
-        Some(allowed)
-    }
-
-    /// Bulk copies, and system calls.
-    pub(super) fn copy(&self, op: &Op) -> Expected {
-        let (slot, at, len, store) = match *op {
-            Op::CopyOut { mapping, at, len } => (mapping, at, len, false),
-            Op::CopyIn { mapping, at, len, .. } | Op::Fill { mapping, at, len, .. } => (mapping, at, len, true),
-            Op::Call { mapping, call, at, len } => (mapping, at, len, matches!(call, Call::Read(_))),
-            _ => return None,
-        };
-        let (mapping, region) = self.mapping(slot)?;
-        let offset = at.offset(region.page);
-        let inside = offset.checked_add(len).is_some_and(|end| end <= mapping.len);
-        if let Op::Call { call, .. } = op {
-            return if inside && len > 0 { self.call(mapping, region, offset, len, *call) } else { None };
-        }
-        let stopped = |error| Some(is(Answer::Stopped(CopyError { done: 0, error })));
-        let permitted = !inside || mapping.permits_accessor(region, offset, len, store);
-        let foreign = inside && mapping.accessor_meets_foreign(region, offset, len);
-        if inside && (!permitted || foreign || self.doubts(mapping)) && !one_page(region, offset, len) {
-            // How much is copied is not modelled.
-            return None;
-        }
-        if !inside {
-            return stopped(AccessError::OutOfBounds { offset, size: len, len: mapping.len });
-        }
-        if store && mapping.read_only {
-            return stopped(AccessError::ReadOnly { offset });
-        }
-        let meets = self.meets(mapping);
-        if len == 0 {
-            return Some(is(if store { Answer::Done } else { Answer::Bytes(Vec::new()) }));
-        }
-        if mapping.blurred && !mapping.is_whole() {
-            return None;
-        }
-        let early = |error| Allowed::Is(Answer::Stopped(CopyError { done: 0, error }));
-        let refused = || early(mapping.not_permitted(region, offset));
-        let reached = match meets {
-            Meets::Disabled => return stopped(AccessError::Disabled { offset }),
-            Meets::Gone => return stopped(AccessError::Gone { offset }),
-            Meets::Waits => return None,
-            Meets::Memory if !permitted => return Some(vec![refused()]),
-            _ if store => Allowed::Is(Answer::Done),
-            Meets::Memory if foreign => Allowed::Is(Answer::Bytes(mapping.foreign_bytes(offset, len))),
-            Meets::Memory => Allowed::Is(Answer::Bytes(mapping.bytes(region, offset, len).to_vec())),
-            Meets::Ones => Allowed::Is(Answer::Bytes(vec![0xff; len])),
-        };
-        let doubtful = meets == Meets::Memory && self.doubts(mapping);
-        Some(std::iter::once(reached).chain(doubtful.then(refused)).collect())
-    }
-
-    fn call(&self, mapping: &MappingModel, region: &RegionModel, offset: usize, len: usize, call: Call) -> Expected {
-        let refused = Allowed::Is(Answer::Errno(EFAULT));
-        let doubts = self.doubts(mapping);
-        let foreign = mapping.meets_foreign(region, offset, len);
-        // Where each page may be reached or refused by itself, a call may end in the middle.
-        let piecemeal = mapping.own || doubts || region.strategy == Strategy::Zap && !self.machine.kernel_faults;
-        let stores = matches!(call, Call::Read(_));
-        let permitted = mapping.permits(region, offset, len, stores);
-        // All calls except process_vm_readv need a file, which the test makes.
-        let cannot = call != Call::Vm && self.limit.is_some() || mapping.blurred && !mapping.is_whole();
-        if cannot || (piecemeal || foreign || !permitted) && !one_page(region, offset, len) {
-            return None;
-        }
-        let reached = match self.meets(mapping) {
-            _ if !permitted => return Some(vec![refused]),
-            _ if foreign && call == Call::Vm => Allowed::Is(Answer::Bytes(mapping.foreign_bytes(offset, len))),
-            _ if foreign => Allowed::Is(Answer::Done),
-            // System calls do not wait under Block: they are refused.
-            Meets::Waits if mapping.blurred => return None,
-            Meets::Disabled | Meets::Gone | Meets::Waits => return Some(vec![refused]),
-            Meets::Memory if call == Call::Vm => {
-                Allowed::Is(Answer::Bytes(mapping.bytes(region, offset, len).to_vec()))
-            }
-            Meets::Ones if call == Call::Vm => mapping.ones(offset, len),
-            Meets::Memory | Meets::Ones => Allowed::Is(Answer::Done),
-        };
-        // Foreign memory is always reached.
-        Some(if piecemeal && !foreign { vec![reached, refused] } else { vec![reached] })
-    }
-
-    /// Faults on a caller's behalf, and threads that wait.
-    pub(super) fn fault(&self, op: &Op) -> Expected {
+    /// `None`: there is nothing to do.
+    pub(crate) fn expect(&self, op: &Op) -> Expected {
         match *op {
-            Op::FaultRegion { region, at, who } => {
-                let (_, region) = self.region(region)?;
-                fault(region, at.offset(region.page), region.bytes.len(), who)
+            // Without a thread that waits for guards and pins it never ends.
+            Op::DropRegion { region } | Op::Region { region, .. } if self.ends_never(region) => None,
+            // What else regions are made of the tests have to make.
+            Op::Region { build, .. } if self.limit.is_some() && build.memory != Memory::Memfd => None,
+            Op::Region { build, .. } if self.limit.is_some() => {
+                Some(vec![Allowed::Is(self.build(build)), Allowed::NotMade])
             }
-            Op::FaultMapping { mapping, at, who } => {
-                let (mapping, region) = self.mapping(mapping)?;
-                let offset = at.offset(region.page);
-                let mut allowed = fault(region, offset, mapping.len, Faulter { policy: mapping.policy, ..who })?;
-                let served = region.strategy == Strategy::Zap;
-                let there =
-                    mapping.touched(region, offset.min(mapping.len - 1), 1).iter().all(|p| p.there == There::Own);
-                let mapped = matches!(allowed[..], [Allowed::Is(Answer::Fault(Outcome::Mapped))]);
-                if served && mapped && (!there || self.doubts(mapping)) {
-                    allowed.push(Allowed::Is(Answer::Fault(Outcome::Sigbus)));
+            Op::Region { build, .. } => Some(is(self.build(build))),
+            Op::DropRegion { region } => self.region(region).map(|_| is(Answer::Done)),
+            Op::Map { region, how, .. } => {
+                let (_, region) = self.region(region)?;
+                let fails =
+                    self.unserved && region.strategy == Strategy::Zap || region.file_lost || self.limit.is_some();
+                let mut allowed = is(self.map(region, how));
+                allowed.extend(fails.then_some(Allowed::NotMade));
+                Some(allowed)
+            }
+            Op::Unmap { mapping } | Op::Shed { mapping } => self.mapping(mapping).map(|_| is(Answer::Done)),
+            Op::Protect { mapping, pages, rights } => {
+                let (mapping, _) = self.mapping(mapping)?;
+                let hole = || mapping.pages[pages.range()].iter().any(|page| page.there == There::Hole);
+                match () {
+                    () if self.limit.is_some() => None,
+                    () if !mapping.has_pages(pages) => Some(is(Answer::NotProtected("out of range"))),
+                    () if rights > mapping.most() => Some(is(Answer::NotProtected("read-only"))),
+                    () if mapping.blurred => {
+                        Some(vec![Allowed::Is(Answer::Done), Allowed::Is(Answer::NotProtected("system call"))])
+                    }
+                    () if hole() => Some(is(Answer::NotProtected("system call"))),
+                    () => Some(is(Answer::Done)),
+                }
+            }
+            Op::Rough { mapping, pages, what } => {
+                let (mapping, _) = self.mapping(mapping)?;
+                let changes = matches!(what, Rough::Hole | Rough::Fill | Rough::Protect(_));
+                let may = mapping.has_pages(pages) && !(changes && (self.limit.is_some() || mapping.blurred));
+                may.then(|| is(Answer::Done))
+            }
+            Op::Lose { .. } => self.limit.is_none().then(|| is(Answer::Done)),
+            Op::Fork => self.limit.is_none().then(|| is(Answer::Done)),
+            Op::Limit(_) => self.limit.is_none().then(|| is(Answer::Done)),
+            Op::Unlimit => self.limit.map(|_| is(Answer::Done)),
+            Op::Disable { region, how } => {
+                let (id, region) = self.region(region)?;
+                match region.state {
+                    // On an error it is as before.
+                    State::Enabled => {
+                        let fails = self.limit.map(|_| Allowed::Failed { enabled: self.slot_of(id) });
+                        let mut allowed = self.change(id, how, Answer::Changed(true))?;
+                        allowed.extend(fails);
+                        Some(allowed)
+                    }
+                    _ => Some(is(Answer::Changed(false))),
+                }
+            }
+            Op::Enable { region, .. } => {
+                let (id, region) = self.region(region)?;
+                let mut allowed = is(Answer::Changed(region.state == State::Disabled));
+                if region.state == State::Disabled {
+                    allowed.extend(self.may_stay_away(id));
                 }
                 Some(allowed)
             }
-            Op::Wait { mapping, what, at } => {
-                let (mapping, region) = self.mapping(mapping)?;
-                let (offset, stores) = (at.offset(region.page), matches!(what, Waiter::Store(_)));
-                let there = mapping.check(offset, 8).is_ok()
-                    && mapping.permits(region, offset, 8, stores)
-                    && mapping.touched(region, offset, 8).iter().all(|page| page.told == mapping.most())
-                    && !mapping.meets_foreign(region, offset, 8);
-                let waits = match what {
-                    Waiter::Load => true,
-                    Waiter::Store(_) => !mapping.read_only,
-                    Waiter::Raw => !mapping.accessors_only,
-                };
-                // A store at the same time as a load has no single result.
-                let alone = !self.waiting.iter().any(|(id, writes)| *id == mapping.region && (stores || *writes));
-                let wants = self.limit.is_some() || self.doubts(mapping);
-                let can = there && waits && alone && !wants && self.waiting.len() < 3;
-                (can && self.meets(mapping) == Meets::Waits).then(|| is(Answer::Done))
+            Op::Reset { region, how, at, .. } => {
+                let (id, region) = self.region(region)?;
+                if at.offset(region.page) >= region.bytes.len() {
+                    return None;
+                }
+                // There is none that gives up.
+                let how = if how == How::Timeout { How::Wait } else { how };
+                let mut allowed = self.change(id, how, Answer::Done)?;
+                allowed.extend(self.may_stay_away(id));
+                Some(allowed)
             }
-            _ => None,
+            Op::OwnerRead { region, at, len } => {
+                let (_, region) = self.region(region)?;
+                Some(is(match owners(region, at.offset(region.page), len) {
+                    Ok(range) => Answer::Bytes(region.bytes[range].to_vec()),
+                    Err(stopped) => stopped,
+                }))
+            }
+            Op::OwnerFill { region, at, len, .. } => {
+                let (_, region) = self.region(region)?;
+                Some(is(owners(region, at.offset(region.page), len).map_or_else(|stopped| stopped, |_| Answer::Done)))
+            }
+            Op::Pin { region, from, to, flags, .. } => {
+                let (_, region) = self.region(region)?;
+                let (start, end, len) = (from.offset(region.page), to.offset(region.page), region.bytes.len());
+                Some(is(if start >= end || end > len {
+                    Answer::NotPinned(PinError::OutOfRange { start, end, len })
+                } else if let Err(illegal) = legal(flags) {
+                    Answer::NotPinned(PinError::Flags(illegal))
+                } else if region.state == State::Enabled {
+                    Answer::Done
+                } else {
+                    Answer::NotPinned(PinError::Disabled)
+                }))
+            }
+            Op::Unpin { pin } => self.pins[pin].map(|_| is(Answer::Done)),
+            Op::Guard { mapping } => {
+                let (_, region) = self.mapping(mapping)?;
+                let offset = AccessError::WHOLE;
+                let busy = AccessError::WouldBlock { offset };
+                Some(match region.state {
+                    State::Enabled => is(Answer::Done),
+                    // Inside of another guard it is had; otherwise that depends on how far the region's end has come.
+                    State::Ending if region.guards > 0 => is(Answer::Done),
+                    State::Ending => vec![Allowed::Is(Answer::Done), Allowed::Is(Answer::Refused(busy))],
+                    State::Disabled => is(Answer::Refused(AccessError::Disabled { offset })),
+                    State::Gone => is(Answer::Refused(AccessError::Gone { offset })),
+                })
+            }
+            Op::Unguard => self.guards.last().map(|_| is(Answer::Done)),
+            Op::Group { .. } => Some(is(Answer::Done)),
+            Op::All { group, verb } => self.all(self.groups[group].as_ref()?, verb),
+            Op::Load { .. } | Op::Store { .. } | Op::Modify { .. } => self.access(op),
+            Op::CopyOut { .. } | Op::CopyIn { .. } | Op::Fill { .. } | Op::Call { .. } => self.copy(op),
+            Op::FaultRegion { .. } | Op::FaultMapping { .. } | Op::Wait { .. } => self.fault(op),
         }
+    }
+
+    fn build(&self, build: Build) -> Answer {
+        if build.pages == 0 {
+            Answer::NotMade("empty")
+        } else if (self.machine.is_legal)(build.strategy, build.memory) {
+            Answer::Done
+        } else {
+            Answer::NotMade("strategy")
+        }
+    }
+
+    fn map(&self, region: &RegionModel, how: View) -> Answer {
+        match self.part(region, how) {
+            Err(why) => Answer::NotMade(why),
+            Ok(_) if how.policy == OnDisabled::Block && !self.machine.userfaultfd => Answer::NotMade("policy"),
+            Ok(_) => Answer::Done,
+        }
+    }
+
+    /// Offset and length of a mapping, or what is wrong with them.
+    pub(crate) fn part(&self, region: &RegionModel, how: View) -> Result<(usize, usize), &'static str> {
+        let offset = how.offset.offset(region.page);
+        let rest = region.bytes.len().checked_sub(offset).ok_or("out of range")?;
+        let len = how.len.map_or(rest, |len| len.offset(region.page));
+        match () {
+            () if len == 0 => Err("empty"),
+            () if offset % region.page != 0 || len % region.page != 0 => Err("unaligned"),
+            () if len > rest => Err("out of range"),
+            () => Ok((offset, len)),
+        }
+    }
+
+    /// A revocation (or a reset) of a region, that answers `done` if nobody is in the way.
+    fn change(&self, id: usize, how: How, done: Answer) -> Expected {
+        let guards = self.regions[id].guards;
+        let (pins, stubborn) = self.pins(id);
+        match how {
+            _ if guards > 0 => Some(is(Answer::WouldDeadlock { guards })),
+            How::Try if pins > 0 => Some(is(Answer::Busy { guards, pins })),
+            // Nobody would end the wait.
+            How::Wait if stubborn > 0 => None,
+            How::Timeout if stubborn > 0 => Some(is(Answer::TimedOut { guards, pins: stubborn })),
+            _ => Some(is(done)),
+        }
+    }
+
+    fn all(&self, members: &[usize], verb: Verb) -> Expected {
+        let mut obstacles = Vec::new();
+        for &id in members {
+            match self.regions[id].state {
+                // Whether it is busy or gone is a question of time.
+                State::Ending => return None,
+                State::Gone => obstacles.push(Allowed::Is(Answer::Gone)),
+                // It is left alone.
+                State::Enabled if verb == Verb::Enable => {}
+                State::Enabled | State::Disabled => match self.change(id, How::Try, Answer::Done)?.pop()? {
+                    Allowed::Is(Answer::Done) => {}
+                    obstacle => obstacles.push(obstacle),
+                },
+            }
+        }
+        if obstacles.is_empty() {
+            obstacles = is(Answer::Done);
+        }
+        obstacles.extend(members.iter().filter_map(|id| self.may_stay_away(*id)));
+        Some(obstacles)
+    }
+
+    fn ends_never(&self, slot: usize) -> bool {
+        let held = |(id, region): (usize, &RegionModel)| region.guards > 0 || self.pins(id).0 > 0;
+        self.limit.is_some() && self.region(slot).is_some_and(held)
+    }
+
+    /// Can it be that a region's memory does not come back?
+    fn may_stay_away(&self, id: usize) -> Option<Allowed> {
+        let region = &self.regions[id];
+        let unserved = self.unserved && region.strategy == Strategy::Zap;
+        (self.limit.is_some() || unserved || region.file_lost).then_some(Allowed::Failed { enabled: 0 })
+    }
+
+    /// The bit of the slot that a region is in.
+    fn slot_of(&self, id: usize) -> usize {
+        self.slots.iter().position(|slot| *slot == Some(id)).map_or(0, |slot| 1 << slot)
     }
 }
 
-/// The result of an access that found these bytes.
-fn found(op: &Op, bytes: &[u8]) -> Answer {
-    match op {
-        Op::Store { .. } => Answer::Done,
-        Op::Modify { modify: Modify::Exchange(current), .. } if bytes != &current.to_le_bytes()[..bytes.len()] => {
-            Answer::Found(bytes.to_vec())
-        }
-        _ => Answer::Bytes(bytes.to_vec()),
+/// What fault flags contradict themselves, from their documentation.
+fn legal(flags: revocable_mmio::fault::FaultFlags) -> Result<(), IllegalFlags> {
+    use revocable_mmio::fault::FaultFlags as F;
+    const KNOWN: u32 = 0b10_0111_1101;
+    match flags.bits() {
+        bits if bits & !KNOWN != 0 => Err(IllegalFlags::Unknown { flags: bits & !KNOWN }),
+        bits if bits & F::ALLOW_RETRY.bits() != 0 => Ok(()),
+        bits if bits & F::RETRY_NOWAIT.bits() != 0 => Err(IllegalFlags::NowaitWithoutRetry { flags }),
+        bits if bits & F::TRIED.bits() != 0 => Err(IllegalFlags::TriedWithoutRetry { flags }),
+        _ => Ok(()),
     }
 }
 
-fn one_page(region: &RegionModel, offset: usize, len: usize) -> bool {
-    offset / region.page == (offset + len.max(1) - 1) / region.page
-}
-
-/// The tables of `fault::decide`, for a region that no change holds.
-fn fault(region: &RegionModel, offset: usize, len: usize, who: Faulter) -> Expected {
-    use FaultFlags as F;
-    let Faulter { flags, policy, cancelled } = who;
-    Some(is(if let Err(illegal) = legal(flags) {
-        Answer::NotFaulted(FaultError::Flags(illegal))
-    } else if offset >= len {
-        Answer::NotFaulted(FaultError::OutOfBounds { offset, len })
-    } else {
-        Answer::Fault(match region.state {
-            State::Enabled | State::Ending => Outcome::Mapped,
-            _ if cancelled && flags.intersects(F::KILLABLE | F::INTERRUPTIBLE) && !flags.contains(F::RETRY_NOWAIT) => {
-                Outcome::Killed
-            }
-            _ if cancelled => Outcome::Sigbus,
-            State::Disabled if policy == OnDisabled::Block => match flags.contains(F::RETRY_NOWAIT) {
-                true => Outcome::Retry { lock: LockAfter::Held },
-                false => return None,
-            },
-            State::Disabled | State::Gone => Outcome::Sigbus,
-        })
-    }))
+/// A range of the owner's view, or what is answered if it is not inside.
+fn owners(region: &RegionModel, offset: usize, size: usize) -> Result<std::ops::Range<usize>, Answer> {
+    let len = region.bytes.len();
+    let end = offset.checked_add(size).filter(|end| *end <= len);
+    let error = AccessError::OutOfBounds { offset, size, len };
+    end.map(|end| offset..end).ok_or(Answer::Stopped(CopyError { done: 0, error }))
 }

@@ -1,6 +1,8 @@
 //! Handlers that are installed over the crate's: the crate's goes in front again, and each is called once.
 
-use super::handlers::{CALLS, foreign_fault, recovers, set_handler, simple_handler, vmm_handler, vmm_without_us};
+use super::handlers::{
+    CALLS, Info, foreign_fault, no_action, raise, recovers, set_handler, simple_handler, vmm_handler, vmm_without_us,
+};
 use crate::raw::signal;
 use crate::raw::test_memory::{PAGE, segv};
 use nix::libc::{self, c_int, c_void, siginfo_t};
@@ -14,7 +16,9 @@ static XY: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 fn chain(which: usize, signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     assert!(XY[which].fetch_add(1, SeqCst) < 5, "it goes round");
     let over = OVER[which].load(SeqCst);
-    let over = unsafe { std::mem::transmute::<usize, extern "C" fn(c_int, *mut siginfo_t, *mut c_void)>(over) };
+    // SAFETY: the address of the handler that this one has displaced: the crate's, or the other of the two. Both take these
+    // arguments.
+    let over = unsafe { std::mem::transmute::<usize, Info>(over) };
     over(signal, info, context);
 }
 
@@ -26,17 +30,19 @@ extern "C" fn chain_y(signal: c_int, info: *mut siginfo_t, context: *mut c_void)
     chain(1, signal, info, context);
 }
 
+/// What `takes_itself_out` has displaced.
+// SAFETY: all zeroes is a valid sigaction.
 static mut REPLACED: libc::sigaction = unsafe { std::mem::zeroed() };
 static RAISES: AtomicUsize = AtomicUsize::new(0);
 
 /// Like a crash reporter: puts back the handler that it replaced, which then gets the signal.
 extern "C" fn takes_itself_out(signal: c_int, _: *mut siginfo_t, _: *mut c_void) {
     assert!(CALLS.fetch_add(1, SeqCst) < 5, "it goes round");
-    unsafe {
-        assert_eq!(libc::sigaction(signal, &raw const REPLACED, null_mut()), 0);
-        if RAISES.load(SeqCst) > 0 {
-            libc::raise(signal);
-        }
+    let replaced = &raw const REPLACED;
+    // SAFETY: an action that was in force before; this thread, which writes it, is the one interrupted here.
+    assert_eq!(unsafe { libc::sigaction(signal, replaced, null_mut()) }, 0);
+    if RAISES.load(SeqCst) > 0 {
+        raise(signal);
     }
 }
 
@@ -81,7 +87,7 @@ pub(super) fn in_front_of_a_chain() {
             }
             CALLS.store(0, SeqCst);
             XY.iter().for_each(|calls| calls.store(0, SeqCst));
-            unsafe { libc::raise(libc::SIGBUS) };
+            raise(libc::SIGBUS);
             assert_eq!(CALLS.load(SeqCst), 1, "the first, round {round} {in_front}");
             assert_eq!(XY[0].load(SeqCst), 1, "X, round {round} {in_front}");
             let y = usize::from(round >= 3);
@@ -97,12 +103,13 @@ pub(super) fn takes_itself_out_of_the_chain(raises: bool) {
     RAISES.store(usize::from(raises), SeqCst);
     for _ in 0..9 {
         let out = takes_itself_out as extern "C" fn(_, _, _) as usize;
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = out;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
-            assert_eq!(libc::sigaction(libc::SIGSEGV, &raw const action, &raw mut REPLACED), 0);
-        }
+        let mut action = no_action();
+        action.sa_sigaction = out;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
+        let replaced = &raw mut REPLACED;
+        // SAFETY: a handler that takes the arguments of SA_SIGINFO. What it displaces is written before it can run, and
+        // nothing else touches that.
+        assert_eq!(unsafe { libc::sigaction(libc::SIGSEGV, &raw const action, replaced) }, 0);
         signal::install().unwrap();
         recovers();
     }

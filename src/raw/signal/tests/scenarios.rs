@@ -5,6 +5,10 @@ use super::{chains, masks};
 use crate::raw::test_memory::{PAGE, bus, good, segv};
 use crate::raw::{self, Faulted, signal};
 use nix::libc::{self, c_int};
+use nix::sys::pthread::{pthread_kill, pthread_self};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
 use std::ptr::null_mut;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -19,10 +23,10 @@ pub(super) fn scenario(name: &str) {
         "earlier resethand" => {
             set_handler(libc::SIGSEGV, simple_handler as extern "C" fn(c_int) as usize, libc::SA_RESETHAND);
             signal::install().unwrap();
-            unsafe { libc::raise(libc::SIGSEGV) };
+            raise(libc::SIGSEGV);
             assert_eq!(CALLS.load(SeqCst), 1);
             recovers();
-            unsafe { libc::raise(libc::SIGSEGV) };
+            raise(libc::SIGSEGV);
             unreachable!("the second is for the default action");
         }
         "later" => {
@@ -65,19 +69,19 @@ pub(super) fn scenario(name: &str) {
         "sent to ignored" => {
             set_handler(libc::SIGBUS, libc::SIG_IGN, 0);
             signal::install().unwrap();
-            unsafe { libc::raise(libc::SIGBUS) };
+            raise(libc::SIGBUS);
             recovers_if_it_can();
         }
         "sent to default" => {
             set_handler(libc::SIGBUS, libc::SIG_DFL, 0);
             signal::install().unwrap();
-            unsafe { libc::raise(libc::SIGBUS) };
+            raise(libc::SIGBUS);
         }
         "sent to rust's" => {
             // Rust's handler resets the disposition to the default and returns: recovery has to survive that.
             signal::install().unwrap();
-            unsafe { libc::raise(libc::SIGBUS) };
-            unsafe { libc::raise(libc::SIGSEGV) };
+            raise(libc::SIGBUS);
+            raise(libc::SIGSEGV);
             recovers_if_it_can();
         }
         "sent during accesses" => {
@@ -86,15 +90,17 @@ pub(super) fn scenario(name: &str) {
             }
             signal::install().unwrap();
             let page = good(PAGE);
-            let thread = unsafe { libc::pthread_self() };
+            let thread = pthread_self();
             let sender = std::thread::spawn(move || {
                 for _ in 0..20_000 {
-                    unsafe { libc::pthread_kill(thread, libc::SIGBUS) };
+                    pthread_kill(thread, Signal::SIGBUS).unwrap();
                 }
             });
             while !sender.is_finished() {
                 for _ in 0..1000 {
+                    // SAFETY: `raw`'s contract: the start of a page that only this scenario knows.
                     assert_eq!(unsafe { raw::load(page.cast::<u32>()) }, Ok(0), "a sent signal looked like a fault");
+                    // SAFETY: `raw`'s contract: the start of a page that only this scenario knows.
                     assert_eq!(unsafe { raw::store(page.cast::<u64>(), 0) }, Ok(()));
                 }
             }
@@ -102,10 +108,12 @@ pub(super) fn scenario(name: &str) {
         }
         "buffer read" => {
             signal::install().unwrap();
+            // SAFETY: the region's side is memory of the scenario's. The caller's side is not readable, which ends the process.
             unsafe { raw::copy_in(good(PAGE), segv(PAGE), 300) };
         }
         "buffer write" => {
             signal::install().unwrap();
+            // SAFETY: the region's side is memory of the scenario's. The caller's side is not writable, which ends the process.
             unsafe { raw::copy_out(bus(PAGE), good(PAGE), 300) };
         }
         "stack overflow" => {
@@ -115,6 +123,7 @@ pub(super) fn scenario(name: &str) {
         }
         "no alternate stack" | "alternate stack" => {
             signal::install().unwrap();
+            // SAFETY: all zeroes is a valid stack_t.
             let mut stack: libc::stack_t = unsafe { std::mem::zeroed() };
             if name == "alternate stack" {
                 stack.ss_size = 1 << 16;
@@ -122,10 +131,12 @@ pub(super) fn scenario(name: &str) {
             } else {
                 stack.ss_flags = libc::SS_DISABLE;
             }
+            // SAFETY: none, or memory that nothing else uses; no handler of this thread runs now.
             assert_eq!(unsafe { libc::sigaltstack(&raw const stack, null_mut()) }, 0);
             recovers();
             if name == "alternate stack" {
                 // The handler's frame, and nothing else, was on it.
+                // SAFETY: the memory lives, all of it initialised, and no handler of this thread runs now.
                 let used = unsafe { std::slice::from_raw_parts(stack.ss_sp.cast::<u8>(), stack.ss_size) };
                 assert!(used.iter().any(|byte| *byte != 0));
             }
@@ -139,19 +150,19 @@ pub(super) fn scenario(name: &str) {
         "interrupted" => {
             signal::install().unwrap();
             OPEN_UP.store(bus(PAGE) as usize, SeqCst);
-            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-            action.sa_sigaction = accesses as extern "C" fn(c_int) as usize;
-            assert_eq!(unsafe { libc::sigaction(libc::SIGPROF, &raw const action, null_mut()) }, 0);
-            let thread = unsafe { libc::pthread_self() };
+            set_handler(libc::SIGPROF, accesses as extern "C" fn(c_int) as usize, 0);
+            let thread = pthread_self();
             let sender = std::thread::spawn(move || {
                 let since = std::time::Instant::now();
                 while CALLS.load(SeqCst) < 2000 && since.elapsed() < std::time::Duration::from_secs(20) {
-                    unsafe { libc::pthread_kill(thread, libc::SIGPROF) };
+                    pthread_kill(thread, Signal::SIGPROF).unwrap();
                 }
             });
             let (bus, segv) = (bus(PAGE), segv(PAGE));
             while !sender.is_finished() {
+                // SAFETY: `raw`'s contract: the start of a page that only this scenario knows.
                 assert_eq!(unsafe { raw::load(bus.cast::<u64>()) }, Err(Faulted));
+                // SAFETY: `raw`'s contract: the start of a page that only this scenario knows.
                 assert_eq!(unsafe { raw::store(segv, 1) }, Err(Faulted));
             }
             assert!(CALLS.load(SeqCst) > 100);
@@ -197,7 +208,7 @@ fn resolved_by_earlier(handler: usize, flags: c_int) {
     foreign_fault(page);
     assert_eq!((CALLS.load(SeqCst), SEEN.load(SeqCst)), (1, libc::SIGSEGV));
     OPEN_UP.store(0, SeqCst);
-    unsafe { libc::raise(libc::SIGBUS) };
+    raise(libc::SIGBUS);
     assert_eq!((CALLS.load(SeqCst), SEEN.load(SeqCst)), (2, libc::SIGBUS));
     recovers();
 }
@@ -210,12 +221,16 @@ fn overflow(n: u64) -> u64 {
 
 /// Runs `child` in a forked child; returns its exit status.
 fn in_a_child(child: impl FnOnce() -> c_int) -> c_int {
-    match unsafe { libc::fork() } {
-        0 => unsafe { libc::_exit(child()) },
-        child => {
-            let mut status = 0;
-            unsafe { libc::waitpid(child, &raw mut status, 0) };
-            libc::WEXITSTATUS(status)
+    // SAFETY: no other thread holds a lock that the child takes: the harness's, if it has one, waits for this one.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            let code = child();
+            // SAFETY: ends the process at once, with nothing of the parent's torn down.
+            unsafe { libc::_exit(code) }
         }
+        ForkResult::Parent { child } => match waitpid(child, None).unwrap() {
+            WaitStatus::Exited(_, code) => code,
+            other => panic!("the child did not exit: {other:?}"),
+        },
     }
 }
