@@ -84,6 +84,7 @@ mod raw;
 mod protocol;
 
 mod view;
+mod window;
 
 mod region;
 
@@ -120,6 +121,7 @@ pub use region::mapping::{MapOptions, Mapping};
 pub use region::notify::{InvalidateNotifier, NotifyError};
 pub use region::owner::OwnerView;
 pub use region::pin::Pin;
+pub use region::share::{ShareAccess, ShareError};
 pub use region::subscription::Subscription;
 pub use region::{Region, RegionBuilder};
 #[cfg(feature = "safe-mmio")]

@@ -17,6 +17,7 @@ pub(crate) mod pin;
 pub(crate) mod pin_table;
 pub(crate) mod placed;
 pub(crate) mod served;
+pub(crate) mod share;
 pub(crate) mod shared;
 pub(crate) mod subscription;
 #[cfg(test)]
@@ -158,7 +159,7 @@ impl Region {
     /// As [`disable`](Self::disable).
     ///
     /// # Errors
-    /// The region is as before, except that a [`RevokeError::Sys`] from giving the memory back leaves it disabled.
+    /// The region is as before, except that a [`RevokeError::Sys`] or [`RevokeError::Window`] from giving the memory back leaves it disabled.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -264,6 +265,7 @@ impl Region {
             faults_failed: c.faults_failed.load(Relaxed),
             refused: self.shared.protocol.gate.turned_away(),
             degraded: c.degraded.load(Relaxed),
+            lost: c.lost.load(Relaxed),
             notifier_errors: self.shared.notifiers.errors.load(Relaxed),
             notifier_panics: self.shared.notifiers.panics.load(Relaxed),
             mappings: mappings.len(),

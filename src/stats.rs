@@ -100,6 +100,7 @@ pub(crate) struct RegionCounters {
     pub(crate) faults_parked: AtomicU64,
     pub(crate) faults_failed: AtomicU64,
     pub(crate) degraded: AtomicU64,
+    pub(crate) lost: AtomicU64,
     pub(crate) disable: Histogram,
     pub(crate) enable: Histogram,
 }
@@ -131,6 +132,8 @@ pub struct RegionStats {
     /// How often a mapping could not be revoked in the intended way, and was revoked in a stricter way: see
     /// ARCHITECTURE.md.
     pub degraded: u64,
+    /// Bytes of content that a peer had cut off a shared region's file when it was withdrawn: they are zeroes now.
+    pub lost: u64,
     /// Notifications that returned an error.
     pub notifier_errors: u64,
     /// Notifications that panicked.

@@ -5,6 +5,7 @@
 
 pub(crate) mod eventfd;
 pub(crate) mod feature;
+pub(crate) mod file;
 pub(crate) mod futex;
 pub(crate) mod identity;
 pub(crate) mod known;
@@ -12,6 +13,7 @@ pub(crate) mod known;
 pub(crate) mod life;
 pub(crate) mod map;
 pub(crate) mod membarrier;
+pub(crate) mod pipe;
 pub(crate) mod probe;
 pub(crate) mod thread;
 pub(crate) mod uffd;

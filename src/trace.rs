@@ -9,6 +9,7 @@
 //! | `fault`, `fault, region busy` | trace | a monitor has read a fault |
 //! | `slow guard` | warn | a revocation has been waiting for guards or pins for longer than [`SLOW`]; with their threads |
 //! | `degraded` | warn | a mapping could not be revoked in the intended way, and was revoked in a stricter way |
+//! | `window cut off` | warn | a peer had truncated a shared region's file; with how many bytes were lost |
 //! | `memslot degraded` | warn | KVM refused a change of a memslot |
 //!
 //! `fault` and `degraded` are emitted under the memory lock: a subscriber must neither touch region memory nor change

@@ -31,6 +31,7 @@ mod stand_in;
 mod strategy;
 
 pub(crate) use cover::Ones;
+pub(crate) use live::Prepared;
 pub(crate) use server::{Server, refuser};
 pub use strategy::Strategy;
 

@@ -219,7 +219,7 @@ impl PciError {
                 RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant => Errno::EDEADLK,
                 RevokeError::Gone | RevokeError::NoFile => Errno::ENODEV,
                 RevokeError::Forked | RevokeError::Signal(_) => Errno::EPERM,
-                RevokeError::Sys { source, .. } => source.errno,
+                RevokeError::Sys { source, .. } | RevokeError::Window { source } => source.errno,
                 RevokeError::Barrier(e) => return e.raw_os_error().unwrap_or(Errno::EIO as i32),
             },
             Self::NoSuchSpace { .. }

@@ -77,6 +77,13 @@ pub enum RevokeError {
         /// What failed.
         source: SysError,
     },
+    /// The file of a [shared](crate::RegionBuilder::shared) region could not be emptied, or filled again, and everything
+    /// was put back.
+    #[error("the shared window: {source}")]
+    Window {
+        /// What failed.
+        source: SysError,
+    },
 }
 
 /// An asynchronous fault was not submitted.

@@ -1,7 +1,11 @@
 //! The file that is a region's memory.
 
+use crate::protocol::policy::OnDisabled;
 use crate::region::error::BuildError;
+use crate::sys::map::Sealed;
 use crate::sys::{SysError, map, page_size};
+use crate::view::Strategy;
+use crate::window::{Emptied, Window};
 use nix::errno::Errno;
 use nix::sys::statfs::{FsType, fstatfs};
 use std::ffi::CString;
@@ -73,7 +77,7 @@ impl Backing {
             check(len, 0, page)?;
             let title = CString::new(name).map_err(|_| BuildError::Name(name.to_owned()))?;
             let fd = map::memfd(&title, len as u64, huge)?;
-            map::seal(fd.as_fd(), false)?;
+            map::seal(fd.as_fd(), Sealed::Size)?;
             let kind = if huge > 0 { BackingKind::Hugetlb } else { BackingKind::Shmem };
             Ok(File { fd, offset: 0, page, kind, on_revoke: OnRevoke::Keep })
         };
@@ -98,6 +102,20 @@ impl Backing {
                 Ok(File { fd, offset, page, kind, on_revoke: device.unwrap_or(OnRevoke::Keep) })
             }
         }
+    }
+
+    /// A window of the region's own, for a region that other processes map.
+    pub(crate) fn open_window(self, name: &str, len: usize, peers: OnDisabled) -> Result<(File, Window), BuildError> {
+        if !matches!(self, Backing::Memfd) {
+            let why = "the memory of a shared region is a memfd of its own (Backing::Memfd)";
+            return Err(BuildError::Strategy { strategy: Strategy::Withdraw, why, source: None });
+        }
+        check(len, 0, page_size())?;
+        let title = |of: &str| CString::new(format!("{name}{of}")).map_err(|_| BuildError::Name(name.to_owned()));
+        let emptied = if peers == OnDisabled::AllOnes { Emptied::Ones } else { Emptied::Short };
+        let (fd, window) = Window::make([&title("")?, &title("-vault")?], len, emptied)?;
+        let (page, kind) = (page_size(), BackingKind::Shmem);
+        Ok((File { fd, offset: 0, page, kind, on_revoke: OnRevoke::Keep }, window))
     }
 
     /// The caller's file, by a borrowed descriptor, which is duplicated.

@@ -6,6 +6,7 @@ use super::core::RegionCore;
 use super::pin_table::PinTable;
 use super::shared::RegionShared;
 use crate::monitor::Monitor;
+use crate::protocol::policy::OnDisabled;
 use crate::protocol::{Protocol, State};
 use crate::region::backing::{Backing, BackingKind, File, OnRevoke};
 use crate::region::error::BuildError;
@@ -30,6 +31,8 @@ pub struct RegionBuilder {
     name: String,
     backing: Backing,
     strategy: Option<Strategy>,
+    /// What peers get while the region is disabled.
+    shared: Option<OnDisabled>,
     monitor: Option<Monitor>,
     fault_around: FaultAround,
     enabled: bool,
@@ -43,6 +46,7 @@ impl RegionBuilder {
             name: "mmio".to_owned(),
             backing: Backing::Memfd,
             strategy: None,
+            shared: None,
             monitor: None,
             fault_around: FaultAround::default(),
             enabled: true,
@@ -64,7 +68,25 @@ impl RegionBuilder {
 
     /// How mappings are revoked. Default: the best strategy that works here; [`Region::strategy`] returns it.
     pub fn strategy(mut self, strategy: Strategy) -> Self {
+        self.shared = (strategy == Strategy::Withdraw).then(|| self.shared.unwrap_or_default());
         self.strategy = Some(strategy);
+        self
+    }
+
+    /// Lets other processes map the memory ([`Region::share`]), and revokes it in all of them: the strategy
+    /// [`Strategy::Withdraw`]. `peers` says what their accesses get while the region is disabled or being reset:
+    /// [`OnDisabled::Sigbus`], to the letter what a revoked BAR of vfio-pci gives, or [`OnDisabled::AllOnes`]. Under
+    /// [`OnDisabled::Block`] only mappings of this process wait, and a peer gets SIGBUS. Each mapping of the region's own
+    /// has its own policy, as always.
+    ///
+    /// With all-ones a peer reads zeroes for the moment that it takes to write the ones, at most 64 KiB at a time, may read
+    /// a word that is half ones, and reads its own stores back until `enable()`.
+    ///
+    /// The region takes twice its length of memory, and 1 MiB at most of a pipe's buffer (pipe(7)). Its memory must be a
+    /// memfd of its own ([`Backing::Memfd`]).
+    pub fn shared(mut self, peers: OnDisabled) -> Self {
+        self.strategy = Some(Strategy::Withdraw);
+        self.shared = Some(peers);
         self
     }
 
@@ -103,14 +125,22 @@ impl RegionBuilder {
     /// Not for signal handlers.
     pub fn build(self) -> Result<Region, BuildError> {
         Identity::prepare()?;
-        let file = self.backing.open(&self.name, self.len)?;
+        let (file, window) = match self.shared {
+            Some(peers) => {
+                self.backing.open_window(&self.name, self.len, peers).map(|(file, window)| (file, Some(window)))?
+            }
+            None => (self.backing.open(&self.name, self.len)?, None),
+        };
         let strategy = choose(self.strategy, &file, self.monitor.is_some())?;
         let monitor = match self.monitor {
             None if strategy == Strategy::Zap => Some(Monitor::shared()?),
             monitor => monitor,
         };
         crate::raw::signal::install()?;
-        let owner = OwnerView::new(&file, self.len)?;
+        let owner = match &window {
+            Some(window) => OwnerView::moving(window.files()[0], self.len)?,
+            None => OwnerView::new(&file, self.len)?,
+        };
         crate::view::prepare()?;
         let initial = if self.enabled { State::Enabled } else { State::Disabled };
         let File { fd, offset, page, kind, on_revoke } = file;
@@ -121,6 +151,7 @@ impl RegionBuilder {
             kind,
             file_offset: offset,
             file: Mutex::new(Some(KnownFile::new(fd))),
+            window,
             owner,
             strategy,
             monitor,
@@ -140,13 +171,16 @@ impl RegionBuilder {
             trim_detached: self.trim_detached,
             mappings: Mutex::new(BTreeMap::new()),
         };
+        if let (State::Disabled, Some(window)) = (initial, shared.prepare(true)?) {
+            window.withdraw()?;
+        }
         Ok(Region { shared: Arc::new(shared) })
     }
 }
 
 /// The strategy for a file: the requested one, if it is possible; without a request, the best one that is possible.
 fn choose(asked: Option<Strategy>, file: &File, monitor: bool) -> Result<Strategy, BuildError> {
-    let candidates = [Strategy::Detach, Strategy::Zap, Strategy::Replace];
+    let candidates = [Strategy::Detach, Strategy::Zap, Strategy::Replace, Strategy::Withdraw];
     let mut refused = None;
     for strategy in candidates.into_iter().filter(|candidate| asked.is_none_or(|asked| asked == *candidate)) {
         match possible(strategy, file, monitor) {
@@ -167,7 +201,8 @@ fn choose(asked: Option<Strategy>, file: &File, monitor: bool) -> Result<Strateg
 fn possible(strategy: Strategy, file: &File, monitor: bool) -> Result<(), (&'static str, Option<SysError>)> {
     let minor = if file.kind == BackingKind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
     let (needs, lacks, failed) = match (strategy, file.kind) {
-        (Strategy::Replace, _) => return Ok(()),
+        // Withdraw: the file was made for it.
+        (Strategy::Replace | Strategy::Withdraw, _) => return Ok(()),
         (Strategy::Zap | Strategy::Detach, BackingKind::Other) => {
             return Err(("userfaultfd and MREMAP_DONTUNMAP serve memfd, tmpfs and hugetlb files only", None));
         }

@@ -12,6 +12,7 @@ use crate::stats::RegionCounters;
 use crate::sync::inside::Mutex;
 use crate::sys::known::KnownFile;
 use crate::view::Strategy;
+use crate::window::Window;
 use std::sync::Arc;
 
 /// A region without its list of mappings; every mapping refers to this.
@@ -23,6 +24,8 @@ pub(crate) struct RegionCore {
     pub(crate) file_offset: u64,
     /// `None`: dropped on revocation.
     pub(crate) file: Mutex<Option<KnownFile>>,
+    /// Withdraw: what is emptied.
+    pub(crate) window: Option<Window>,
     pub(crate) owner: OwnerView,
     pub(crate) strategy: Strategy,
     pub(crate) monitor: Option<Monitor>,

@@ -184,7 +184,7 @@ impl Drop for Listed {
 /// The server of the faults of a region's mapping while it is live.
 fn server(region: &RegionCore, accessors_only: bool) -> Result<Server, MapError> {
     match (region.strategy, &region.monitor) {
-        (Strategy::Detach | Strategy::Replace, _) => Ok(Server::Kernel),
+        (Strategy::Detach | Strategy::Replace | Strategy::Withdraw, _) => Ok(Server::Kernel),
         (Strategy::Zap, _) if accessors_only => {
             let uffd = crate::view::refuser().map_err(|source| MapError::Sys { len: 0, source })?;
             Ok(Server::Own(uffd))

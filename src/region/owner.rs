@@ -5,27 +5,35 @@
 #![expect(unsafe_code, reason = "accesses memory by address")]
 
 use super::offsets::InRegion;
+use crate::protocol::policy::OnDisabled;
 use crate::raw;
-use crate::raw::Primitive;
+use crate::raw::{Faulted, Primitive};
 use crate::region::access_error::check;
 use crate::region::access_error::{AccessError, CopyError};
 use crate::region::backing::{BackingKind, File, OnRevoke};
 use crate::sys::identity::Identity;
-use crate::sys::{Addr, AddrRange, SysError, map};
+use crate::sys::known::KnownFile;
+use crate::sys::map::Prot;
+use crate::sys::thread::WithoutSignals;
+use crate::sys::{Addr, AddrRange, SysError, map, page_size};
+use crate::view::{Prepared, Server, Strategy, View, ViewSpec};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::errno::Errno;
 use std::fmt;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The device's own view of a region: always there, whatever state the region is in.
 ///
-/// For emulating the device. Its accesses take no lock and never wait; they fail only where the file gives no memory (it
-/// was truncated, or memory ran out).
+/// For emulating the device. Its accesses take no lock and do not wait; they fail only where the file gives no memory (it
+/// was truncated, or memory ran out). Under [`Strategy::Withdraw`](crate::Strategy::Withdraw) they wait while the content
+/// is being copied: loads and stores by its pointer too, if a userfaultfd can be had, and system calls by that pointer if
+/// it is one for all faults ([`Support`](crate::Support)).
 ///
 /// If the region's device is dropped on revocation ([`OnRevoke::Drop`](crate::OnRevoke)), the view is empty: a mapping
 /// would pin the device.
 pub struct OwnerView {
-    map: Option<MmapRaw>,
+    at: Place,
     /// The process that it is mapped in. A forked child has something else there, or nothing.
     mapped_in: Identity,
     of_device: bool,
@@ -35,11 +43,28 @@ pub struct OwnerView {
     page: usize,
 }
 
+/// Where the view is.
+enum Place {
+    Nowhere,
+    Fixed(MmapRaw),
+    /// A range whose content changes: the file that has the region's content now.
+    Moving(Moving),
+}
+
+struct Moving {
+    view: View,
+    /// Odd during a move.
+    moves: AtomicUsize,
+    /// The address was given out: accesses that the crate does not make have to wait too.
+    given_out: AtomicBool,
+}
+
 impl OwnerView {
     pub(crate) fn new(file: &File, len: usize) -> Result<Self, SysError> {
         let of_device = file.kind == BackingKind::Other;
         if file.on_revoke == OnRevoke::Drop {
-            return Ok(Self { map: None, mapped_in: Identity::current(), of_device, asks: false, page: file.page });
+            let at = Place::Nowhere;
+            return Ok(Self { at, mapped_in: Identity::current(), of_device, asks: false, page: file.page });
         }
         let call = if file.kind == BackingKind::Hugetlb { "mmap(hugetlb)" } else { "mmap" };
         let errno = |e: std::io::Error| SysError::new(call, Errno::from_raw(e.raw_os_error().unwrap_or(0)));
@@ -50,35 +75,146 @@ impl OwnerView {
         }
         // A device's memory (VM_PFNMAP) can't be populated.
         let asks = !raw::RECOVERABLE && !of_device && map::may_shrink(file.fd.as_fd());
-        Ok(Self { map: Some(map), mapped_in: Identity::current(), of_device, asks, page: file.page })
+        Ok(Self { at: Place::Fixed(map), mapped_in: Identity::current(), of_device, asks, page: file.page })
+    }
+
+    /// A view whose file changes, of a region of base pages.
+    pub(crate) fn moving(file: &KnownFile, len: usize) -> Result<Self, SysError> {
+        let view = View::reserve(ViewSpec {
+            len,
+            file_offset: 0,
+            prot: Prot::ReadWrite,
+            policy: OnDisabled::Sigbus,
+            strategy: Strategy::Withdraw,
+            server: Server::Kernel,
+            ones: None,
+            page: page_size(),
+            is_device: false,
+            accessors_only: false,
+        })?;
+        view.restore(Some(file))?;
+        let moving = Moving { view, moves: AtomicUsize::new(0), given_out: AtomicBool::new(false) };
+        let asks = !raw::RECOVERABLE;
+        let mapped_in = Identity::current();
+        Ok(Self { at: Place::Moving(moving), mapped_in, of_device: false, asks, page: page_size() })
+    }
+
+    /// Has whatever a move to `file` needs; `None` for a view that does not move.
+    pub(crate) fn prepare(&self, file: &KnownFile) -> Result<Option<Prepared>, SysError> {
+        match &self.at {
+            Place::Moving(moving) => moving.view.prepare_file(file).map(Some),
+            Place::Nowhere | Place::Fixed(_) => Ok(None),
+        }
+    }
+
+    /// Runs `change`, during which accesses wait, and then has the memory of `to`; if it fails, that of `from` again.
+    ///
+    /// # Errors
+    /// That of `change`, or of mapping a file. If neither can be mapped, the view has no memory until the next move.
+    pub(crate) fn move_with<R>(
+        &self,
+        prepared: Option<Prepared>,
+        [from, to]: [&KnownFile; 2],
+        change: impl FnOnce() -> Result<R, SysError>,
+    ) -> Result<R, SysError> {
+        let (Place::Moving(Moving { view, moves, given_out }), Some(prepared)) = (&self.at, prepared) else {
+            return change();
+        };
+        // A handler that interrupts this thread must not wait for it.
+        let _quiet = WithoutSignals::new();
+        // SeqCst, as in `steady`: an access that faults from here on sees the move, or its end.
+        moves.fetch_add(1, Ordering::SeqCst);
+        // The crate's own accesses fault at a cover and try again. For all others a stand-in makes them wait.
+        let held = if given_out.load(Ordering::SeqCst) { view.hold() } else { view.refuse(true) };
+        let changed = held.and_then(|_| change());
+        let mapped = match changed {
+            Ok(_) => view.restore_from(prepared, to),
+            Err(_) => view.restore_instead(prepared, from),
+        };
+        if mapped.is_err() {
+            // Accesses fail instead of waiting for the next move.
+            let _ = view.refuse(true);
+        }
+        moves.fetch_add(1, Ordering::SeqCst);
+        view.wake();
+        mapped.and(changed)
+    }
+
+    /// Runs an access until no move has interfered with it. `access` returns true if it was made whole.
+    fn steady<R>(&self, mut access: impl FnMut() -> R, is_whole: impl Fn(&R) -> bool) -> R {
+        let Place::Moving(Moving { moves, .. }) = &self.at else { return access() };
+        loop {
+            let before = moves.load(Ordering::SeqCst);
+            let done = access();
+            if is_whole(&done) || before % 2 == 0 && before == moves.load(Ordering::SeqCst) {
+                return done;
+            }
+            while moves.load(Ordering::SeqCst) % 2 == 1 {
+                // Async-signal-safe. The mover waits for nothing but the kernel.
+                std::thread::yield_now();
+            }
+        }
     }
 
     /// The address of the first byte; null for an empty view.
+    ///
+    /// # Blocking
+    /// Under [`Strategy::Withdraw`](crate::Strategy::Withdraw) it waits for the end of a copy that is under way.
     pub fn as_ptr(&self) -> *mut u8 {
-        self.map.as_ref().map_or(std::ptr::null_mut(), MmapRaw::as_mut_ptr)
+        if let Place::Moving(Moving { moves, given_out, .. }) = &self.at {
+            given_out.store(true, Ordering::SeqCst);
+            // A move that has not seen this leaves accesses by the pointer without memory until its end.
+            while moves.load(Ordering::SeqCst) % 2 == 1 {
+                std::thread::yield_now();
+            }
+        }
+        self.start()
+    }
+
+    fn start(&self) -> *mut u8 {
+        match &self.at {
+            Place::Nowhere => std::ptr::null_mut(),
+            Place::Fixed(map) => map.as_mut_ptr(),
+            Place::Moving(moving) => moving.view.range.as_ptr(),
+        }
     }
 
     pub(crate) fn at(&self, offset: InRegion) -> *mut u8 {
-        self.as_ptr().wrapping_add(offset.0)
+        self.start().wrapping_add(offset.0)
     }
 
     /// The region's length, in bytes; 0 for an empty view.
     pub fn len(&self) -> usize {
-        self.map.as_ref().map_or(0, MmapRaw::len)
+        match &self.at {
+            Place::Nowhere => 0,
+            Place::Fixed(map) => map.len(),
+            Place::Moving(moving) => moving.view.range.len,
+        }
     }
 
     /// True if the view has no memory: see [`OwnerView`].
     pub fn is_empty(&self) -> bool {
-        self.map.is_none()
+        matches!(self.at, Place::Nowhere)
+    }
+
+    /// Makes one access of the crate's at `offset`; `access` gets the address.
+    pub(crate) fn access<R>(
+        &self,
+        offset: InRegion,
+        access: impl Fn(*mut u8) -> Result<R, Faulted>,
+    ) -> Result<R, Faulted> {
+        self.steady(|| access(self.at(offset)), Result::is_ok)
     }
 
     /// Makes the file's pages in the range present, without changing their content.
     pub(crate) fn populate(&self, offset: InRegion, len: usize) -> Result<(), SysError> {
         // An empty view has no addresses: 0 plus the offset may be anything.
-        let view = self.map.as_ref().ok_or(SysError::new("madvise", Errno::EBADF))?;
-        let range = AddrRange::new(Addr::of(view.as_mut_ptr()) + offset.0, len);
+        if self.is_empty() {
+            return Err(SysError::new("madvise", Errno::EBADF));
+        }
+        let range = AddrRange::new(Addr::of(self.start()) + offset.0, len);
         // SAFETY: inside the view (callers pass ranges inside the region); the advice drops no content.
-        match unsafe { map::advise(range, map::Advice::PopulateWrite) } {
+        match self.steady(|| unsafe { map::advise(range, map::Advice::PopulateWrite) }, Result::is_ok) {
             // A device's memory (VM_PFNMAP) is always there.
             Err(e) if e.errno == Errno::EINVAL && self.of_device => Ok(()),
             other => other,
@@ -96,7 +232,8 @@ impl OwnerView {
         self.check::<T>(offset)?;
         // SAFETY: inside the view and aligned, as just checked; the view lives as long as `self`. A device, mappings of the
         // region and other processes may write there at the same time: the value is then theirs or ours, never torn.
-        unsafe { raw::load(self.at(InRegion(offset)).cast::<T>()) }.map_err(|_| AccessError::NoMemory { offset })
+        self.access(InRegion(offset), |at| unsafe { raw::load(at.cast::<T>()) })
+            .map_err(|_| AccessError::NoMemory { offset })
     }
 
     /// One store. `offset` is in bytes, a multiple of the size of `T`.
@@ -109,7 +246,7 @@ impl OwnerView {
     pub fn write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         self.check::<T>(offset)?;
         // SAFETY: as in `read`.
-        unsafe { raw::store(self.at(InRegion(offset)).cast::<T>(), value) }
+        self.access(InRegion(offset), |at| unsafe { raw::store(at.cast::<T>(), value) })
             .map_err(|_| AccessError::NoMemory { offset })
     }
 
@@ -123,7 +260,8 @@ impl OwnerView {
     pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
         let given = self.check_slice(offset, into.len())?;
         // SAFETY: inside the view as just checked; `into` is the caller's exclusive buffer.
-        let done = unsafe { raw::copy_out(into.as_mut_ptr(), self.at(InRegion(offset)), given) };
+        let done =
+            self.copy(offset, given, |at, from, len| unsafe { raw::copy_out(into[from..].as_mut_ptr(), at, len) });
         finished(done, into.len(), offset)
     }
 
@@ -137,7 +275,7 @@ impl OwnerView {
     pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
         let given = self.check_slice(offset, from.len())?;
         // SAFETY: inside the view as just checked; `from` is not written meanwhile.
-        let done = unsafe { raw::copy_in(self.at(InRegion(offset)), from.as_ptr(), given) };
+        let done = self.copy(offset, given, |at, done, len| unsafe { raw::copy_in(at, from[done..].as_ptr(), len) });
         finished(done, from.len(), offset)
     }
 
@@ -151,8 +289,21 @@ impl OwnerView {
     pub fn fill(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
         let given = self.check_slice(offset, len)?;
         // SAFETY: inside the view as just checked.
-        let done = unsafe { raw::fill(self.at(InRegion(offset)), byte, given) };
+        let done = self.copy(offset, given, |at, _, len| unsafe { raw::fill(at, byte, len) });
         finished(done, len, offset)
+    }
+
+    /// Copies `len` bytes by a call that gets an address, how many bytes are done, and how many are left, and returns how
+    /// many more it has done.
+    fn copy(&self, offset: usize, len: usize, mut part: impl FnMut(*mut u8, usize, usize) -> usize) -> usize {
+        let mut done = 0;
+        self.steady(
+            || {
+                done += part(self.at(InRegion(offset + done)), done, len - done);
+                done
+            },
+            |done| *done == len,
+        )
     }
 
     /// How many of the `len` bytes at `offset`, which are in the view, may be accessed: all of them, unless an access
@@ -200,13 +351,13 @@ impl Drop for OwnerView {
     fn drop(&mut self) {
         if !self.mapped_in.is_current() {
             // munmap would remove what the child has mapped there by now.
-            std::mem::forget(self.map.take());
+            std::mem::forget(std::mem::replace(&mut self.at, Place::Nowhere));
         }
     }
 }
 
 impl fmt::Debug for OwnerView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OwnerView").field("at", &self.as_ptr()).field("len", &self.len()).finish()
+        f.debug_struct("OwnerView").field("at", &self.start()).field("len", &self.len()).finish()
     }
 }

@@ -9,11 +9,14 @@ use crate::protocol::{Changes, Mechanism, Member, Protocol, State};
 use crate::stats::count;
 use crate::sync::inside::Mutex;
 use crate::sync::wait::Patience;
+use crate::sys::known::KnownFile;
 use crate::sys::{Addr, SysError};
-use crate::view::Grade;
+use crate::view::{Grade, Prepared};
+use crate::window::Window;
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::slice;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -24,6 +27,33 @@ pub(crate) struct RegionShared {
     pub(super) trim_detached: bool,
     /// By first address.
     pub(super) mappings: Mutex<BTreeMap<Addr, Arc<Served>>>,
+}
+
+/// A move of the content between the window and the vault.
+pub(super) struct WindowMove<'a> {
+    region: &'a RegionShared,
+    window: &'a Window,
+    files: [&'a KnownFile; 2],
+    owner: Option<Prepared>,
+}
+
+impl WindowMove<'_> {
+    /// Empties the window. The owner's view has the content of the vault then.
+    pub(super) fn withdraw(self) -> Result<(), SysError> {
+        let Self { region, window, files, owner } = self;
+        let damage = region.owner.move_with(owner, files, || window.empty())?;
+        if damage.lost > 0 {
+            region.counters.lost.fetch_add(damage.lost as u64, Ordering::Relaxed);
+            event!(WARN, region = %region.name, bytes = damage.lost, "window cut off");
+        }
+        Ok(())
+    }
+
+    /// Fills the window.
+    fn give_back(self) -> Result<(), SysError> {
+        let Self { region, window, files, owner } = self;
+        region.owner.move_with(owner, files, || window.fill())
+    }
 }
 
 impl Deref for RegionShared {
@@ -44,12 +74,24 @@ impl RegionShared {
             Err(RevokeError::Gone) => self.refuse(true).map(|()| self.wake()),
             ended => ended.map(drop),
         };
-        while let Err(RevokeError::Sys { .. } | RevokeError::Barrier(_)) = end() {
+        while let Err(RevokeError::Sys { .. } | RevokeError::Window { .. } | RevokeError::Barrier(_)) = end() {
             if self.mappings.lock().is_empty() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Withdraw: has whatever emptying the window, or filling it, needs, before anything is changed. `None` if there is
+    /// nothing to do.
+    pub(super) fn prepare(&self, withdraw: bool) -> Result<Option<WindowMove<'_>>, SysError> {
+        let Some(window) = self.window.as_ref().filter(|window| window.is_withdrawn() != withdraw) else {
+            return Ok(None);
+        };
+        let [file, vault] = window.files();
+        let (from, to) = if withdraw { (file, vault) } else { (vault, file) };
+        let owner = self.owner.prepare(to)?;
+        Ok(Some(WindowMove { region: self, window, files: [from, to], owner }))
     }
 
     fn grade(&self, done: Result<Grade, SysError>, mapping: &Served) -> Result<(), RevokeError> {
@@ -84,6 +126,10 @@ impl RegionShared {
     }
 }
 
+fn of_window(source: SysError) -> RevokeError {
+    RevokeError::Window { source }
+}
+
 impl Mechanism for RegionShared {
     fn before_revoke(&self) {
         self.notifiers.before_revoke();
@@ -98,13 +144,18 @@ impl Mechanism for RegionShared {
     }
 
     fn hold(&self) -> Result<(), RevokeError> {
+        let window = self.prepare(true).map_err(of_window)?;
         for mapping in self.mappings.lock().values() {
             self.grade(mapping.view.hold(), mapping)?;
         }
-        Ok(())
+        window.map_or(Ok(()), WindowMove::withdraw).map_err(of_window)
     }
 
     fn refuse(&self, for_good: bool) -> Result<(), RevokeError> {
+        let window = match self.prepare(true) {
+            Err(e) if !for_good => return Err(of_window(e)),
+            prepared => prepared,
+        };
         let mut refused = Ok(());
         for mapping in self.mappings.lock().values() {
             mapping.close();
@@ -112,6 +163,13 @@ impl Mechanism for RegionShared {
             refused = refused.and(self.grade(mapping.view.refuse(for_good), mapping));
         }
         refused?;
+        let withdrawn = window.and_then(|window| window.map_or(Ok(()), WindowMove::withdraw));
+        match (&self.window, withdrawn) {
+            // For good its content is not needed.
+            (Some(window), Err(_)) if for_good => window.discard(),
+            (_, withdrawn) => withdrawn,
+        }
+        .map_err(of_window)?;
         if self.on_revoke == OnRevoke::Drop {
             *self.file.lock() = None;
         }
@@ -123,6 +181,7 @@ impl Mechanism for RegionShared {
         if file.is_none() {
             return Err(RevokeError::NoFile);
         }
+        self.prepare(false).and_then(|window| window.map_or(Ok(()), WindowMove::give_back)).map_err(of_window)?;
         for mapping in self.mappings.lock().values() {
             let addr = mapping.view.range.start.0;
             let restored = mapping.view.restore(file.as_ref());

@@ -336,14 +336,27 @@ pub(crate) fn memfd(name: &CStr, len: u64, huge: usize) -> Result<OwnedFd, SysEr
     Ok(fd)
 }
 
-/// Forbids shrinking and growing, and further seals; with `frozen`, writing too.
-pub(crate) fn seal(fd: BorrowedFd<'_>, frozen: bool) -> Result<(), SysError> {
+/// What a memfd's seals forbid, besides further seals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sealed {
+    Nothing,
+    /// Shrinking and growing.
+    Size,
+    /// Those, and writing.
+    Content,
+}
+
+/// Seals a memfd.
+pub(crate) fn seal(fd: BorrowedFd<'_>, sealed: Sealed) -> Result<(), SysError> {
     use nix::fcntl::{FcntlArg, SealFlag, fcntl};
     may_fail("fcntl(F_ADD_SEALS)")?;
-    let mut seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    if frozen {
-        seals |= SealFlag::F_SEAL_WRITE;
-    }
+    let size = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
+    let seals = SealFlag::F_SEAL_SEAL
+        | match sealed {
+            Sealed::Nothing => SealFlag::empty(),
+            Sealed::Size => size,
+            Sealed::Content => size | SealFlag::F_SEAL_WRITE,
+        };
     fcntl(fd, FcntlArg::F_ADD_SEALS(seals)).map_err(|e| SysError::new("fcntl(F_ADD_SEALS)", e))?;
     Ok(())
 }

@@ -18,10 +18,10 @@ impl View {
         let taken = match self.spec.strategy {
             Strategy::Zap => zap(self.range),
             Strategy::Detach => self.move_aside(standing),
-            Strategy::Replace => Ok(()),
+            Strategy::Replace | Strategy::Withdraw => Ok(()),
         };
         // Zap and Detach have found out whether it is whole.
-        let whole = taken.is_ok() && self.spec.strategy != Strategy::Replace;
+        let whole = taken.is_ok() && matches!(self.spec.strategy, Strategy::Zap | Strategy::Detach);
         if whole || !map::has_hole(self.range) { Grade::Intended } else { Grade::Degraded }
     }
 

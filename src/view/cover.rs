@@ -10,7 +10,7 @@ use super::{Content, Standing, View};
 use crate::sync::inside::Mutex;
 use crate::sys::identity::PerProcess;
 use crate::sys::known::KnownFile;
-use crate::sys::map::{self, Prot};
+use crate::sys::map::{self, Prot, Sealed};
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
 use std::fs::File;
@@ -56,7 +56,7 @@ impl Ones {
         // Pages that another CPU has yet to put on a list look as if they were pinned (`memfd_wait_for_pins`): EBUSY, for a moment.
         let mut tries = 0..8;
         loop {
-            match map::seal(file.as_fd(), true) {
+            match map::seal(file.as_fd(), Sealed::Content) {
                 Err(e) if e.errno == Errno::EBUSY && tries.next().is_some() => {}
                 sealed => break sealed?,
             }
@@ -68,14 +68,14 @@ impl Ones {
 /// The empty file that refusing ranges map. If it was closed, or its number has become another file's, it is made anew.
 fn empty_file() -> Result<Arc<KnownFile>, SysError> {
     static EMPTY: PerProcess<Mutex<Option<Arc<KnownFile>>>> = PerProcess::new(|| Mutex::new(None));
-    let mut empty = EMPTY.get().lock();
+    let mut empty = EMPTY.get().lock_quietly();
     if let Some(file) = empty.as_ref().filter(|file| file.get().is_ok()) {
         return Ok(Arc::clone(file));
     }
     let fd = map::memfd(c"revocable-empty", 0, 0)?;
     // Not sealed against writing, which would forbid writable shared mappings of it. There is nothing to write to, and the
     // file cannot grow.
-    map::seal(fd.as_fd(), false)?;
+    map::seal(fd.as_fd(), Sealed::Size)?;
     let file = Arc::new(KnownFile::new(fd));
     *empty = Some(Arc::clone(&file));
     Ok(file)

@@ -15,7 +15,7 @@ pub(super) fn release(range: AddrRange) {
     // SAFETY: the callers own the range and use it no more.
     if unsafe { map::unmap(range) }.is_err() {
         cover::shut_left_over(range);
-        LEFT_OVER.get().lock().push(range);
+        LEFT_OVER.get().lock_quietly().push(range);
     }
 }
 
@@ -23,5 +23,5 @@ pub(super) fn release(range: AddrRange) {
 #[expect(unsafe_code, reason = "UNSAFETY: unmaps ranges that their owners gave up")]
 pub(super) fn sweep() {
     // SAFETY: as in `release`; a range that is still mapped still belongs to the crate.
-    LEFT_OVER.get().lock().retain(|range| unsafe { map::unmap(*range) }.is_err());
+    LEFT_OVER.get().lock_quietly().retain(|range| unsafe { map::unmap(*range) }.is_err());
 }

@@ -8,6 +8,15 @@ use crate::sys::uffd::Uffd;
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
 
+/// The memory for a range, at another address.
+pub(crate) struct Prepared(AddrRange);
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        release(self.0);
+    }
+}
+
 impl View {
     /// Each part is made at another address, with all its properties, and moved over the range in one step: neither a fork
     /// nor a fault nor another mmap ever sees it half-made.
@@ -29,27 +38,67 @@ impl View {
         served
     }
 
-    #[expect(unsafe_code, reason = "UNSAFETY: maps, moves and unmaps ranges that only this view knows, or owns")]
-    fn map_part(&self, standing: &mut Standing, part: Part, file: &KnownFile) -> Result<(), SysError> {
-        let offset = self.spec.file_offset + (part.range.start - self.range.start) as u64;
-        let staging = ranges::reserve(part.range.len, alignment(part.range.len).max(self.spec.page))?;
-        let staged = self.stage(staging, file, offset, part.prot);
-        let moved = staged.and_then(|()| {
-            self.replace(standing, part.range, || {
-                // SAFETY: the staging was made by this function and is one mapping; the range is the view's own, and
-                // nothing relies on its content.
-                unsafe { map::move_over(staging, part.range) }
-            })
-        });
-        if moved.is_err() {
-            release(staging);
-        }
-        moved
+    /// Maps `file` for the range at another address: whatever [`restore_from`](Self::restore_from) needs is had now. For a
+    /// range with the same rights throughout.
+    pub(crate) fn prepare_file(&self, file: &KnownFile) -> Result<Prepared, SysError> {
+        self.staged(self.range, file, self.spec.prot).map(Prepared)
     }
 
-    #[expect(unsafe_code, reason = "UNSAFETY: maps a range that only the caller knows")]
+    /// Makes the prepared memory of `file` reachable.
+    #[expect(unsafe_code, reason = "UNSAFETY: moves between ranges that only this view knows, or owns")]
+    pub(crate) fn restore_from(&self, prepared: Prepared, file: &KnownFile) -> Result<(), SysError> {
+        let mut standing = self.standing()?;
+        let moved = self.replace(&mut standing, self.range, || {
+            // SAFETY: as in `map_part`.
+            unsafe { map::move_over(prepared.0, self.range) }
+        });
+        if moved.is_ok() {
+            // Its address is free, and may be another thread's by now.
+            std::mem::forget(prepared);
+            standing.content = Content::Live;
+            return Ok(());
+        }
+        drop(standing);
+        // At the limit of mappings the kernel moves none. Without the prepared one there is room for one in its place.
+        self.restore_instead(prepared, file)
+    }
+
+    /// Gives up what was prepared, and maps `file`.
+    pub(crate) fn restore_instead(&self, prepared: Prepared, file: &KnownFile) -> Result<(), SysError> {
+        drop(prepared);
+        let mut standing = self.standing()?;
+        let mapped = self.map_in_place(&mut standing, file);
+        standing.content = if mapped.is_ok() { Content::Live } else { Content::Unsettled };
+        mapped
+    }
+
+    /// In steps: meanwhile an access in the range gets a signal.
+    fn map_in_place(&self, standing: &mut Standing, file: &KnownFile) -> Result<(), SysError> {
+        self.replace(standing, self.range, || self.stage(self.range, file, self.spec.file_offset, self.spec.prot))
+    }
+
+    /// A part of the range, mapped at another address.
+    fn staged(&self, part: AddrRange, file: &KnownFile, prot: Prot) -> Result<AddrRange, SysError> {
+        let offset = self.spec.file_offset + (part.start - self.range.start) as u64;
+        let staging = ranges::reserve(part.len, alignment(part.len).max(self.spec.page))?;
+        self.stage(staging, file, offset, prot).inspect_err(|_| release(staging))?;
+        Ok(staging)
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: maps, moves and unmaps ranges that only this view knows, or owns")]
+    fn map_part(&self, standing: &mut Standing, part: Part, file: &KnownFile) -> Result<(), SysError> {
+        let staging = self.staged(part.range, file, part.prot)?;
+        self.replace(standing, part.range, || {
+            // SAFETY: the staging was made just now and is one mapping; the range is the view's own, and nothing relies on
+            // its content.
+            unsafe { map::move_over(staging, part.range) }
+        })
+        .inspect_err(|_| release(staging))
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: maps a range that only the caller knows, or the view's own")]
     fn stage(&self, staging: AddrRange, file: &KnownFile, offset: u64, prot: Prot) -> Result<(), SysError> {
-        // SAFETY: a reservation that only the caller knows.
+        // SAFETY: a reservation that only the caller knows, or the view's own range, whose content is being replaced.
         unsafe { map::map_shared(staging, file.get()?, offset, Prot::None) }?;
         // A monitor resolves faults page by page. It does not serve a device's memory, which the kernel maps by huge pages.
         let huge = self.spec.is_device.then_some(Advice::NoHugePage);

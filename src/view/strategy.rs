@@ -15,6 +15,10 @@ pub enum Strategy {
     /// Replaces the mapping (`MAP_FIXED`) and maps the file anew. For files that userfaultfd cannot register: a BAR of a
     /// vfio device, any device file. Works everywhere; the kernel refills the page tables after `enable()`.
     Replace,
+    /// Empties the file itself, which takes the memory away from every process that maps it, and from everything that has
+    /// pinned its pages, and fills it again. The region's own mappings are revoked as by `Replace`. The cost grows with the
+    /// size, by a copy each way. For regions that are [shared](crate::RegionBuilder::shared), and only if asked for.
+    Withdraw,
 }
 
 impl fmt::Display for Strategy {
@@ -23,6 +27,7 @@ impl fmt::Display for Strategy {
             Strategy::Zap => "zap",
             Strategy::Detach => "detach",
             Strategy::Replace => "replace",
+            Strategy::Withdraw => "withdraw",
         })
     }
 }

@@ -13,7 +13,7 @@ use vm_memory::{
 };
 
 const LEN: usize = 0x4000;
-const STRATEGIES: [Strategy; 3] = [Strategy::Zap, Strategy::Detach, Strategy::Replace];
+const STRATEGIES: [Strategy; 4] = [Strategy::Zap, Strategy::Detach, Strategy::Replace, Strategy::Withdraw];
 
 fn region(strategy: Strategy) -> Region {
     Region::builder(LEN).strategy(strategy).build().expect("the strategy is there")

@@ -49,7 +49,7 @@ const TAKEN_AGAIN: Lock = Lock { away: false, released: 1, acquired: 1 };
 
 /// A region of every strategy that can be had here.
 fn regions() -> impl Iterator<Item = Region> {
-    [Strategy::Zap, Strategy::Detach, Strategy::Replace].into_iter().filter_map(|strategy| {
+    [Strategy::Zap, Strategy::Detach, Strategy::Replace, Strategy::Withdraw].into_iter().filter_map(|strategy| {
         let region = Region::builder(LEN).strategy(strategy).build();
         if let Err(e) = &region {
             support::skip(&format!("{strategy}: {e}"), support::at_its_best());

@@ -13,7 +13,7 @@ fn a_load_that_waits_for_the_end_of_a_reset_keeps_no_monitor_busy() {
     // A mapping of another region keeps the monitor running.
     let other = Region::builder(1 << 20).strategy(Strategy::Zap).monitor(monitor.clone()).build().expect("a region");
     let _kept = other.map(MapOptions::new()).expect("it maps");
-    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
+    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace, Strategy::Withdraw] {
         let region = Region::builder(1 << 20).strategy(strategy).monitor(monitor.clone()).build().expect("a region");
         let mapping = region.map(MapOptions::new()).expect("it maps");
         mapping.write::<u64>(0, 7).expect("enabled");

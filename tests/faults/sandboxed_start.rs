@@ -37,7 +37,7 @@ fn drop_privileges() {
 
 /// Every use of a region: faults, revocation, restoration, a system call that faults.
 fn everything_works(monitor: &Monitor) {
-    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
+    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace, Strategy::Withdraw] {
         let region = Region::builder(1 << 20).strategy(strategy).monitor(monitor.clone()).build().expect("a region");
         let mapping = region.map(MapOptions::new()).expect("it maps");
         let address = mapping.as_ptr().expose_provenance();

@@ -42,7 +42,7 @@ fn made(strategy: Strategy) -> (Region, Mapping) {
 #[test]
 fn a_child_that_drops_what_it_inherits_unmaps_nothing_of_its_own() {
     support::start();
-    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
+    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace, Strategy::Withdraw] {
         let (region, mapping) = made(strategy);
         let mut inherited = Some((region, mapping));
         let fine = forking::is_fine(|| {

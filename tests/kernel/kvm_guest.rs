@@ -16,7 +16,7 @@ use revocable_mmio::kvm::{ExitError, ExitHandler, Handled, Memslots, Retention, 
 use revocable_mmio::{CancelToken, MapOptions, Mapping, Region, Strategy};
 use std::sync::Arc;
 
-const STRATEGIES: [Strategy; 3] = [Strategy::Zap, Strategy::Detach, Strategy::Replace];
+const STRATEGIES: [Strategy; 4] = [Strategy::Zap, Strategy::Detach, Strategy::Replace, Strategy::Withdraw];
 const RETENTIONS: [Retention; 2] = [Retention::Remove, Retention::Keep];
 const SLOT: u32 = 1;
 

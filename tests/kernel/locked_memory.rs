@@ -18,7 +18,7 @@ fn locked_memory_is_revoked() {
     if let Err(e) = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE) {
         return support::skip(&format!("mlockall: {e}"), support::at_its_best());
     }
-    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
+    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace, Strategy::Withdraw] {
         let region = Region::builder(1 << 20).strategy(strategy).disabled().build().expect("the strategy is there");
         let mapping = region.map(MapOptions::new().on_disabled(OnDisabled::Block)).expect("it maps");
         region.owner().write::<u64>(0, 7).expect("the owner's view");

@@ -37,7 +37,7 @@ impl fmt::Display for Case {
     }
 }
 
-pub(crate) const STRATEGIES: [Strategy; 3] = [Strategy::Zap, Strategy::Detach, Strategy::Replace];
+pub(crate) const STRATEGIES: [Strategy; 4] = [Strategy::Zap, Strategy::Detach, Strategy::Replace, Strategy::Withdraw];
 pub(crate) const POLICIES: [OnDisabled; 3] = [OnDisabled::Sigbus, OnDisabled::AllOnes, OnDisabled::Block];
 const MEMORIES: [Memory; 4] = [Memory::Memfd, Memory::Huge, Memory::ShmFile, Memory::Device];
 
@@ -51,6 +51,7 @@ impl Case {
                 support.userfaultfd() && support.has(Feature::MINOR_SHMEM)
             }
             (Strategy::Detach, Memory::Memfd | Memory::ShmFile) => support.has(Feature::DONTUNMAP),
+            (Strategy::Withdraw, memory) => memory == Memory::Memfd,
             (Strategy::Zap | Strategy::Detach, _) => false,
             _ => true,
         };

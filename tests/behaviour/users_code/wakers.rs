@@ -19,7 +19,7 @@ fn a_waker_of_one_member_of_a_group_can_read_another() {
     }
     support::start();
     let _watchdog = Watchdog::new("a waker", PATIENCE);
-    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
+    for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace, Strategy::Withdraw] {
         let build = |_| Region::builder(LEN).strategy(strategy).build().ok();
         let [Some(one), Some(two)] = [0, 1].map(build) else { continue };
         let regions = [one, two];

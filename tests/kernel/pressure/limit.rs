@@ -127,7 +127,7 @@ fn change(case: &Case, region: &Region, mapping: &Mapping) -> bool {
     let degraded = region.stats().degraded;
     match region.disable() {
         Ok(changed) => assert!(changed, "{case}"),
-        Err(RevokeError::Sys { source, .. }) => {
+        Err(RevokeError::Sys { source, .. } | RevokeError::Window { source }) => {
             assert_eq!(source.errno, Errno::ENOMEM, "{case}: {source}");
             assert!(region.is_enabled(), "{case}: an error, and the state as before");
             assert!(pages.iter().all(|page| mapping.read(page * PAGE) == Ok(stamp(*page))), "{case}: {source}");
@@ -150,7 +150,7 @@ fn change(case: &Case, region: &Region, mapping: &Mapping) -> bool {
     loop {
         match region.enable() {
             Ok(changed) => return changed,
-            Err(RevokeError::Sys { source, .. }) if source.errno == Errno::ENOMEM => {
+            Err(RevokeError::Sys { source, .. } | RevokeError::Window { source }) if source.errno == Errno::ENOMEM => {
                 assert!(!region.is_enabled() && since.elapsed() < Duration::from_secs(10), "{case}: {source}");
                 thread::yield_now();
             }

@@ -80,7 +80,7 @@ fn inherited(regions: &[&Region], mappings: &[&Arc<Mapping>]) -> Option<i32> {
 
 /// Regions that the child makes itself work like any others.
 fn own() -> Option<i32> {
-    for (number, strategy) in (0..).zip([Strategy::Zap, Strategy::Detach, Strategy::Replace]) {
+    for (number, strategy) in (0..).zip([Strategy::Zap, Strategy::Detach, Strategy::Replace, Strategy::Withdraw]) {
         let Ok(region) = Region::builder(2 * 4096).strategy(strategy).build() else { continue };
         for policy in [OnDisabled::Sigbus, OnDisabled::AllOnes] {
             let Ok(mapping) = region.map(MapOptions::new().on_disabled(policy)) else { return Some(10 * number + 1) };

@@ -284,7 +284,7 @@ impl Real {
             }
             RevokeError::WouldDeadlock { guards } => Answer::WouldDeadlock { guards },
             RevokeError::Gone => Answer::Gone,
-            RevokeError::Sys { .. } => {
+            RevokeError::Sys { .. } | RevokeError::Window { .. } => {
                 let enabled = slots().map(|(slot, region)| usize::from(region.is_enabled()) << slot).sum();
                 Answer::Failed { ran, enabled }
             }

@@ -1,0 +1,59 @@
+//! Sharing a region with other processes.
+
+use super::Region;
+use crate::sys::SysError;
+use crate::view::Strategy;
+use std::os::fd::OwnedFd;
+
+/// The rights of a descriptor that is handed to another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShareAccess {
+    /// Mapping it for loads only. Its holder cannot delay a revocation.
+    ReadOnly,
+    /// Mapping it for loads and stores. Its holder can also write to, truncate and extend the file, which costs content
+    /// while the region is enabled and nothing else, and can delay a revocation: see [`Region::share`].
+    ReadWrite,
+}
+
+/// A region could not be shared.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShareError {
+    /// The region's strategy reaches mappings of this process only.
+    #[error("strategy {strategy} revokes in this process only: build the region with RegionBuilder::shared")]
+    Strategy {
+        /// The region's strategy.
+        strategy: Strategy,
+    },
+    /// Called in a forked child.
+    #[error("the region is the parent's: a forked child builds one of its own")]
+    Forked,
+    /// The window could not be opened anew by /proc/self/fd.
+    #[error("no descriptor to share: {0}; is /proc mounted?")]
+    Sys(#[from] SysError),
+}
+
+impl Region {
+    /// A descriptor by which another process can map the memory, `Region::len` bytes from offset 0 on: hand it to any
+    /// process, any number of times (SCM_RIGHTS, inheritance, vfio-user, vhost-user). It is close-on-exec. The other process
+    /// needs nothing of this crate, and what it does with the mapping is revoked with the region: loads, stores, system
+    /// calls that begin, KVM, forked children, pinned pages. Pages that it has pinned are not the region's any more after
+    /// that.
+    ///
+    /// A peer that may write can hold the file's lock for as long as a write(2) to the file takes, whose source may never
+    /// arrive; a revocation waits for that.
+    ///
+    /// # Errors
+    /// See [`ShareError`].
+    ///
+    /// # Signal safety
+    /// Not for signal handlers.
+    pub fn share(&self, access: ShareAccess) -> Result<OwnedFd, ShareError> {
+        let strategy = self.strategy();
+        let window = self.shared.window.as_ref().ok_or(ShareError::Strategy { strategy })?;
+        if self.shared.protocol.is_inherited() {
+            return Err(ShareError::Forked);
+        }
+        Ok(window.reopen(access == ShareAccess::ReadWrite)?)
+    }
+}

@@ -1,0 +1,79 @@
+//! The size and the content of files: truncating, punching, writing, opening anew.
+
+use super::{SysError, may_fail};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::sys::stat::Mode;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+fn off(call: &'static str, offset: u64) -> Result<nix::libc::off_t, SysError> {
+    nix::libc::off_t::try_from(offset).map_err(|_| SysError::new(call, Errno::EOVERFLOW))
+}
+
+/// Shortens the file: the kernel unmaps what is beyond its new end from every process.
+pub(crate) fn truncate(file: BorrowedFd<'_>, len: u64) -> Result<(), SysError> {
+    may_fail("ftruncate")?;
+    nix::unistd::ftruncate(file, off("ftruncate", len)?).map_err(|e| SysError::new("ftruncate", e))
+}
+
+/// Takes pages out of the file, whose size stays: the kernel unmaps them from every process.
+pub(crate) fn punch(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<(), SysError> {
+    may_fail("fallocate(FALLOC_FL_PUNCH_HOLE)")?;
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let (offset, len) = (off("fallocate", offset)?, off("fallocate", len as u64)?);
+    fallocate(file, flags, offset, len).map_err(|e| SysError::new("fallocate(FALLOC_FL_PUNCH_HOLE)", e))
+}
+
+/// Allocates the file's pages.
+pub(crate) fn allocate(file: BorrowedFd<'_>, len: u64) -> Result<(), SysError> {
+    may_fail("fallocate")?;
+    loop {
+        match fallocate(file, FallocateFlags::empty(), 0, off("fallocate", len)?) {
+            Err(Errno::EINTR) => {}
+            done => return done.map_err(|e| SysError::new("fallocate", e)),
+        }
+    }
+}
+
+/// Shortens the file to `len` bytes if it is longer.
+pub(crate) fn truncate_if_longer(file: BorrowedFd<'_>, len: u64) -> Result<(), SysError> {
+    may_fail("fstat")?;
+    let stat = nix::sys::stat::fstat(file).map_err(|e| SysError::new("fstat", e))?;
+    if u64::try_from(stat.st_size).is_ok_and(|size| size > len) { truncate(file, len) } else { Ok(()) }
+}
+
+pub(crate) fn fill_with_zeroes(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<(), SysError> {
+    static ZEROES: [u8; PART] = [0; PART];
+    fill(file, offset, len, &ZEROES)
+}
+
+pub(crate) fn fill_with_ones(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<(), SysError> {
+    static ONES: [u8; PART] = [0xff; PART];
+    fill(file, offset, len, &ONES)
+}
+
+const PART: usize = 64 << 10;
+
+/// Writes `part` again and again, `len` bytes from `offset` on.
+fn fill(file: BorrowedFd<'_>, offset: u64, len: usize, part: &[u8]) -> Result<(), SysError> {
+    let mut done = 0;
+    while done < len {
+        may_fail("pwrite")?;
+        match nix::sys::uio::pwrite(file, &part[..part.len().min(len - done)], off("pwrite", offset + done as u64)?) {
+            Ok(0) => return Err(SysError::new("pwrite", Errno::EIO)),
+            Ok(n) => done += n,
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(SysError::new("pwrite", e)),
+        }
+    }
+    Ok(())
+}
+
+/// Another open file of the same inode, by /proc/self/fd (proc(5)).
+pub(crate) fn reopen(file: BorrowedFd<'_>, writable: bool) -> Result<OwnedFd, SysError> {
+    may_fail("open(/proc/self/fd)")?;
+    let access = if writable { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    nix::fcntl::open(path.as_str(), access | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|e| SysError::new("open(/proc/self/fd)", e))
+}
