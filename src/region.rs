@@ -215,7 +215,7 @@ impl Region {
         match *file {
             Some(_) => Err(device),
             None => {
-                *file = Some(KnownFile::new(device));
+                *file = Some(Arc::new(KnownFile::new(device)));
                 Ok(())
             }
         }

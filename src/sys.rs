@@ -58,6 +58,9 @@ impl SysError {
             (Errno::ENOMEM, "mmap" | "mremap" | "mprotect" | "munmap" | "madvise") => {
                 "; is it the limit of mappings (vm.max_map_count), or of address space (RLIMIT_AS)?"
             }
+            (Errno::EPERM, "fcntl(F_SETPIPE_SZ)") => {
+                "; the user has too many pipes: close some, or raise /proc/sys/fs/pipe-user-pages-soft"
+            }
             (Errno::ENOMEM, "mmap(hugetlb)") => {
                 "; too few huge pages are free: reserve more, see /proc/sys/vm/nr_hugepages"
             }

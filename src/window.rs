@@ -20,18 +20,21 @@
 //! punch holes or write at any moment. That costs content, and nothing else: the vault is never shared.
 
 use crate::sync::inside::Mutex;
-use crate::sys::SysError;
 use crate::sys::file;
 use crate::sys::known::KnownFile;
 use crate::sys::map::{self, Sealed};
-use crate::sys::pipe::Pipe;
+use crate::sys::pipe::Pipes;
+use crate::sys::{SysError, page_size};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-/// The most that is held at once, in bytes: what a pipe may be made to hold without privilege (`pipe-max-size`, pipe(7)).
-const HELD: usize = 1 << 20;
-/// With ones in place of nothing: a part reads as zeroes from its emptying until the ones are written.
-const HELD_FOR_ONES: usize = 64 << 10;
+/// How much is emptied at once, at multiples of it: the largest page that a file can have in its page cache, one of the
+/// second level of page tables. When a part of such a page leaves the file, the kernel overwrites that part with zeroes
+/// (`truncate_inode_partial_folio`), in the page that a pipe holds too.
+fn part_size() -> usize {
+    page_size() * (page_size() / 8)
+}
 
 /// What a peer's access gets while the window is empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +48,7 @@ pub(crate) enum Emptied {
 /// A window and its vault.
 #[derive(Debug)]
 pub(crate) struct Window {
-    file: KnownFile,
+    file: Arc<KnownFile>,
     vault: KnownFile,
     len: usize,
     emptied: Emptied,
@@ -54,7 +57,7 @@ pub(crate) struct Window {
 
 #[derive(Debug)]
 struct Content {
-    pipe: Pipe,
+    pipes: Pipes,
     /// The vault has the content, and the window nothing of it.
     withdrawn: bool,
 }
@@ -67,28 +70,35 @@ pub(crate) struct Damage {
 }
 
 impl Window {
-    /// A window of `len` zero bytes, and its file; with the names of the window and of the vault. `len` is a multiple of the page size.
-    pub(crate) fn make([name, vault]: [&CStr; 2], len: usize, emptied: Emptied) -> Result<(OwnedFd, Self), SysError> {
+    /// A window of `len` zero bytes; with the names of the window and of the vault. `len` is a multiple of the page size.
+    pub(crate) fn make([name, vault]: [&CStr; 2], len: usize, emptied: Emptied) -> Result<Self, SysError> {
         let fd = map::memfd(name, len as u64, 0)?;
         map::seal(fd.as_fd(), if emptied == Emptied::Ones { Sealed::Size } else { Sealed::Nothing })?;
         file::fill_with_zeroes(fd.as_fd(), 0, len)?;
         let vault = map::memfd(vault, len as u64, 0)?;
         map::seal(vault.as_fd(), Sealed::Size)?;
         file::allocate(vault.as_fd(), len as u64)?;
-        let pipe = Pipe::new(len.min(if emptied == Emptied::Ones { HELD_FOR_ONES } else { HELD }))?;
-        let window = Self {
-            file: KnownFile::new(map::dup(fd.as_fd())?),
+        let pipes = Pipes::new(len.min(part_size()))?;
+        Ok(Self {
+            file: Arc::new(KnownFile::new(fd)),
             vault: KnownFile::new(vault),
             len,
             emptied,
-            content: Mutex::new(Content { pipe, withdrawn: false }),
-        };
-        Ok((fd, window))
+            content: Mutex::new(Content { pipes, withdrawn: false }),
+        })
     }
 
-    /// The window's file, and the vault's.
-    pub(crate) fn files(&self) -> [&KnownFile; 2] {
-        [&self.file, &self.vault]
+    /// The file that mappings map.
+    pub(crate) fn file(&self) -> &Arc<KnownFile> {
+        &self.file
+    }
+
+    /// The window's file, and the vault's, if both are there: a descriptor that other code has closed is noticed before
+    /// anything changes.
+    pub(crate) fn check(&self) -> Result<[&KnownFile; 2], SysError> {
+        self.file.get()?;
+        self.vault.get()?;
+        Ok([&self.file, &self.vault])
     }
 
     /// True if the vault has the content.
@@ -133,22 +143,20 @@ impl Window {
     /// Empties the first `len` bytes, from the end backwards: a file is shortened at its end.
     fn empty_from(&self, content: &mut Content, len: usize) -> Result<Damage, SysError> {
         let (file, vault) = (self.file.get()?, self.vault.get()?);
-        if content.pipe.check().is_err() {
-            content.pipe = Pipe::new(content.pipe.room)?;
-        }
-        let pipe = &content.pipe;
+        content.pipes.mend()?;
+        let pipes = &content.pipes;
         let mut damage = Damage::default();
-        let step = pipe.room.min(HELD);
+        let step = part_size();
         let mut end = len;
         while end > 0 {
             let start = (end - 1) / step * step;
-            let emptied = self.empty_part(pipe, file, vault, start, end - start);
+            let emptied = self.empty_part(pipes, file, vault, start, end - start);
             match emptied {
                 Ok(lost) => damage.lost += lost,
                 Err(e) => {
                     // What was emptied goes back; the content of the part itself is where it was.
-                    pipe.clear();
-                    let _ = self.fill_part(pipe, file, vault, end, len);
+                    pipes.clear();
+                    let _ = self.fill_part(pipes, file, vault, end, len);
                     return Err(e);
                 }
             }
@@ -161,13 +169,13 @@ impl Window {
     /// content is where it was.
     fn empty_part(
         &self,
-        pipe: &Pipe,
+        pipes: &Pipes,
         file: BorrowedFd<'_>,
         vault: BorrowedFd<'_>,
         start: usize,
         len: usize,
     ) -> Result<usize, SysError> {
-        let held = pipe.hold(file, start as u64, len)?;
+        let held = pipes.hold(file, start, len)?;
         match self.emptied {
             Emptied::Short => file::truncate(file, start as u64)?,
             Emptied::Ones => file::punch(file, start as u64, len)?,
@@ -177,24 +185,22 @@ impl Window {
             // Without memory for the ones the part reads as zeroes: just as unreachable.
             let _ = file::fill_with_ones(file, start as u64, len);
         }
-        pipe.pour(vault, start as u64, held)?;
+        pipes.pour(vault, start, held)?;
         file::fill_with_zeroes(vault, (start + held) as u64, len - held)?;
         Ok(len - held)
     }
 
     fn fill_up(&self, content: &mut Content) -> Result<(), SysError> {
         let (file, vault) = (self.file.get()?, self.vault.get()?);
-        if content.pipe.check().is_err() {
-            content.pipe = Pipe::new(content.pipe.room)?;
-        }
+        content.pipes.mend()?;
         // A peer may have made it longer meanwhile.
         let filled = self
-            .fill_part(&content.pipe, file, vault, 0, self.len)
+            .fill_part(&content.pipes, file, vault, 0, self.len)
             .and_then(|()| file::truncate_if_longer(file, self.len as u64).map_err(|e| (self.len, e)));
         filled.map_err(|(done, e)| {
-            content.pipe.clear();
+            content.pipes.clear();
             // The part that failed is still in the vault. Stores that were made before that part meanwhile are kept.
-            let dropped = self.drop_part(file, done, content.pipe.room.min(self.len - done));
+            let dropped = self.drop_part(file, done, part_size().min(self.len - done));
             if dropped.and_then(|()| self.empty_from(content, done)).is_err() {
                 let _ = self.discard();
             }
@@ -217,7 +223,7 @@ impl Window {
     /// it, so that no zeroes are ever read. An error says how far it came.
     fn fill_part(
         &self,
-        pipe: &Pipe,
+        pipes: &Pipes,
         file: BorrowedFd<'_>,
         vault: BorrowedFd<'_>,
         start: usize,
@@ -225,9 +231,9 @@ impl Window {
     ) -> Result<(), (usize, SysError)> {
         let mut at = start;
         while at < end {
-            let len = pipe.room.min(end - at);
-            let held = pipe.hold(vault, at as u64, len).map_err(|e| (at, e))?;
-            pipe.pour(file, at as u64, held).map_err(|e| (at, e))?;
+            let len = part_size().min(end - at);
+            let held = pipes.hold(vault, at, len).map_err(|e| (at, e))?;
+            pipes.pour(file, at, held).map_err(|e| (at, e))?;
             at += len;
         }
         Ok(())

@@ -105,7 +105,7 @@ impl Backing {
     }
 
     /// A window of the region's own, for a region that other processes map.
-    pub(crate) fn open_window(self, name: &str, len: usize, peers: OnDisabled) -> Result<(File, Window), BuildError> {
+    pub(crate) fn open_window(self, name: &str, len: usize, peers: OnDisabled) -> Result<Window, BuildError> {
         if !matches!(self, Backing::Memfd) {
             let why = "the memory of a shared region is a memfd of its own (Backing::Memfd)";
             return Err(BuildError::Strategy { strategy: Strategy::Withdraw, why, source: None });
@@ -113,9 +113,7 @@ impl Backing {
         check(len, 0, page_size())?;
         let title = |of: &str| CString::new(format!("{name}{of}")).map_err(|_| BuildError::Name(name.to_owned()));
         let emptied = if peers == OnDisabled::AllOnes { Emptied::Ones } else { Emptied::Short };
-        let (fd, window) = Window::make([&title("")?, &title("-vault")?], len, emptied)?;
-        let (page, kind) = (page_size(), BackingKind::Shmem);
-        Ok((File { fd, offset: 0, page, kind, on_revoke: OnRevoke::Keep }, window))
+        Ok(Window::make([&title("")?, &title("-vault")?], len, emptied)?)
     }
 
     /// The caller's file, by a borrowed descriptor, which is duplicated.

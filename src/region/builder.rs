@@ -14,12 +14,13 @@ use crate::region::notify::Notifiers;
 use crate::region::owner::OwnerView;
 use crate::stats::RegionCounters;
 use crate::sync::inside::Mutex;
-use crate::sys::SysError;
 use crate::sys::feature::Feature;
 use crate::sys::identity::Identity;
 use crate::sys::known::KnownFile;
 use crate::sys::probe::Support;
+use crate::sys::{SysError, page_size};
 use crate::view::Strategy;
+use crate::window::Window;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -125,32 +126,40 @@ impl RegionBuilder {
     /// Not for signal handlers.
     pub fn build(self) -> Result<Region, BuildError> {
         Identity::prepare()?;
-        let (file, window) = match self.shared {
-            Some(peers) => {
-                self.backing.open_window(&self.name, self.len, peers).map(|(file, window)| (file, Some(window)))?
-            }
-            None => (self.backing.open(&self.name, self.len)?, None),
+        let memory = match self.shared {
+            Some(peers) => Memory::Window(self.backing.open_window(&self.name, self.len, peers)?),
+            None => Memory::File(self.backing.open(&self.name, self.len)?),
         };
-        let strategy = choose(self.strategy, &file, self.monitor.is_some())?;
+        let strategy = match &memory {
+            Memory::Window(_) => Strategy::Withdraw,
+            Memory::File(file) => choose(self.strategy, file, self.monitor.is_some())?,
+        };
         let monitor = match self.monitor {
             None if strategy == Strategy::Zap => Some(Monitor::shared()?),
             monitor => monitor,
         };
         crate::raw::signal::install()?;
-        let owner = match &window {
-            Some(window) => OwnerView::moving(window.files()[0], self.len)?,
-            None => OwnerView::new(&file, self.len)?,
+        let owner = match &memory {
+            Memory::Window(window) => OwnerView::moving(window.file(), self.len)?,
+            Memory::File(file) => OwnerView::new(file, self.len)?,
         };
         crate::view::prepare()?;
         let initial = if self.enabled { State::Enabled } else { State::Disabled };
-        let File { fd, offset, page, kind, on_revoke } = file;
+        let (known, offset, page, kind, on_revoke, window) = match memory {
+            Memory::Window(window) => {
+                (Arc::clone(window.file()), 0, page_size(), BackingKind::Shmem, OnRevoke::Keep, Some(window))
+            }
+            Memory::File(File { fd, offset, page, kind, on_revoke }) => {
+                (Arc::new(KnownFile::new(fd)), offset, page, kind, on_revoke, None)
+            }
+        };
         let core = RegionCore {
             name: self.name,
             len: self.len,
             page,
             kind,
             file_offset: offset,
-            file: Mutex::new(Some(KnownFile::new(fd))),
+            file: Mutex::new(Some(known)),
             window,
             owner,
             strategy,
@@ -178,9 +187,16 @@ impl RegionBuilder {
     }
 }
 
+/// What a region's memory is.
+enum Memory {
+    File(File),
+    /// Shared with other processes.
+    Window(Window),
+}
+
 /// The strategy for a file: the requested one, if it is possible; without a request, the best one that is possible.
 fn choose(asked: Option<Strategy>, file: &File, monitor: bool) -> Result<Strategy, BuildError> {
-    let candidates = [Strategy::Detach, Strategy::Zap, Strategy::Replace, Strategy::Withdraw];
+    let candidates = [Strategy::Detach, Strategy::Zap, Strategy::Replace];
     let mut refused = None;
     for strategy in candidates.into_iter().filter(|candidate| asked.is_none_or(|asked| asked == *candidate)) {
         match possible(strategy, file, monitor) {
@@ -201,7 +217,7 @@ fn choose(asked: Option<Strategy>, file: &File, monitor: bool) -> Result<Strateg
 fn possible(strategy: Strategy, file: &File, monitor: bool) -> Result<(), (&'static str, Option<SysError>)> {
     let minor = if file.kind == BackingKind::Hugetlb { Feature::MINOR_HUGETLB } else { Feature::MINOR_SHMEM };
     let (needs, lacks, failed) = match (strategy, file.kind) {
-        // Withdraw: the file was made for it.
+        // Withdraw makes its own file.
         (Strategy::Replace | Strategy::Withdraw, _) => return Ok(()),
         (Strategy::Zap | Strategy::Detach, BackingKind::Other) => {
             return Err(("userfaultfd and MREMAP_DONTUNMAP serve memfd, tmpfs and hugetlb files only", None));

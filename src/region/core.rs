@@ -23,7 +23,7 @@ pub(crate) struct RegionCore {
     pub(crate) kind: BackingKind,
     pub(crate) file_offset: u64,
     /// `None`: dropped on revocation.
-    pub(crate) file: Mutex<Option<KnownFile>>,
+    pub(crate) file: Mutex<Option<Arc<KnownFile>>>,
     /// Withdraw: what is emptied.
     pub(crate) window: Option<Window>,
     pub(crate) owner: OwnerView,

@@ -109,7 +109,7 @@ impl Mapping {
         let mut mappings = region.mappings.lock_quietly();
         match *state {
             State::Enabled => {
-                served.view.restore(file.as_ref()).map_err(Establish::Sys)?;
+                served.view.restore(file.as_deref()).map_err(Establish::Sys)?;
                 served.open();
             }
             State::Disabled | State::Gone => {

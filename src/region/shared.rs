@@ -88,7 +88,7 @@ impl RegionShared {
         let Some(window) = self.window.as_ref().filter(|window| window.is_withdrawn() != withdraw) else {
             return Ok(None);
         };
-        let [file, vault] = window.files();
+        let [file, vault] = window.check()?;
         let (from, to) = if withdraw { (file, vault) } else { (vault, file) };
         let owner = self.owner.prepare(to)?;
         Ok(Some(WindowMove { region: self, window, files: [from, to], owner }))
@@ -184,7 +184,7 @@ impl Mechanism for RegionShared {
         self.prepare(false).and_then(|window| window.map_or(Ok(()), WindowMove::give_back)).map_err(of_window)?;
         for mapping in self.mappings.lock().values() {
             let addr = mapping.view.range.start.0;
-            let restored = mapping.view.restore(file.as_ref());
+            let restored = mapping.view.restore(file.as_deref());
             restored.map_err(|source| RevokeError::Sys { addr, source })?;
         }
         Ok(())

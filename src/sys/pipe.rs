@@ -10,18 +10,83 @@ use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// An empty pipe.
+/// Empty pipes with room for a number of bytes together. One has room for 1 MiB at most without privilege
+/// (`pipe-max-size`, pipe(7)), and for less where the user has many (`pipe-user-pages-soft`).
 #[derive(Debug)]
-pub(crate) struct Pipe {
+pub(crate) struct Pipes(Vec<Pipe>);
+
+/// More pipes than this are not made for a room.
+const MOST: usize = 64;
+
+impl Pipes {
+    pub(crate) fn new(want: usize) -> Result<Self, SysError> {
+        let mut pipes = Vec::new();
+        let mut room = 0;
+        while room < want {
+            if pipes.len() == MOST {
+                return Err(SysError::new("fcntl(F_SETPIPE_SZ)", Errno::EPERM));
+            }
+            let pipe = Pipe::new(want - room)?;
+            room += pipe.room;
+            pipes.push(pipe);
+        }
+        Ok(Self(pipes))
+    }
+
+    /// Makes those anew that other code has closed.
+    pub(crate) fn mend(&mut self) -> Result<(), SysError> {
+        if self.0.iter().any(|pipe| pipe.check().is_err()) {
+            *self = Self::new(self.0.iter().map(|pipe| pipe.room).sum())?;
+        }
+        Ok(())
+    }
+
+    /// Holds the pages of `file` from `offset` on, `len` bytes of them, at most the room. Both are multiples of the page
+    /// size. Returns how many bytes: fewer only where the file ends.
+    ///
+    /// A page that was never written (a hole, or only allocated) is held as zeroes, and not as what is stored to it later
+    /// (`shmem_file_splice_read`).
+    pub(crate) fn hold(&self, file: BorrowedFd<'_>, offset: usize, len: usize) -> Result<usize, SysError> {
+        let mut held = 0;
+        for pipe in &self.0 {
+            let want = pipe.room.min(len - held);
+            let got = pipe.hold(file, (offset + held) as u64, want)?;
+            held += got;
+            if got < want || held == len {
+                break;
+            }
+        }
+        Ok(held)
+    }
+
+    /// Copies the `held` bytes that they hold into `file`, from `offset` on.
+    pub(crate) fn pour(&self, file: BorrowedFd<'_>, offset: usize, held: usize) -> Result<(), SysError> {
+        let mut poured = 0;
+        for pipe in &self.0 {
+            let len = pipe.room.min(held - poured);
+            pipe.pour(file, (offset + poured) as u64, len)?;
+            poured += len;
+        }
+        Ok(())
+    }
+
+    /// Lets go of whatever they hold.
+    pub(crate) fn clear(&self) {
+        self.0.iter().for_each(Pipe::clear);
+    }
+}
+
+#[derive(Debug)]
+struct Pipe {
     read: KnownFile,
     write: KnownFile,
     /// How many bytes of whole pages it can hold.
-    pub(crate) room: usize,
+    room: usize,
 }
 
 impl Pipe {
     /// A pipe with room for `want` bytes, or for as many as the user may have (`pipe-user-pages-soft`, pipe(7)).
-    pub(crate) fn new(want: usize) -> Result<Self, SysError> {
+    fn new(want: usize) -> Result<Self, SysError> {
         may_fail("pipe2")?;
         let mut ends = [-1; 2];
         // SAFETY: writes two descriptors into the array.
@@ -30,9 +95,13 @@ impl Pipe {
         }
         // SAFETY: descriptors that the kernel has just given to this call alone.
         let [read, write] = ends.map(|end| KnownFile::new(unsafe { OwnedFd::from_raw_fd(end) }));
-        let size = libc::c_int::try_from(want.next_power_of_two()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: changes a property of a pipe made here. A refusal leaves it as large as it is.
-        unsafe { libc::fcntl(ends[1], libc::F_SETPIPE_SZ, size) };
+        for size in [want, want.min(1 << 20)] {
+            let size = libc::c_int::try_from(size).unwrap_or(libc::c_int::MAX);
+            // SAFETY: changes a property of a pipe made here. A refusal leaves it as large as it is.
+            if unsafe { libc::fcntl(ends[1], libc::F_SETPIPE_SZ, size) } >= 0 {
+                break;
+            }
+        }
         // SAFETY: asks for that property.
         let got = unsafe { libc::fcntl(ends[1], libc::F_GETPIPE_SZ) };
         // One slot a page. The size is a multiple of the page size.
@@ -43,16 +112,11 @@ impl Pipe {
     }
 
     /// Fails if other code has closed it.
-    pub(crate) fn check(&self) -> Result<(), SysError> {
+    fn check(&self) -> Result<(), SysError> {
         self.read.get().and_then(|_| self.write.get()).map(drop)
     }
 
-    /// Holds the pages of `file` from `offset` on, `len` bytes of them, at most its room. Both are multiples of the page
-    /// size. Returns how many bytes: fewer only where the file ends.
-    ///
-    /// A page that was never written (a hole, or only allocated) is held as zeroes, and not as what is stored to it later
-    /// (`shmem_file_splice_read`).
-    pub(crate) fn hold(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<usize, SysError> {
+    fn hold(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<usize, SysError> {
         let mut held = 0;
         while held < len {
             may_fail("splice(from a file)")?;
@@ -79,8 +143,7 @@ impl Pipe {
         Ok(held)
     }
 
-    /// Copies the `len` bytes that it holds into `file`, from `offset` on.
-    pub(crate) fn pour(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<(), SysError> {
+    fn pour(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<(), SysError> {
         let mut poured = 0;
         while poured < len {
             may_fail("splice(to a file)")?;
@@ -107,8 +170,7 @@ impl Pipe {
         Ok(())
     }
 
-    /// Lets go of whatever it holds.
-    pub(crate) fn clear(&self) {
+    fn clear(&self) {
         let mut scrap = [0u8; 4096];
         while let Ok(read) = self.read.get() {
             // SAFETY: writes into the array, at most its length.

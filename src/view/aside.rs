@@ -20,8 +20,8 @@ impl View {
             Strategy::Detach => self.move_aside(standing),
             Strategy::Replace | Strategy::Withdraw => Ok(()),
         };
-        // Zap and Detach have found out whether it is whole.
-        let whole = taken.is_ok() && matches!(self.spec.strategy, Strategy::Zap | Strategy::Detach);
+        // Zap and Detach have found out whether it is whole. Withdraw reaches the memory wherever it is mapped.
+        let whole = taken.is_ok() && self.spec.strategy != Strategy::Replace;
         if whole || !map::has_hole(self.range) { Grade::Intended } else { Grade::Degraded }
     }
 

@@ -60,6 +60,13 @@ fn at_their_mercy(case: &Case, during: During, how: How, nth: usize, before: &BT
     };
     if during == During::Enabled {
         event();
+        if case.strategy == Strategy::Withdraw && is_regions {
+            // Nothing else could empty the window: an error, and all is as before.
+            let refused = region.disable().expect_err("the file is gone");
+            assert!(region.is_enabled(), "{what}: {refused}");
+            all_there(case, &region, &mapping, &what);
+            return true;
+        }
     }
     thread::scope(|scope| {
         let accessor = scope.spawn(|| mapping.read::<u64>(0));
@@ -71,10 +78,10 @@ fn at_their_mercy(case: &Case, during: During, how: How, nth: usize, before: &BT
             let late = Lookers::see_nothing(&region, base + case.page(), &format!("{what}: after"));
             vec![early, late]
         });
-        // Zap maps the file anew and needs its monitor. Replace maps the file anew.
+        // Zap maps the file anew and needs its monitor. Replace maps the file anew, and Withdraw fills it from another.
         let needed = match case.strategy {
             Strategy::Zap => is_monitors || is_regions,
-            Strategy::Replace => is_regions,
+            Strategy::Replace | Strategy::Withdraw => is_regions,
             _ => false,
         };
         assert_eq!(back.is_err(), needed, "{what}");
