@@ -24,7 +24,7 @@ use crate::sys::file;
 use crate::sys::known::KnownFile;
 use crate::sys::map::{self, Sealed};
 use crate::sys::pipe::Pipes;
-use crate::sys::{SysError, page_size};
+use crate::sys::{SysError, left_out, page_size};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -58,15 +58,19 @@ pub(crate) struct Window {
 #[derive(Debug)]
 struct Content {
     pipes: Pipes,
-    /// The vault has the content, and the window nothing of it.
-    withdrawn: bool,
+    /// The part of the content that is in the pipes alone: it is still to be copied into the vault.
+    held: Option<Held>,
+    /// From here on the content is in the vault, and the window has nothing of it; before that it is in the window.
+    emptied_from: usize,
+    /// Bytes of content that a peer had cut off, or that were in a pipe that other code has closed.
+    lost: usize,
 }
 
-/// The changes that peers have made to a window.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Damage {
-    /// Bytes of content that a peer had cut off.
-    pub(crate) lost: usize,
+/// A part of the content.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    at: usize,
+    len: usize,
 }
 
 impl Window {
@@ -77,14 +81,14 @@ impl Window {
         file::fill_with_zeroes(fd.as_fd(), 0, len)?;
         let vault = map::memfd(vault, len as u64, 0)?;
         map::seal(vault.as_fd(), Sealed::Size)?;
-        file::allocate(vault.as_fd(), len as u64)?;
+        file::allocate(vault.as_fd(), len)?;
         let pipes = Pipes::new(len.min(part_size()))?;
         Ok(Self {
             file: Arc::new(KnownFile::new(fd)),
             vault: KnownFile::new(vault),
             len,
             emptied,
-            content: Mutex::new(Content { pipes, withdrawn: false }),
+            content: Mutex::new(Content { pipes, held: None, emptied_from: len, lost: 0 }),
         })
     }
 
@@ -101,9 +105,19 @@ impl Window {
         Ok([&self.file, &self.vault])
     }
 
-    /// True if the vault has the content.
-    pub(crate) fn is_withdrawn(&self) -> bool {
-        self.content.lock_quietly().withdrawn
+    /// True if the window has all of the content.
+    pub(crate) fn is_full(&self) -> bool {
+        self.content.lock_quietly().emptied_from == self.len
+    }
+
+    /// True if the window has nothing of the content.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.content.lock_quietly().emptied_from == 0
+    }
+
+    /// The bytes of content that were lost since the last call: a peer had cut them off. They are zeroes now.
+    pub(crate) fn take_lost(&self) -> usize {
+        std::mem::take(&mut self.content.lock_quietly().lost)
     }
 
     /// A descriptor of the window for another process: an open file of its own, so that no flag or lock that is put on it
@@ -113,26 +127,32 @@ impl Window {
     }
 
     /// When it returns, nothing reaches the content by the window, and the vault has it, with every store to it that had
-    /// returned. On an error the window is as before.
-    pub(crate) fn empty(&self) -> Result<Damage, SysError> {
+    /// returned. On an error the window is as before; if that cannot be had either, the next try goes on.
+    pub(crate) fn empty(&self) -> Result<(), SysError> {
         let mut content = self.content.lock_quietly();
-        if content.withdrawn {
-            return Ok(Damage::default());
+        let emptied = self.empty_all(&mut content);
+        if emptied.is_err() {
+            let _ = self.fill_all(&mut content);
         }
-        let emptied = self.empty_from(&mut content, self.len);
-        content.withdrawn = emptied.is_ok();
         emptied
     }
 
-    /// Makes the content reachable by the window again. On an error the window is empty as before.
+    /// Makes the content reachable by the window again. On an error the window is empty as before; if that cannot be had
+    /// either, the next try goes on.
     pub(crate) fn fill(&self) -> Result<(), SysError> {
         let mut content = self.content.lock_quietly();
-        if !content.withdrawn {
-            return Ok(());
+        let filled = self.fill_all(&mut content);
+        if filled.is_err() {
+            // Stores that were made to the filled part meanwhile are kept.
+            let _ = self.empty_all(&mut content);
         }
-        self.fill_up(&mut content)?;
-        content.withdrawn = false;
-        Ok(())
+        filled
+    }
+
+    /// Fills what a failed change has left empty in the window of an enabled region.
+    pub(crate) fn heal(&self) -> Result<(), SysError> {
+        let mut content = self.content.lock_quietly();
+        if content.emptied_from == self.len { Ok(()) } else { self.fill_all(&mut content) }
     }
 
     /// Empties the window for good, whatever becomes of its content.
@@ -140,102 +160,84 @@ impl Window {
         self.drop_part(self.file.get()?, 0, self.len)
     }
 
-    /// Empties the first `len` bytes, from the end backwards: a file is shortened at its end.
-    fn empty_from(&self, content: &mut Content, len: usize) -> Result<Damage, SysError> {
-        let (file, vault) = (self.file.get()?, self.vault.get()?);
-        content.pipes.mend()?;
-        let pipes = &content.pipes;
-        let mut damage = Damage::default();
-        let step = part_size();
-        let mut end = len;
-        while end > 0 {
-            let start = (end - 1) / step * step;
-            let emptied = self.empty_part(pipes, file, vault, start, end - start);
-            match emptied {
-                Ok(lost) => damage.lost += lost,
-                Err(e) => {
-                    // What was emptied goes back; the content of the part itself is where it was.
-                    pipes.clear();
-                    let _ = self.fill_part(pipes, file, vault, end, len);
-                    return Err(e);
-                }
-            }
-            end = start;
-        }
-        Ok(damage)
-    }
-
-    /// Empties the part from `start` on, `len` bytes. Returns how many bytes of it a peer had cut off. On an error its
-    /// content is where it was.
-    fn empty_part(
-        &self,
-        pipes: &Pipes,
-        file: BorrowedFd<'_>,
-        vault: BorrowedFd<'_>,
-        start: usize,
-        len: usize,
-    ) -> Result<usize, SysError> {
-        let held = pipes.hold(file, start, len)?;
-        match self.emptied {
-            Emptied::Short => file::truncate(file, start as u64)?,
-            Emptied::Ones => file::punch(file, start as u64, len)?,
-        }
-        // From here on the pipe alone has the content.
-        if self.emptied == Emptied::Ones {
-            // Without memory for the ones the part reads as zeroes: just as unreachable.
-            let _ = file::fill_with_ones(file, start as u64, len);
-        }
-        pipes.pour(vault, start, held)?;
-        file::fill_with_zeroes(vault, (start + held) as u64, len - held)?;
-        Ok(len - held)
-    }
-
-    fn fill_up(&self, content: &mut Content) -> Result<(), SysError> {
-        let (file, vault) = (self.file.get()?, self.vault.get()?);
-        content.pipes.mend()?;
-        // A peer may have made it longer meanwhile.
-        let filled = self
-            .fill_part(&content.pipes, file, vault, 0, self.len)
-            .and_then(|()| file::truncate_if_longer(file, self.len as u64).map_err(|e| (self.len, e)));
-        filled.map_err(|(done, e)| {
-            content.pipes.clear();
-            // The part that failed is still in the vault. Stores that were made before that part meanwhile are kept.
-            let dropped = self.drop_part(file, done, part_size().min(self.len - done));
-            if dropped.and_then(|()| self.empty_from(content, done)).is_err() {
-                let _ = self.discard();
-            }
-            e
-        })
-    }
-
-    /// Empties a part whatever becomes of its content.
-    fn drop_part(&self, file: BorrowedFd<'_>, start: usize, len: usize) -> Result<(), SysError> {
-        match self.emptied {
-            Emptied::Short => file::truncate(file, start as u64),
-            Emptied::Ones if len == 0 => Ok(()),
-            Emptied::Ones => {
-                file::punch(file, start as u64, len).and_then(|()| file::fill_with_ones(file, start as u64, len))
-            }
-        }
-    }
-
-    /// Copies the part from `start` to `end` from the vault into the window. A page has its content before the size covers
-    /// it, so that no zeroes are ever read. An error says how far it came.
-    fn fill_part(
-        &self,
-        pipes: &Pipes,
-        file: BorrowedFd<'_>,
-        vault: BorrowedFd<'_>,
-        start: usize,
-        end: usize,
-    ) -> Result<(), (usize, SysError)> {
-        let mut at = start;
-        while at < end {
-            let len = part_size().min(end - at);
-            let held = pipes.hold(vault, at, len).map_err(|e| (at, e))?;
-            pipes.pour(file, at, held).map_err(|e| (at, e))?;
-            at += len;
+    /// Empties parts from the end backwards, since a file is shortened at its end.
+    fn empty_all(&self, content: &mut Content) -> Result<(), SysError> {
+        let [file, vault] = self.files(content)?;
+        while content.emptied_from > 0 {
+            let end = content.emptied_from;
+            let start = (end - 1) / part_size() * part_size();
+            let len = content.pipes.hold(file, start, end - start).inspect_err(|_| content.pipes.clear())?;
+            self.drop_part(file, start, end - start).inspect_err(|_| content.pipes.clear())?;
+            // From here on the pipes alone have the content.
+            content.held = Some(Held { at: start, len });
+            content.emptied_from = start;
+            content.lost += end - start - len;
+            self.keep_held(content, vault)?;
+            file::fill_with_zeroes(vault, start + len, end - start - len)?;
         }
         Ok(())
+    }
+
+    /// Copies parts from the vault into the window, in order. A page has its content before the size covers it, so no
+    /// zeroes are ever read.
+    fn fill_all(&self, content: &mut Content) -> Result<(), SysError> {
+        let [file, vault] = self.files(content)?;
+        while content.emptied_from < self.len {
+            let at = content.emptied_from;
+            let len = part_size().min(self.len - at);
+            let filled = content.pipes.hold(vault, at, len).and_then(|held| content.pipes.pour(file, at, held));
+            if let Err((_, e)) = filled.map_err(|e| (content.pipes.clear(), e)) {
+                // The vault still has the part.
+                let _ = self.drop_part(file, at, len);
+                return Err(e);
+            }
+            content.emptied_from = at + len;
+        }
+        // A peer may have made it longer meanwhile.
+        file::truncate_if_longer(file, self.len)
+    }
+
+    /// Both files, with nothing in the pipes.
+    fn files(&self, content: &mut Content) -> Result<[BorrowedFd<'_>; 2], SysError> {
+        let [file, vault] = [self.file.get()?, self.vault.get()?];
+        if content.pipes.mend()? {
+            // What they alone had is lost.
+            if let Some(Held { at, len }) = content.held {
+                file::fill_with_zeroes(vault, at, len)?;
+                content.lost += len;
+                content.held = None;
+            }
+        }
+        self.keep_held(content, vault)?;
+        Ok([file, vault])
+    }
+
+    /// Copies what is in the pipes alone into the vault.
+    fn keep_held(&self, content: &mut Content, vault: BorrowedFd<'_>) -> Result<(), SysError> {
+        while let Some(Held { at, len }) = content.held {
+            if len == 0 {
+                content.held = None;
+                break;
+            }
+            let n = content.pipes.pour_some(vault, at, len)?;
+            content.held = Some(Held { at: at + n, len: len - n });
+        }
+        Ok(())
+    }
+
+    /// Takes a part out of the window, whatever becomes of its content.
+    fn drop_part(&self, file: BorrowedFd<'_>, start: usize, len: usize) -> Result<(), SysError> {
+        if left_out("emptying") {
+            return Ok(());
+        }
+        match self.emptied {
+            Emptied::Short => file::truncate(file, start),
+            Emptied::Ones => {
+                file::punch(file, start, len)?;
+                // Without memory for the ones the part reads as zeroes: just as unreachable.
+                let _ = file::fill_with_ones(file, start, len);
+                Ok(())
+            }
+        }
     }
 }

@@ -45,6 +45,9 @@ impl Served {
     /// Repairs what a change that failed half-way left, under the read side of the memory lock of an enabled region. It
     /// only tries the file's lock: the next try is as good. True if the memory is in the range.
     pub(crate) fn heal(&self) -> bool {
+        if self.region.window.as_ref().is_some_and(|window| window.heal().is_err()) {
+            return false;
+        }
         let live = self.region.file.try_lock().is_some_and(|file| self.view.restore(file.as_deref()).is_ok());
         if live {
             self.open();

@@ -41,12 +41,13 @@ impl WindowMove<'_> {
     /// Empties the window. The owner's view has the content of the vault then.
     pub(super) fn withdraw(self) -> Result<(), SysError> {
         let Self { region, window, files, owner } = self;
-        let damage = region.owner.move_with(owner, files, || window.empty())?;
-        if damage.lost > 0 {
-            region.counters.lost.fetch_add(damage.lost as u64, Ordering::Relaxed);
-            event!(WARN, region = %region.name, bytes = damage.lost, "window cut off");
+        let withdrawn = region.owner.move_with(owner, files, || window.empty());
+        let lost = window.take_lost();
+        if lost > 0 {
+            region.counters.lost.fetch_add(lost as u64, Ordering::Relaxed);
+            event!(WARN, region = %region.name, bytes = lost, "window cut off");
         }
-        Ok(())
+        withdrawn
     }
 
     /// Fills the window.
@@ -85,9 +86,8 @@ impl RegionShared {
     /// Withdraw: has whatever emptying the window, or filling it, needs, before anything is changed. `None` if there is
     /// nothing to do.
     pub(super) fn prepare(&self, withdraw: bool) -> Result<Option<WindowMove<'_>>, SysError> {
-        let Some(window) = self.window.as_ref().filter(|window| window.is_withdrawn() != withdraw) else {
-            return Ok(None);
-        };
+        let is_done = |window: &&Window| if withdraw { window.is_empty() } else { window.is_full() };
+        let Some(window) = self.window.as_ref().filter(|window| !is_done(window)) else { return Ok(None) };
         let [file, vault] = window.check()?;
         let (from, to) = if withdraw { (file, vault) } else { (vault, file) };
         let owner = self.owner.prepare(to)?;

@@ -6,26 +6,26 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::sys::stat::Mode;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-fn off(call: &'static str, offset: u64) -> Result<nix::libc::off_t, SysError> {
+fn off(call: &'static str, offset: usize) -> Result<nix::libc::off_t, SysError> {
     nix::libc::off_t::try_from(offset).map_err(|_| SysError::new(call, Errno::EOVERFLOW))
 }
 
 /// Shortens the file: the kernel unmaps what is beyond its new end from every process.
-pub(crate) fn truncate(file: BorrowedFd<'_>, len: u64) -> Result<(), SysError> {
+pub(crate) fn truncate(file: BorrowedFd<'_>, len: usize) -> Result<(), SysError> {
     may_fail("ftruncate")?;
     nix::unistd::ftruncate(file, off("ftruncate", len)?).map_err(|e| SysError::new("ftruncate", e))
 }
 
 /// Takes pages out of the file, whose size stays: the kernel unmaps them from every process.
-pub(crate) fn punch(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<(), SysError> {
+pub(crate) fn punch(file: BorrowedFd<'_>, offset: usize, len: usize) -> Result<(), SysError> {
     may_fail("fallocate(FALLOC_FL_PUNCH_HOLE)")?;
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    let (offset, len) = (off("fallocate", offset)?, off("fallocate", len as u64)?);
+    let (offset, len) = (off("fallocate", offset)?, off("fallocate", len)?);
     fallocate(file, flags, offset, len).map_err(|e| SysError::new("fallocate(FALLOC_FL_PUNCH_HOLE)", e))
 }
 
 /// Allocates the file's pages.
-pub(crate) fn allocate(file: BorrowedFd<'_>, len: u64) -> Result<(), SysError> {
+pub(crate) fn allocate(file: BorrowedFd<'_>, len: usize) -> Result<(), SysError> {
     may_fail("fallocate")?;
     loop {
         match fallocate(file, FallocateFlags::empty(), 0, off("fallocate", len)?) {
@@ -36,18 +36,18 @@ pub(crate) fn allocate(file: BorrowedFd<'_>, len: u64) -> Result<(), SysError> {
 }
 
 /// Shortens the file to `len` bytes if it is longer.
-pub(crate) fn truncate_if_longer(file: BorrowedFd<'_>, len: u64) -> Result<(), SysError> {
+pub(crate) fn truncate_if_longer(file: BorrowedFd<'_>, len: usize) -> Result<(), SysError> {
     may_fail("fstat")?;
     let stat = nix::sys::stat::fstat(file).map_err(|e| SysError::new("fstat", e))?;
-    if u64::try_from(stat.st_size).is_ok_and(|size| size > len) { truncate(file, len) } else { Ok(()) }
+    if usize::try_from(stat.st_size).is_ok_and(|size| size > len) { truncate(file, len) } else { Ok(()) }
 }
 
-pub(crate) fn fill_with_zeroes(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<(), SysError> {
+pub(crate) fn fill_with_zeroes(file: BorrowedFd<'_>, offset: usize, len: usize) -> Result<(), SysError> {
     static ZEROES: [u8; PART] = [0; PART];
     fill(file, offset, len, &ZEROES)
 }
 
-pub(crate) fn fill_with_ones(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<(), SysError> {
+pub(crate) fn fill_with_ones(file: BorrowedFd<'_>, offset: usize, len: usize) -> Result<(), SysError> {
     static ONES: [u8; PART] = [0xff; PART];
     fill(file, offset, len, &ONES)
 }
@@ -55,11 +55,11 @@ pub(crate) fn fill_with_ones(file: BorrowedFd<'_>, offset: u64, len: usize) -> R
 const PART: usize = 64 << 10;
 
 /// Writes `part` again and again, `len` bytes from `offset` on.
-fn fill(file: BorrowedFd<'_>, offset: u64, len: usize, part: &[u8]) -> Result<(), SysError> {
+fn fill(file: BorrowedFd<'_>, offset: usize, len: usize, part: &[u8]) -> Result<(), SysError> {
     let mut done = 0;
     while done < len {
         may_fail("pwrite")?;
-        match nix::sys::uio::pwrite(file, &part[..part.len().min(len - done)], off("pwrite", offset + done as u64)?) {
+        match nix::sys::uio::pwrite(file, &part[..part.len().min(len - done)], off("pwrite", offset + done)?) {
             Ok(0) => return Err(SysError::new("pwrite", Errno::EIO)),
             Ok(n) => done += n,
             Err(Errno::EINTR) => {}

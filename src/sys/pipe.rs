@@ -33,12 +33,13 @@ impl Pipes {
         Ok(Self(pipes))
     }
 
-    /// Makes those anew that other code has closed.
-    pub(crate) fn mend(&mut self) -> Result<(), SysError> {
-        if self.0.iter().any(|pipe| pipe.check().is_err()) {
+    /// Makes them anew, empty, if other code has closed one. True if so.
+    pub(crate) fn mend(&mut self) -> Result<bool, SysError> {
+        let broken = self.0.iter().any(|pipe| pipe.check().is_err());
+        if broken {
             *self = Self::new(self.0.iter().map(|pipe| pipe.room).sum())?;
         }
-        Ok(())
+        Ok(broken)
     }
 
     /// Holds the pages of `file` from `offset` on, `len` bytes of them, at most the room. Both are multiples of the page
@@ -50,7 +51,7 @@ impl Pipes {
         let mut held = 0;
         for pipe in &self.0 {
             let want = pipe.room.min(len - held);
-            let got = pipe.hold(file, (offset + held) as u64, want)?;
+            let got = pipe.hold(file, offset + held, want)?;
             held += got;
             if got < want || held == len {
                 break;
@@ -59,15 +60,21 @@ impl Pipes {
         Ok(held)
     }
 
-    /// Copies the `held` bytes that they hold into `file`, from `offset` on.
+    /// Copies all of the `held` bytes that they hold into `file`, from `offset` on.
     pub(crate) fn pour(&self, file: BorrowedFd<'_>, offset: usize, held: usize) -> Result<(), SysError> {
         let mut poured = 0;
-        for pipe in &self.0 {
-            let len = pipe.room.min(held - poured);
-            pipe.pour(file, (offset + poured) as u64, len)?;
-            poured += len;
+        while poured < held {
+            poured += self.pour_some(file, offset + poured, held - poured)?;
         }
         Ok(())
+    }
+
+    /// Copies the first of the `held` bytes that they hold into `file`, at `offset`. Returns how many, at least one.
+    pub(crate) fn pour_some(&self, file: BorrowedFd<'_>, offset: usize, held: usize) -> Result<usize, SysError> {
+        self.0
+            .iter()
+            .find_map(|pipe| pipe.pour(file, offset, held).transpose())
+            .unwrap_or(Err(SysError::new("splice(to a file)", Errno::EPIPE)))
     }
 
     /// Lets go of whatever they hold.
@@ -116,65 +123,36 @@ impl Pipe {
         self.read.get().and_then(|_| self.write.get()).map(drop)
     }
 
-    fn hold(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<usize, SysError> {
+    fn hold(&self, file: BorrowedFd<'_>, offset: usize, len: usize) -> Result<usize, SysError> {
         let mut held = 0;
         while held < len {
-            may_fail("splice(from a file)")?;
-            let mut at = offset_of(offset + held as u64)?;
-            let write = self.write.get()?;
-            // SAFETY: the kernel reads and writes `at`, and moves references to pages.
-            let n = unsafe {
-                libc::splice(
-                    file.as_raw_fd(),
-                    &raw mut at,
-                    write.as_raw_fd(),
-                    std::ptr::null_mut(),
-                    len - held,
-                    libc::SPLICE_F_NONBLOCK,
-                )
-            };
-            match usize::try_from(n) {
-                Ok(0) => break,
-                Ok(n) => held += n,
-                Err(_) if Errno::last() == Errno::EINTR => {}
-                Err(_) => return Err(SysError::last("splice(from a file)")),
+            match splice(
+                "splice(from a file)",
+                (file, Some(offset + held)),
+                (self.write.unchecked(), None),
+                len - held,
+            )? {
+                0 => break,
+                n => held += n,
             }
         }
         Ok(held)
     }
 
-    fn pour(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<(), SysError> {
-        let mut poured = 0;
-        while poured < len {
-            may_fail("splice(to a file)")?;
-            let mut at = offset_of(offset + poured as u64)?;
-            let read = self.read.get()?;
-            // SAFETY: as in `hold`.
-            let n = unsafe {
-                libc::splice(
-                    read.as_raw_fd(),
-                    std::ptr::null_mut(),
-                    file.as_raw_fd(),
-                    &raw mut at,
-                    len - poured,
-                    libc::SPLICE_F_NONBLOCK,
-                )
-            };
-            match usize::try_from(n) {
-                Ok(0) => return Err(SysError::new("splice(to a file)", Errno::EPIPE)),
-                Ok(n) => poured += n,
-                Err(_) if Errno::last() == Errno::EINTR => {}
-                Err(_) => return Err(SysError::last("splice(to a file)")),
-            }
+    /// `None`: it is empty.
+    fn pour(&self, file: BorrowedFd<'_>, offset: usize, len: usize) -> Result<Option<usize>, SysError> {
+        match splice("splice(to a file)", (self.read.unchecked(), None), (file, Some(offset)), len) {
+            Ok(0) => Ok(None),
+            Err(e) if e.errno == Errno::EAGAIN => Ok(None),
+            poured => poured.map(Some),
         }
-        Ok(())
     }
 
     fn clear(&self) {
         let mut scrap = [0u8; 4096];
-        while let Ok(read) = self.read.get() {
+        loop {
             // SAFETY: writes into the array, at most its length.
-            let n = unsafe { libc::read(read.as_raw_fd(), scrap.as_mut_ptr().cast(), scrap.len()) };
+            let n = unsafe { libc::read(self.read.unchecked().as_raw_fd(), scrap.as_mut_ptr().cast(), scrap.len()) };
             if n == 0 || n < 0 && Errno::last() != Errno::EINTR {
                 return;
             }
@@ -182,6 +160,26 @@ impl Pipe {
     }
 }
 
-fn offset_of(offset: u64) -> Result<libc::off64_t, SysError> {
-    libc::off64_t::try_from(offset).map_err(|_| SysError::new("splice", Errno::EOVERFLOW))
+/// Moves at most `len` bytes from a file to another, at an offset for the one that is no pipe. Returns how many.
+fn splice(
+    call: &'static str,
+    from: (BorrowedFd<'_>, Option<usize>),
+    to: (BorrowedFd<'_>, Option<usize>),
+    len: usize,
+) -> Result<usize, SysError> {
+    may_fail(call)?;
+    let offset = |of: Option<usize>| of.map(libc::off64_t::try_from).transpose();
+    let too_large = |_| SysError::new(call, Errno::EOVERFLOW);
+    let mut at = [offset(from.1).map_err(too_large)?, offset(to.1).map_err(too_large)?];
+    let [from_at, to_at] = at.each_mut().map(|at| at.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut));
+    loop {
+        // SAFETY: the kernel reads and writes the offsets, and moves references to pages, or copies into a file.
+        let n =
+            unsafe { libc::splice(from.0.as_raw_fd(), from_at, to.0.as_raw_fd(), to_at, len, libc::SPLICE_F_NONBLOCK) };
+        match usize::try_from(n) {
+            Ok(n) => return Ok(n),
+            Err(_) if Errno::last() == Errno::EINTR => {}
+            Err(_) => return Err(SysError::last(call)),
+        }
+    }
 }

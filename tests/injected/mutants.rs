@@ -208,7 +208,7 @@ fn the_stress_test_fails_when_the_cover_is_left_out() {
             }
             let sound = support::stress::hammer(&case, Duration::from_millis(200));
             assert!(sound.violations.is_empty(), "{:?}", sound.violations);
-            inject::leave_out(Some("cover,zap"));
+            inject::leave_out(Some("cover,zap,emptying"));
             let broken = support::stress::hammer(&case, Duration::from_secs(5));
             inject::leave_out(None);
             // Zap drops the pages before, and Detach moves them aside. A load maps them again from the file.
