@@ -67,6 +67,10 @@ pub(crate) trait Mechanism {
     fn before_revoke(&self);
     /// Tells the subscribers that the memory is back.
     fn after_restore(&self);
+    /// Waits, as long as `patience` allows, until no other process holds up a change. False if one still does.
+    fn wait_for_peers(&self, _patience: Patience) -> bool {
+        true
+    }
     /// Tells the holders of pins that a revocation waits for them.
     fn want_pins_back(&self);
     /// Nothing reaches the memory when it returns; faults wait.

@@ -266,6 +266,7 @@ impl Region {
             refused: self.shared.protocol.gate.turned_away(),
             degraded: c.degraded.load(Relaxed),
             lost: c.lost.load(Relaxed),
+            peer_waits: c.peer_waits.load(Relaxed),
             notifier_errors: self.shared.notifiers.errors.load(Relaxed),
             notifier_panics: self.shared.notifiers.panics.load(Relaxed),
             mappings: mappings.len(),

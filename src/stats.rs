@@ -101,6 +101,7 @@ pub(crate) struct RegionCounters {
     pub(crate) faults_failed: AtomicU64,
     pub(crate) degraded: AtomicU64,
     pub(crate) lost: AtomicU64,
+    pub(crate) peer_waits: AtomicU64,
     pub(crate) disable: Histogram,
     pub(crate) enable: Histogram,
 }
@@ -134,6 +135,8 @@ pub struct RegionStats {
     pub degraded: u64,
     /// Bytes of content that a peer had cut off a shared region's file when it was withdrawn: they are zeroes now.
     pub lost: u64,
+    /// Changes that a peer held up: it was in a system call on a shared region's file.
+    pub peer_waits: u64,
     /// Notifications that returned an error.
     pub notifier_errors: u64,
     /// Notifications that panicked.

@@ -58,6 +58,9 @@ impl SysError {
             (Errno::ENOMEM, "mmap" | "mremap" | "mprotect" | "munmap" | "madvise") => {
                 "; is it the limit of mappings (vm.max_map_count), or of address space (RLIMIT_AS)?"
             }
+            (Errno::EBUSY, "ftruncate") => {
+                "; another process is in a system call on the shared file: try again once that has ended"
+            }
             (Errno::EPERM, "fcntl(F_SETPIPE_SZ)") => {
                 "; the user has too many pipes: close some, or raise /proc/sys/fs/pipe-user-pages-soft"
             }

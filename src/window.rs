@@ -18,6 +18,12 @@
 //! All pages of both files exist from the start, and those of the window have been written: the kernel holds a page that
 //! was never written as zeroes instead of as itself. A peer with a descriptor for writing can truncate the window, grow it,
 //! punch holes or write at any moment. That costs content, and nothing else: the vault is never shared.
+//!
+//! Such a peer can also hold the file's lock (`inode_lock`), which emptying needs, for as long as a write(2) of its takes
+//! whose source never arrives; nothing can interrupt a wait for that lock. So a window that was shared for writing is
+//! emptied by a [`Worker`], a thread that its changer can leave behind.
+
+mod worker;
 
 use crate::sync::inside::Mutex;
 use crate::sys::file;
@@ -25,9 +31,13 @@ use crate::sys::known::KnownFile;
 use crate::sys::map::{self, Sealed};
 use crate::sys::pipe::Pipes;
 use crate::sys::{SysError, left_out, page_size};
+use nix::errno::Errno;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use worker::Worker;
 
 /// How much is emptied at once, at multiples of it: the largest page that a file can have in its page cache, one of the
 /// second level of page tables. When a part of such a page leaves the file, the kernel overwrites that part with zeroes
@@ -35,6 +45,9 @@ use std::sync::Arc;
 fn part_size() -> usize {
     page_size() * (page_size() / 8)
 }
+
+/// How long an emptying under way waits for a peer's system call.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// What a peer's access gets while the window is empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +66,15 @@ pub(crate) struct Window {
     len: usize,
     emptied: Emptied,
     content: Mutex<Content>,
+    /// From here on the content is in the vault, and the window has nothing of it; before that it is in the window. Written
+    /// by the holder of `content` only.
+    emptied_from: AtomicUsize,
+    /// Bytes of content that a peer had cut off, or that were in a pipe that other code has closed.
+    lost: AtomicUsize,
+    /// For a window that peers may write to: they can hold its file's lock.
+    worker: OnceLock<Worker>,
+    /// The emptying under way is to be undone.
+    abandoned: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -60,10 +82,6 @@ struct Content {
     pipes: Pipes,
     /// The part of the content that is in the pipes alone: it is still to be copied into the vault.
     held: Option<Held>,
-    /// From here on the content is in the vault, and the window has nothing of it; before that it is in the window.
-    emptied_from: usize,
-    /// Bytes of content that a peer had cut off, or that were in a pipe that other code has closed.
-    lost: usize,
 }
 
 /// A part of the content.
@@ -88,7 +106,11 @@ impl Window {
             vault: KnownFile::new(vault),
             len,
             emptied,
-            content: Mutex::new(Content { pipes, held: None, emptied_from: len, lost: 0 }),
+            content: Mutex::new(Content { pipes, held: None }),
+            emptied_from: AtomicUsize::new(len),
+            lost: AtomicUsize::new(0),
+            worker: OnceLock::new(),
+            abandoned: AtomicBool::new(false),
         })
     }
 
@@ -105,30 +127,72 @@ impl Window {
         Ok([&self.file, &self.vault])
     }
 
+    fn emptied_from(&self) -> usize {
+        self.emptied_from.load(Ordering::Acquire)
+    }
+
     /// True if the window has all of the content.
     pub(crate) fn is_full(&self) -> bool {
-        self.content.lock_quietly().emptied_from == self.len
+        self.emptied_from() == self.len
     }
 
     /// True if the window has nothing of the content.
     pub(crate) fn is_empty(&self) -> bool {
-        self.content.lock_quietly().emptied_from == 0
+        self.emptied_from() == 0
     }
 
     /// The bytes of content that were lost since the last call: a peer had cut them off. They are zeroes now.
     pub(crate) fn take_lost(&self) -> usize {
-        std::mem::take(&mut self.content.lock_quietly().lost)
+        self.lost.swap(0, Ordering::Relaxed)
     }
 
     /// A descriptor of the window for another process: an open file of its own, so that no flag or lock that is put on it
     /// concerns the region's.
     pub(crate) fn reopen(&self, writable: bool) -> Result<OwnedFd, SysError> {
+        if writable && self.worker.get().is_none() {
+            // Another thread may be faster.
+            let _ = self.worker.set(Worker::start()?);
+        }
         file::reopen(self.file.get()?, writable)
+    }
+
+    /// Waits until no peer is in a system call that holds the file's lock; then it most likely can be emptied at once.
+    /// Returns false if that takes longer than `patience`.
+    pub(crate) fn wait_for_peers(self: &Arc<Self>, patience: Option<Instant>) -> bool {
+        let Some(worker) = self.worker.get() else { return true };
+        let window = Arc::clone(self);
+        // It changes nothing, and needs the lock.
+        let look = move || window.file.get().and_then(|file| file::punch(file, window.len, page_size()));
+        worker.run(look, || (), || (), patience).is_some()
+    }
+
+    /// A peer's system call has kept an emptying waiting that was given up, and still does.
+    pub(crate) fn is_held(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
     }
 
     /// When it returns, nothing reaches the content by the window, and the vault has it, with every store to it that had
     /// returned. On an error the window is as before; if that cannot be had either, the next try goes on.
-    pub(crate) fn empty(&self) -> Result<(), SysError> {
+    ///
+    /// # Errors
+    /// EBUSY: a peer is in a system call that holds the file's lock. Until that ends the window is as before. Then the
+    /// emptying that was begun is done and undone: for a moment the window is empty.
+    pub(crate) fn empty(self: &Arc<Self>) -> Result<(), SysError> {
+        let Some(worker) = self.worker.get() else { return self.empty_here() };
+        let [run, stop, undo] = [(); 3].map(|()| Arc::clone(self));
+        let emptied = worker.run(
+            move || run.empty_here(),
+            move || stop.abandoned.store(true, Ordering::Release),
+            move || {
+                let _ = undo.fill_all(&mut undo.content.lock_quietly());
+                undo.abandoned.store(false, Ordering::Release);
+            },
+            Instant::now().checked_add(GRACE),
+        );
+        emptied.unwrap_or(Err(SysError::new("ftruncate", Errno::EBUSY)))
+    }
+
+    fn empty_here(&self) -> Result<(), SysError> {
         let mut content = self.content.lock_quietly();
         let emptied = self.empty_all(&mut content);
         if emptied.is_err() {
@@ -140,7 +204,8 @@ impl Window {
     /// Makes the content reachable by the window again. On an error the window is empty as before; if that cannot be had
     /// either, the next try goes on.
     pub(crate) fn fill(&self) -> Result<(), SysError> {
-        let mut content = self.content.lock_quietly();
+        // Not waited for if the worker has it: a peer is in a system call that may never end.
+        let mut content = self.content.try_lock().ok_or(SysError::new("splice(to a file)", Errno::EBUSY))?;
         let filled = self.fill_all(&mut content);
         if filled.is_err() {
             // Stores that were made to the filled part meanwhile are kept.
@@ -151,8 +216,11 @@ impl Window {
 
     /// Fills what a failed change has left empty in the window of an enabled region.
     pub(crate) fn heal(&self) -> Result<(), SysError> {
-        let mut content = self.content.lock_quietly();
-        if content.emptied_from == self.len { Ok(()) } else { self.fill_all(&mut content) }
+        if self.is_full() {
+            return Ok(());
+        }
+        let mut content = self.content.try_lock().ok_or(SysError::new("splice(to a file)", Errno::EBUSY))?;
+        self.fill_all(&mut content)
     }
 
     /// Empties the window for good, whatever becomes of its content.
@@ -163,17 +231,21 @@ impl Window {
     /// Empties parts from the end backwards, since a file is shortened at its end.
     fn empty_all(&self, content: &mut Content) -> Result<(), SysError> {
         let [file, vault] = self.files(content)?;
-        while content.emptied_from > 0 {
-            let end = content.emptied_from;
+        while !self.is_empty() {
+            if self.is_held() {
+                return Err(SysError::new("ftruncate", Errno::EBUSY));
+            }
+            let end = self.emptied_from();
             let start = (end - 1) / part_size() * part_size();
             let len = content.pipes.hold(file, start, end - start).inspect_err(|_| content.pipes.clear())?;
-            self.drop_part(file, start, end - start).inspect_err(|_| content.pipes.clear())?;
+            let emptied = file::fill_with_zeroes(vault, start + len, end - start - len)
+                .and_then(|()| self.drop_part(file, start, end - start));
+            emptied.inspect_err(|_| content.pipes.clear())?;
             // From here on the pipes alone have the content.
             content.held = Some(Held { at: start, len });
-            content.emptied_from = start;
-            content.lost += end - start - len;
+            self.emptied_from.store(start, Ordering::Release);
+            self.lost.fetch_add(end - start - len, Ordering::Relaxed);
             self.keep_held(content, vault)?;
-            file::fill_with_zeroes(vault, start + len, end - start - len)?;
         }
         Ok(())
     }
@@ -182,8 +254,8 @@ impl Window {
     /// zeroes are ever read.
     fn fill_all(&self, content: &mut Content) -> Result<(), SysError> {
         let [file, vault] = self.files(content)?;
-        while content.emptied_from < self.len {
-            let at = content.emptied_from;
+        while !self.is_full() {
+            let at = self.emptied_from();
             let len = part_size().min(self.len - at);
             let filled = content.pipes.hold(vault, at, len).and_then(|held| content.pipes.pour(file, at, held));
             if let Err((_, e)) = filled.map_err(|e| (content.pipes.clear(), e)) {
@@ -191,7 +263,7 @@ impl Window {
                 let _ = self.drop_part(file, at, len);
                 return Err(e);
             }
-            content.emptied_from = at + len;
+            self.emptied_from.store(at + len, Ordering::Release);
         }
         // A peer may have made it longer meanwhile.
         file::truncate_if_longer(file, self.len)
@@ -204,7 +276,7 @@ impl Window {
             // What they alone had is lost.
             if let Some(Held { at, len }) = content.held {
                 file::fill_with_zeroes(vault, at, len)?;
-                content.lost += len;
+                self.lost.fetch_add(len, Ordering::Relaxed);
                 content.held = None;
             }
         }

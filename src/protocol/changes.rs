@@ -5,7 +5,7 @@
 //! members are published before any subscriber is told that memory is back. Steps before a failure are undone in reverse.
 
 use super::{Change, Mechanism, Protocol, State, Together};
-use crate::protocol::error::RevokeError;
+use crate::protocol::error::{Holders, RevokeError};
 use crate::sync::wait::Patience;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
@@ -45,6 +45,27 @@ impl WaitFor {
     pub(crate) fn readers_only() -> Self {
         const READERS: Duration = Duration::from_millis(100);
         Self { holders: Patience::Never, readers: Patience::Until(Instant::now() + READERS) }
+    }
+
+    /// Makes a change, again and again as long as the patience allows and another process holds it up. Nothing has changed
+    /// then, and the next try begins by waiting for that process.
+    fn again_if_held_up<R, M>(&self, change: impl Fn() -> Result<R, Failed<M>>) -> Result<R, Failed<M>> {
+        let since = Instant::now();
+        loop {
+            let again = match self.holders {
+                Patience::Forever => true,
+                Patience::Never => false,
+                Patience::Until(deadline) => Instant::now() < deadline,
+            };
+            match change() {
+                Err(failed) if failed.source.is_held_up() && again => {}
+                Err(Failed { member, source }) if source.is_held_up() => {
+                    let holders = Holders { peers: true, ..Holders::default() };
+                    return Err(Failed { member, source: RevokeError::gave_up(self.holders, since, holders) });
+                }
+                made => return made,
+            }
+        }
     }
 }
 
@@ -113,10 +134,11 @@ impl<'a, M: Member> Changes<'a, M> {
 
     /// Brings all to one state, or leaves all as they are. True if there was anything to do.
     pub(crate) fn make(members: &'a [M], state: State, wait: impl Into<WaitFor>) -> Result<bool, Failed<M>> {
-        match Self::begin(members, |_| Some(state), wait)? {
+        let wait = wait.into();
+        wait.again_if_held_up(|| match Self::begin(members, |_| Some(state), wait)? {
             Some(mut changes) => changes.settle(|_| Some(state)).map(|()| true),
             None => Ok(false),
-        }
+        })
     }
 
     /// Runs `run` while nothing reaches the memory of any member and accesses to enabled members wait. Then each is given
@@ -128,11 +150,16 @@ impl<'a, M: Member> Changes<'a, M> {
         run: impl FnOnce() -> R,
         goal: impl Fn(&M) -> Option<State>,
     ) -> Result<WasReset<R, M>, Failed<M>> {
-        let Some(mut changes) = Self::begin(members, |_| None, wait)? else {
+        let wait = wait.into();
+        let held = wait.again_if_held_up(|| {
+            let mut changes = Self::begin(members, |_| None, wait)?;
+            changes.as_mut().map_or(Ok(()), Self::hold)?;
+            Ok(changes)
+        });
+        let Some(mut changes) = held? else {
             // There are no members.
             return Ok((run(), Ok(())));
         };
-        changes.hold()?;
         let done = catch_unwind(AssertUnwindSafe(run));
         let settled = changes.release().and_then(|()| changes.settle(goal));
         drop(changes);

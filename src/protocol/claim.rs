@@ -28,7 +28,8 @@ impl Protocol {
         if goal == Some(State::Enabled) && self.gate.held_by_caller() > 0 {
             return Ok(None);
         }
-        let change = self.take_control(mechanism, patience, Instant::now())?;
+        let since = Instant::now();
+        let change = self.take_control(mechanism, patience, since)?;
         if goal == Some(change.state()) {
             return Ok(Some(change));
         }
@@ -37,10 +38,14 @@ impl Protocol {
             if guards > 0 {
                 return Err(RevokeError::WouldDeadlock { guards });
             }
-            let holders = Holders { guards: self.gate.held_guards(), pins: self.pins() };
+            let holders = Holders { guards: self.gate.held_guards(), pins: self.pins(), peers: false };
             if patience == Patience::Never && holders != Holders::default() {
                 return Err(RevokeError::Busy(holders));
             }
+        }
+        // While it waits nothing has changed: accesses go on.
+        if !mechanism.wait_for_peers(patience) {
+            return Err(RevokeError::gave_up(patience, since, Holders { peers: true, ..Holders::default() }));
         }
         // A revoked access must reach the crate's handler to become an error. An end for good does not fail for that, and a
         // goal that is not known yet is checked later (`Change::become_state`).
@@ -144,8 +149,9 @@ impl Protocol {
                 Ok(()) => Some(Ok(())),
             },
         );
-        drained?
-            .ok_or_else(|| RevokeError::gave_up(patience, since, Holders { guards: held, pins: self.pins() }))??;
+        drained?.ok_or_else(|| {
+            RevokeError::gave_up(patience, since, Holders { guards: held, pins: self.pins(), peers: false })
+        })??;
 
         // Only now: a guard that the drain waited for may have counted a new pin. See `pin`.
         if self.pins() > 0 && patience != Patience::Never {
@@ -170,8 +176,9 @@ impl Protocol {
                 unpinned.then_some(())
             },
         );
-        unpinned?
-            .ok_or_else(|| RevokeError::gave_up(patience, since, Holders { guards: Vec::new(), pins: self.pins() }))
+        unpinned?.ok_or_else(|| {
+            RevokeError::gave_up(patience, since, Holders { guards: Vec::new(), pins: self.pins(), peers: false })
+        })
     }
 }
 

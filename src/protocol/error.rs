@@ -3,6 +3,7 @@
 use super::gate::HeldGuard;
 use crate::sync::wait::Patience;
 use crate::sys::SysError;
+use nix::errno::Errno;
 use std::time::{Duration, Instant};
 
 /// Guards that kept a revocation waiting.
@@ -13,12 +14,18 @@ pub struct Holders {
     pub guards: Vec<HeldGuard>,
     /// How many pins are held.
     pub pins: usize,
+    /// Another process is in a system call on the file of a [shared](crate::RegionBuilder::shared) region: a write(2) to
+    /// it, say, whose source does not arrive. Ending that process ends it.
+    pub peers: bool,
 }
 
 impl std::fmt::Display for Holders {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let guards: u64 = self.guards.iter().map(|held| held.count).sum();
         write!(f, "{guards} guard(s) and {} pin(s) held", self.pins)?;
+        if self.peers {
+            f.write_str("; another process is in a system call on the shared file")?;
+        }
         for HeldGuard { tid, count, held_for_at_least } in &self.guards {
             write!(f, "; thread {tid}: {count} for at least {held_for_at_least:?}")?;
         }
@@ -116,6 +123,11 @@ pub enum SubmitError {
 }
 
 impl RevokeError {
+    /// True if another process has held the change up, and nothing has changed.
+    pub(super) fn is_held_up(&self) -> bool {
+        matches!(self, Self::Window { source } if source.errno == Errno::EBUSY)
+    }
+
     /// The error of a change that has waited as long as `patience` allows.
     pub(super) fn gave_up(patience: Patience, since: Instant, holders: Holders) -> Self {
         match patience {

@@ -147,7 +147,7 @@ impl RegionBuilder {
         let initial = if self.enabled { State::Enabled } else { State::Disabled };
         let (known, offset, page, kind, on_revoke, window) = match memory {
             Memory::Window(window) => {
-                (Arc::clone(window.file()), 0, page_size(), BackingKind::Shmem, OnRevoke::Keep, Some(window))
+                (Arc::clone(window.file()), 0, page_size(), BackingKind::Shmem, OnRevoke::Keep, Some(Arc::new(window)))
             }
             Memory::File(File { fd, offset, page, kind, on_revoke }) => {
                 (Arc::new(KnownFile::new(fd)), offset, page, kind, on_revoke, None)

@@ -25,7 +25,7 @@ pub(crate) struct RegionCore {
     /// `None`: dropped on revocation.
     pub(crate) file: Mutex<Option<Arc<KnownFile>>>,
     /// Withdraw: what is emptied.
-    pub(crate) window: Option<Window>,
+    pub(crate) window: Option<Arc<Window>>,
     pub(crate) owner: OwnerView,
     pub(crate) strategy: Strategy,
     pub(crate) monitor: Option<Monitor>,

@@ -11,14 +11,16 @@ use crate::sync::inside::Mutex;
 use crate::sync::wait::Patience;
 use crate::sys::known::KnownFile;
 use crate::sys::{Addr, SysError};
+use crate::trace;
 use crate::view::{Grade, Prepared};
 use crate::window::Window;
+use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::slice;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A region with its mappings, for its owner and for the threads that change it.
 pub(crate) struct RegionShared {
@@ -32,7 +34,7 @@ pub(crate) struct RegionShared {
 /// A move of the content between the window and the vault.
 pub(super) struct WindowMove<'a> {
     region: &'a RegionShared,
-    window: &'a Window,
+    window: &'a Arc<Window>,
     files: [&'a KnownFile; 2],
     owner: Option<Prepared>,
 }
@@ -75,7 +77,10 @@ impl RegionShared {
             Err(RevokeError::Gone) => self.refuse(true).map(|()| self.wake()),
             ended => ended.map(drop),
         };
-        while let Err(RevokeError::Sys { .. } | RevokeError::Window { .. } | RevokeError::Barrier(_)) = end() {
+        while let Err(
+            RevokeError::Sys { .. } | RevokeError::Window { .. } | RevokeError::Busy(_) | RevokeError::Barrier(_),
+        ) = end()
+        {
             if self.mappings.lock().is_empty() {
                 return;
             }
@@ -86,7 +91,7 @@ impl RegionShared {
     /// Withdraw: has whatever emptying the window, or filling it, needs, before anything is changed. `None` if there is
     /// nothing to do.
     pub(super) fn prepare(&self, withdraw: bool) -> Result<Option<WindowMove<'_>>, SysError> {
-        let is_done = |window: &&Window| if withdraw { window.is_empty() } else { window.is_full() };
+        let is_done = |window: &&Arc<Window>| if withdraw { window.is_empty() } else { window.is_full() };
         let Some(window) = self.window.as_ref().filter(|window| !is_done(window)) else { return Ok(None) };
         let [file, vault] = window.check()?;
         let (from, to) = if withdraw { (file, vault) } else { (vault, file) };
@@ -139,6 +144,23 @@ impl Mechanism for RegionShared {
         self.notifiers.after_restore();
     }
 
+    fn wait_for_peers(&self, patience: Patience) -> bool {
+        let Some(window) = &self.window else { return true };
+        let slow = Instant::now().checked_add(trace::SLOW);
+        // Without waiting for a peer, a look still takes another thread's time.
+        let deadline = match patience {
+            Patience::Never => slow,
+            Patience::Until(deadline) => Some(deadline),
+            Patience::Forever => None,
+        };
+        if window.wait_for_peers(deadline.map_or(slow, |deadline| slow.map(|slow| slow.min(deadline)))) {
+            return true;
+        }
+        count(&self.counters.peer_waits);
+        event!(WARN, region = %self.name, "peer holds the window's file");
+        deadline.is_none_or(|deadline| deadline > Instant::now()) && window.wait_for_peers(deadline)
+    }
+
     fn want_pins_back(&self) {
         self.pinned.tell();
     }
@@ -166,7 +188,7 @@ impl Mechanism for RegionShared {
         let withdrawn = window.and_then(|window| window.map_or(Ok(()), WindowMove::withdraw));
         match (&self.window, withdrawn) {
             // For good its content is not needed.
-            (Some(window), Err(_)) if for_good => window.discard(),
+            (Some(window), Err(e)) if for_good && e.errno != Errno::EBUSY => window.discard(),
             (_, withdrawn) => withdrawn,
         }
         .map_err(of_window)?;

@@ -12,6 +12,7 @@ mod dma_of_dropped_mappings;
 mod dropped_devices;
 mod dropped_regions;
 mod guards;
+mod held_up;
 mod limits;
 mod notifiers_and_groups;
 mod one_change_path;

@@ -11,7 +11,6 @@ use crate::support::addr;
 use crate::support::{child, skip};
 use cgroup::Group;
 use nix::libc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use swap::Swap;
@@ -101,14 +100,5 @@ fn lift(group: &Group, until: mpsc::Receiver<()>) {
         if free.elapsed() > AT_THE_LIMIT {
             group.no_limit();
         }
-    }
-}
-
-/// Sets a flag at the end of its scope, also by a panic: other threads look at it.
-struct AtTheEnd<'a>(&'a AtomicBool);
-
-impl Drop for AtTheEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }

@@ -16,6 +16,7 @@ pub(crate) mod watchdog;
 use revocable_mmio::{Mapping, Region};
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Once, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -135,4 +136,13 @@ pub(crate) fn stress_time(default_ms: u64) -> Duration {
 
 pub(crate) fn read_text(path: impl AsRef<Path>) -> String {
     std::fs::read_to_string(path.as_ref()).unwrap_or_default()
+}
+
+/// Sets a flag at the end of its scope, also by a panic: other threads look at it.
+pub(crate) struct AtTheEnd<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for AtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

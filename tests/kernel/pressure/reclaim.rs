@@ -2,8 +2,9 @@
 
 use super::cgroup::Group;
 use super::swap::pages_out;
-use super::{AtTheEnd, Out, PAGE, addr, in_group, stamp};
+use super::{Out, PAGE, addr, in_group, stamp};
 use crate::support;
+use crate::support::AtTheEnd;
 use crate::support::count::resident;
 use crate::support::matrix::{Case, Memory, POLICIES, STRATEGIES};
 use crate::support::raw::{self, Hit};

@@ -1,0 +1,133 @@
+//! A thread for calls that another process can hold up, and that nothing can interrupt.
+
+use crate::sys::{SysError, thread};
+use parking_lot::{Condvar, Mutex};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+type Done = Result<(), SysError>;
+
+/// Makes one call at a time. Dropping it ends the thread once its last call has returned.
+pub(super) struct Worker(Arc<Desk>);
+
+#[derive(Default)]
+struct Desk {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    task: Task,
+    ended: bool,
+}
+
+#[derive(Default)]
+enum Task {
+    #[default]
+    None,
+    Asked {
+        call: Box<dyn FnOnce() -> Done + Send>,
+        undo: Box<dyn FnOnce() + Send>,
+    },
+    UnderWay,
+    /// The caller has left: what the call did is to be undone.
+    Abandoned,
+    Done(Done),
+}
+
+impl Worker {
+    pub(super) fn start() -> Result<Self, SysError> {
+        let desk = Arc::<Desk>::default();
+        let its = Arc::clone(&desk);
+        thread::spawn("mmio-window", move || its.work())?;
+        Ok(Self(desk))
+    }
+
+    /// Has `call` made, and returns its result. If it takes longer than until `deadline` (`None`: waits for ever), the
+    /// caller leaves: `abandon` is called at once, the worker calls `undo` when `call` has returned, and until then it takes
+    /// no other call. Returns `None` then, and also if an earlier call is still under way at the deadline.
+    pub(super) fn run(
+        &self,
+        call: impl FnOnce() -> Done + Send + 'static,
+        abandon: impl FnOnce(),
+        undo: impl FnOnce() + Send + 'static,
+        deadline: Option<Instant>,
+    ) -> Option<Done> {
+        let Desk { state, changed } = &*self.0;
+        let mut state = state.lock();
+        // False at the deadline.
+        let wait = |state: &mut parking_lot::MutexGuard<'_, State>| match deadline {
+            Some(deadline) => !changed.wait_until(state, deadline).timed_out(),
+            None => {
+                changed.wait(state);
+                true
+            }
+        };
+        while !matches!(state.task, Task::None) {
+            if !wait(&mut state) && !matches!(state.task, Task::None) {
+                return None;
+            }
+        }
+        state.task = Task::Asked { call: Box::new(call), undo: Box::new(undo) };
+        changed.notify_all();
+        while wait(&mut state) && !matches!(state.task, Task::Done(_)) {}
+        match std::mem::take(&mut state.task) {
+            Task::Done(done) => {
+                changed.notify_all();
+                Some(done)
+            }
+            // The thread has not run yet, and calls nothing.
+            Task::Asked { .. } | Task::None => None,
+            Task::UnderWay | Task::Abandoned => {
+                state.task = Task::Abandoned;
+                abandon();
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.0.state.lock().ended = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").finish_non_exhaustive()
+    }
+}
+
+impl Desk {
+    fn work(&self) {
+        let mut state = self.state.lock();
+        while !state.ended {
+            match std::mem::take(&mut state.task) {
+                Task::Asked { call, undo } => {
+                    state.task = Task::UnderWay;
+                    drop(state);
+                    let done = call();
+                    state = self.state.lock();
+                    match state.task {
+                        Task::Abandoned => {
+                            drop(state);
+                            undo();
+                            state = self.state.lock();
+                            state.task = Task::None;
+                        }
+                        _ => state.task = Task::Done(done),
+                    }
+                    self.changed.notify_all();
+                }
+                other => {
+                    state.task = other;
+                    self.changed.wait(&mut state);
+                }
+            }
+        }
+    }
+}
