@@ -81,6 +81,16 @@ pub(super) const OWNER: &[Allowed] = &[
     allow!(SYS_ioctl, 1, &[nr::UFFDIO_REGISTER as u64, nr::UFFDIO_WAKE as u64]),
 ];
 
+/// What it needs besides for shared regions, and all that their worker needs (with `ACCESSOR`).
+pub(super) const WITHDRAW: &[Allowed] = &[
+    allow!(SYS_splice),
+    allow!(SYS_ftruncate),
+    allow!(SYS_fallocate, 1, &[bits(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)]),
+    allow!(SYS_pwrite64),
+    allow!(SYS_fstat),
+    allow!(SYS_newfstatat),
+];
+
 const MAP: &[u64] = &[
     bits(libc::MAP_SHARED | libc::MAP_FIXED),
     bits(libc::MAP_PRIVATE | libc::MAP_FIXED),

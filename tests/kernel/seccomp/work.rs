@@ -2,7 +2,9 @@
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
-use revocable_mmio::{AccessError, Backing, MapOptions, Mapping, Monitor, OnDisabled, Prot, Region, Strategy};
+use revocable_mmio::{
+    AccessError, Backing, MapOptions, Mapping, Monitor, OnDisabled, Prot, Region, ShareAccess, Strategy,
+};
 use std::os::fd::AsFd;
 
 #[derive(Default)]
@@ -46,6 +48,15 @@ pub(super) fn work(monitor: &Monitor) -> Work {
         }
         let (region, mapping) = truncated(strategy, monitor);
         work.mappings.push(mapping);
+        work.regions.push(region);
+    }
+    for (peers, share) in [(OnDisabled::Sigbus, true), (OnDisabled::AllOnes, false)] {
+        let region = Region::builder(1 << 18).shared(peers).monitor(monitor.clone()).build().expect("a region");
+        work.mappings.push(region.map(MapOptions::new()).expect("it maps"));
+        if share {
+            // Only one that peers may write to has a worker.
+            drop(region.share(ShareAccess::ReadWrite).expect("a descriptor"));
+        }
         work.regions.push(region);
     }
     work.split.iter().for_each(split);
