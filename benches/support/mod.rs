@@ -10,8 +10,10 @@ use std::hint::black_box;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+pub(crate) mod bare;
 #[path = "../../examples/revoke/figures.rs"]
-mod figures;
+pub(crate) mod figures;
+pub(crate) mod peer;
 pub(crate) mod plot;
 pub(crate) mod raw;
 #[path = "../../examples/revoke/svg.rs"]

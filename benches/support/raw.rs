@@ -28,6 +28,18 @@ pub(crate) fn memfd(len: usize, flags: libc::c_uint) -> io::Result<OwnedFd> {
     if rc == 0 { Ok(fd) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Moves up to `len` bytes between a pipe and a file at `offset`, one of which is `from`. Returns how many.
+pub(crate) fn splice(from: (BorrowedFd<'_>, Option<u64>), to: (BorrowedFd<'_>, Option<u64>), len: usize) -> usize {
+    let offset = |at: Option<u64>| at.map(|at| libc::off64_t::try_from(at).expect("inside of a file"));
+    let (mut read_at, mut write_at) = (offset(from.1), offset(to.1));
+    let pointer = |at: &mut Option<libc::off64_t>| at.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut);
+    let (fd_in, fd_out) = (from.0.as_raw_fd(), to.0.as_raw_fd());
+    let flags = libc::SPLICE_F_NONBLOCK;
+    // SAFETY: the kernel reads and writes the offsets, and moves references to pages.
+    let n = unsafe { libc::splice(fd_in, pointer(&mut read_at), fd_out, pointer(&mut write_at), len, flags) };
+    usize::try_from(n).unwrap_or_else(|_| panic!("splice: {}", io::Error::last_os_error()))
+}
+
 /// A shared mapping of a file.
 pub(crate) struct Map {
     at: *mut u8,
@@ -179,6 +191,13 @@ impl Bytes {
         assert!(offset < self.len);
         // SAFETY: as in `store`.
         unsafe { self.at.wrapping_add(offset).read_volatile() }
+    }
+
+    /// memcpy into another range of this length.
+    pub(crate) fn copy_to(self, to: Self) {
+        assert_eq!(self.len, to.len);
+        // SAFETY: two separate ranges that `new`'s callers keep mapped, and that no other thread uses.
+        unsafe { std::ptr::copy_nonoverlapping(self.at, to.at, self.len) };
     }
 
     /// Stores to the first byte of every `step` bytes.

@@ -1,4 +1,5 @@
-//! `revoke demo`: a device's memory is taken away and given back while threads and system calls use it.
+//! `revoke demo`: a device's memory is taken away and given back while threads, system calls and another process use
+//! it.
 
 mod cast;
 mod pagemap;
@@ -22,8 +23,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BYTES", default_value = SIZE, value_parser = device::size)]
     size: usize,
 
-    /// How it is revoked.
-    #[arg(long, value_enum, default_value_t)]
+    /// How it is revoked; only withdraw reaches another process, which takes part then.
+    #[arg(long, value_enum, default_value_t = Way::Withdraw)]
     strategy: Way,
 
     /// Lines of text also in a terminal.
@@ -35,7 +36,7 @@ const SIZE: &str = "2M";
 
 impl Default for Args {
     fn default() -> Self {
-        Self { size: 2 << 20, strategy: Way::Best, plain: false }
+        Self { size: 2 << 20, strategy: Way::Withdraw, plain: false }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::output::Failed;
 use clap::ValueEnum;
-use revocable_mmio::{Region, RegionBuilder, Strategy};
+use revocable_mmio::{OnDisabled, Region, RegionBuilder, Strategy};
 
 /// `--strategy`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -16,6 +16,8 @@ pub(crate) enum Way {
     Detach,
     /// Replace the mapping and map the file anew.
     Replace,
+    /// Empty the file itself, also for other processes, and fill it again.
+    Withdraw,
 }
 
 impl Way {
@@ -25,12 +27,18 @@ impl Way {
             Way::Zap => builder.strategy(Strategy::Zap),
             Way::Detach => builder.strategy(Strategy::Detach),
             Way::Replace => builder.strategy(Strategy::Replace),
+            Way::Withdraw => builder.strategy(Strategy::Withdraw),
         }
     }
 }
 
 pub(crate) fn build(name: &str, len: usize, way: Way) -> Result<Region, Failed> {
     Ok(way.apply(Region::builder(len).name(name)).build()?)
+}
+
+/// A region that other processes map, with what they get while it is disabled.
+pub(crate) fn build_shared(name: &str, len: usize, peers: OnDisabled) -> Result<Region, Failed> {
+    Ok(Region::builder(len).name(name).shared(peers).build()?)
 }
 
 /// A size in bytes, for clap: `4096`, `64K`, `2M`, `1G`, with or without `iB`.

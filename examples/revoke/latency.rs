@@ -20,7 +20,7 @@ pub(crate) struct Args {
     size: Vec<usize>,
 
     /// The strategies to compare; those that are not possible here are left out.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "zap,detach,replace")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "zap,detach,replace,withdraw")]
     strategy: Vec<device::Way>,
 
     /// How long to spend on each row, at most.

@@ -6,6 +6,7 @@ mod figures;
 mod interrupt;
 mod latency;
 mod output;
+mod peer;
 mod probe;
 mod prometheus;
 mod raw;
@@ -28,7 +29,7 @@ enum Verdict {
 const EXIT_BROKEN: u8 = 1;
 const EXIT_CANNOT: u8 = 3;
 
-/// Device memory that its owner can take away from every thread and system call at once, and give back.
+/// Device memory that its owner can take away from every thread, system call and process at once, and give back.
 #[derive(Parser)]
 #[command(
     name = "revoke",
@@ -52,7 +53,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Threads and system calls use a region while it is revoked, restored and reset (the default).
+    /// Threads, system calls and another process use a region while it is revoked, restored and reset (the default).
     Demo(demo::Args),
     /// Say what this kernel and this process can do.
     Probe,
@@ -60,6 +61,9 @@ enum Command {
     Stress(stress::Args),
     /// Time one page fault, disable() and enable(): percentiles and histograms.
     Latency(latency::Args),
+    /// Map the file that is the standard input, and access it as the socket that is the standard output asks for.
+    #[command(hide = true)]
+    Peer(peer::Args),
 }
 
 fn main() -> ExitCode {
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
         Command::Probe => probe::run(cli.json),
         Command::Stress(args) => stress::run(&args, cli.json),
         Command::Latency(args) => latency::run(&args, cli.json),
+        Command::Peer(args) => peer::run(&args),
     };
     match done {
         Ok(Verdict::Good) => ExitCode::SUCCESS,

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use window::Clock;
 use worker::{Tally, Worker};
 
+const MOST_PEERS: usize = 64;
 /// How long a thread may take to end after the last `enable()`, before it counts as lost in a wait.
 const END: Duration = Duration::from_secs(20);
 
@@ -40,8 +41,13 @@ pub(crate) struct Args {
     seconds: u64,
 
     /// Threads that access the region, beside the one that revokes it.
-    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=MOST_WORKERS as i64))]
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=(MOST_WORKERS - MOST_PEERS) as i64))]
     threads: u16,
+
+    /// Other processes that map the region and access it, too. They are reached by the strategy withdraw only. Under the
+    /// policy all-ones they get ones while it is disabled, and SIGBUS under all others.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=MOST_PEERS as i64))]
+    peers: u16,
 
     /// The region's size.
     #[arg(long, value_name = "BYTES", default_value = "16M", value_parser = device::size)]
@@ -92,6 +98,11 @@ impl Policy {
             Policy::Block => policy == OnDisabled::Block,
         }
     }
+
+    /// What other processes get while the region is disabled: they have no mappings of the crate's.
+    fn of_peers(self) -> OnDisabled {
+        if self == Policy::AllOnes { OnDisabled::AllOnes } else { OnDisabled::Sigbus }
+    }
 }
 
 /// The state that all threads share.
@@ -123,12 +134,13 @@ impl Shared {
 
 pub(crate) fn run(args: &Args, as_json: bool) -> Result<Verdict, Failed> {
     let asked_to_end = interrupt::flag()?;
-    let region = device::build("stress", args.size, args.strategy)?;
+    let region = region(args)?;
     let ways = Way::all(args.policy, &region);
     if ways.is_empty() {
         return Err(format!("nothing here can use a mapping of policy {:?}: see `revoke probe`", args.policy).into());
     }
-    let ways: Vec<Way> = ways.into_iter().cycle().take(args.threads.into()).collect();
+    let peers = std::iter::repeat_n(Way::Peer(args.policy.of_peers()), args.peers.into());
+    let ways: Vec<Way> = ways.into_iter().cycle().take(args.threads.into()).chain(peers).collect();
     let hands = ways.iter().map(|way| Hand::new(*way, &region)).collect::<Result<Vec<_>, _>>()?;
     let ledger = Ledger::new(&region, ways.iter().map(|way| way.store_mask()).collect());
     ledger.open(&region, 0)?;
@@ -155,6 +167,18 @@ pub(crate) fn run(args: &Args, as_json: bool) -> Result<Verdict, Failed> {
 
     let report = Report { shared: &shared, ways: &ways, took: began.elapsed(), seed };
     report.print(as_json, args.prometheus)
+}
+
+fn region(args: &Args) -> Result<Region, Failed> {
+    match args.strategy {
+        Strategy::Withdraw => device::build_shared("stress", args.size, args.policy.of_peers()),
+        Strategy::Best if args.peers > 0 => device::build_shared("stress", args.size, args.policy.of_peers()),
+        _ if args.peers > 0 => {
+            let why = "--peers needs --strategy withdraw: the other strategies revoke in this process only";
+            <crate::Cli as clap::CommandFactory>::command().error(clap::error::ErrorKind::ArgumentConflict, why).exit()
+        }
+        strategy => device::build("stress", args.size, strategy),
+    }
 }
 
 /// Starts the threads; each sends its name when it ends.

@@ -48,7 +48,7 @@ enum Place {
     Nowhere,
     Fixed(MmapRaw),
     /// A range whose content changes: the file that has the region's content now.
-    Moving(Moving),
+    Moving(Box<Moving>),
 }
 
 struct Moving {
@@ -96,7 +96,7 @@ impl OwnerView {
         let moving = Moving { view, moves: AtomicUsize::new(0), given_out: AtomicBool::new(false) };
         let asks = !raw::RECOVERABLE;
         let mapped_in = Identity::current();
-        Ok(Self { at: Place::Moving(moving), mapped_in, of_device: false, asks, page: page_size() })
+        Ok(Self { at: Place::Moving(Box::new(moving)), mapped_in, of_device: false, asks, page: page_size() })
     }
 
     /// Has whatever a move to `file` needs; `None` for a view that does not move.
@@ -117,9 +117,10 @@ impl OwnerView {
         [from, to]: [&KnownFile; 2],
         change: impl FnOnce() -> Result<R, SysError>,
     ) -> Result<R, SysError> {
-        let (Place::Moving(Moving { view, moves, given_out }), Some(prepared)) = (&self.at, prepared) else {
+        let (Place::Moving(moving), Some(prepared)) = (&self.at, prepared) else {
             return change();
         };
+        let Moving { view, moves, given_out } = &**moving;
         // A handler that interrupts this thread must not wait for it.
         let _quiet = WithoutSignals::new();
         // SeqCst, as in `steady`: an access that faults from here on sees the move, or its end.
@@ -142,7 +143,8 @@ impl OwnerView {
 
     /// Runs an access until no move has interfered with it. `access` returns true if it was made whole.
     fn steady<R>(&self, mut access: impl FnMut() -> R, is_whole: impl Fn(&R) -> bool) -> R {
-        let Place::Moving(Moving { moves, .. }) = &self.at else { return access() };
+        let Place::Moving(moving) = &self.at else { return access() };
+        let Moving { moves, .. } = &**moving;
         loop {
             let before = moves.load(Ordering::SeqCst);
             let done = access();
@@ -161,7 +163,8 @@ impl OwnerView {
     /// # Blocking
     /// Under [`Strategy::Withdraw`](crate::Strategy::Withdraw) it waits for the end of a copy that is under way.
     pub fn as_ptr(&self) -> *mut u8 {
-        if let Place::Moving(Moving { moves, given_out, .. }) = &self.at {
+        if let Place::Moving(moving) = &self.at {
+            let Moving { moves, given_out, .. } = &**moving;
             given_out.store(true, Ordering::SeqCst);
             // A move that has not seen this leaves accesses by the pointer without memory until its end.
             while moves.load(Ordering::SeqCst) % 2 == 1 {

@@ -43,6 +43,9 @@ impl Region {
     /// A peer that may write can hold the file's lock for as long as a write(2) to the file takes, whose source may never
     /// arrive; a revocation waits for that.
     ///
+    /// The kernel keeps the memory for as long as a peer maps it, so an owner that dies while the region is enabled leaves
+    /// it to its peers. The example `guardian` is a process that takes it away then.
+    ///
     /// # Errors
     /// See [`ShareError`].
     ///

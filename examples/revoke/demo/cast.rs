@@ -1,10 +1,13 @@
-//! The users of the region, each in a thread of its own and through a mapping of its own.
+//! The users of the region, each in a thread of its own and through a mapping of its own, or in a process of its own.
 
+use super::pagemap::PageMap;
 use crate::output::Failed;
+use crate::peer::{Access, NoValue, Peer};
 use crate::raw;
 use nix::errno::Errno;
-use revocable_mmio::{AccessError, BUCKETS, Latency, MapOptions, Mapping, OnDisabled, Region, Support};
+use revocable_mmio::{AccessError, BUCKETS, Latency, MapOptions, Mapping, OnDisabled, Region, Strategy, Support};
 use std::fs::File;
+use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -19,14 +22,18 @@ pub(super) enum Role {
     SystemCall,
     AllOnes,
     Block,
+    Peer,
 }
 
 impl Role {
-    /// The roles that are possible in this process.
-    pub(super) fn all() -> Vec<Self> {
+    /// The roles that are possible with this region in this process.
+    pub(super) fn all(region: &Region) -> Vec<Self> {
         let mut roles = vec![Role::Driver, Role::SystemCall, Role::AllOnes];
         if Support::current().userfaultfd() {
             roles.push(Role::Block);
+        }
+        if region.strategy() == Strategy::Withdraw {
+            roles.push(Role::Peer);
         }
         roles
     }
@@ -37,12 +44,14 @@ impl Role {
             Role::SystemCall => "pwrite(2)",
             Role::AllOnes => "raw *ptr, AllOnes",
             Role::Block => "raw *ptr, Block",
+            Role::Peer => "other process",
         }
     }
 
-    fn policy(self) -> OnDisabled {
+    pub(super) fn policy(self) -> OnDisabled {
         match self {
-            Role::Driver | Role::SystemCall => OnDisabled::Sigbus,
+            // The region's for other processes, in the case of the peer.
+            Role::Driver | Role::SystemCall | Role::Peer => OnDisabled::Sigbus,
             Role::AllOnes => OnDisabled::AllOnes,
             Role::Block => OnDisabled::Block,
         }
@@ -58,6 +67,7 @@ pub(super) enum Met {
     Ones,
     Disabled,
     Errno(Errno),
+    Sigbus,
 }
 
 impl Met {
@@ -69,6 +79,7 @@ impl Met {
             Met::Ones => "loaded 0xffffffffffffffff".to_owned(),
             Met::Disabled => "Err(Disabled)".to_owned(),
             Met::Errno(errno) => format!("-1 {errno:?}"),
+            Met::Sigbus => "SIGBUS".to_owned(),
         }
     }
 
@@ -97,10 +108,15 @@ impl std::ops::Sub for Counts {
     }
 }
 
+enum Reach {
+    /// The other side of a system call, too.
+    Mapping(Mapping, File),
+    Peer(Peer),
+}
+
 pub(super) struct Actor {
     pub(super) role: Role,
-    pub(super) mapping: Mapping,
-    file: File,
+    reach: Reach,
     last: Mutex<Met>,
     reached: AtomicU64,
     refused: AtomicU64,
@@ -115,10 +131,15 @@ pub(super) struct Actor {
 impl Actor {
     pub(super) fn new(role: Role, region: &Region) -> Result<Self, Failed> {
         use nix::sys::memfd::{MFdFlags, memfd_create};
+        let reach = if role == Role::Peer {
+            Reach::Peer(Peer::start(region)?)
+        } else {
+            let mapping = region.map(MapOptions::new().on_disabled(role.policy()))?;
+            Reach::Mapping(mapping, memfd_create(c"revoke-demo", MFdFlags::MFD_CLOEXEC)?.into())
+        };
         Ok(Self {
             role,
-            mapping: region.map(MapOptions::new().on_disabled(role.policy()))?,
-            file: memfd_create(c"revoke-demo", MFdFlags::MFD_CLOEXEC)?.into(),
+            reach,
             last: Mutex::new(Met::Nothing),
             reached: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -150,20 +171,35 @@ impl Actor {
     }
 
     fn access(&self, offset: usize, value: u64) -> Met {
-        match self.role {
-            Role::Driver => match self.mapping.write(offset, value) {
+        match (&self.reach, self.role) {
+            (Reach::Peer(peer), _) => match peer.access(offset, Access::Load) {
+                Ok(value) => Met::Loaded(value),
+                Err(NoValue::Sigbus) => Met::Sigbus,
+                Err(NoValue::Errno(errno)) => Met::Errno(errno),
+                Err(NoValue::Ended(_)) => Met::Errno(Errno::ESRCH),
+            },
+            (Reach::Mapping(mapping, _), Role::Driver) => match mapping.write(offset, value) {
                 Ok(()) => Met::Stored(value),
                 Err(AccessError::Disabled { .. }) => Met::Disabled,
                 Err(_) => Met::Errno(Errno::EIO),
             },
-            Role::SystemCall => {
-                raw::load_by_kernel(&self.mapping, offset, &self.file).map_or_else(Met::Errno, Met::Loaded)
+            (Reach::Mapping(mapping, file), Role::SystemCall) => {
+                raw::load_by_kernel(mapping, offset, file).map_or_else(Met::Errno, Met::Loaded)
             }
-            Role::AllOnes | Role::Block => match raw::load(&self.mapping, offset) {
+            (Reach::Mapping(mapping, _), _) => match raw::load(mapping, offset) {
                 u64::MAX => Met::Ones,
                 value => Met::Loaded(value),
             },
         }
+    }
+
+    /// The page tables of its mapping.
+    pub(super) fn page_map(&self, region: &Region) -> io::Result<PageMap> {
+        let (process, at) = match &self.reach {
+            Reach::Mapping(mapping, _) => (std::process::id(), mapping.as_ptr().addr() as u64),
+            Reach::Peer(peer) => (peer.pid(), peer.at()),
+        };
+        PageMap::open(process, at, region)
     }
 
     fn nanos(&self) -> u64 {

@@ -17,9 +17,10 @@ pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool, as_json: bool)
     let mut out: Box<dyn Write> = if as_json { Box::new(io::sink()) } else { Box::new(io::stdout()) };
     writeln!(
         out,
-        "{} of device memory, mapped {} times in this process; revoked by {}\n",
+        "{} of device memory, mapped {} times in this process{}; revoked by {}\n",
         figures::bytes(scene.region.len()),
-        scene.actors.len(),
+        scene.actors.len() - usize::from(scene.has_peer()),
+        if scene.has_peer() { " and once in another" } else { "" },
         scene.region.strategy()
     )?;
     let mut acts = Vec::new();
@@ -28,7 +29,7 @@ pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool, as_json: bool)
             break;
         }
         let at = scene.elapsed();
-        writeln!(out, "{:>5.1} s  {:<24} {}", at.as_secs_f64(), scenario.act.call(), scenario.why)?;
+        writeln!(out, "{:>5.1} s  {:<24} {}", at.as_secs_f64(), scenario.act.call(), scenario.why(scene.has_peer()))?;
         let before: Vec<Counts> = scene.actors.iter().map(Actor::counts).collect();
         let took = scene.perform(scenario.act)?;
         wait(scenario.then, asked_to_end);
@@ -52,7 +53,7 @@ pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool, as_json: bool)
         acts.push(json!({
             "at_s": at.as_secs_f64(),
             "call": scenario.act.call(),
-            "why": scenario.why,
+            "why": scenario.why(scene.has_peer()),
             "took_ns": output::json_nanos(Some(took)),
             "enabled": scene.region.is_enabled(),
             "accesses": met,
@@ -72,6 +73,7 @@ fn line(actor: &Actor, counts: Counts) -> String {
             Role::Driver => "Err(Disabled)",
             Role::SystemCall => "EFAULT",
             Role::AllOnes | Role::Block => "all-ones",
+            Role::Peer => "SIGBUS",
         };
         parts.push(format!("{} x {how}", figures::count(counts.refused)));
     }

@@ -29,7 +29,8 @@ pub(super) struct Scene {
 impl Scene {
     pub(super) fn new(size: usize, way: Way) -> Result<Self, Failed> {
         let region = device::build("demo-bar0", size, way)?;
-        let actors = Role::all().into_iter().map(|role| Actor::new(role, &region)).collect::<Result<Vec<_>, _>>()?;
+        let actors =
+            Role::all(&region).into_iter().map(|role| Actor::new(role, &region)).collect::<Result<Vec<_>, _>>()?;
         let stored = (0..region.len() / region.page_size()).map(|_| AtomicU64::new(0)).collect();
         let scene = Self {
             region,
@@ -47,6 +48,11 @@ impl Scene {
 
     pub(super) fn pages(&self) -> usize {
         self.stored.len()
+    }
+
+    /// True if another process is among the actors.
+    pub(super) fn has_peer(&self) -> bool {
+        self.actors.iter().any(|actor| actor.role == Role::Peer)
     }
 
     pub(super) fn elapsed(&self) -> Duration {

@@ -1,6 +1,6 @@
 //! The demonstration as a live picture.
 
-use super::cast::Actor;
+use super::cast::{Actor, Role};
 use super::pagemap::PageMap;
 use super::scene::Scene;
 use super::script::{Act, SCRIPT};
@@ -20,7 +20,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const FRAME: Duration = Duration::from_millis(50);
-const SMALLEST: (u16, u16) = (72, 22);
+const SMALLEST_WIDTH: u16 = 72;
+/// With less the times are left out, so that the log has its last line.
+const LOWEST_TIMES: u16 = 5;
 
 /// The state of the script that the picture shows.
 #[derive(Default)]
@@ -54,7 +56,7 @@ pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool) -> Result<Vec<
 fn direct(scene: &Scene, caption: &Mutex<Caption>, commands: &mpsc::Receiver<Act>) -> Result<(), Failed> {
     let mut taken_over = None;
     for scenario in &SCRIPT {
-        perform(scene, caption, scenario.act, scenario.why)?;
+        perform(scene, caption, scenario.act, scenario.why(scene.has_peer()))?;
         match commands.recv_timeout(scenario.then) {
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
@@ -101,11 +103,11 @@ fn draw_until_end(
     director: &thread::JoinHandle<Result<(), Failed>>,
 ) -> Result<(), Failed> {
     let look = Look::new();
-    let pages = PageMap::open(scene.region.page_size()).ok();
+    let pages: Vec<_> = scene.actors.iter().map(|actor| actor.page_map(&scene.region).ok()).collect();
     let mut next = Instant::now();
     while !asked_to_end.load(Ordering::Relaxed) && !director.is_finished() {
         if Instant::now() >= next {
-            terminal.draw(|frame| picture(frame, scene, &lock(caption), pages.as_ref(), &look))?;
+            terminal.draw(|frame| picture(frame, scene, &lock(caption), &pages, &look))?;
             next = Instant::now() + FRAME;
         }
         if !event::poll(next.saturating_duration_since(Instant::now()))? {
@@ -159,24 +161,25 @@ impl Look {
     }
 }
 
-fn picture(frame: &mut Frame<'_>, scene: &Scene, caption: &Caption, pages: Option<&PageMap>, look: &Look) {
+fn picture(frame: &mut Frame<'_>, scene: &Scene, caption: &Caption, pages: &[Option<PageMap>], look: &Look) {
     let area = frame.area();
-    if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
-        let (w, h) = SMALLEST;
+    let rows = u16::try_from(scene.actors.len()).unwrap_or(5);
+    let (w, h) = (SMALLEST_WIDTH, 2 * rows + 14);
+    if area.width < w || area.height < h {
         let text = format!("{}x{} is too small: {w}x{h}, please (q ends)", area.width, area.height);
         frame.render_widget(Paragraph::new(text).wrap(ratatui::widgets::Wrap { trim: true }), area);
         return;
     }
-    let rows = u16::try_from(scene.actors.len()).unwrap_or(4);
     let [state, met, tables, low, keys] = Layout::vertical([
         Constraint::Length(4),
         Constraint::Length(rows + 4),
         Constraint::Length(rows + 2),
-        Constraint::Min(5),
+        Constraint::Min(3),
         Constraint::Length(1),
     ])
     .areas(area);
-    let [times, log] = Layout::horizontal([Constraint::Length(34), Constraint::Min(20)]).areas(low);
+    let times = if low.height < LOWEST_TIMES { 0 } else { 34 };
+    let [times, log] = Layout::horizontal([Constraint::Length(times), Constraint::Min(20)]).areas(low);
     draw_state(frame, state, scene, caption, look);
     draw_met(frame, met, scene, look);
     draw_tables(frame, tables, scene, pages, look);
@@ -187,7 +190,8 @@ fn picture(frame: &mut Frame<'_>, scene: &Scene, caption: &Caption, pages: Optio
 }
 
 fn draw_state(frame: &mut Frame<'_>, area: Rect, scene: &Scene, caption: &Caption, look: &Look) {
-    let busy = scene.actors.iter().all(|a| a.waiting().is_some());
+    // Another process does not wait.
+    let busy = scene.actors.iter().filter(|a| a.role != Role::Peer).all(|a| a.waiting().is_some());
     let (word, style) = match (busy, scene.region.is_enabled()) {
         (true, _) => (" BUSY     ", look.wait),
         (false, true) => (" ENABLED  ", look.good),
@@ -250,17 +254,16 @@ fn draw_met(frame: &mut Frame<'_>, area: Rect, scene: &Scene, look: &Look) {
 }
 
 /// One character for each part of a mapping: the share of it that is in the page tables.
-fn draw_tables(frame: &mut Frame<'_>, area: Rect, scene: &Scene, pages: Option<&PageMap>, look: &Look) {
+fn draw_tables(frame: &mut Frame<'_>, area: Rect, scene: &Scene, pages: &[Option<PageMap>], look: &Look) {
     let cells = usize::from(area.width).saturating_sub(2 + 19).min(64);
     let mut lines = Vec::new();
-    for actor in &scene.actors {
+    for (actor, pages) in scene.actors.iter().zip(pages) {
         let mut line = vec![Span::raw(format!("{:<19}", actor.role.name()))];
-        match pages.and_then(|p| p.present(&actor.mapping, cells).ok()) {
-            None => line.push(Span::styled("/proc/self/pagemap cannot be read", look.dim)),
+        match pages.as_ref().and_then(|pages| pages.present(cells).ok()) {
+            None => line.push(Span::styled("/proc/PID/pagemap cannot be read", look.dim)),
             Some(shares) => {
                 // Under AllOnes the pages of a disabled mapping are not the device's.
-                let mine =
-                    scene.region.is_enabled() || actor.mapping.on_disabled() != revocable_mmio::OnDisabled::AllOnes;
+                let mine = scene.region.is_enabled() || actor.role.policy() != revocable_mmio::OnDisabled::AllOnes;
                 let glyph = |share: f64| match share {
                     s if s <= 0.0 => '·',
                     _ if !mine => '1',

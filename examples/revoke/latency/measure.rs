@@ -101,11 +101,14 @@ pub(super) fn faults(spend: Duration) -> Result<Vec<Series>, Failed> {
             Err(e) => Err(e.into()),
         }
     };
-    let kernel = Region::builder(FAULT_REGION).strategy(Strategy::Replace).build()?;
+    let kernel = |strategy| -> Result<_, Failed> {
+        faults_of(&Region::builder(FAULT_REGION).strategy(strategy).build()?, MapOptions::new(), spend).map(Some)
+    };
     let rows = [
         ("zap, by a monitor", zap(MapOptions::new())?),
         ("zap, accessors_only()", zap(MapOptions::new().accessors_only())?),
-        ("replace, by the kernel", Some(faults_of(&kernel, MapOptions::new(), spend)?)),
+        ("replace, by the kernel", kernel(Strategy::Replace)?),
+        ("withdraw, by the kernel", kernel(Strategy::Withdraw)?),
     ];
     Ok(rows.into_iter().filter_map(|(name, samples)| Series::new(What::Fault, name, samples?)).collect())
 }

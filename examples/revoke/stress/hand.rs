@@ -3,7 +3,10 @@
 use super::Policy;
 use super::worker::{NotDone, Terms, Touch};
 use crate::output::Failed;
+use crate::peer::{Access, NoValue, Peer};
 use crate::raw;
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use revocable_mmio::{MapOptions, Mapping, OnDisabled, Region, Strategy, Support};
 use std::fs::File;
 
@@ -18,6 +21,8 @@ pub(super) enum Way {
     Raw(OnDisabled),
     /// pwrite(2) out of the mapping, pread(2) into it.
     SystemCall,
+    /// Loads and stores of another process, and its pwrite(2). The policy is the region's for such processes.
+    Peer(OnDisabled),
 }
 
 impl Way {
@@ -39,14 +44,14 @@ impl Way {
             Way::SystemCall => support.sees_kernel_faults(),
             Way::AccessorsOnly => region.strategy() == Strategy::Zap,
             Way::Raw(Block) | Way::Accessor(Block) => support.userfaultfd(),
-            Way::Raw(_) | Way::Accessor(_) => true,
+            Way::Raw(_) | Way::Accessor(_) | Way::Peer(_) => true,
         };
         candidates.into_iter().filter(|way| policy.covers(way.policy()) && possible(way)).collect()
     }
 
     pub(super) fn policy(self) -> OnDisabled {
         match self {
-            Way::Accessor(policy) | Way::Raw(policy) => policy,
+            Way::Accessor(policy) | Way::Raw(policy) | Way::Peer(policy) => policy,
             Way::AccessorsOnly | Way::SystemCall => OnDisabled::Sigbus,
         }
     }
@@ -60,6 +65,8 @@ impl Way {
             Way::Raw(OnDisabled::AllOnes) => "raw pointer, all-ones",
             Way::Raw(_) => "raw pointer, block",
             Way::SystemCall => "system call",
+            Way::Peer(OnDisabled::AllOnes) => "peer, all-ones",
+            Way::Peer(_) => "peer",
         }
     }
 
@@ -68,7 +75,7 @@ impl Way {
         match self {
             // The byte at the cell's first address.
             Way::SystemCall => u64::from_ne_bytes([0xff, 0, 0, 0, 0, 0, 0, 0]),
-            Way::Accessor(_) | Way::AccessorsOnly | Way::Raw(_) => u64::MAX,
+            Way::Accessor(_) | Way::AccessorsOnly | Way::Raw(_) | Way::Peer(_) => u64::MAX,
         }
     }
 }
@@ -76,25 +83,39 @@ impl Way {
 /// A way of access with a mapping of its own.
 pub(super) struct Hand {
     way: Way,
-    mapping: Mapping,
-    /// The other side of a system call.
-    file: Option<File>,
+    reach: Reach,
+}
+
+enum Reach {
+    Mapping(Mapping),
+    /// The other side of a system call, too.
+    MappingAndFile(Mapping, File),
+    Peer(Peer),
 }
 
 impl Hand {
     pub(super) fn new(way: Way, region: &Region) -> Result<Self, Failed> {
-        let mut options = MapOptions::new().on_disabled(way.policy());
-        if way == Way::AccessorsOnly {
-            options = options.accessors_only();
-        }
-        let file = match way {
-            Way::SystemCall => Some(File::from(nix::sys::memfd::memfd_create(
-                c"revoke-stress",
-                nix::sys::memfd::MFdFlags::MFD_CLOEXEC,
-            )?)),
-            _ => None,
+        let options = MapOptions::new().on_disabled(way.policy());
+        let reach = match way {
+            Way::Peer(_) => Reach::Peer(Peer::start(region)?),
+            Way::AccessorsOnly => Reach::Mapping(region.map(options.accessors_only())?),
+            Way::SystemCall => {
+                let file = memfd_create(c"revoke-stress", MFdFlags::MFD_CLOEXEC)?;
+                Reach::MappingAndFile(region.map(options)?, file.into())
+            }
+            Way::Accessor(_) | Way::Raw(_) => Reach::Mapping(region.map(options)?),
         };
-        Ok(Self { way, mapping: region.map(options)?, file })
+        Ok(Self { way, reach })
+    }
+}
+
+impl From<NoValue> for NotDone {
+    fn from(why: NoValue) -> Self {
+        match why {
+            NoValue::Sigbus | NoValue::Errno(Errno::EFAULT) => NotDone::Refused,
+            NoValue::Errno(errno) => NotDone::Wrong(errno.to_string()),
+            NoValue::Ended(how) => NotDone::Wrong(how),
+        }
     }
 }
 
@@ -111,6 +132,7 @@ impl Touch for Hand {
             is_refused_by_busy: false,
             is_nowait: false,
             is_lost: policy == OnDisabled::AllOnes,
+            is_peer: matches!(self.way, Way::Peer(_)),
         }
     }
 
@@ -118,22 +140,25 @@ impl Touch for Hand {
         self.way.store_mask()
     }
 
-    fn load(&self, offset: usize, _: u64) -> Result<u64, NotDone> {
-        match (self.way, &self.file) {
-            (Way::Raw(_), _) => Ok(raw::load(&self.mapping, offset)),
-            (_, Some(file)) => Ok(raw::load_by_kernel(&self.mapping, offset, file)?),
-            _ => Ok(self.mapping.read::<u64>(offset)?),
+    fn load(&self, offset: usize, turn: u64) -> Result<u64, NotDone> {
+        match &self.reach {
+            Reach::Peer(peer) if turn % 4 == 0 => Ok(peer.access(offset, Access::LoadByKernel)?),
+            Reach::Peer(peer) => Ok(peer.access(offset, Access::Load)?),
+            Reach::MappingAndFile(mapping, file) => Ok(raw::load_by_kernel(mapping, offset, file)?),
+            Reach::Mapping(mapping) if matches!(self.way, Way::Raw(_)) => Ok(raw::load(mapping, offset)),
+            Reach::Mapping(mapping) => Ok(mapping.read::<u64>(offset)?),
         }
     }
 
     fn store(&self, offset: usize, value: u64, _: u64) -> Result<(), NotDone> {
-        match (self.way, &self.file) {
-            (Way::Raw(_), _) => {
-                raw::store(&self.mapping, offset, value);
-                Ok(())
+        match &self.reach {
+            Reach::Peer(peer) => drop(peer.access(offset, Access::Store(value))?),
+            Reach::MappingAndFile(mapping, file) => {
+                raw::store_by_kernel(mapping, offset, value.to_ne_bytes()[0], file)?;
             }
-            (_, Some(file)) => Ok(raw::store_by_kernel(&self.mapping, offset, value.to_ne_bytes()[0], file)?),
-            _ => Ok(self.mapping.write(offset, value)?),
+            Reach::Mapping(mapping) if matches!(self.way, Way::Raw(_)) => raw::store(mapping, offset, value),
+            Reach::Mapping(mapping) => mapping.write(offset, value)?,
         }
+        Ok(())
     }
 }

@@ -12,8 +12,8 @@ const FORBIDDEN: u64 = 0xdead << 48;
 const OPEN: u64 = 0x0be0 << 48;
 
 const FIRST_CELL: usize = 64;
-/// The number of cells that fit the smallest page.
-pub(super) const MOST_WORKERS: usize = 256;
+/// Their cells fit the smallest page.
+pub(super) const MOST_WORKERS: usize = 320;
 const MOST_PAGES: usize = 128;
 
 pub(super) fn is_forbidden(stamp: u64) -> bool {

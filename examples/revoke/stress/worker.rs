@@ -40,6 +40,9 @@ pub(super) struct Terms {
     pub(super) is_nowait: bool,
     /// A disabled region drops their stores, and returns all-ones to their loads.
     pub(super) is_lost: bool,
+    /// They are another process's: a reset refuses them as a disabled region does. Where that returns all-ones, loads
+    /// during a change may get zeroes, or words that are half ones.
+    pub(super) is_peer: bool,
 }
 
 /// Why an access did not go through.
@@ -118,12 +121,19 @@ impl<H: Touch> Worker<'_, H> {
         (done, Span { from, to: self.clock.now() })
     }
 
+    /// True if the region gave its memory to such accesses, or made them wait, all the while.
+    fn never_revoked(&self, span: Span) -> bool {
+        if self.hand.terms().is_peer { span.inside() == Some(Window::Enabled) } else { span.never_disabled() }
+    }
+
     /// A load's value, if it reached the memory.
     fn load(&mut self, offset: usize) -> Result<Option<(u64, Span)>, String> {
         let (loaded, span) = self.timed(|hand, turn| hand.load(offset, turn));
         let value = self.judge(loaded, span, offset, "load")?;
-        let ones = self.hand.terms().is_lost && !span.never_disabled();
-        let value = value.filter(|value| !(ones && *value == u64::MAX));
+        let terms = self.hand.terms();
+        let ones = terms.is_lost && !self.never_revoked(span);
+        let torn = ones && terms.is_peer && !matches!(span.inside(), Some(Window::Disabled | Window::InReset));
+        let value = value.filter(|value| !(ones && *value == u64::MAX || torn && !is_forbidden(*value)));
         count(if value.is_some() { &self.tally.reached } else { &self.tally.refused });
         Ok(value.map(|value| (value, span)))
     }
@@ -136,7 +146,7 @@ impl<H: Touch> Worker<'_, H> {
         }
         match done {
             Err(NotDone::Wrong(e)) => Err(format!("G3: a {what} at {offset:#x} failed for another reason: {e}")),
-            Err(NotDone::Refused) if span.never_disabled() && !terms.is_refused_by_busy => {
+            Err(NotDone::Refused) if self.never_revoked(span) && !terms.is_refused_by_busy => {
                 Err(format!("G1: a {what} at {offset:#x} was refused though the region was never disabled meanwhile"))
             }
             Err(NotDone::Refused) if !terms.is_refused => Err(format!("policy: a {what} at {offset:#x} was refused")),
@@ -144,7 +154,7 @@ impl<H: Touch> Worker<'_, H> {
                 Err(format!("G6: a {what} at {offset:#x} did not wait, though it may"))
             }
             Err(NotDone::Refused | NotDone::WouldBlock) => Ok(None),
-            Ok(_) if inside == Some(Window::InReset) => {
+            Ok(_) if inside == Some(Window::InReset) && !(terms.is_peer && terms.is_lost) => {
                 Err(format!("G1: a {what} at {offset:#x} went through while the region was being reset"))
             }
             Ok(_) if inside == Some(Window::Disabled) && !terms.is_lost => {
@@ -163,7 +173,7 @@ impl<H: Touch> Worker<'_, H> {
                 "G1: a load at {offset:#x} saw {stamp:#x}, which stood there only while nothing may reach the region"
             ));
         }
-        if span.inside() == Some(Window::Disabled) {
+        if matches!(span.inside(), Some(Window::Disabled | Window::InReset)) {
             return Err(format!("G1: a load at {offset:#x} saw {stamp:#x} while the region was disabled"));
         }
         let cycles = oldest..=span.to.cycle();
@@ -180,12 +190,12 @@ impl<H: Touch> Worker<'_, H> {
         let next = acked.wrapping_add(1);
         let found = cell & mask;
         // A raw store to all-ones may be read back until `enable()`.
-        let lost_store = self.hand.terms().is_lost && !span.never_disabled();
+        let lost_store = self.hand.terms().is_lost && !self.never_revoked(span);
         let maybe = self.doubtful[page] || lost_store;
         if found != acked & mask && !(maybe && found == next & mask) {
             return Err(format!("G2: worker {} stored {acked:#x} at {offset:#x} and found {cell:#x}", self.number));
         }
-        if self.doubtful[page] && span.never_disabled() {
+        if self.doubtful[page] && self.never_revoked(span) {
             self.doubtful[page] = false;
             self.ledger.ack(self.number, page, if found == next & mask { next } else { acked });
         }
@@ -200,10 +210,10 @@ impl<H: Touch> Worker<'_, H> {
             count(&self.tally.refused);
             return Ok(());
         }
-        if !self.hand.terms().is_lost || span.never_disabled() {
+        if !self.hand.terms().is_lost || self.never_revoked(span) {
             count(&self.tally.reached);
             self.ledger.ack(self.number, page, value);
-        } else if span.inside() == Some(Window::Disabled) {
+        } else if matches!(span.inside(), Some(Window::Disabled | Window::InReset)) {
             // Dropped, as an Unsupported Request is.
             count(&self.tally.refused);
         } else {

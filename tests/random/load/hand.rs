@@ -205,6 +205,7 @@ impl Touch for Hand<'_> {
         Terms {
             is_refused: way.may_be_refused(case),
             is_refused_by_busy: way.refused_by_busy(case),
+            is_peer: false,
             is_nowait: way == Way::Behalf,
             is_lost: way.is_lost(case),
         }
