@@ -35,7 +35,7 @@
 //!
 //! A [`Region`] is a file (a memfd, by default) with a state, a memory lock and a list of [`Mapping`]s. `disable()` waits
 //! for guards and pins, takes the write side of the lock, sets the state, and takes the page tables of every mapping away,
-//! by one of three [`Strategy`]s. The mapping that then stands in the range refuses accesses as [`OnDisabled`] says; it
+//! by one of four [`Strategy`]s. The mapping that then stands in the range refuses accesses as [`OnDisabled`] says; it
 //! needs no thread and no descriptor to do so. A [`Monitor`] or the faulting thread resolves faults under the read side of
 //! the lock, so no fault can bring a page back after a revocation. The [`OwnerView`] is the device's own side, which no
 //! revocation touches.
@@ -58,7 +58,9 @@
 //!
 //! Busy is not disabled: while [`Region::reset`] runs, accesses to an enabled region wait, and none is refused.
 //!
-//! Two things are not covered: another process that maps the file has page tables of its own, and DMA bypasses page tables.
+//! Of a region that is [shared](RegionBuilder::shared) with other processes nothing reaches the memory in them either. Two things
+//! are not covered: another process that maps the file of a region that is not shared has page tables of its own, and DMA
+//! bypasses page tables.
 //!
 //! [`Support::probe`] finds out at run time what this kernel and this process can do.
 

@@ -14,8 +14,12 @@ use revocable_mmio::{OnDisabled, Strategy};
 /// More than any size that is built or copied here. A larger number in a file is a mistake.
 const MOST: usize = 1 << 16;
 
-const STRATEGIES: [(&str, Strategy); 3] =
-    [("zap", Strategy::Zap), ("detach", Strategy::Detach), ("replace", Strategy::Replace)];
+const STRATEGIES: [(&str, Strategy); 4] = [
+    ("zap", Strategy::Zap),
+    ("detach", Strategy::Detach),
+    ("replace", Strategy::Replace),
+    ("withdraw", Strategy::Withdraw),
+];
 const MEMORIES: [(&str, Memory); 4] =
     [("memfd", Memory::Memfd), ("huge", Memory::Huge), ("shm", Memory::ShmFile), ("device", Memory::Device)];
 const POLICIES: [(&str, OnDisabled); 3] =
