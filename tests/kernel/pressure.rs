@@ -29,7 +29,7 @@ fn stamp(page: usize) -> u64 {
 enum Out {
     /// All, to a swap file.
     Swap,
-    /// None of a region's: whoever wants more than the limit waits until this process, a while later, lifts it.
+    /// None of a region's: a fault beyond the limit waits until this process, a while later, lifts the limit.
     Nowhere,
 }
 
@@ -53,7 +53,7 @@ fn in_group(out: Out, body: impl FnOnce(&Group)) {
     };
     let swap = match out {
         Out::Nowhere if !group.wait_at_the_limit() => {
-            return skip("at its limit a memory cgroup of version 2 has somebody killed; version 1 can wait", false);
+            return skip("at its limit a memory cgroup of version 2 kills a process; one of version 1 can wait", false);
         }
         Out::Nowhere => None,
         Out::Swap => match Swap::on() {

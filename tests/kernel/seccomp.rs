@@ -117,7 +117,7 @@ fn a_monitor_fails_closed_under_its_filter() {
         let work = work(&monitor);
         // Under Block, faults wait in the monitor's userfaultfd.
         for region in work.regions.iter().filter(|region| region.strategy() != Strategy::Zap) {
-            region.disable().expect("nobody is in the way");
+            region.disable().expect("nothing is in the way");
         }
         mapped.wait();
         for (region, mapping) in work.regions.iter().zip(&work.mappings).filter(|(region, _)| region.is_enabled()) {

@@ -138,7 +138,7 @@ impl Filler {
 impl Drop for Filler {
     fn drop(&mut self) {
         for page in &self.0 {
-            // SAFETY: the pages made by `fill_the_table_of_mappings`, used by nobody.
+            // SAFETY: the pages made by `fill_the_table_of_mappings`, which nothing uses.
             unsafe { libc::munmap(at(*page), 4096) };
         }
     }
@@ -173,21 +173,21 @@ pub(crate) fn map_anonymous(len: usize) -> Result<usize, Errno> {
     if got == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(got.expose_provenance()) }
 }
 
-/// mremap(2) by somebody who is not the crate: to a place of the kernel's choice.
+/// mremap(2) by foreign code: to a place of the kernel's choice.
 pub(crate) fn move_away(addr: usize, old_len: usize, len: usize) -> Result<usize, Errno> {
     // SAFETY: as `protect`.
     let got = unsafe { libc::mremap(at(addr), old_len, len, libc::MREMAP_MAYMOVE) };
     if got == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(got.expose_provenance()) }
 }
 
-/// Closes a descriptor that belongs to somebody else.
+/// Closes a descriptor that belongs to other code.
 pub(crate) fn close_behind_its_back(fd: i32) {
     // SAFETY: a system call on a number; that it is another's is the point.
     let rc = unsafe { libc::close(fd) };
     assert_eq!(rc, 0, "close({fd})");
 }
 
-/// Puts another file in the place of a descriptor that belongs to somebody else.
+/// Puts another file in the place of a descriptor that belongs to other code.
 pub(crate) fn put_over(fd: i32, other: impl std::os::fd::AsFd) {
     let other = std::os::fd::AsRawFd::as_raw_fd(&other.as_fd());
     // SAFETY: a system call on numbers; that one is another's is the point.
@@ -195,7 +195,7 @@ pub(crate) fn put_over(fd: i32, other: impl std::os::fd::AsFd) {
     assert_eq!(rc, fd, "dup2");
 }
 
-/// Puts a directory, which can be neither read nor asked, in the place of a descriptor that belongs to somebody else.
+/// Puts a directory, which can be neither read nor asked, in the place of a descriptor that belongs to other code.
 pub(crate) fn replace_behind_its_back(theirs: impl std::os::fd::AsFd) {
     use std::os::fd::AsRawFd;
     let other = std::fs::File::open("/").expect("there is one");

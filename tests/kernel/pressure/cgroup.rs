@@ -82,7 +82,7 @@ impl Group {
         };
     }
 
-    /// From now on a page fault at the group's limit waits for memory instead of having the kernel kill somebody, and nothing
+    /// From now on a page fault at the group's limit waits for memory instead of making the kernel kill a process, and nothing
     /// is swapped out before. Version 2 has no such thing.
     pub(crate) fn wait_at_the_limit(&self) -> bool {
         !self.unified && self.write("memory.oom_control", "1").is_ok() && self.write("memory.swappiness", "0").is_ok()

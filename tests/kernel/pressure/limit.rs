@@ -18,7 +18,7 @@ const PAGES: usize = 2048;
 const EARLY: usize = 64;
 const ROOM: u64 = 2 << 20;
 
-/// Who faults waits in the kernel, who asks (a pin) is told, and the region can be revoked and given back meanwhile.
+/// A fault waits in the kernel, a pin gets an error, and the region can be revoked and given back meanwhile.
 #[test]
 #[cfg_attr(
     revocable_portable,
@@ -49,7 +49,7 @@ fn at_a_groups_limit_accesses_wait_pins_are_refused_and_revocation_goes_on() {
     });
 }
 
-/// How many pins were refused, and how often the region was revoked, while somebody waited for memory.
+/// How many pins were refused, and how often the region was revoked, while a thread waited for memory.
 fn at_the_limit(case: &Case, group: &Group) -> (usize, usize) {
     let (region, spare) = (case.region(PAGES), case.region(PAGES));
     let mapping = case.map(&region);

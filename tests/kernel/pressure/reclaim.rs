@@ -91,7 +91,7 @@ fn what_was_swapped_out_comes_back_as_it_was_and_to_an_enabled_region_only() {
             take_out(group, &region, &format!("{case} before a reset"));
             region.reset(|owner| owner.write(0, stamp(0))).expect("it resets").expect("the owner writes");
             check_all(case, &mapping, "swapped out before a reset");
-            // Without a userfaultfd nobody waits for a reset: it refuses.
+            // Without a userfaultfd no access waits for a reset: the mapping refuses.
             assert!(!case.can_wait() || region.stats().degraded == 0, "{case}");
         });
     });

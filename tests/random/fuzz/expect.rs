@@ -163,14 +163,14 @@ impl Model {
         }
     }
 
-    /// A revocation (or a reset) of a region, that answers `done` if nobody is in the way.
+    /// A revocation (or a reset) of a region, that returns `done` if nothing is in the way.
     fn change(&self, id: usize, how: How, done: Answer) -> Expected {
         let guards = self.regions[id].guards;
         let (pins, stubborn) = self.pins(id);
         match how {
             _ if guards > 0 => Some(is(Answer::WouldDeadlock { guards })),
             How::Try if pins > 0 => Some(is(Answer::Busy { guards, pins })),
-            // Nobody would end the wait.
+            // Nothing would end the wait.
             How::Wait if stubborn > 0 => None,
             How::Timeout if stubborn > 0 => Some(is(Answer::TimedOut { guards, pins: stubborn })),
             _ => Some(is(done)),

@@ -68,7 +68,7 @@ pub(crate) struct MappingModel {
     pub(crate) len: usize,
     pub(crate) read_only: bool,
     pub(crate) policy: OnDisabled,
-    /// Whoever faults resolves it: raw accesses may be refused at any time.
+    /// The faulting thread resolves its own faults: raw accesses may be refused at any time.
     pub(crate) own: bool,
     /// Nothing but accessors waits.
     pub(crate) accessors_only: bool,

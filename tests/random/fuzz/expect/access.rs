@@ -90,7 +90,7 @@ impl Model {
         let offset = at.offset(region.page);
         let checked = mapping.check(offset, width);
         if via == Via::Raw {
-            // Beyond the mapping is somebody else's memory.
+            // The memory beyond the mapping belongs to other code.
             return checked.ok().and_then(|()| self.raw(mapping, region, offset, width, store));
         }
         let refused = |error| Some(is(Answer::Refused(error)));
