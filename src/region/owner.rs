@@ -141,20 +141,30 @@ impl OwnerView {
         mapped.and(changed)
     }
 
-    /// Runs an access until no move has interfered with it. `access` returns true if it was made whole.
+    /// Runs an access until no move has interfered with it. `is_whole` tells whether it was made.
     fn steady<R>(&self, mut access: impl FnMut() -> R, is_whole: impl Fn(&R) -> bool) -> R {
-        let Place::Moving(moving) = &self.at else { return access() };
-        let Moving { moves, .. } = &**moving;
         loop {
-            let before = moves.load(Ordering::SeqCst);
+            let before = self.moves();
             let done = access();
-            if is_whole(&done) || before % 2 == 0 && before == moves.load(Ordering::SeqCst) {
+            if is_whole(&done) || before.is_multiple_of(2) && before == self.moves() {
                 return done;
             }
-            while moves.load(Ordering::SeqCst) % 2 == 1 {
-                // Async-signal-safe. The mover waits for nothing but the kernel.
-                std::thread::yield_now();
-            }
+            self.wait_for_a_move();
+        }
+    }
+
+    /// How many moves have begun and ended: odd during one. A forked child has no view, and no mover.
+    fn moves(&self) -> usize {
+        match &self.at {
+            Place::Moving(moving) if self.mapped_in.is_current() => moving.moves.load(Ordering::SeqCst),
+            _ => 0,
+        }
+    }
+
+    /// Async-signal-safe: the mover waits for nothing but the kernel, and no handler interrupts it.
+    fn wait_for_a_move(&self) {
+        while self.moves() % 2 == 1 {
+            std::thread::yield_now();
         }
     }
 
@@ -164,12 +174,9 @@ impl OwnerView {
     /// Under [`Strategy::Withdraw`](crate::Strategy::Withdraw) it waits for the end of a copy that is under way.
     pub fn as_ptr(&self) -> *mut u8 {
         if let Place::Moving(moving) = &self.at {
-            let Moving { moves, given_out, .. } = &**moving;
-            given_out.store(true, Ordering::SeqCst);
+            moving.given_out.store(true, Ordering::SeqCst);
             // A move that has not seen this leaves accesses by the pointer without memory until its end.
-            while moves.load(Ordering::SeqCst) % 2 == 1 {
-                std::thread::yield_now();
-            }
+            self.wait_for_a_move();
         }
         self.start()
     }

@@ -66,6 +66,9 @@ impl View {
     /// Gives up what was prepared, and maps `file`.
     pub(crate) fn restore_instead(&self, prepared: Prepared, file: &KnownFile) -> Result<(), SysError> {
         drop(prepared);
+        if self.restore(Some(file)).is_ok() {
+            return Ok(());
+        }
         let mut standing = self.standing()?;
         let mapped = self.map_in_place(&mut standing, file);
         standing.content = if mapped.is_ok() { Content::Live } else { Content::Unsettled };
