@@ -27,6 +27,9 @@
 //! | BAR moved or sized, other bits of COMMAND | unaffected | unaffected |
 //! | virtual function, PCI_COMMAND.MEM cleared | zapped, and work | work |
 //!
+//! A BAR that is [shared](Bar::shared) is taken from other processes by the same changes: what they get instead is the
+//! policy that it was shared with, during a reset too.
+//!
 //! The memory-enabled predicate is the driver's (`__vfio_pci_memory_enabled`): the power state is below D3hot, and the
 //! virtual PCI_COMMAND.MEM bit is set or the device is a virtual function. A register shows a revocation only once that is
 //! complete, and shows memory as enabled before it is given back.

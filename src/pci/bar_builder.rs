@@ -4,6 +4,7 @@ use super::config::ConfigSpace;
 use super::error::PciError;
 use super::regs::*;
 use super::state::PortIo;
+use crate::protocol::policy::OnDisabled;
 use crate::region::backing::Backing;
 use crate::users::Theirs;
 use std::fmt;
@@ -18,6 +19,8 @@ pub struct Bar {
     pub(super) kind: BarKind,
     wide: bool,
     prefetchable: bool,
+    /// What other processes get while the memory is disabled.
+    pub(super) shared: Option<OnDisabled>,
     pub(super) excluded: Vec<Range<u64>>,
     /// A setting that I/O ports do not have.
     mistake: Option<&'static str>,
@@ -41,7 +44,7 @@ impl Bar {
     /// Memory of `size` bytes, a power of two from 16 on. Mappings of a BAR smaller than a page have a whole page.
     pub fn memory(size: u64) -> Self {
         let kind = BarKind::Memory(Backing::Memfd);
-        Self { size, kind, wide: false, prefetchable: false, excluded: Vec::new(), mistake: None }
+        Self { size, kind, wide: false, prefetchable: false, shared: None, excluded: Vec::new(), mistake: None }
     }
 
     /// `size` I/O ports, a power of two from 4 on.
@@ -55,6 +58,36 @@ impl Bar {
             BarKind::Memory(of) => *of = backing,
             BarKind::Io(_) => self.mistake = Some("I/O ports have no backing: they are emulated by their PortIo"),
         }
+        self
+    }
+
+    /// Lets other processes map it, a vfio-user client for instance. Every change of the device that revokes memory takes it
+    /// from them too, and `peers` says what their accesses get meanwhile: see
+    /// [`RegionBuilder::shared`](crate::RegionBuilder::shared), also for what it costs. QEMU as the client needs
+    /// [`OnDisabled::AllOnes`]: with software emulation it dies of a SIGBUS.
+    ///
+    /// The descriptor is that of the BAR's region, and ends with its last page:
+    ///
+    /// ```
+    /// use revocable_mmio::pci::{Bar, PciDevice, Space};
+    /// use revocable_mmio::{OnDisabled, ShareAccess};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let bar = Bar::memory(0x20000).shared(OnDisabled::AllOnes);
+    /// let nic = PciDevice::builder(0x8086, 0x10d3).bar(0, bar).build()?;
+    /// let registers = nic.region(Space::Bar(0)).ok_or("a NIC has registers")?;
+    /// let descriptor = registers.share(ShareAccess::ReadWrite)?; // for SCM_RIGHTS
+    /// # drop(descriptor);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Its memory is a memfd of its own; the device's [strategy](super::PciBuilder::strategy) does not apply to it.
+    ///
+    /// # Errors
+    /// [`PciBuilder::build`](super::PciBuilder::build) fails for I/O ports ([`PciError::Description`]) and for a
+    /// [backing](Self::backing) other than [`Backing::Memfd`] ([`PciError::Build`]).
+    pub fn shared(mut self, peers: OnDisabled) -> Self {
+        self.shared = Some(peers);
         self
     }
 
@@ -102,6 +135,9 @@ impl Bar {
         }
         if !self.wide && self.size > LARGEST_NARROW {
             return wrong("more than 2 GiB need a BAR that is 64 bits wide");
+        }
+        if io && self.shared.is_some() {
+            return wrong("I/O ports have no memory that other processes could map");
         }
         if io && !self.excluded.is_empty() {
             return wrong("I/O ports have no excluded range: their PortIo decides");

@@ -8,6 +8,7 @@ use super::kicks::IoEventLoop;
 use super::regs::*;
 use super::state::{BarSlot, Device, Memory, PciDevice, Ports, ResetFn, ResetKind};
 use crate::monitor::Monitor;
+use crate::protocol::policy::OnDisabled;
 use crate::region::Region;
 use crate::region::backing::Backing;
 use crate::sync::inside::Mutex;
@@ -151,7 +152,8 @@ impl PciBuilder {
         self
     }
 
-    /// How mappings of its BARs are revoked. Default: the best strategy that works for each BAR.
+    /// How mappings of its BARs are revoked. Default: the best strategy that works for each BAR. A [shared](Bar::shared)
+    /// BAR has [`Strategy::Withdraw`] whatever is set here.
     pub fn strategy(mut self, strategy: Strategy) -> Self {
         self.strategy = Some(strategy);
         self
@@ -193,7 +195,7 @@ impl PciBuilder {
             slots[index] = Some(match bar.kind {
                 BarKind::Io(ports) => BarSlot::Io(Ports { ports, size: bar.size }),
                 BarKind::Memory(backing) => {
-                    let region = self.region(what, bar.size, backing, enabled)?;
+                    let region = self.region(what, bar.size, backing, bar.shared, enabled)?;
                     BarSlot::Memory(Memory { region, size: bar.size, excluded: apart(bar.excluded) })
                 }
             });
@@ -201,7 +203,7 @@ impl PciBuilder {
         let rom = match self.rom.take() {
             Some(content) => {
                 let size = rom_size(&content);
-                let region = self.region(format!("{name} ROM"), size, Backing::Memfd, enabled)?;
+                let region = self.region(format!("{name} ROM"), size, Backing::Memfd, None, enabled)?;
                 region.owner().write_slice(0, &content).map_err(|e| PciError::Description(e.to_string()))?;
                 Some(Memory { region, size, excluded: apart(std::iter::once(content.len() as u64..size).collect()) })
             }
@@ -227,13 +229,23 @@ impl PciBuilder {
         })
     }
 
-    fn region(&self, name: String, size: u64, backing: Backing, enabled: bool) -> Result<Region, PciError> {
+    fn region(
+        &self,
+        name: String,
+        size: u64,
+        backing: Backing,
+        shared: Option<OnDisabled>,
+        enabled: bool,
+    ) -> Result<Region, PciError> {
         let len = usize::try_from(size).ok().and_then(|size| size.checked_next_multiple_of(page_size()));
         let too_large = || format!("{name} of {size:#x} bytes is more than an address space can hold");
         let len = len.ok_or_else(|| PciError::Description(too_large()))?;
         let mut builder = Region::builder(len).name(name).backing(backing);
         if let Some(strategy) = self.strategy {
             builder = builder.strategy(strategy);
+        }
+        if let Some(peers) = shared {
+            builder = builder.shared(peers);
         }
         if let Some(monitor) = &self.monitor {
             builder = builder.monitor(monitor.clone());

@@ -83,8 +83,9 @@ impl PciDevice {
         }
     }
 
-    /// The region of a memory BAR or the ROM: for pins, notifiers and statistics. The device changes its state, through its
-    /// registers; the caller must not.
+    /// The region of a memory BAR or the ROM: for pins, notifiers, statistics, and the descriptor of a
+    /// [shared](super::Bar::shared) BAR ([`Region::share`]). The device changes its state, through its registers; the caller
+    /// must not.
     pub fn region(&self, space: Space) -> Option<&Region> {
         self.device.memory(space).map(|memory| &memory.region)
     }

@@ -8,3 +8,4 @@ mod support;
 mod forked_devices;
 mod pci;
 mod pci_bars_together;
+mod shared_bars;

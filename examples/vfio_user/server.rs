@@ -1,0 +1,73 @@
+//! The server of one client after the other.
+//!
+//! Each client gets a device of its own, and loses its BAR for good when it hangs up: a client that keeps its mapping or its
+//! descriptor sees all-ones, and never the memory of the next.
+
+use super::connection::Connection;
+use super::device;
+use super::session::Session;
+use revocable_mmio::pci::{PciDevice, PciError};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+/// Serves a client until it hangs up, or sends what is no message. With `every`, takes the BAR away and gives it back by
+/// itself meanwhile, one change each time.
+///
+/// # Errors
+/// The device could not be made. What a client does wrong is said, and no error.
+pub(crate) fn serve(stream: UnixStream, every: Option<Duration>, say: &(dyn Fn(&str) + Sync)) -> Result<(), PciError> {
+    let made = device::make()?;
+    let device = &made;
+    say("a client has connected");
+    let (ends, ended) = channel::<()>();
+    let served = thread::scope(|scope| {
+        let toggles = every.map(|every| scope.spawn(move || toggle(device, every, ended, say)));
+        let served = commands(stream, device, say);
+        drop(ends);
+        toggles.map_or(Ok(()), |toggles| toggles.join().expect("toggling does not panic")).map(|()| served)
+    })?;
+    drop(made);
+    let how = served.map_or_else(|e| format!("was hung up on: {e}"), |()| "has hung up".to_owned());
+    say(&format!("{how}; BAR 0 is taken away for good"));
+    Ok(())
+}
+
+fn commands(stream: UnixStream, device: &PciDevice, say: &(dyn Fn(&str) + Sync)) -> io::Result<()> {
+    let mut connection = Connection::new(stream)?;
+    let mut session = Session::new(device, say);
+    while let Some(message) = connection.receive()? {
+        let header = message.header;
+        let outcome = session.handle(header.command, &message.payload, message.fds);
+        if header.wants_reply() {
+            connection.reply(&header, outcome)?;
+        }
+        if !session.is_agreed() {
+            return Err(io::Error::other("no version was agreed on"));
+        }
+    }
+    Ok(())
+}
+
+/// Takes the BAR away and gives it back, by runtime low power: the client's registers do not show it.
+fn toggle(
+    device: &PciDevice,
+    every: Duration,
+    ended: Receiver<()>,
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<(), PciError> {
+    let mut times = 0u64;
+    while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+        if device.is_low_power() {
+            device.exit_low_power()?;
+            times += 1;
+            say(&format!("BAR 0 is given back, {times} times so far"));
+        } else {
+            device.enter_low_power()?;
+            say("BAR 0 is taken away");
+        }
+    }
+    Ok(())
+}
