@@ -48,13 +48,14 @@ impl Pipe {
     }
 
     /// Holds the pages of `file` from `offset` on, `len` bytes of them, at most its room. Both are multiples of the page
-    /// size. Returns how many bytes: fewer only where the file ends.
+    /// size. Returns how many bytes: fewer only where the file ends. If it ends inside of a page and grows meanwhile, the
+    /// rest is not held: parts of pages would take more slots than there are.
     ///
     /// A page that was never written (a hole, or only allocated) is held as zeroes, and not as what is stored to it later
     /// (`shmem_file_splice_read`).
     pub(crate) fn hold(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<usize, SysError> {
         let mut held = 0;
-        while held < len {
+        while held < len && held % page_size() == 0 {
             may_fail("splice(from a file)")?;
             let mut at = offset_of(offset + held as u64)?;
             let write = self.write.get()?;
