@@ -23,6 +23,7 @@ use crate::sync::inside::Mutex;
 use crate::sys::SysError;
 use crate::sys::file;
 use crate::sys::known::KnownFile;
+use crate::sys::left_out;
 use crate::sys::map::{self, Sealed};
 use crate::sys::pipe::Pipe;
 use std::ffi::CStr;
@@ -71,7 +72,9 @@ impl Window {
     pub(crate) fn make([name, vault]: [&CStr; 2], len: usize, emptied: Emptied) -> Result<(OwnedFd, Self), SysError> {
         let fd = map::memfd(name, len as u64, 0)?;
         map::seal(fd.as_fd(), if emptied == Emptied::Ones { Sealed::Size } else { Sealed::Nothing })?;
-        file::fill_with_zeroes(fd.as_fd(), 0, len)?;
+        if !left_out("writing the window's pages") {
+            file::fill_with_zeroes(fd.as_fd(), 0, len)?;
+        }
         let vault = map::memfd(vault, len as u64, 0)?;
         map::seal(vault.as_fd(), Sealed::Size)?;
         file::allocate(vault.as_fd(), len as u64)?;
@@ -167,10 +170,16 @@ impl Window {
         start: usize,
         len: usize,
     ) -> Result<usize, SysError> {
+        if left_out("holding before emptying") {
+            self.cut(file, start, len)?;
+        }
         let held = pipe.hold(file, start as u64, len)?;
-        match self.emptied {
-            Emptied::Short => file::truncate(file, start as u64)?,
-            Emptied::Ones => file::punch(file, start as u64, len)?,
+        if left_out("emptying before copying") {
+            pipe.pour(vault, start as u64, held)?;
+            return self.cut(file, start, len).map(|()| 0);
+        }
+        if !left_out("emptying") {
+            self.cut(file, start, len)?;
         }
         // From here on the pipe alone has the content.
         if self.emptied == Emptied::Ones {
@@ -180,6 +189,14 @@ impl Window {
         pipe.pour(vault, start as u64, held)?;
         file::fill_with_zeroes(vault, (start + held) as u64, len - held)?;
         Ok(len - held)
+    }
+
+    /// Takes the pages of a part out of the file: from `start` on, or `len` bytes.
+    fn cut(&self, file: BorrowedFd<'_>, start: usize, len: usize) -> Result<(), SysError> {
+        match self.emptied {
+            Emptied::Short => file::truncate(file, start as u64),
+            Emptied::Ones => file::punch(file, start as u64, len),
+        }
     }
 
     fn fill_up(&self, content: &mut Content) -> Result<(), SysError> {
