@@ -29,10 +29,9 @@ use crate::sys::pipe::Pipe;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// The most that is held at once, in bytes: what a pipe may be made to hold without privilege (`pipe-max-size`, pipe(7)).
-const HELD: usize = 1 << 20;
-/// With ones in place of nothing: a part reads as zeroes from its emptying until the ones are written.
-const HELD_FOR_ONES: usize = 64 << 10;
+/// What is held at once, in bytes: a huge page of a system whose base pages have 4 KiB. Any peer can put one into the
+/// window (MADV_COLLAPSE). Where only a part of one is emptied, the kernel zeroes that part, and the pipe would hold zeroes.
+const HELD: usize = 2 << 20;
 
 /// What a peer's access gets while the window is empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +77,7 @@ impl Window {
         let vault = map::memfd(vault, len as u64, 0)?;
         map::seal(vault.as_fd(), Sealed::Size)?;
         file::allocate(vault.as_fd(), len as u64)?;
-        let pipe = Pipe::new(len.min(if emptied == Emptied::Ones { HELD_FOR_ONES } else { HELD }))?;
+        let pipe = Pipe::new(len.min(HELD))?;
         let window = Self {
             file: KnownFile::new(map::dup(fd.as_fd())?),
             vault: KnownFile::new(vault),
@@ -191,10 +190,11 @@ impl Window {
         Ok(len - held)
     }
 
-    /// Takes the pages of a part out of the file: from `start` on, or `len` bytes.
+    /// Takes the pages of a part out of the file: from `start` on, or `len` bytes. A huge page at its end goes as a whole.
     fn cut(&self, file: BorrowedFd<'_>, start: usize, len: usize) -> Result<(), SysError> {
         match self.emptied {
             Emptied::Short => file::truncate(file, start as u64),
+            Emptied::Ones if start + len == self.len => file::punch(file, start as u64, len.next_multiple_of(HELD)),
             Emptied::Ones => file::punch(file, start as u64, len),
         }
     }

@@ -10,18 +10,82 @@ use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// An empty pipe.
+/// The most that one pipe is asked to hold, in bytes: more needs a privilege (`pipe-max-size`, pipe(7)).
+const ONE: usize = 1 << 20;
+/// The most pipes that are used as one: enough for 2 MiB in pipes of the default size.
+const MOST: usize = 32;
+
+/// Empty pipes that are used as one, in this order.
 #[derive(Debug)]
 pub(crate) struct Pipe {
-    read: KnownFile,
-    write: KnownFile,
-    /// How many bytes of whole pages it can hold.
+    pipes: Vec<One>,
+    /// How many bytes of whole pages they can hold.
     pub(crate) room: usize,
 }
 
+#[derive(Debug)]
+struct One {
+    read: KnownFile,
+    write: KnownFile,
+    room: usize,
+}
+
 impl Pipe {
-    /// A pipe with room for `want` bytes, or for as many as the user may have (`pipe-user-pages-soft`, pipe(7)).
+    /// With room for `want` bytes, or for as many as the user may have (`pipe-user-pages-soft`, pipe(7)).
     pub(crate) fn new(want: usize) -> Result<Self, SysError> {
+        let mut made = Self { pipes: Vec::new(), room: 0 };
+        while made.room < want && made.pipes.len() < MOST {
+            let one = One::new((want - made.room).min(ONE))?;
+            made.room += one.room;
+            made.pipes.push(one);
+        }
+        Ok(made)
+    }
+
+    /// Fails if other code has closed one.
+    pub(crate) fn check(&self) -> Result<(), SysError> {
+        self.pipes.iter().try_for_each(|one| one.read.get().and_then(|_| one.write.get()).map(drop))
+    }
+
+    /// Holds the pages of `file` from `offset` on, `len` bytes of them, at most its room. Both are multiples of the page
+    /// size. Returns how many bytes: fewer only where the file ends. If it ends inside of a page and grows meanwhile, the
+    /// rest is not held: parts of pages would take more slots than there are.
+    ///
+    /// A page that was never written (a hole, or only allocated) is held as zeroes, and not as what is stored to it later
+    /// (`shmem_file_splice_read`). Of a huge page, the part that is taken out of the file is zeroed first, and what is held
+    /// with it (`truncate_inode_partial_folio`).
+    pub(crate) fn hold(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<usize, SysError> {
+        let mut held = 0;
+        for one in &self.pipes {
+            let part = one.room.min(len - held);
+            let got = one.hold(file, offset + held as u64, part)?;
+            held += got;
+            if got < part {
+                break;
+            }
+        }
+        Ok(held)
+    }
+
+    /// Copies the `len` bytes that it holds into `file`, from `offset` on.
+    pub(crate) fn pour(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<(), SysError> {
+        let mut poured = 0;
+        for one in &self.pipes {
+            let part = one.room.min(len - poured);
+            one.pour(file, offset + poured as u64, part)?;
+            poured += part;
+        }
+        Ok(())
+    }
+
+    /// Lets go of whatever it holds.
+    pub(crate) fn clear(&self) {
+        self.pipes.iter().for_each(One::clear);
+    }
+}
+
+impl One {
+    fn new(want: usize) -> Result<Self, SysError> {
         may_fail("pipe2")?;
         let mut ends = [-1; 2];
         // SAFETY: writes two descriptors into the array.
@@ -42,18 +106,7 @@ impl Pipe {
         }
     }
 
-    /// Fails if other code has closed it.
-    pub(crate) fn check(&self) -> Result<(), SysError> {
-        self.read.get().and_then(|_| self.write.get()).map(drop)
-    }
-
-    /// Holds the pages of `file` from `offset` on, `len` bytes of them, at most its room. Both are multiples of the page
-    /// size. Returns how many bytes: fewer only where the file ends. If it ends inside of a page and grows meanwhile, the
-    /// rest is not held: parts of pages would take more slots than there are.
-    ///
-    /// A page that was never written (a hole, or only allocated) is held as zeroes, and not as what is stored to it later
-    /// (`shmem_file_splice_read`).
-    pub(crate) fn hold(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<usize, SysError> {
+    fn hold(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<usize, SysError> {
         let mut held = 0;
         while held < len && held % page_size() == 0 {
             may_fail("splice(from a file)")?;
@@ -80,8 +133,7 @@ impl Pipe {
         Ok(held)
     }
 
-    /// Copies the `len` bytes that it holds into `file`, from `offset` on.
-    pub(crate) fn pour(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<(), SysError> {
+    fn pour(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<(), SysError> {
         let mut poured = 0;
         while poured < len {
             may_fail("splice(to a file)")?;
@@ -108,8 +160,7 @@ impl Pipe {
         Ok(())
     }
 
-    /// Lets go of whatever it holds.
-    pub(crate) fn clear(&self) {
+    fn clear(&self) {
         let mut scrap = [0u8; 4096];
         while let Ok(read) = self.read.get() {
             // SAFETY: writes into the array, at most its length.

@@ -27,7 +27,7 @@ pub(crate) fn hunt(region: &Region, peer: &mut Logged, policy: OnDisabled, round
         // From time to time until it is known that the peer was refused, so that all it has stored is logged.
         let settle = round % 8 == 0;
         if settle && exact {
-            peer.wait(Head::Refused, 2);
+            refused(peer).map_err(|e| format!("round {round}: {e}"))?;
         }
         let logged = peer.page_words(0, pages);
         for page in 0..pages {
@@ -61,6 +61,19 @@ pub(crate) fn hunt(region: &Region, peer: &mut Logged, policy: OnDisabled, round
             }
         }
         peer.verdict()?;
+    }
+    Ok(())
+}
+
+/// Waits until two accesses have been refused: one may have begun before the region was disabled.
+fn refused(peer: &mut Logged) -> Result<(), String> {
+    let before = [Head::Refused, Head::Passes].map(|word| peer.head(word));
+    while peer.head(Head::Refused) < before[0] + 2 {
+        if peer.head(Head::Passes) > before[1] + 3 && peer.head(Head::Refused) < before[0] + 2 {
+            return Err("whole passes through all pages were not refused".to_owned());
+        }
+        peer.lives();
+        std::thread::sleep(std::time::Duration::from_micros(100));
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ mod g1_pins;
 mod g1_without_pause;
 mod g2_hunt;
 mod hostile;
+mod huge_pages;
 mod log;
 mod mutants;
 mod peer;
