@@ -70,6 +70,7 @@ impl Window {
     /// A window of `len` zero bytes, and its file; with the names of the window and of the vault. `len` is a multiple of the page size.
     pub(crate) fn make([name, vault]: [&CStr; 2], len: usize, emptied: Emptied) -> Result<(OwnedFd, Self), SysError> {
         let fd = map::memfd(name, len as u64, 0)?;
+        file::keep_from_other_users(fd.as_fd())?;
         map::seal(fd.as_fd(), if emptied == Emptied::Ones { Sealed::Size } else { Sealed::Nothing })?;
         if !left_out("writing the window's pages") {
             file::fill_with_zeroes(fd.as_fd(), 0, len)?;

@@ -8,7 +8,8 @@ use std::os::fd::OwnedFd;
 /// The rights of a descriptor that is handed to another process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShareAccess {
-    /// Mapping it for loads only. Its holder cannot delay a revocation.
+    /// Mapping it for loads only. Its holder cannot delay a revocation, if it is a process of another user without
+    /// `CAP_DAC_OVERRIDE`: all others can open the file anew by /proc/self/fd, for stores too.
     ReadOnly,
     /// Mapping it for loads and stores. Its holder can also write to, truncate and extend the file, which costs content
     /// while the region is enabled and nothing else, and can delay a revocation: see [`Region::share`].
@@ -28,8 +29,8 @@ pub enum ShareError {
     /// Called in a forked child.
     #[error("the region is the parent's: a forked child builds one of its own")]
     Forked,
-    /// The window could not be opened anew by /proc/self/fd.
-    #[error("no descriptor to share: {0}; is /proc mounted?")]
+    /// The window could not be opened anew by /proc/self/fd: only the user who built the region may.
+    #[error("no descriptor to share: {0}; is /proc mounted, and was the region built by this user?")]
     Sys(#[from] SysError),
 }
 

@@ -5,7 +5,7 @@ use crate::log::{Head, Logged};
 use crate::peer::Peer;
 use crate::support::{self, raw};
 use crate::{BEFORE, LEN, PAGE, POLICIES, SECRET, each, shared, untouched, withdraw, word, writable};
-use revocable_mmio::{AccessError, MapOptions, OnDisabled, Region, RevokeError};
+use revocable_mmio::{AccessError, MapOptions, OnDisabled, Region, RevokeError, ShareAccess};
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,6 +79,27 @@ fn holes_and_writes_reach_enabled_content_only() {
         untouched(region);
         assert_eq!(peer.ask("load-all a"), format!("{:#x} everywhere", word(SECRET)));
     });
+}
+
+/// By /proc/self/fd a descriptor can be opened anew with more rights, if the file's mode allows it. (Of a user who may do
+/// all to the owner's files it is asked in vain.)
+#[test]
+fn a_descriptor_for_loads_stays_one_for_another_user() {
+    const NOBODY: u32 = 65534;
+    support::start();
+    require!(support::is_root(), "not root: no process of another user");
+    for policy in POLICIES {
+        let region = shared(LEN, policy);
+        let window = region.share(ShareAccess::ReadOnly).expect("a descriptor can be had");
+        let Some(mut peer) = Peer::of_user(NOBODY, window, LEN) else { return };
+        assert_eq!(peer.ask("map-ro a 0"), "ok");
+        assert_eq!(peer.ask("reopen 0"), "EACCES");
+        assert_eq!(peer.ask("load-all a"), "0 everywhere");
+        // One for stores is that, whatever the mode says.
+        let sent = peer.control.send(writable(&region));
+        assert_eq!(peer.ask(&format!("map b {sent}")), "ok");
+        assert_eq!(peer.ask("store b 0x2808 0x77"), "ok");
+    }
 }
 
 /// The flags of an open file are the peer's own.

@@ -91,6 +91,6 @@ impl Logged {
     }
 
     pub(crate) fn pid(&self) -> i32 {
-        self.running.0.id().cast_signed()
+        i32::try_from(self.running.0.id()).expect("a pid")
     }
 }

@@ -186,8 +186,6 @@ static void obey(const char *line)
 		returned(fcntl(fd, F_SETFL, (int)a));
 	else if (IS("pwrite"))
 		returned(pwrite(fd, &b, sizeof b, (off_t)a));
-	else if (IS("user"))
-		returned(setgid((gid_t)fd) < 0 ? -1 : setuid((uid_t)fd));
 	else
 		reply("no such command: %s", verb);
 }

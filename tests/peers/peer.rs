@@ -11,6 +11,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -33,7 +34,17 @@ impl Peer {
     }
 
     pub(crate) fn without_mapping(window: impl Into<Stdio>, len: usize) -> Option<Self> {
+        Self::run(Command::new(program("peer")?), window, len)
+    }
+
+    /// The same as another user, for which the test must be root.
+    pub(crate) fn of_user(uid: u32, window: OwnedFd, len: usize) -> Option<Self> {
         let mut command = Command::new(program("peer")?);
+        command.uid(uid).gid(uid);
+        Self::run(command, window, len)
+    }
+
+    fn run(mut command: Command, window: impl Into<Stdio>, len: usize) -> Option<Self> {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         // The child has both as its standard input and output, where they are not close-on-exec.
         command.arg(len.to_string()).stdin(window).stdout(OwnedFd::from(theirs)).current_dir(std::env::temp_dir());
@@ -53,7 +64,7 @@ impl Peer {
     }
 
     pub(crate) fn pid(&self) -> i32 {
-        self.child.id().cast_signed()
+        i32::try_from(self.child.id()).expect("a pid")
     }
 
     /// Sends a signal, and waits until it stops or goes on by it.
@@ -106,8 +117,10 @@ impl Control {
         message.msg_control = space.as_mut_ptr().cast();
         // SAFETY: computes a size.
         message.msg_controllen = unsafe { libc::CMSG_SPACE(4) } as _;
+        // SAFETY: the message is whole.
+        let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
         // SAFETY: the space is larger than one header, and aligned as it needs.
-        let header = unsafe { &mut *libc::CMSG_FIRSTHDR(&raw const message) };
+        let header = unsafe { &mut *header };
         (header.cmsg_level, header.cmsg_type) = (libc::SOL_SOCKET, libc::SCM_RIGHTS);
         // SAFETY: computes a size.
         header.cmsg_len = unsafe { libc::CMSG_LEN(4) } as _;
