@@ -41,6 +41,9 @@ impl Region {
     /// calls that begin, KVM, forked children, pinned pages. Pages that it has pinned are not the region's any more after
     /// that.
     ///
+    /// If the owner's process ends while the region is disabled, nothing reaches the content any more. If it ends while the
+    /// region is enabled, the other processes keep what they have mapped: dropping the region, and disabling it, empties it.
+    ///
     /// A peer that may write can hold the file's lock for as long as a write(2) to the file takes, whose source may never
     /// arrive; a revocation waits for that.
     ///

@@ -1,8 +1,10 @@
 //! The owner's process is killed: what its peers have after that.
 
+use crate::g2_hunt::storer;
+use crate::log::Head;
 use crate::peer::{Control, Peer};
 use crate::support::{self, child};
-use crate::{BEFORE, LEN, POLICIES, SECRET, refused, shared, withdraw, word, writable};
+use crate::{BEFORE, LEN, PAGE, POLICIES, SECRET, refused, shared, withdraw, word, writable};
 use revocable_mmio::OnDisabled;
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
@@ -101,6 +103,34 @@ fn an_owner_killed_while_enabled_leaves_the_window() {
     });
 }
 
+/// Dropped in either state, with a peer that stores without pause.
+#[test]
+fn a_dropped_region_leaves_nothing_to_reach() {
+    support::start();
+    for policy in POLICIES {
+        for enabled in [true, false] {
+            let region = shared(LEN, policy);
+            region.owner().fill(0, SECRET, LEN).expect("it has memory");
+            let Some(mut peer) = Peer::new(writable(&region), LEN) else { return };
+            let Some(mut storer) = storer(&region, policy) else { return };
+            if !enabled {
+                region.disable().expect("it revokes");
+            }
+            drop(region);
+            storer.wait(Head::Passes, 2);
+            for page in 0..LEN / PAGE {
+                let got = peer.ask(&format!("load a {:#x}", page * PAGE + 0x800));
+                let refused = if policy == OnDisabled::AllOnes {
+                    format!("{:#x}", u64::MAX)
+                } else {
+                    format!("SIGBUS BUS_ADRERR at {:#x}", page * PAGE + 0x800)
+                };
+                assert_eq!(got, refused, "{policy:?}, dropped while enabled: {enabled}");
+            }
+        }
+    }
+}
+
 /// The content is reachable whole, in part, or not at all, and nothing of what it was while withdrawn.
 #[test]
 fn an_owner_killed_amid_changes_leaves_no_withdrawn_content() {
@@ -108,8 +138,8 @@ fn an_owner_killed_amid_changes_leaves_no_withdrawn_content() {
         with_owner("toggling", |peer, owner, _| {
             thread::sleep(Duration::from_millis(pause));
             owner.kill();
-            for page in 0..LEN / crate::PAGE {
-                let got = peer.ask(&format!("load a {:#x}", page * crate::PAGE));
+            for page in 0..LEN / PAGE {
+                let got = peer.ask(&format!("load a {:#x}", page * PAGE));
                 assert_ne!(got, format!("{:#x}", word(SECRET)));
             }
         });

@@ -3,7 +3,7 @@
 use crate::peer::Peer;
 use crate::support;
 use crate::{BEFORE, HUGE, LEN, SECRET, check, each, refused, refuses, shared, untouched, withdraw, word, writable};
-use revocable_mmio::{OnDisabled, Region, ShareAccess};
+use revocable_mmio::{OnDisabled, Region, ResetGroup, ShareAccess};
 
 #[test]
 fn an_inherited_descriptor() {
@@ -79,6 +79,39 @@ fn mappings_made_while_disabled() {
         for name in "abcd".chars() {
             assert_eq!(peer.ask(&format!("load-all {name}")), format!("{:#x} everywhere", word(SECRET)));
         }
+    });
+}
+
+/// A peer does not wait: nothing of the region's serves its faults.
+#[test]
+fn under_block_a_peer_gets_sigbus() {
+    support::start();
+    let region = shared(LEN, OnDisabled::Block);
+    region.owner().fill(0, BEFORE, LEN).expect("it has memory");
+    let Some(mut peer) = Peer::new(writable(&region), LEN) else { return };
+    check(&region, &mut peer, OnDisabled::Sigbus, "a");
+}
+
+/// Together with a region that is not shared, and with another one that is.
+#[test]
+fn regions_of_a_reset_group() {
+    each(|region, peer, policy| {
+        let plain = Region::builder(LEN).build().expect("it can be made");
+        let other = shared(LEN, policy);
+        let Some(mut neighbour) = Peer::new(writable(&other), LEN) else { return };
+        let group = ResetGroup::new([region, &plain, &other]);
+        group.disable().expect("it revokes");
+        region.owner().fill(0, SECRET, LEN).expect("it has memory");
+        for peer in [&mut *peer, &mut neighbour] {
+            assert_eq!(peer.ask("load-all a"), refused(policy));
+        }
+        untouched(region);
+        group.enable().expect("it restores");
+        assert_eq!(peer.ask("load-all a"), format!("{:#x} everywhere", word(SECRET)));
+        assert_eq!(neighbour.ask("load-all a"), "0 everywhere");
+        let during = group.reset(|_| [peer.ask("load-all a"), neighbour.ask("load-all a")]).expect("it resets");
+        assert_eq!(during, [refused(policy); 2], "during a reset");
+        assert_eq!(peer.ask("load-all a"), format!("{:#x} everywhere", word(SECRET)));
     });
 }
 
