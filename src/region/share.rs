@@ -8,7 +8,8 @@ use std::os::fd::OwnedFd;
 /// The rights of a descriptor that is handed to another process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShareAccess {
-    /// Mapping it for loads only. Its holder cannot delay a revocation, if it is a process of another user without
+    /// Mapping it for loads only. Its holder delays a revocation by no more than the kernel takes to visit its mappings:
+    /// 60,000 of 32 pages each took 0.4 to 0.7 s (Linux 6.18, 2 CPUs). That is so for a process of another user without
     /// `CAP_DAC_OVERRIDE`: all others can open the file anew by /proc/self/fd, for stores too.
     ReadOnly,
     /// Mapping it for loads and stores. Its holder can also write to, truncate and extend the file, which costs content

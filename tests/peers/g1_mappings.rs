@@ -4,6 +4,7 @@ use crate::peer::Peer;
 use crate::support;
 use crate::{BEFORE, HUGE, LEN, SECRET, check, each, refused, refuses, shared, untouched, withdraw, word, writable};
 use revocable_mmio::{OnDisabled, Region, ResetGroup, ShareAccess};
+use std::time::{Duration, Instant};
 
 #[test]
 fn an_inherited_descriptor() {
@@ -59,6 +60,32 @@ fn a_mapping_for_loads_only() {
         region.enable().expect("it restores");
         assert_eq!(peer.ask("load-all a"), format!("{:#x} everywhere", word(SECRET)));
     }
+}
+
+/// Thousands of mappings, by a peer that may only load. What that costs is printed: the kernel visits each of them.
+#[test]
+fn thousands_of_mappings() {
+    support::start();
+    for policy in crate::POLICIES {
+        let region = shared(LEN, policy);
+        let window = region.share(ShareAccess::ReadOnly).expect("a descriptor can be had");
+        let Some(mut peer) = Peer::without_mapping(window, LEN) else { return };
+        let few = toggled(&region);
+        let count = peer.number("many - 20000");
+        let many = toggled(&region);
+        println!("{policy:?}: disable and enable with no mapping {few:?}, with {count} {many:?}");
+        withdraw(&region);
+        assert_eq!(peer.ask("map-ro a 0"), "ok");
+        assert_eq!(peer.ask("load-all a"), refused(policy));
+    }
+}
+
+fn toggled(region: &Region) -> [Duration; 2] {
+    let since = Instant::now();
+    region.disable().expect("it revokes");
+    let disabled = since.elapsed();
+    region.enable().expect("it restores");
+    [disabled, since.elapsed() - disabled]
 }
 
 #[test]

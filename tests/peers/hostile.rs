@@ -116,16 +116,16 @@ fn flags_of_a_peers_descriptor_are_its_own() {
 }
 
 /// What a vandal does, by the letters of vandal.c, against an owner that withdraws and gives back.
-fn vandalised(ways: &str, policy: OnDisabled, time: Duration) {
+fn vandalised(ways: &str, policy: OnDisabled, len: usize, time: Duration) {
     let seed = seed();
-    let region = shared(LEN, policy);
+    let region = shared(len, policy);
     let neighbour = shared(LEN, policy);
     for at in (0..LEN).step_by(8) {
         neighbour.owner().write(at, NEIGHBOUR).expect("it has memory");
     }
-    let Some(mut vandal) = Logged::new("vandal", writable(&region), LEN, &[&seed.to_string(), ways]) else { return };
+    let Some(mut vandal) = Logged::new("vandal", writable(&region), len, &[&seed.to_string(), ways]) else { return };
     let stamp = format!("{STAMP:#x}");
-    let Some(prober) = Logged::new("prober", writable(&region), LEN, &["load", &stamp]) else { return };
+    let Some(prober) = Logged::new("prober", writable(&region), len, &["load", &stamp]) else { return };
     let end = AtomicBool::new(false);
     let mapping = region.map(MapOptions::new()).expect("it maps");
     let since = Instant::now();
@@ -136,7 +136,7 @@ fn vandalised(ways: &str, policy: OnDisabled, time: Duration) {
         // Own accesses fail, or are made: there is no signal.
         scope.spawn(|| {
             while !end.load(Ordering::Relaxed) {
-                for page in (0..LEN).step_by(PAGE) {
+                for page in (0..len).step_by(PAGE) {
                     for got in [mapping.read::<u64>(page), region.owner().read::<u64>(page)] {
                         assert_ne!(got, Ok(NEIGHBOUR), "{what}");
                     }
@@ -219,7 +219,7 @@ fn vandals_of_one_mind() {
     support::start();
     for policy in POLICIES {
         for ways in ["t", "h", "tr", "gr", "p", "a", "s", "w", "f", "fi", "m", "l"] {
-            vandalised(ways, policy, Duration::from_millis(60));
+            vandalised(ways, policy, LEN, Duration::from_millis(60));
         }
     }
 }
@@ -231,7 +231,9 @@ fn vandals_at_random() {
     // Past the test harness's capture.
     let _ = writeln!(std::io::stderr(), "fuzz: peers::vandals_at_random, seed {}", seed());
     for policy in POLICIES {
-        vandalised("thgrpaswfmlci", policy, support::stress_time(1000));
+        vandalised("thgrpaswfmlci", policy, LEN, support::stress_time(700));
+        // With huge pages.
+        vandalised("thgrpaswfmlci", policy, (4 << 20) + LEN, support::stress_time(300));
     }
 }
 

@@ -23,6 +23,8 @@ int main(int count, char **args)
 	const char *ways = args[3];
 	struct log *log = log_of(len);
 	char *at = map_window(WINDOW, len, PROT_READ | PROT_WRITE, MAP_SHARED);
+	char *to = map_window(-1, len + HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS);
+	at = mremap(at, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to + -(unsigned long)to % HUGE);
 	catch_faults();
 	log->at = (uint64_t)at;
 	uint64_t junk[512];
