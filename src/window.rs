@@ -96,7 +96,10 @@ impl Window {
     pub(crate) fn make([name, vault]: [&CStr; 2], len: usize, emptied: Emptied) -> Result<Self, SysError> {
         let fd = map::memfd(name, len as u64, 0)?;
         map::seal(fd.as_fd(), if emptied == Emptied::Ones { Sealed::Size } else { Sealed::Nothing })?;
-        file::fill_with_zeroes(fd.as_fd(), 0, len)?;
+        file::keep_from_other_users(fd.as_fd())?;
+        if !left_out("writing the window's pages") {
+            file::fill_with_zeroes(fd.as_fd(), 0, len)?;
+        }
         let vault = map::memfd(vault, len as u64, 0)?;
         map::seal(vault.as_fd(), Sealed::Size)?;
         file::allocate(vault.as_fd(), len)?;
@@ -237,12 +240,18 @@ impl Window {
             }
             let end = self.emptied_from();
             let start = (end - 1) / part_size() * part_size();
+            if left_out("holding before emptying") {
+                self.drop_part(file, start, end - start)?;
+            }
             let len = content.pipes.hold(file, start, end - start).inspect_err(|_| content.pipes.clear())?;
+            if left_out("emptying before copying") {
+                content.pipes.pour(vault, start, len)?;
+            }
             let emptied = file::fill_with_zeroes(vault, start + len, end - start - len)
                 .and_then(|()| self.drop_part(file, start, end - start));
             emptied.inspect_err(|_| content.pipes.clear())?;
             // From here on the pipes alone have the content.
-            content.held = Some(Held { at: start, len });
+            content.held = (!left_out("emptying before copying")).then_some(Held { at: start, len });
             self.emptied_from.store(start, Ordering::Release);
             self.lost.fetch_add(end - start - len, Ordering::Relaxed);
             self.keep_held(content, vault)?;
@@ -305,7 +314,9 @@ impl Window {
         match self.emptied {
             Emptied::Short => file::truncate(file, start),
             Emptied::Ones => {
-                file::punch(file, start, len)?;
+                // A huge page goes as a whole, beyond the file's end too.
+                let end = if start + len == self.len { len.next_multiple_of(part_size()) } else { len };
+                file::punch(file, start, end)?;
                 // Without memory for the ones the part reads as zeroes: just as unreachable.
                 let _ = file::fill_with_ones(file, start, len);
                 Ok(())

@@ -80,7 +80,7 @@ impl RegionBuilder {
     /// [`OnDisabled::Block`] only mappings of this process wait, and a peer gets SIGBUS. Each mapping of the region's own
     /// has its own policy, as always.
     ///
-    /// With all-ones a peer reads zeroes for the moment that it takes to write the ones, at most 64 KiB at a time, may read
+    /// With all-ones a peer reads zeroes for the moment that it takes to write the ones, at most 2 MiB at a time, may read
     /// a word that is half ones, and reads its own stores back until `enable()`.
     ///
     /// The region takes twice its length of memory, and 1 MiB at most of a pipe's buffer (pipe(7)). Its memory must be a

@@ -8,7 +8,9 @@ use std::os::fd::OwnedFd;
 /// The rights of a descriptor that is handed to another process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShareAccess {
-    /// Mapping it for loads only. Its holder cannot delay a revocation.
+    /// Mapping it for loads only. Its holder delays a revocation by no more than the kernel takes to visit its mappings:
+    /// 60,000 of 32 pages each took 0.4 to 0.7 s (Linux 6.18, 2 CPUs). That is so for a process of another user without
+    /// `CAP_DAC_OVERRIDE`: all others can open the file anew by /proc/self/fd, for stores too.
     ReadOnly,
     /// Mapping it for loads and stores. Its holder can also write to, truncate and extend the file, which costs content
     /// while the region is enabled and nothing else, and can delay a revocation: see [`Region::share`].
@@ -28,8 +30,8 @@ pub enum ShareError {
     /// Called in a forked child.
     #[error("the region is the parent's: a forked child builds one of its own")]
     Forked,
-    /// The window could not be opened anew by /proc/self/fd.
-    #[error("no descriptor to share: {0}; is /proc mounted?")]
+    /// The window could not be opened anew by /proc/self/fd: only the user who built the region may.
+    #[error("no descriptor to share: {0}; is /proc mounted, and was the region built by this user?")]
     Sys(#[from] SysError),
 }
 
@@ -39,6 +41,9 @@ impl Region {
     /// needs nothing of this crate, and what it does with the mapping is revoked with the region: loads, stores, system
     /// calls that begin, KVM, forked children, pinned pages. Pages that it has pinned are not the region's any more after
     /// that.
+    ///
+    /// If the owner's process ends while the region is disabled, nothing reaches the content any more. If it ends while the
+    /// region is enabled, the other processes keep what they have mapped: dropping the region, and disabling it, empties it.
     ///
     /// A peer that may write can hold the file's lock for as long as a write(2) to the file takes, whose source may never
     /// arrive; a revocation waits for that.

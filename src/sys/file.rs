@@ -69,6 +69,13 @@ fn fill(file: BorrowedFd<'_>, offset: usize, len: usize, part: &[u8]) -> Result<
     Ok(())
 }
 
+/// Lets only the file's user open it anew: whoever holds a descriptor of it could, by /proc/self/fd, with more rights than
+/// the descriptor has.
+pub(crate) fn keep_from_other_users(file: BorrowedFd<'_>) -> Result<(), SysError> {
+    may_fail("fchmod")?;
+    nix::sys::stat::fchmod(file, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| SysError::new("fchmod", e))
+}
+
 /// Another open file of the same inode, by /proc/self/fd (proc(5)).
 pub(crate) fn reopen(file: BorrowedFd<'_>, writable: bool) -> Result<OwnedFd, SysError> {
     may_fail("open(/proc/self/fd)")?;

@@ -43,7 +43,8 @@ impl Pipes {
     }
 
     /// Holds the pages of `file` from `offset` on, `len` bytes of them, at most the room. Both are multiples of the page
-    /// size. Returns how many bytes: fewer only where the file ends.
+    /// size. Returns how many bytes: fewer only where the file ends. If it ends inside of a page and grows meanwhile, the
+    /// rest is not held.
     ///
     /// A page that was never written (a hole, or only allocated) is held as zeroes, and not as what is stored to it later
     /// (`shmem_file_splice_read`).
@@ -125,7 +126,8 @@ impl Pipe {
 
     fn hold(&self, file: BorrowedFd<'_>, offset: usize, len: usize) -> Result<usize, SysError> {
         let mut held = 0;
-        while held < len {
+        // Parts of pages would take more slots than there are.
+        while held < len && held % page_size() == 0 {
             match splice(
                 "splice(from a file)",
                 (file, Some(offset + held)),
