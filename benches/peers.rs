@@ -21,8 +21,10 @@ use support::raw::{Bytes, Map, PAGE, memfd};
 use support::{Ratios, Samples, pick};
 
 const MIB: usize = 1 << 20;
-/// Numbers of peers and of own mappings, one of which is fixed while the other changes.
-const STAGES: [(usize, usize); 5] = [(1, 0), (1, 8), (1, 1), (8, 1), (64, 1)];
+/// Numbers of peers that may only read and of own mappings, one of which is fixed while the other changes. At last the
+/// peer may write; from then on another thread empties the window, since that peer could hold its lock.
+const STAGES: [(usize, usize, bool); 6] =
+    [(1, 0, false), (1, 8, false), (1, 1, false), (8, 1, false), (64, 1, false), (1, 1, true)];
 
 fn main() {
     if peer::was_peer() {
@@ -44,13 +46,15 @@ fn main() {
             case.conclude(&samples, &mut ratios);
         }
     }
-    samples.table("disable and enable of a shared region: peers (p), own mappings (m)");
+    samples.table("disable and enable of a shared region: peers (p; w: may write), own mappings (m)");
     ratios.print();
 }
 
 /// A memory that is taken away from other processes.
 trait Rival {
     fn name(&self) -> &'static str;
+    /// A descriptor for peers.
+    fn share(&self, writable: bool) -> File;
     fn file(&self) -> &File;
     fn map(&self) -> Own;
     fn take(&self);
@@ -84,6 +88,11 @@ impl Rival for Ours {
         "withdraw"
     }
 
+    fn share(&self, writable: bool) -> File {
+        let access = if writable { ShareAccess::ReadWrite } else { ShareAccess::ReadOnly };
+        self.region.share(access).expect("a descriptor").into()
+    }
+
     fn file(&self) -> &File {
         &self.file
     }
@@ -110,6 +119,10 @@ struct Plain(Bare, usize);
 impl Rival for Plain {
     fn name(&self) -> &'static str {
         "bare"
+    }
+
+    fn share(&self, _: bool) -> File {
+        self.0.window.try_clone().expect("a descriptor")
     }
 
     fn file(&self) -> &File {
@@ -182,9 +195,12 @@ impl Case {
         format!("{} {}", self.size, if self.all_ones() { "ones" } else { "sigbus" })
     }
 
-    fn stages(&self) -> impl Iterator<Item = (usize, usize, String)> {
-        let stages = STAGES.into_iter().filter(|(peers, _)| *peers <= pick(64, 8));
-        stages.map(|(peers, own)| (peers, own, format!("{} {peers}p {own}m", self.name())))
+    fn stages(&self) -> impl Iterator<Item = (usize, usize, bool, String)> {
+        let stages = STAGES.into_iter().filter(|(peers, ..)| *peers <= pick(64, 8));
+        stages.map(|(peers, own, writes)| {
+            let kind = if writes { "w" } else { "p" };
+            (peers, own, writes, format!("{} {peers}{kind} {own}m", self.name()))
+        })
     }
 
     /// All stages. `ours_first` says which rival gets its memory first.
@@ -192,7 +208,7 @@ impl Case {
         let Self { len, policy, .. } = *self;
         let early = (!ours_first).then(|| Bare::new(len, self.all_ones()));
         let region = Region::builder(len).shared(policy).name("measured").build().expect("a region");
-        let file = File::from(region.share(ShareAccess::ReadWrite).expect("a descriptor"));
+        let file = File::from(region.share(ShareAccess::ReadOnly).expect("a descriptor"));
         let ours = Ours { region, file };
         if ours_first {
             memory(&ours, &self.name().replace(' ', "_"), ratios);
@@ -201,11 +217,14 @@ impl Case {
         let both = [&ours as &dyn Rival, &plain];
         let mut rivals = both.map(|rival| Mapped { rival, own: Vec::new(), peers: Vec::new() });
         let copy = Copy::new(len);
-        for (peers, own, stage) in self.stages() {
+        for (peers, own, writes, stage) in self.stages() {
             for Mapped { rival, own: owns, peers: all } in &mut rivals {
                 owns.clear();
                 owns.extend((0..own).map(|_| rival.map()));
-                all.extend((all.len()..peers).map(|_| Peer::start(rival.file(), len)));
+                if writes {
+                    all.clear();
+                }
+                all.extend((all.len()..peers).map(|_| Peer::start(&rival.share(writes), len, writes)));
             }
             for round in 0..=rounds {
                 // The first round warms up.
@@ -223,7 +242,7 @@ impl Case {
 
     fn conclude(&self, samples: &Samples, ratios: &mut Ratios) {
         let at_most = if self.len >= MIB { 1.2 } else { 1.5 };
-        for (_, _, stage) in self.stages() {
+        for (_, _, _, stage) in self.stages() {
             for what in ["disable", "enable"] {
                 let [ours, bare] = ["withdraw", "bare"].map(|name| format!("{what} {stage} {name}"));
                 let name = format!("peers.{what}_{}", stage.replace(' ', "_"));
