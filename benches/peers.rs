@@ -21,8 +21,10 @@ use support::raw::{Bytes, Map, PAGE, memfd};
 use support::{Ratios, Samples, pick};
 
 const MIB: usize = 1 << 20;
-/// Numbers of peers and of own mappings, one of which is fixed while the other changes.
-const STAGES: [(usize, usize); 5] = [(1, 0), (1, 8), (1, 1), (8, 1), (64, 1)];
+/// Numbers of peers that may only read and of own mappings, one of which is fixed while the other changes. At last the
+/// peer may write; from then on another thread empties the window, since that peer could hold its lock.
+const STAGES: [(usize, usize, bool); 6] =
+    [(1, 0, false), (1, 8, false), (1, 1, false), (8, 1, false), (64, 1, false), (1, 1, true)];
 
 fn main() {
     if peer::was_peer() {
@@ -30,22 +32,29 @@ fn main() {
     }
     let mut samples = Samples::default();
     let mut ratios = Ratios::default();
-    let sizes: &[(&str, usize, u32)] = pick(
-        &[("4k", PAGE, 300), ("64k", 64 << 10, 300), ("1m", MIB, 100), ("16m", 16 * MIB, 25), ("256m", 256 * MIB, 5)],
-        &[("4k", PAGE, 7), ("1m", MIB, 7)],
+    let sizes: &[(&'static str, usize, u32)] = pick(
+        &[("4k", PAGE, 200), ("64k", 64 << 10, 200), ("1m", MIB, 60), ("16m", 16 * MIB, 15), ("256m", 256 * MIB, 4)],
+        &[("4k", PAGE, 5), ("1m", MIB, 5)],
     );
     for (size, len, rounds) in sizes {
         for policy in [OnDisabled::Sigbus, OnDisabled::AllOnes] {
-            one_size((size, *len), policy, *rounds, &mut samples, &mut ratios);
+            let case = Case { size, len: *len, policy };
+            // The memory that one gets first may be the faster one, for as long as it has it.
+            for ours_first in [true, false] {
+                case.run(*rounds, ours_first, &mut samples, &mut ratios);
+            }
+            case.conclude(&samples, &mut ratios);
         }
     }
-    samples.table("disable and enable of a shared region: peers (p), own mappings (m)");
+    samples.table("disable and enable of a shared region: peers (p; w: may write), own mappings (m)");
     ratios.print();
 }
 
 /// A memory that is taken away from other processes.
 trait Rival {
     fn name(&self) -> &'static str;
+    /// A descriptor for peers.
+    fn share(&self, writable: bool) -> File;
     fn file(&self) -> &File;
     fn map(&self) -> Own;
     fn take(&self);
@@ -79,6 +88,11 @@ impl Rival for Ours {
         "withdraw"
     }
 
+    fn share(&self, writable: bool) -> File {
+        let access = if writable { ShareAccess::ReadWrite } else { ShareAccess::ReadOnly };
+        self.region.share(access).expect("a descriptor").into()
+    }
+
     fn file(&self) -> &File {
         &self.file
     }
@@ -105,6 +119,10 @@ struct Plain(Bare, usize);
 impl Rival for Plain {
     fn name(&self) -> &'static str {
         "bare"
+    }
+
+    fn share(&self, _: bool) -> File {
+        self.0.window.try_clone().expect("a descriptor")
     }
 
     fn file(&self) -> &File {
@@ -161,47 +179,84 @@ impl Mapped<'_> {
     }
 }
 
-fn one_size((size, len): (&str, usize), policy: OnDisabled, rounds: u32, samples: &mut Samples, ratios: &mut Ratios) {
-    let kind = if policy == OnDisabled::AllOnes { "ones" } else { "sigbus" };
-    let region = Region::builder(len).shared(policy).name("measured").build().expect("a region");
-    let file = File::from(region.share(ShareAccess::ReadWrite).expect("a descriptor"));
-    let ours = Ours { region, file };
-    let plain = Plain(Bare::new(len, policy == OnDisabled::AllOnes), len);
-    memory(&ours, &format!("{size}_{kind}"), ratios);
-    let mut rivals = [&ours as &dyn Rival, &plain].map(|rival| Mapped { rival, own: Vec::new(), peers: Vec::new() });
-    let copy = Copy::new(len);
-    let most = pick(64, 8);
-    for (peers, own) in STAGES.into_iter().filter(|(peers, _)| *peers <= most) {
-        for Mapped { rival, own: owns, peers: all } in &mut rivals {
-            owns.clear();
-            owns.extend((0..own).map(|_| rival.map()));
-            all.extend((all.len()..peers).map(|_| Peer::start(rival.file(), len)));
+/// Size by name and in bytes, and policy.
+struct Case {
+    size: &'static str,
+    len: usize,
+    policy: OnDisabled,
+}
+
+impl Case {
+    fn all_ones(&self) -> bool {
+        self.policy == OnDisabled::AllOnes
+    }
+
+    fn name(&self) -> String {
+        format!("{} {}", self.size, if self.all_ones() { "ones" } else { "sigbus" })
+    }
+
+    fn stages(&self) -> impl Iterator<Item = (usize, usize, bool, String)> {
+        let stages = STAGES.into_iter().filter(|(peers, ..)| *peers <= pick(64, 8));
+        stages.map(|(peers, own, writes)| {
+            let kind = if writes { "w" } else { "p" };
+            (peers, own, writes, format!("{} {peers}{kind} {own}m", self.name()))
+        })
+    }
+
+    /// All stages. `ours_first` says which rival gets its memory first.
+    fn run(&self, rounds: u32, ours_first: bool, samples: &mut Samples, ratios: &mut Ratios) {
+        let Self { len, policy, .. } = *self;
+        let early = (!ours_first).then(|| Bare::new(len, self.all_ones()));
+        let region = Region::builder(len).shared(policy).name("measured").build().expect("a region");
+        let file = File::from(region.share(ShareAccess::ReadOnly).expect("a descriptor"));
+        let ours = Ours { region, file };
+        if ours_first {
+            memory(&ours, &self.name().replace(' ', "_"), ratios);
         }
-        let stage = format!("{size} {kind} {peers}p {own}m");
-        for round in 0..=rounds {
-            // The first round warms up.
-            let mut nothing = Samples::default();
-            let samples = if round == 0 { &mut nothing } else { &mut *samples };
-            rivals.iter().for_each(|one| one.measure(len, policy, round.to_le_bytes()[0], &stage, samples));
-            // Then the other one is the first.
-            rivals.rotate_left(1);
-            let since = Instant::now();
-            copy.run();
-            samples.record(&format!("copy {size}"), 1, since.elapsed());
-        }
-        let at_most = if len >= MIB { 1.2 } else { 1.5 };
-        for what in ["disable", "enable"] {
-            let [ours, bare] = ["withdraw", "bare"].map(|name| format!("{what} {stage} {name}"));
-            let name = format!("peers.{what}_{}", stage.replace(' ', "_"));
-            ratios.of(samples, &format!("{name}/bare"), &ours, &bare, Some(at_most));
-            ratios.of(samples, &format!("{name}/copy"), &ours, &format!("copy {size}"), None);
+        let plain = Plain(early.unwrap_or_else(|| Bare::new(len, self.all_ones())), len);
+        let both = [&ours as &dyn Rival, &plain];
+        let mut rivals = both.map(|rival| Mapped { rival, own: Vec::new(), peers: Vec::new() });
+        let copy = Copy::new(len);
+        for (peers, own, writes, stage) in self.stages() {
+            for Mapped { rival, own: owns, peers: all } in &mut rivals {
+                owns.clear();
+                owns.extend((0..own).map(|_| rival.map()));
+                if writes {
+                    all.clear();
+                }
+                all.extend((all.len()..peers).map(|_| Peer::start(&rival.share(writes), len, writes)));
+            }
+            for round in 0..=rounds {
+                // The first round warms up.
+                let mut nothing = Samples::default();
+                let samples = if round == 0 { &mut nothing } else { &mut *samples };
+                rivals.iter().for_each(|one| one.measure(len, policy, round.to_le_bytes()[0], &stage, samples));
+                // Then the other one is the first.
+                rivals.rotate_left(1);
+                let since = Instant::now();
+                copy.run();
+                samples.record(&format!("copy {}", self.size), 1, since.elapsed());
+            }
         }
     }
-    for rival in ["withdraw", "bare"] {
-        let at = |peers: usize| samples.p50(&format!("disable {size} {kind} {peers}p 1m {rival}"));
-        if let (Some(one), Some(many)) = (at(1), at(most)) {
-            let each = (many - one) / (most - 1) as f64;
-            println!("one more peer of {size}, {kind}, {rival}: {} of {}", nanos(each), nanos(one));
+
+    fn conclude(&self, samples: &Samples, ratios: &mut Ratios) {
+        let at_most = if self.len >= MIB { 1.2 } else { 1.5 };
+        for (_, _, _, stage) in self.stages() {
+            for what in ["disable", "enable"] {
+                let [ours, bare] = ["withdraw", "bare"].map(|name| format!("{what} {stage} {name}"));
+                let name = format!("peers.{what}_{}", stage.replace(' ', "_"));
+                ratios.of(samples, &format!("{name}/bare"), &ours, &bare, Some(at_most));
+                ratios.of(samples, &format!("{name}/copy"), &ours, &format!("copy {}", self.size), None);
+            }
+        }
+        let most = pick(64, 8);
+        for rival in ["withdraw", "bare"] {
+            let at = |peers: usize| samples.p50(&format!("disable {} {peers}p 1m {rival}", self.name()));
+            if let (Some(one), Some(many)) = (at(1), at(most)) {
+                let each = nanos((many - one) / (most - 1) as f64);
+                println!("disable {}, {rival}: {} with one peer, {each} for each more", self.name(), nanos(one));
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Another process that maps a file: the bench's own binary, run again.
 
 use super::raw::{Bytes, Map, PAGE};
+use nix::libc::{PROT_READ, PROT_WRITE};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -16,13 +17,17 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// A process that maps `len` bytes of `file`.
-    pub(crate) fn start(file: &impl AsFd, len: usize) -> Self {
+    /// A process that maps `len` bytes of `file`, for stores too if it is `writable`.
+    pub(crate) fn start(file: &impl AsFd, len: usize, writable: bool) -> Self {
         let (line, its) = UnixStream::pair().expect("a socket pair");
         let file = file.as_fd().try_clone_to_owned().expect("a descriptor");
         let program = std::env::current_exe().expect("the bench's binary");
         let mut command = Command::new(program);
-        command.args([ARGUMENT, &len.to_string()]).stdin(file).stdout(Stdio::from(OwnedFd::from(its)));
+        let rights = if writable { PROT_READ | PROT_WRITE } else { PROT_READ };
+        command
+            .args([ARGUMENT, &len.to_string(), &rights.to_string()])
+            .stdin(file)
+            .stdout(Stdio::from(OwnedFd::from(its)));
         Self { child: command.spawn().expect("a process"), line: Some(line) }
     }
 
@@ -52,7 +57,8 @@ pub(crate) fn was_peer() -> bool {
         return false;
     }
     let len = args.next().and_then(|len| len.parse().ok()).expect("a length");
-    let map = Map::new(io::stdin().as_fd(), len, PAGE);
+    let rights = args.next().and_then(|rights| rights.parse().ok()).expect("access rights");
+    let map = Map::with_rights(io::stdin().as_fd(), len, PAGE, rights);
     let line = UnixStream::from(io::stdout().as_fd().try_clone_to_owned().expect("a descriptor"));
     let mut told = [0];
     while (&line).read_exact(&mut told).is_ok() {

@@ -44,6 +44,7 @@ pub(crate) fn splice(from: (BorrowedFd<'_>, Option<u64>), to: (BorrowedFd<'_>, O
 pub(crate) struct Map {
     at: *mut u8,
     len: usize,
+    rights: libc::c_int,
     whole: (*mut u8, usize),
 }
 
@@ -55,6 +56,10 @@ unsafe impl Sync for Map {}
 impl Map {
     /// At a multiple of `align`, without huge pages.
     pub(crate) fn new(fd: BorrowedFd<'_>, len: usize, align: usize) -> Self {
+        Self::with_rights(fd, len, align, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    pub(crate) fn with_rights(fd: BorrowedFd<'_>, len: usize, align: usize, rights: libc::c_int) -> Self {
         let reserved = len + align;
         // SAFETY: without MAP_FIXED the kernel picks a free address.
         let start = unsafe {
@@ -70,7 +75,7 @@ impl Map {
         assert_ne!(start, libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
         let start = start.cast::<u8>();
         let at = start.wrapping_add(start.align_offset(align));
-        let map = Self { at, len, whole: (start, reserved) };
+        let map = Self { at, len, rights, whole: (start, reserved) };
         map.fill(fd);
         map
     }
@@ -79,14 +84,7 @@ impl Map {
     pub(crate) fn fill(&self, fd: BorrowedFd<'_>) {
         // SAFETY: the range is inside of the reservation made above.
         let at = unsafe {
-            libc::mmap(
-                self.at.cast(),
-                self.len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_FIXED,
-                fd.as_raw_fd(),
-                0,
-            )
+            libc::mmap(self.at.cast(), self.len, self.rights, libc::MAP_SHARED | libc::MAP_FIXED, fd.as_raw_fd(), 0)
         };
         assert_ne!(at, libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
         // Hugetlb does not support this advice, and does not need it.
