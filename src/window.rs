@@ -308,15 +308,16 @@ impl Window {
 
     /// Takes a part out of the window, whatever becomes of its content.
     fn drop_part(&self, file: BorrowedFd<'_>, start: usize, len: usize) -> Result<(), SysError> {
-        if left_out("emptying") {
-            return Ok(());
-        }
+        let left_out = left_out("emptying");
         match self.emptied {
+            Emptied::Short if left_out => Ok(()),
             Emptied::Short => file::truncate(file, start),
             Emptied::Ones => {
                 // A huge page goes as a whole, beyond the file's end too.
-                let end = if start + len == self.len { len.next_multiple_of(part_size()) } else { len };
-                file::punch(file, start, end)?;
+                let whole = if start + len == self.len { len.next_multiple_of(part_size()) } else { len };
+                if !left_out {
+                    file::punch(file, start, whole)?;
+                }
                 // Without memory for the ones the part reads as zeroes: just as unreachable.
                 let _ = file::fill_with_ones(file, start, len);
                 Ok(())

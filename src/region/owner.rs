@@ -146,7 +146,7 @@ impl OwnerView {
         loop {
             let before = self.moves();
             let done = access();
-            if is_whole(&done) || before.is_multiple_of(2) && before == self.moves() {
+            if is_whole(&done) || before % 2 == 0 && before == self.moves() {
                 return done;
             }
             self.wait_for_a_move();
