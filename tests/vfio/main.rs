@@ -19,6 +19,7 @@ mod dma;
 mod kicks;
 mod mapped;
 mod parts;
+mod peers;
 mod power;
 mod races;
 mod resets;
@@ -53,6 +54,9 @@ fn replay(strategy: Strategy) {
     config::sizes(&mut suite);
     config::writes(&mut suite);
     power::virtual_functions(&mut suite);
+    if strategy == Strategy::Withdraw {
+        peers::second_process(&mut suite);
+    }
     if let Err(wrong) = suite.finish() {
         panic!("{wrong}");
     }
@@ -71,4 +75,9 @@ fn zap_does_what_the_driver_was_seen_to_do() {
 #[test]
 fn replace_does_what_the_driver_was_seen_to_do() {
     replay(Strategy::Replace);
+}
+
+#[test]
+fn withdraw_does_what_the_driver_was_seen_to_do() {
+    replay(Strategy::Withdraw);
 }
