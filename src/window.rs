@@ -46,7 +46,7 @@ fn part_size() -> usize {
     page_size() * (page_size() / 8)
 }
 
-/// How long an emptying under way waits for a peer's system call.
+/// How long an emptying under way waits for a peer's system call, if no part is emptied meanwhile.
 const GRACE: Duration = Duration::from_millis(100);
 
 /// What a peer's access gets while the window is empty.
@@ -166,7 +166,7 @@ impl Window {
         let window = Arc::clone(self);
         // It changes nothing, and needs the lock.
         let look = move || window.file.get().and_then(|file| file::punch(file, window.len, page_size()));
-        worker.run(look, || (), || (), patience).is_some()
+        worker.run(look, || (), || (), patience, || None).is_some()
     }
 
     /// A peer's system call has kept an emptying waiting that was given up, and still does.
@@ -183,6 +183,7 @@ impl Window {
     pub(crate) fn empty(self: &Arc<Self>) -> Result<(), SysError> {
         let Some(worker) = self.worker.get() else { return self.empty_here() };
         let [run, stop, undo] = [(); 3].map(|()| Arc::clone(self));
+        let mut reached = self.emptied_from();
         let emptied = worker.run(
             move || run.empty_here(),
             move || stop.abandoned.store(true, Ordering::Release),
@@ -191,6 +192,10 @@ impl Window {
                 undo.abandoned.store(false, Ordering::Release);
             },
             Instant::now().checked_add(GRACE),
+            || {
+                let before = std::mem::replace(&mut reached, self.emptied_from());
+                if before == reached { None } else { Instant::now().checked_add(GRACE) }
+            },
         );
         emptied.unwrap_or(Err(SysError::new("ftruncate", Errno::EBUSY)))
     }

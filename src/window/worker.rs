@@ -45,20 +45,22 @@ impl Worker {
         Ok(Self(desk))
     }
 
-    /// Has `call` made, and returns its result. If it takes longer than until `deadline` (`None`: waits for ever), the
-    /// caller leaves: `abandon` is called at once, the worker calls `undo` when `call` has returned, and until then it takes
-    /// no other call. Returns `None` then, and also if an earlier call is still under way at the deadline.
+    /// Has `call` made, and returns its result. If it takes longer than until `deadline` (`None`: waits for ever), and
+    /// `later` gives no later deadline then, the caller leaves: `abandon` is called at once, the worker calls `undo` when
+    /// `call` has returned, and until then it takes no other call. Returns `None` then, and also if an earlier call is
+    /// still under way at the deadline.
     pub(super) fn run(
         &self,
         call: impl FnOnce() -> Done + Send + 'static,
         abandon: impl FnOnce(),
         undo: impl FnOnce() + Send + 'static,
         deadline: Option<Instant>,
+        mut later: impl FnMut() -> Option<Instant>,
     ) -> Option<Done> {
         let Desk { state, changed } = &*self.0;
         let mut state = state.lock();
         // False at the deadline.
-        let wait = |state: &mut parking_lot::MutexGuard<'_, State>| match deadline {
+        let wait = |state: &mut parking_lot::MutexGuard<'_, State>, deadline| match deadline {
             Some(deadline) => !changed.wait_until(state, deadline).timed_out(),
             None => {
                 changed.wait(state);
@@ -66,13 +68,19 @@ impl Worker {
             }
         };
         while !matches!(state.task, Task::None) {
-            if !wait(&mut state) && !matches!(state.task, Task::None) {
+            if !wait(&mut state, deadline) && !matches!(state.task, Task::None) {
                 return None;
             }
         }
         state.task = Task::Asked { call: Box::new(call), undo: Box::new(undo) };
         changed.notify_all();
-        while wait(&mut state) && !matches!(state.task, Task::Done(_)) {}
+        let mut until = deadline;
+        while !matches!(state.task, Task::Done(_)) {
+            if !wait(&mut state, until) && matches!(state.task, Task::UnderWay | Task::Asked { .. }) {
+                let Some(next) = later() else { break };
+                until = Some(next);
+            }
+        }
         match std::mem::take(&mut state.task) {
             Task::Done(done) => {
                 changed.notify_all();
@@ -129,5 +137,38 @@ impl Desk {
                 }
             }
         }
+    }
+}
+
+#[cfg(all(test, not(revocable_model)))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    /// A worker whose call takes 1.5 seconds, with half a second of patience at a time.
+    fn slow_call(later: impl FnOnce(&AtomicUsize) -> bool + Copy) -> Option<Done> {
+        let steps = Arc::new(AtomicUsize::new(0));
+        let its = Arc::clone(&steps);
+        let call = move || {
+            for _ in 0..15 {
+                std::thread::sleep(Duration::from_millis(100));
+                its.fetch_add(1, Ordering::SeqCst);
+            }
+            Ok(())
+        };
+        let deadline = || Instant::now() + Duration::from_millis(500);
+        let worker = Worker::start().expect("a thread");
+        worker.run(call, || (), || (), Some(deadline()), || later(&steps).then(deadline))
+    }
+
+    #[test]
+    fn a_call_that_gets_on_is_waited_for_however_long_it_takes() {
+        assert_eq!(slow_call(|steps| steps.swap(0, Ordering::SeqCst) > 0), Some(Ok(())));
+    }
+
+    #[test]
+    fn a_call_that_does_not_get_on_is_left() {
+        assert_eq!(slow_call(|_| false), None);
     }
 }
