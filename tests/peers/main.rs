@@ -19,7 +19,6 @@ mod mutants;
 mod peer;
 mod programs;
 
-use nix::libc;
 use peer::Peer;
 use revocable_mmio::{OnDisabled, Region, ShareAccess};
 use std::os::fd::OwnedFd;
@@ -116,6 +115,3 @@ fn refuses(region: &Region, peer: &mut Peer, policy: OnDisabled, mappings: &str)
     }
     untouched(region);
 }
-
-/// madvise(2)'s advice by number, for a peer.
-const HUGE: i32 = libc::MADV_HUGEPAGE;
