@@ -14,6 +14,7 @@ mod g1_without_pause;
 mod g2_hunt;
 mod hostile;
 mod huge_pages;
+mod limits;
 mod log;
 mod mutants;
 mod peer;
