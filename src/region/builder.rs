@@ -83,7 +83,7 @@ impl RegionBuilder {
     /// With all-ones a peer reads zeroes for the moment that it takes to write the ones, at most 2 MiB at a time, may read
     /// a word that is half ones, and reads its own stores back until `enable()`.
     ///
-    /// The region takes twice its length of memory, and 1 MiB at most of a pipe's buffer (pipe(7)). Its memory must be a
+    /// The region takes twice its length of memory, and 2 MiB at most of the buffers of pipes (pipe(7)). Its memory must be a
     /// memfd of its own ([`Backing::Memfd`]).
     pub fn shared(mut self, peers: OnDisabled) -> Self {
         self.strategy = Some(Strategy::Withdraw);

@@ -55,7 +55,8 @@ struct Moving {
     view: View,
     /// Odd during a move.
     moves: AtomicUsize,
-    /// The address was given out: accesses that the crate does not make have to wait too.
+    /// The address was given out: accesses that the crate does not make have to wait too. True from the start where the
+    /// crate's own cannot recover.
     given_out: AtomicBool,
 }
 
@@ -93,7 +94,7 @@ impl OwnerView {
             accessors_only: false,
         })?;
         view.restore(Some(file))?;
-        let moving = Moving { view, moves: AtomicUsize::new(0), given_out: AtomicBool::new(false) };
+        let moving = Moving { view, moves: AtomicUsize::new(0), given_out: AtomicBool::new(!raw::RECOVERABLE) };
         let asks = !raw::RECOVERABLE;
         let mapped_in = Identity::current();
         Ok(Self { at: Place::Moving(Box::new(moving)), mapped_in, of_device: false, asks, page: page_size() })

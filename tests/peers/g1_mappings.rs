@@ -2,7 +2,8 @@
 
 use crate::peer::Peer;
 use crate::support;
-use crate::{BEFORE, HUGE, LEN, SECRET, check, each, refused, refuses, shared, untouched, withdraw, word, writable};
+use crate::{BEFORE, LEN, SECRET, check, each, refused, refuses, shared, untouched, withdraw, word, writable};
+use nix::libc::{MADV_HUGEPAGE, MADV_POPULATE_WRITE};
 use revocable_mmio::{OnDisabled, Region, ResetGroup, ShareAccess};
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,7 @@ fn a_mapping_that_was_moved_mapped_twice_locked_or_advised() {
         assert_eq!(peer.ask("map c 0"), "ok");
         assert_eq!(peer.ask("lock c"), "0");
         assert_eq!(peer.ask("map d 0"), "ok");
-        peer.ask(&format!("advise d {HUGE}"));
+        peer.ask(&format!("advise d {MADV_HUGEPAGE}"));
         check(region, peer, policy, "abcd");
     });
 }
@@ -100,7 +101,7 @@ fn mappings_made_while_disabled() {
         assert_eq!(peer.ask("remap d"), "ok");
         // Locking needs the pages.
         peer.ask("lock c");
-        peer.ask(&format!("advise c {}", nix::libc::MADV_POPULATE_WRITE));
+        peer.ask(&format!("advise c {MADV_POPULATE_WRITE}"));
         refuses(region, peer, policy, "abcd");
         region.enable().expect("it restores");
         for name in "abcd".chars() {

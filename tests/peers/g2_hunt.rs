@@ -189,3 +189,34 @@ fn no_store_is_lost_beside_the_owners_view_and_own_mappings() {
         assert!(done.load(Ordering::Relaxed) > 0, "the owner's view was not used");
     }
 }
+
+/// By accessors alone: the pointer has not been given out.
+#[test]
+fn the_owners_accessors_wait_for_a_move() {
+    const LEN: usize = 256 * PAGE;
+    support::start();
+    for policy in POLICIES {
+        let region = shared(LEN, policy);
+        let end = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let (end, region) = (&end, &region);
+            scope.spawn(move || {
+                let mut copy = vec![0; 8 * PAGE];
+                for n in (0_u64..).take_while(|_| !end.load(Ordering::Relaxed)) {
+                    let at = usize::try_from(n).expect("few") % 240 * PAGE;
+                    region.owner().write(at, n).expect("it waits");
+                    assert_eq!(region.owner().read::<u64>(at), Ok(n));
+                    region.owner().read_slice(at, &mut copy).expect("it waits");
+                    region.owner().write_slice(at, &copy).expect("it waits");
+                }
+            });
+            for _ in 0..100 {
+                let toggled = region.disable().and_then(|_| region.enable());
+                // Before a panic, too: the scope waits for the thread.
+                end.fetch_or(toggled.is_err(), Ordering::Relaxed);
+                toggled.expect("nothing is in the way");
+            }
+            end.store(true, Ordering::Relaxed);
+        });
+    }
+}

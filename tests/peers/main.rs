@@ -14,12 +14,12 @@ mod g1_without_pause;
 mod g2_hunt;
 mod hostile;
 mod huge_pages;
+mod limits;
 mod log;
 mod mutants;
 mod peer;
 mod programs;
 
-use nix::libc;
 use peer::Peer;
 use revocable_mmio::{OnDisabled, Region, ShareAccess};
 use std::os::fd::OwnedFd;
@@ -116,6 +116,3 @@ fn refuses(region: &Region, peer: &mut Peer, policy: OnDisabled, mappings: &str)
     }
     untouched(region);
 }
-
-/// madvise(2)'s advice by number, for a peer.
-const HUGE: i32 = libc::MADV_HUGEPAGE;
