@@ -4,9 +4,9 @@
 //! descriptor sees all-ones, and never the memory of the next.
 
 use super::connection::Connection;
-use super::device;
+use super::device::Device;
 use super::session::Session;
-use revocable_mmio::pci::{PciDevice, PciError};
+use revocable_mmio::pci::PciError;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -19,7 +19,7 @@ use std::time::Duration;
 /// # Errors
 /// The device could not be made. What a client does wrong is said, and no error.
 pub(crate) fn serve(stream: UnixStream, every: Option<Duration>, say: &(dyn Fn(&str) + Sync)) -> Result<(), PciError> {
-    let made = device::make()?;
+    let made = Device::make()?;
     let device = &made;
     say("a client has connected");
     let (ends, ended) = channel::<()>();
@@ -35,7 +35,7 @@ pub(crate) fn serve(stream: UnixStream, every: Option<Duration>, say: &(dyn Fn(&
     Ok(())
 }
 
-fn commands(stream: UnixStream, device: &PciDevice, say: &(dyn Fn(&str) + Sync)) -> io::Result<()> {
+fn commands(stream: UnixStream, device: &Device, say: &(dyn Fn(&str) + Sync)) -> io::Result<()> {
     let mut connection = Connection::new(stream)?;
     let mut session = Session::new(device, say);
     while let Some(message) = connection.receive()? {
@@ -52,20 +52,16 @@ fn commands(stream: UnixStream, device: &PciDevice, say: &(dyn Fn(&str) + Sync))
 }
 
 /// Takes the BAR away and gives it back, by runtime low power: the client's registers do not show it.
-fn toggle(
-    device: &PciDevice,
-    every: Duration,
-    ended: Receiver<()>,
-    say: &(dyn Fn(&str) + Sync),
-) -> Result<(), PciError> {
+fn toggle(device: &Device, every: Duration, ended: Receiver<()>, say: &(dyn Fn(&str) + Sync)) -> Result<(), PciError> {
     let mut times = 0u64;
     while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
-        if device.is_low_power() {
-            device.exit_low_power()?;
+        if device.pci.is_low_power() {
+            device.pci.exit_low_power()?;
             times += 1;
             say(&format!("BAR 0 is given back, {times} times so far"));
         } else {
-            device.enter_low_power()?;
+            device.pci.enter_low_power()?;
+            device.count();
             say("BAR 0 is taken away");
         }
     }

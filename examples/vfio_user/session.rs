@@ -1,12 +1,12 @@
 //! One client's session: its commands, and the device that is made for it.
 
-use super::device;
+use super::device::{BAR, Device};
 use super::dma::DmaTable;
 use super::irqs::{IRQ_INDICES, Irqs};
 use super::message::*;
 use nix::errno::Errno;
 use revocable_mmio::ShareAccess;
-use revocable_mmio::pci::{PciDevice, PciError, Space};
+use revocable_mmio::pci::{PciError, Space};
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 
@@ -29,11 +29,8 @@ const HAS_CAPABILITIES: u32 = 1 << 3;
 const REGION_INFO: u32 = 32;
 const SPARSE: u32 = 32;
 
-/// The numbers of COMMAND and of the power state that are looked at after each write to configuration space.
-type State = (bool, u8);
-
 pub(crate) struct Session<'a> {
-    device: &'a PciDevice,
+    device: &'a Device,
     say: &'a (dyn Fn(&str) + Sync),
     irqs: Irqs,
     dma: DmaTable,
@@ -42,7 +39,7 @@ pub(crate) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    pub(crate) fn new(device: &'a PciDevice, say: &'a (dyn Fn(&str) + Sync)) -> Self {
+    pub(crate) fn new(device: &'a Device, say: &'a (dyn Fn(&str) + Sync)) -> Self {
         Self { device, say, irqs: Irqs::default(), dma: DmaTable::default(), agreed: None }
     }
 
@@ -105,12 +102,12 @@ impl<'a> Session<'a> {
             return Err(Errno::EINVAL);
         }
         let space = Space::from_vfio_index(index);
-        let info = space.as_ref().map(|space| self.device.info(*space));
+        let info = space.as_ref().map(|space| self.device.pci.info(*space));
         let (size, read, write) = info.map_or((0, false, false), |info| (info.size, info.read, info.write));
         let mut flags: u32 =
             [(read, CAN_READ), (write, CAN_WRITE)].map(|(can, flag)| u32::from(can) * flag).iter().sum();
-        let window = space.ok().filter(|space| *space == device::BAR && takes_fds);
-        let window = window.and_then(|bar| self.device.region(bar));
+        let window = space.ok().filter(|space| *space == BAR && takes_fds);
+        let window = window.and_then(|bar| self.device.pci.region(bar));
         let (mut needed, mut capability, mut fd) = (REGION_INFO, Vec::<u8>::new(), None);
         if let Some(window) = window {
             flags |= CAN_MAP | HAS_CAPABILITIES;
@@ -138,19 +135,19 @@ impl<'a> Session<'a> {
         let mut payload = head;
         let start = payload.len();
         payload.resize(start + count, 0);
-        let done = self.device.read(space, at, &mut payload[start..]).map_err(|e| errno(&e))?;
+        let done = self.device.pci.read(space, at, &mut payload[start..]).map_err(|e| errno(&e))?;
         if done == count { Ok(Reply { payload, fd: None }) } else { Err(Errno::EINVAL) }
     }
 
     fn write(&self, fields: Fields<'_>) -> Result<Reply, Errno> {
         let (payload, at, space, count, fields) = transfer(fields)?;
         let bytes = fields.rest();
-        let left = self.device.info(space).size.checked_sub(at).ok_or(Errno::EINVAL)?;
+        let left = self.device.pci.info(space).size.checked_sub(at).ok_or(Errno::EINVAL)?;
         if bytes.len() != count || count as u64 > left {
             return Err(Errno::EINVAL);
         }
-        let before = self.state();
-        let written = self.device.write(space, at, bytes);
+        let before = (self.device.decodes(), self.device.pci.power_state());
+        let written = self.device.pci.write(space, at, bytes);
         if space == Space::Config {
             self.tell(before);
         }
@@ -160,27 +157,27 @@ impl<'a> Session<'a> {
 
     fn reset(&self, fields: Fields<'_>) -> Result<Reply, Errno> {
         fields.end()?;
-        let before = self.state();
-        self.device.reset().map_err(|e| errno(&e))?;
+        let before = (self.device.decodes(), self.device.pci.power_state());
+        self.device.pci.reset().map_err(|e| errno(&e))?;
         (self.say)("has reset the device");
         self.tell(before);
         Ok(Reply::default())
     }
 
-    fn state(&self) -> State {
-        (self.device.command() & device::COMMAND_MEMORY != 0, self.device.power_state())
-    }
-
-    /// Says what a write has changed.
-    fn tell(&self, (memory, power): State) {
-        let (is_memory, is_power) = self.state();
-        match (memory, is_memory) {
-            (true, false) => (self.say)("clears PCI_COMMAND.MEM: BAR 0 is taken away"),
-            (false, true) => (self.say)("sets PCI_COMMAND.MEM"),
-            _ => {}
-        }
+    /// Says what a command has changed of what the device decodes and of its power state. The client has no reply yet, so
+    /// the BAR does not come back before its absence is counted.
+    fn tell(&self, (decoded, power): (bool, u8)) {
+        let is_power = self.device.pci.power_state();
         if power != is_power {
             (self.say)(&format!("changes the power state from {power} to {is_power}"));
+        }
+        match (decoded, self.device.decodes()) {
+            (true, false) => {
+                self.device.count();
+                (self.say)("turns memory off: BAR 0 is taken away");
+            }
+            (false, true) => (self.say)("turns memory on"),
+            _ => {}
         }
     }
 }

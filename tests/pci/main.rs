@@ -9,3 +9,4 @@ mod forked_devices;
 mod pci;
 mod pci_bars_together;
 mod shared_bars;
+mod vfio_user;
