@@ -23,6 +23,7 @@
 //! whose source never arrives; nothing can interrupt a wait for that lock. So a window that was shared for writing is
 //! emptied by a [`Worker`], a thread that its changer can leave behind.
 
+mod pool;
 mod worker;
 
 use crate::sync::inside::Mutex;
@@ -33,6 +34,7 @@ use crate::sys::pipe::Pipes;
 use crate::sys::{SysError, left_out, page_size};
 use nix::errno::Errno;
 use std::ffi::CStr;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -65,7 +67,8 @@ pub(crate) struct Window {
     vault: KnownFile,
     len: usize,
     emptied: Emptied,
-    content: Mutex<Content>,
+    /// Locked while the content is moved.
+    content: Mutex<Option<Held>>,
     /// From here on the content is in the vault, and the window has nothing of it; before that it is in the window. Written
     /// by the holder of `content` only.
     emptied_from: AtomicUsize,
@@ -77,18 +80,11 @@ pub(crate) struct Window {
     abandoned: AtomicBool,
 }
 
+/// A part of the content that is in pipes alone, since copying it into the vault has failed.
 #[derive(Debug)]
-struct Content {
-    pipes: Pipes,
-    /// The part of the content that is in the pipes alone: it is still to be copied into the vault.
-    held: Option<Held>,
-}
-
-/// A part of the content.
-#[derive(Clone, Copy, Debug)]
 struct Held {
-    at: usize,
-    len: usize,
+    pipes: Pipes,
+    part: Range<usize>,
 }
 
 impl Window {
@@ -103,13 +99,13 @@ impl Window {
         let vault = map::memfd(vault, len as u64, 0)?;
         map::seal(vault.as_fd(), Sealed::Size)?;
         file::allocate(vault.as_fd(), len)?;
-        let pipes = Pipes::new(len.min(part_size()))?;
+        pool::give_back(pool::take()?);
         Ok(Self {
             file: Arc::new(KnownFile::new(fd)),
             vault: KnownFile::new(vault),
             len,
             emptied,
-            content: Mutex::new(Content { pipes, held: None }),
+            content: Mutex::new(None),
             emptied_from: AtomicUsize::new(len),
             lost: AtomicUsize::new(0),
             worker: OnceLock::new(),
@@ -237,78 +233,106 @@ impl Window {
     }
 
     /// Empties parts from the end backwards, since a file is shortened at its end.
-    fn empty_all(&self, content: &mut Content) -> Result<(), SysError> {
-        let [file, vault] = self.files(content)?;
+    fn empty_all(&self, held: &mut Option<Held>) -> Result<(), SysError> {
+        let [file, vault] = self.files(held)?;
+        let pipes = pool::take()?;
         while !self.is_empty() {
             if self.is_held() {
+                pool::give_back(pipes);
                 return Err(SysError::new("ftruncate", Errno::EBUSY));
             }
             let end = self.emptied_from();
             let start = (end - 1) / part_size() * part_size();
-            if left_out("holding before emptying") {
-                self.drop_part(file, start, end - start)?;
-            }
-            let len = content.pipes.hold(file, start, end - start).inspect_err(|_| content.pipes.clear())?;
-            if left_out("emptying before copying") {
-                content.pipes.pour(vault, start, len)?;
-            }
-            let emptied = file::fill_with_zeroes(vault, start + len, end - start - len)
-                .and_then(|()| self.drop_part(file, start, end - start));
-            emptied.inspect_err(|_| content.pipes.clear())?;
-            // From here on the pipes alone have the content.
-            content.held = (!left_out("emptying before copying")).then_some(Held { at: start, len });
+            let len = match self.hold_and_drop(&pipes, [file, vault], start..end) {
+                Ok(len) => len,
+                Err(e) => {
+                    pipes.clear();
+                    pool::give_back(pipes);
+                    return Err(e);
+                }
+            };
+            // Now the pipes alone have the content.
             self.emptied_from.store(start, Ordering::Release);
             self.lost.fetch_add(end - start - len, Ordering::Relaxed);
-            self.keep_held(content, vault)?;
+            let mut part = start..start + len;
+            if let Err(e) = self.keep(&pipes, vault, &mut part) {
+                *held = Some(Held { pipes, part });
+                return Err(e);
+            }
+        }
+        pool::give_back(pipes);
+        Ok(())
+    }
+
+    /// Takes a part out of the window, and returns how many bytes of it the pipes hold: fewer than it has if a peer had cut
+    /// the rest off, which is zeroes in the vault. On an error the content is where it was.
+    fn hold_and_drop(
+        &self,
+        pipes: &Pipes,
+        [file, vault]: [BorrowedFd<'_>; 2],
+        part: Range<usize>,
+    ) -> Result<usize, SysError> {
+        if left_out("holding before emptying") {
+            self.drop_part(file, part.start, part.len())?;
+        }
+        let len = pipes.hold(file, part.start, part.len())?;
+        if left_out("emptying before copying") {
+            pipes.pour(vault, part.start, len)?;
+        }
+        file::fill_with_zeroes(vault, part.start + len, part.len() - len)?;
+        self.drop_part(file, part.start, part.len())?;
+        Ok(len)
+    }
+
+    /// Copies what the pipes alone have into the vault; `part` is what is left of it.
+    fn keep(&self, pipes: &Pipes, vault: BorrowedFd<'_>, part: &mut Range<usize>) -> Result<(), SysError> {
+        while part.start < part.end && !left_out("emptying before copying") {
+            part.start += pipes.pour_some(vault, part.start, part.len())?;
         }
         Ok(())
     }
 
     /// Copies parts from the vault into the window, in order. A page has its content before the size covers it, so no
     /// zeroes are ever read.
-    fn fill_all(&self, content: &mut Content) -> Result<(), SysError> {
-        let [file, vault] = self.files(content)?;
+    fn fill_all(&self, held: &mut Option<Held>) -> Result<(), SysError> {
+        let [file, vault] = self.files(held)?;
+        let pipes = pool::take()?;
+        let filled = self.fill_parts(&pipes, [file, vault]);
+        pool::give_back(pipes);
+        // A peer may have made it longer meanwhile.
+        filled.and_then(|()| file::truncate_if_longer(file, self.len))
+    }
+
+    fn fill_parts(&self, pipes: &Pipes, [file, vault]: [BorrowedFd<'_>; 2]) -> Result<(), SysError> {
         while !self.is_full() {
             let at = self.emptied_from();
             let len = part_size().min(self.len - at);
-            let filled = content.pipes.hold(vault, at, len).and_then(|held| content.pipes.pour(file, at, held));
-            if let Err((_, e)) = filled.map_err(|e| (content.pipes.clear(), e)) {
+            let filled = pipes.hold(vault, at, len).and_then(|got| pipes.pour(file, at, got));
+            filled.inspect_err(|_| {
                 // The vault still has the part.
+                pipes.clear();
                 let _ = self.drop_part(file, at, len);
-                return Err(e);
-            }
+            })?;
             self.emptied_from.store(at + len, Ordering::Release);
         }
-        // A peer may have made it longer meanwhile.
-        file::truncate_if_longer(file, self.len)
-    }
-
-    /// Both files, with nothing in the pipes.
-    fn files(&self, content: &mut Content) -> Result<[BorrowedFd<'_>; 2], SysError> {
-        let [file, vault] = [self.file.get()?, self.vault.get()?];
-        if content.pipes.mend()? {
-            // What they alone had is lost.
-            if let Some(Held { at, len }) = content.held {
-                file::fill_with_zeroes(vault, at, len)?;
-                self.lost.fetch_add(len, Ordering::Relaxed);
-                content.held = None;
-            }
-        }
-        self.keep_held(content, vault)?;
-        Ok([file, vault])
-    }
-
-    /// Copies what is in the pipes alone into the vault.
-    fn keep_held(&self, content: &mut Content, vault: BorrowedFd<'_>) -> Result<(), SysError> {
-        while let Some(Held { at, len }) = content.held {
-            if len == 0 {
-                content.held = None;
-                break;
-            }
-            let n = content.pipes.pour_some(vault, at, len)?;
-            content.held = Some(Held { at: at + n, len: len - n });
-        }
         Ok(())
+    }
+
+    /// Both files, with no content anywhere else.
+    fn files(&self, held: &mut Option<Held>) -> Result<[BorrowedFd<'_>; 2], SysError> {
+        let [file, vault] = [self.file.get()?, self.vault.get()?];
+        if let Some(Held { pipes, part }) = held {
+            match pipes.check() {
+                Ok(()) => self.keep(pipes, vault, part)?,
+                // Other code has closed them: what they alone had is lost.
+                Err(_) => {
+                    file::fill_with_zeroes(vault, part.start, part.len())?;
+                    self.lost.fetch_add(part.len(), Ordering::Relaxed);
+                }
+            }
+            *held = None;
+        }
+        Ok([file, vault])
     }
 
     /// Takes a part out of the window, whatever becomes of its content.

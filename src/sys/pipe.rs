@@ -33,13 +33,9 @@ impl Pipes {
         Ok(Self(pipes))
     }
 
-    /// Makes them anew, empty, if other code has closed one. True if so.
-    pub(crate) fn mend(&mut self) -> Result<bool, SysError> {
-        let broken = self.0.iter().any(|pipe| pipe.check().is_err());
-        if broken {
-            *self = Self::new(self.0.iter().map(|pipe| pipe.room).sum())?;
-        }
-        Ok(broken)
+    /// Fails if other code has closed one.
+    pub(crate) fn check(&self) -> Result<(), SysError> {
+        self.0.iter().try_for_each(Pipe::check)
     }
 
     /// Holds the pages of `file` from `offset` on, `len` bytes of them, at most the room. Both are multiples of the page
