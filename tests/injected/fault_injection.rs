@@ -191,6 +191,8 @@ fn keep_shared_things() -> impl Sized {
     if let Ok(zapped) = Region::builder(4096).strategy(revocable_mmio::Strategy::Zap).build() {
         drop(zapped.map(revocable_mmio::MapOptions::new().accessors_only()).expect("it maps"));
     }
+    // The pipes of windows.
+    drop(Region::builder(4096).strategy(revocable_mmio::Strategy::Withdraw).build().expect("it builds"));
     if let Ok(waits) = region.map(revocable_mmio::MapOptions::new().on_disabled(OnDisabled::Block)) {
         region.reset(|_| ()).expect("it resets");
         region.disable().expect("it revokes");
