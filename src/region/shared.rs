@@ -188,7 +188,11 @@ impl Mechanism for RegionShared {
         let withdrawn = window.and_then(|window| window.map_or(Ok(()), WindowMove::withdraw));
         match (&self.window, withdrawn) {
             // For good its content is not needed.
-            (Some(window), Err(e)) if for_good && e.errno != Errno::EBUSY => window.discard(),
+            (Some(window), Err(e)) if for_good && e.errno != Errno::EBUSY => match window.discard() {
+                // Other code has closed the file: no later try could do more.
+                Err(e) if e.errno == Errno::EBADF => Ok(()),
+                discarded => discarded,
+            },
             (_, withdrawn) => withdrawn,
         }
         .map_err(of_window)?;
