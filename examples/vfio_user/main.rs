@@ -56,7 +56,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => continue,
             Err(e) => return Err(e.into()),
         };
-        server::serve(stream, args.every.map(Duration::from_millis), &say)?;
+        if let Err(e) = server::serve(stream, args.every.map(Duration::from_millis), &say) {
+            say(&format!("no device for this client: {e}"));
+        }
         if args.once {
             return Ok(());
         }

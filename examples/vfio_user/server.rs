@@ -17,18 +17,20 @@ use std::time::Duration;
 /// itself meanwhile, one change each time.
 ///
 /// # Errors
-/// The device could not be made. What a client does wrong is said, and no error.
+/// The device could not be made. A client's own faults are printed, and are no error.
 pub(crate) fn serve(stream: UnixStream, every: Option<Duration>, say: &(dyn Fn(&str) + Sync)) -> Result<(), PciError> {
     let made = Device::make()?;
     let device = &made;
     say("a client has connected");
     let (ends, ended) = channel::<()>();
     let served = thread::scope(|scope| {
-        let toggles = every.map(|every| scope.spawn(move || toggle(device, every, ended, say)));
+        if let Some(every) = every {
+            scope.spawn(move || toggle(device, every, ended, say));
+        }
         let served = commands(stream, device, say);
         drop(ends);
-        toggles.map_or(Ok(()), |toggles| toggles.join().expect("toggling does not panic")).map(|()| served)
-    })?;
+        served
+    });
     drop(made);
     let how = served.map_or_else(|e| format!("was hung up on: {e}"), |()| "has hung up".to_owned());
     say(&format!("{how}; BAR 0 is taken away for good"));
@@ -51,19 +53,23 @@ fn commands(stream: UnixStream, device: &Device, say: &(dyn Fn(&str) + Sync)) ->
     Ok(())
 }
 
-/// Takes the BAR away and gives it back, by runtime low power: the client's registers do not show it.
-fn toggle(device: &Device, every: Duration, ended: Receiver<()>, say: &(dyn Fn(&str) + Sync)) -> Result<(), PciError> {
+/// Takes the BAR away and gives it back, by runtime low power: the client's registers do not show it. A client can hold a
+/// change up by holding the lock of the file that it has: the change is tried again.
+fn toggle(device: &Device, every: Duration, ended: Receiver<()>, say: &(dyn Fn(&str) + Sync)) {
     let mut times = 0u64;
     while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
-        if device.pci.is_low_power() {
-            device.pci.exit_low_power()?;
-            times += 1;
-            say(&format!("BAR 0 is given back, {times} times so far"));
-        } else {
-            device.pci.enter_low_power()?;
-            device.count();
-            say("BAR 0 is taken away");
+        let is_away = device.pci.is_low_power();
+        let changed = if is_away { device.pci.exit_low_power() } else { device.pci.enter_low_power() };
+        match (changed, is_away) {
+            (Err(e), _) => say(&format!("BAR 0 stays as it is: {e}")),
+            (Ok(()), false) => {
+                device.count();
+                say("BAR 0 is taken away");
+            }
+            (Ok(()), true) => {
+                times += 1;
+                say(&format!("BAR 0 is given back, {times} times so far"));
+            }
         }
     }
-    Ok(())
 }
