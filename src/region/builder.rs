@@ -83,8 +83,9 @@ impl RegionBuilder {
     /// With all-ones a peer reads zeroes for the moment that it takes to write the ones, at most 2 MiB at a time, may read
     /// a word that is half ones, and reads its own stores back until `enable()`.
     ///
-    /// The region takes twice its length of memory, and 2 MiB at most of the buffers of pipes (pipe(7)). Its memory must be a
-    /// memfd of its own ([`Backing::Memfd`]).
+    /// The region takes twice its length of memory. All shared regions of a process use the same pipes, with room for a huge
+    /// page (2 MiB where base pages have 4 KiB; pipe(7)); with base pages of 64 KiB a huge page has 512 MiB, and building
+    /// fails. The memory must be a memfd of the region's own ([`Backing::Memfd`]).
     pub fn shared(mut self, peers: OnDisabled) -> Self {
         self.strategy = Some(Strategy::Withdraw);
         self.shared = Some(peers);

@@ -46,7 +46,9 @@ impl Region {
     /// region is enabled, the other processes keep what they have mapped: dropping the region, and disabling it, empties it.
     ///
     /// A peer that may write can hold the file's lock for as long as a write(2) to the file takes, whose source may never
-    /// arrive; a revocation waits for that.
+    /// arrive. A revocation waits for that, or gives up as its verb says ([`Holders::peers`](crate::Holders)), while
+    /// accesses go on. If the peer takes the lock in the middle of an emptying, accesses wait too: for 100 ms with no part
+    /// (2 MiB) emptied, then the change is given up.
     ///
     /// The kernel keeps the memory for as long as a peer maps it, so an owner that dies while the region is enabled leaves
     /// it to its peers. The example `guardian` is a process that takes it away then.
