@@ -71,6 +71,10 @@ pub(crate) trait Mechanism {
     fn wait_for_peers(&self, _patience: Patience) -> bool {
         true
     }
+    /// The ids of the processes that may hold up a change.
+    fn peers(&self) -> Vec<i32> {
+        Vec::new()
+    }
     /// Tells the holders of pins that a revocation waits for them.
     fn want_pins_back(&self);
     /// Nothing reaches the memory when it returns; faults wait.

@@ -10,7 +10,7 @@
 //! | `slow guard` | warn | a revocation has been waiting for guards or pins for longer than [`SLOW`]; with their threads |
 //! | `degraded` | warn | a mapping could not be revoked in the intended way, and was revoked in a stricter way |
 //! | `window cut off` | warn | a peer had truncated a shared region's file; with how many bytes were lost |
-//! | `peer holds the window's file` | warn | a change has been waiting for a peer's system call for longer than [`SLOW`] |
+//! | `peer holds the window's file` | warn | a change has been waiting for a peer's system call for longer than [`SLOW`]; with the processes that have the file open for writing |
 //! | `memslot degraded` | warn | KVM refused a change of a memslot |
 //!
 //! `fault` and `degraded` are emitted under the memory lock: a subscriber must neither touch region memory nor change

@@ -23,6 +23,9 @@
 //! whose source never arrives; nothing can interrupt a wait for that lock. So a window that was shared for writing is
 //! emptied by a [`Worker`], a thread that its changer can leave behind.
 
+#[cfg(all(test, revocable_model))]
+mod model;
+mod peers;
 mod pool;
 mod worker;
 
@@ -163,6 +166,12 @@ impl Window {
         // It changes nothing, and needs the lock.
         let look = move || window.file.get().and_then(|file| file::punch(file, window.len, page_size()));
         worker.run(look, || (), || (), patience, || None).is_some()
+    }
+
+    /// The ids of other processes that have the file open for writing, as far as this process may see that.
+    pub(crate) fn peers(&self) -> Vec<i32> {
+        let file = self.file.get().ok().and_then(|file| file.try_clone_to_owned().ok()).map(std::fs::File::from);
+        file.and_then(|file| file.metadata().ok()).map(|file| peers::that_may_write(&file)).unwrap_or_default()
     }
 
     /// A peer's system call has kept an emptying waiting that was given up, and still does.

@@ -49,7 +49,7 @@ impl WaitFor {
 
     /// Makes a change, again and again as long as the patience allows and another process holds it up. Nothing has changed
     /// then, and the next try begins by waiting for that process.
-    fn again_if_held_up<R, M>(&self, change: impl Fn() -> Result<R, Failed<M>>) -> Result<R, Failed<M>> {
+    fn again_if_held_up<R, M: Member>(&self, change: impl Fn() -> Result<R, Failed<M>>) -> Result<R, Failed<M>> {
         let since = Instant::now();
         loop {
             let again = match self.holders {
@@ -60,7 +60,7 @@ impl WaitFor {
             match change() {
                 Err(failed) if failed.source.is_held_up() && again => {}
                 Err(Failed { member, source }) if source.is_held_up() => {
-                    let holders = Holders { peers: true, ..Holders::default() };
+                    let holders = Holders::of_peers(member.mechanism().peers());
                     return Err(Failed { member, source: RevokeError::gave_up(self.holders, since, holders) });
                 }
                 made => return made,

@@ -38,14 +38,14 @@ impl Protocol {
             if guards > 0 {
                 return Err(RevokeError::WouldDeadlock { guards });
             }
-            let holders = Holders { guards: self.gate.held_guards(), pins: self.pins(), peers: false };
+            let holders = Holders { guards: self.gate.held_guards(), pins: self.pins(), ..Holders::default() };
             if patience == Patience::Never && holders != Holders::default() {
                 return Err(RevokeError::Busy(holders));
             }
         }
         // While it waits nothing has changed: accesses go on.
         if !mechanism.wait_for_peers(patience) {
-            return Err(RevokeError::gave_up(patience, since, Holders { peers: true, ..Holders::default() }));
+            return Err(RevokeError::gave_up(patience, since, Holders::of_peers(mechanism.peers())));
         }
         // A revoked access must reach the crate's handler to become an error. An end for good does not fail for that, and a
         // goal that is not known yet is checked later (`Change::become_state`).
@@ -150,7 +150,7 @@ impl Protocol {
             },
         );
         drained?.ok_or_else(|| {
-            RevokeError::gave_up(patience, since, Holders { guards: held, pins: self.pins(), peers: false })
+            RevokeError::gave_up(patience, since, Holders { guards: held, pins: self.pins(), ..Holders::default() })
         })??;
 
         // Only now: a guard that the drain waited for may have counted a new pin. See `pin`.
@@ -177,7 +177,11 @@ impl Protocol {
             },
         );
         unpinned?.ok_or_else(|| {
-            RevokeError::gave_up(patience, since, Holders { guards: Vec::new(), pins: self.pins(), peers: false })
+            RevokeError::gave_up(
+                patience,
+                since,
+                Holders { guards: Vec::new(), pins: self.pins(), ..Holders::default() },
+            )
         })
     }
 }

@@ -17,6 +17,15 @@ pub struct Holders {
     /// Another process is in a system call on the file of a [shared](crate::RegionBuilder::shared) region: a write(2) to
     /// it, say, whose source does not arrive. Ending that process ends it.
     pub peers: bool,
+    /// The ids of the processes that have that file open for writing, one of which it is, as far as /proc shows them to this
+    /// process; empty otherwise.
+    pub peer_pids: Vec<i32>,
+}
+
+impl Holders {
+    pub(super) fn of_peers(peer_pids: Vec<i32>) -> Self {
+        Self { peers: true, peer_pids, ..Self::default() }
+    }
 }
 
 impl std::fmt::Display for Holders {
@@ -25,6 +34,9 @@ impl std::fmt::Display for Holders {
         write!(f, "{guards} guard(s) and {} pin(s) held", self.pins)?;
         if self.peers {
             f.write_str("; another process is in a system call on the shared file")?;
+            if !self.peer_pids.is_empty() {
+                write!(f, " (open for writing in {:?})", self.peer_pids)?;
+            }
         }
         for HeldGuard { tid, count, held_for_at_least } in &self.guards {
             write!(f, "; thread {tid}: {count} for at least {held_for_at_least:?}")?;

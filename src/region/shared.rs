@@ -157,8 +157,12 @@ impl Mechanism for RegionShared {
             return true;
         }
         count(&self.counters.peer_waits);
-        event!(WARN, region = %self.name, "peer holds the window's file");
+        event!(WARN, region = %self.name, peers = ?window.peers(), "peer holds the window's file");
         deadline.is_none_or(|deadline| deadline > Instant::now()) && window.wait_for_peers(deadline)
+    }
+
+    fn peers(&self) -> Vec<i32> {
+        self.window.as_ref().map(|window| window.peers()).unwrap_or_default()
     }
 
     fn want_pins_back(&self) {

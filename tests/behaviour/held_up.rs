@@ -2,7 +2,7 @@
 //!
 //! The source is memory of another region that is being reset, so the call waits in a page fault with the lock held.
 
-use crate::support::{self, AtTheEnd, addr, eventually, raw, skip};
+use crate::support::{self, AtTheEnd, addr, eventually, forking, raw, skip};
 use revocable_mmio::{MapOptions, Mapping, OnDisabled, Region, RevokeError, ShareAccess, Support};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,11 +61,20 @@ fn who_does_not_wait_is_told_and_nothing_has_changed() {
     for policy in POLICIES {
         let shared = shared(policy);
         let Shared { region, mapping, .. } = &shared;
+        // It has the file open, too: the one that writes is a thread of this process, which is not named.
+        let other = forking::start(|| {
+            loop {
+                thread::sleep(Duration::from_secs(1));
+            }
+        });
         while_held(&shared, || {
             for round in 0..3 {
                 let since = Instant::now();
                 match region.try_disable() {
-                    Err(RevokeError::Busy(holders)) => assert!(holders.peers, "{policy:?}: {holders}"),
+                    Err(RevokeError::Busy(holders)) => {
+                        assert!(holders.peers, "{policy:?}: {holders}");
+                        assert!(holders.peer_pids.contains(&other.pid()), "{policy:?}: {holders}");
+                    }
                     other => panic!("{policy:?}, round {round}: {other:?}"),
                 }
                 match region.disable_timeout(Duration::from_millis(150)) {
@@ -81,6 +90,7 @@ fn who_does_not_wait_is_told_and_nothing_has_changed() {
             }
             assert!(region.stats().peer_waits > 0, "{policy:?}: it is counted");
         });
+        other.kill();
         // The write is over: the next try works, and every store is there.
         assert!(region.disable().expect("no one holds it up"), "{policy:?}");
         assert!(mapping.read::<u64>(8).is_err(), "{policy:?}");

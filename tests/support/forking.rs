@@ -13,6 +13,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub(crate) struct Started(c_int);
 
 impl Started {
+    pub(crate) fn pid(&self) -> c_int {
+        self.0
+    }
+
+    pub(crate) fn kill(self) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0), nix::sys::signal::Signal::SIGKILL);
+        self.wait();
+    }
+
     /// Its exit code, or 128 plus the signal that killed it.
     pub(crate) fn wait(self) -> c_int {
         reap(self.0)
