@@ -81,7 +81,8 @@ impl RegionBuilder {
     /// has its own policy, as always.
     ///
     /// With all-ones a peer reads zeroes for the moment that it takes to write the ones, at most 2 MiB at a time, may read
-    /// a word that is half ones, and reads its own stores back until `enable()`.
+    /// a word that is half ones, and reads its own stores back until `enable()`. Pages that a peer has copied for itself (a
+    /// private mapping) stay with it; with SIGBUS they go too.
     ///
     /// The region takes twice its length of memory. All shared regions of a process use the same pipes, with room for a huge
     /// page (2 MiB where base pages have 4 KiB; pipe(7)); with base pages of 64 KiB a huge page has 512 MiB, and building
