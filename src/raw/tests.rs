@@ -1,9 +1,5 @@
 //! Accesses of every kind and width: whole on good memory, an error on revoked memory, never a signal that kills.
-#![expect(
-    clippy::undocumented_unsafe_blocks,
-    clippy::multiple_unsafe_ops_per_block,
-    reason = "test scaffolding on memory of its own"
-)]
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "each block's operations have one proof")]
 
 use super::{self as raw, Faulted, signal};
 use crate::raw::signal::tests::handlers::needs_recovery;
@@ -16,6 +12,7 @@ macro_rules! integers {
         fn $ty() {
             signal::install().unwrap();
             let p = good(PAGE).cast::<$ty>();
+            // SAFETY: all accesses are inside of pages that this test has made and only it knows. Those that fault recover.
             unsafe {
                 for value in [0, 1, 0x5a, <$ty>::MAX, <$ty>::MIN, !0, !1] {
                     assert_eq!(raw::store(p, value), Ok(()));
@@ -62,6 +59,7 @@ mod integers {
 fn floats_load_and_store_bit_for_bit() {
     signal::install().unwrap();
     let p = good(PAGE);
+    // SAFETY: inside of a page that this test has made and only it knows.
     unsafe {
         for bits in [0, 0x8000_0000_0000_0000, u64::MAX, 0x7ff0_0000_0000_0001] {
             raw::store(p.cast::<f64>(), f64::from_bits(bits)).unwrap();
@@ -72,6 +70,7 @@ fn floats_load_and_store_bit_for_bit() {
         }
     }
     needs_recovery!();
+    // SAFETY: the same; the accesses fault, and recover.
     unsafe {
         assert!(raw::load(segv(PAGE).cast::<f32>()).is_err());
         assert!(raw::load(bus(PAGE).cast::<f64>()).is_err());
@@ -83,24 +82,33 @@ fn copies_stop_at(edge: usize, len: usize, region: impl Fn() -> *mut u8) {
     let buffer: Vec<u8> = (0..len + 64).map(|i| u8::try_from(i % 251).unwrap() + 1).collect();
     for misaligned in 0..32 {
         let page = region();
+        // SAFETY: inside of the page.
         let start = unsafe { page.add(PAGE - edge) };
+        // SAFETY: the first page is accessible, and only this test knows it.
         let before = unsafe { std::slice::from_raw_parts(page, PAGE) }.to_vec();
+        // SAFETY: `buffer` has `len` bytes from there on; what is beyond the page faults, and the copy recovers.
         let done = unsafe { raw::copy_in(start, buffer[misaligned..].as_ptr(), len) };
         assert_eq!(done, edge.min(len), "copy_in");
+        // SAFETY: as for `before`.
         let after = unsafe { std::slice::from_raw_parts(page, PAGE) };
         assert_eq!(after[PAGE - edge..][..done], buffer[misaligned..][..done]);
         assert_eq!(after[..PAGE - edge], before[..PAGE - edge]);
         assert_eq!(after[PAGE - edge + done..], before[PAGE - edge + done..]);
 
         let mut out = vec![0xee; len + 64];
+        // SAFETY: as for `copy_in`; `out` has `len` bytes from there on.
         let done = unsafe { raw::copy_out(out[misaligned..].as_mut_ptr(), start, len) };
         assert_eq!(done, edge.min(len), "copy_out");
         assert_eq!(out[misaligned..][..done], after[PAGE - edge..][..done]);
         assert!(out[..misaligned].iter().chain(&out[misaligned + done..]).all(|byte| *byte == 0xee), "wrote beyond");
 
+        // SAFETY: as for `copy_in`.
         let done = unsafe { raw::fill(start, 0x77, len) };
         assert_eq!(done, edge.min(len), "fill");
+        // SAFETY: as for `before`.
+        let after = unsafe { std::slice::from_raw_parts(page, PAGE) };
         assert!(after[PAGE - edge..][..done].iter().all(|byte| *byte == 0x77));
+        // SAFETY: the pages that `region` has made; nothing uses them any more.
         unsafe { libc::munmap(page.cast(), 3 * PAGE) };
     }
 }
@@ -120,6 +128,7 @@ fn a_copy_that_meets_revoked_memory_says_how_far_it_came() {
         copies_stop_at(edge, edge + 1, || bus_after(PAGE, 3 * PAGE));
         copies_stop_at(edge, edge + 200, || {
             let p = good(3 * PAGE);
+            // SAFETY: pages made here, which only this test knows.
             assert_eq!(unsafe { libc::mprotect(p.add(PAGE).cast(), 2 * PAGE, libc::PROT_NONE) }, 0);
             p
         });
@@ -134,8 +143,11 @@ fn many_threads_may_fault_at_once() {
         for _ in 0..64 {
             scope.spawn(move || {
                 for i in 0..500u32 {
+                    // SAFETY: memory made above, which stays mapped; the access faults, and recovers.
                     assert_eq!(unsafe { raw::load(bus as *const u32) }, Err(Faulted));
+                    // SAFETY: the same.
                     assert_eq!(unsafe { raw::store(segv as *mut u64, 1) }, Err(Faulted));
+                    // SAFETY: the same, and accessible.
                     assert_eq!(unsafe { raw::load(fine as *const u64) }, Ok(0), "round {i}");
                 }
             });
@@ -148,6 +160,7 @@ fn errno_is_kept() {
     needs_recovery!();
     let p = bus(PAGE);
     nix::errno::Errno::set_raw(4711);
+    // SAFETY: memory made here, whose access faults and recovers.
     assert_eq!(unsafe { raw::load(p) }, Err(Faulted));
     assert_eq!(nix::errno::Errno::last_raw(), 4711);
 }

@@ -209,11 +209,7 @@ impl OwnerView {
     }
 
     /// Makes one access of the crate's at `offset`; `access` gets the address.
-    pub(crate) fn access<R>(
-        &self,
-        offset: InRegion,
-        access: impl Fn(*mut u8) -> Result<R, Faulted>,
-    ) -> Result<R, Faulted> {
+    fn access<R>(&self, offset: InRegion, access: impl Fn(*mut u8) -> Result<R, Faulted>) -> Result<R, Faulted> {
         self.steady(|| access(self.at(offset)), Result::is_ok)
     }
 

@@ -43,15 +43,14 @@ impl Region {
     /// that.
     ///
     /// If the owner's process ends while the region is disabled, nothing reaches the content any more. If it ends while the
-    /// region is enabled, the other processes keep what they have mapped: dropping the region, and disabling it, empties it.
+    /// region is enabled, the other processes keep what they have mapped; the example `guardian` is a process that takes it
+    /// away then. Dropping the region empties it.
     ///
     /// A peer that may write can hold the file's lock for as long as a write(2) to the file takes, whose source may never
     /// arrive. A revocation waits for that, or gives up as its verb says ([`Holders::peers`](crate::Holders)), while
     /// accesses go on. If the peer takes the lock in the middle of an emptying, accesses wait too: for 100 ms with no part
-    /// (2 MiB) emptied, then the change is given up.
-    ///
-    /// The kernel keeps the memory for as long as a peer maps it, so an owner that dies while the region is enabled leaves
-    /// it to its peers. The example `guardian` is a process that takes it away then.
+    /// (2 MiB) emptied, then the change is given up. Once the peer lets go, that emptying is done and undone: for a moment
+    /// raw pointers, the owner's too, get what peers get of a disabled region. The crate's accesses wait.
     ///
     /// # Errors
     /// See [`ShareError`].

@@ -2,7 +2,7 @@
 //!
 //! The source is memory of another region that is being reset, so the call waits in a page fault with the lock held.
 
-use crate::support::{self, AtTheEnd, addr, eventually, forking, raw, skip};
+use crate::support::{self, AtTheEnd, addr, eventually, forking, raw};
 use revocable_mmio::{MapOptions, Mapping, OnDisabled, Region, RevokeError, ShareAccess, Support};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,20 +44,10 @@ fn while_held(shared: &Shared, body: impl FnOnce() + Send) {
     });
 }
 
-fn possible() -> bool {
-    let waits = Support::current().sees_kernel_faults();
-    if !waits {
-        skip("no userfaultfd makes a system call wait", false);
-    }
-    waits
-}
-
 #[test]
 fn who_does_not_wait_is_told_and_nothing_has_changed() {
     support::start();
-    if !possible() {
-        return;
-    }
+    require!(Support::current().sees_kernel_faults(), "no userfaultfd makes a system call wait");
     for policy in POLICIES {
         let shared = shared(policy);
         let Shared { region, mapping, .. } = &shared;
@@ -103,9 +93,7 @@ fn who_does_not_wait_is_told_and_nothing_has_changed() {
 #[test]
 fn who_waits_waits_while_accesses_and_other_regions_go_on() {
     support::start();
-    if !possible() {
-        return;
-    }
+    require!(Support::current().sees_kernel_faults(), "no userfaultfd makes a system call wait");
     for policy in POLICIES {
         let (shared, other) = (shared(policy), shared(policy));
         let Shared { region, mapping, .. } = &shared;
@@ -135,9 +123,7 @@ fn who_waits_waits_while_accesses_and_other_regions_go_on() {
 #[test]
 fn writers_that_come_and_go_lose_nothing() {
     support::start();
-    if !possible() {
-        return;
-    }
+    require!(Support::current().sees_kernel_faults(), "no userfaultfd makes a system call wait");
     for policy in POLICIES {
         let shared = shared(policy);
         let Shared { region, mapping, .. } = &shared;
