@@ -27,7 +27,7 @@ mod tests;
 
 use arch::Cpu;
 pub(crate) use arch::{RECOVERABLE, keep_loaded, recover};
-pub(crate) use bulk::{copy_in, copy_out};
+pub(crate) use bulk::{Medium, copy_in, copy_out};
 use contract::Accesses;
 pub use primitive::{AtomicPrimitive, Primitive};
 
@@ -181,14 +181,14 @@ unsafe fn fetch_update<T: AtomicPrimitive>(p: *mut T, new: impl Fn(u64) -> u64) 
 /// # Safety
 ///
 /// The module's contract, for all `len` bytes.
-pub(crate) unsafe fn fill(region_dst: *mut u8, byte: u8, len: usize) -> usize {
+pub(crate) unsafe fn fill(region_dst: *mut u8, byte: u8, len: usize, medium: Medium) -> usize {
     // Large enough that the loop costs nothing, small enough for the first-level cache and for a small stack.
     let pattern = [byte; 1024];
     let mut done = 0;
     while done < len {
         let part = pattern.len().min(len - done);
         // SAFETY: the module's contract, from the caller; `pattern` has `part` bytes.
-        let stored = unsafe { copy_in(region_dst.wrapping_add(done), pattern.as_ptr(), part) };
+        let stored = unsafe { copy_in(region_dst.wrapping_add(done), pattern.as_ptr(), part, medium) };
         done += stored;
         if stored < part {
             break;

@@ -43,7 +43,7 @@ impl Mapping {
         let copied = self.parts(offset, into.len(), AccessKind::Load, |done, len| {
             let copy = |from: *mut u8| {
                 // SAFETY: the address that `under_lock` gives, of `len` bytes; `part` has as many, and is local.
-                all(unsafe { raw::copy_out(part.as_mut_ptr(), from, len) }, len)
+                all(unsafe { raw::copy_out(part.as_mut_ptr(), from, len, self.medium()) }, len)
             };
             let copied = self.locked(offset + done, len, AccessKind::Load, copy)?;
             if copied.is_some() {
@@ -62,7 +62,7 @@ impl Mapping {
             part[..len].copy_from_slice(&from[done..done + len]);
             self.locked(offset + done, len, AccessKind::Store, |to| {
                 // SAFETY: the address that `under_lock` gives, of `len` bytes; `part` has as many, and is local.
-                all(unsafe { raw::copy_in(to, part.as_ptr(), len) }, len)
+                all(unsafe { raw::copy_in(to, part.as_ptr(), len, self.medium()) }, len)
             })
         });
         written.map(drop)
@@ -71,8 +71,10 @@ impl Mapping {
     /// See [`fill`](Self::fill).
     pub(super) fn fill_locked(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
         let filled = self.parts(offset, len, AccessKind::Store, |done, len| {
-            // SAFETY: the address that `under_lock` gives, of `len` bytes.
-            self.locked(offset + done, len, AccessKind::Store, |to| all(unsafe { raw::fill(to, byte, len) }, len))
+            self.locked(offset + done, len, AccessKind::Store, |to| {
+                // SAFETY: the address that `under_lock` gives, of `len` bytes.
+                all(unsafe { raw::fill(to, byte, len, self.medium()) }, len)
+            })
         });
         filled.map(drop)
     }

@@ -6,7 +6,7 @@
 
 use super::AccessKind;
 use super::slow::{Next, Tried, Tries};
-use crate::raw::{self, AtomicPrimitive, Primitive};
+use crate::raw::{self, AtomicPrimitive, Medium, Primitive};
 use crate::region::access_error::{AccessError, CopyError};
 use crate::region::mapping::Mapping;
 use std::sync::atomic::Ordering;
@@ -123,16 +123,24 @@ impl Mapping {
     ///
     /// # Signal safety
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
+    #[inline]
     pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
+        let tried = self.fits(offset, into.len(), AccessKind::Load).then(|| {
+            // SAFETY: inside the mapping; the buffer is the caller's, exclusively. See the module's UNSAFETY.
+            unsafe { raw::copy_out(into.as_mut_ptr(), self.at(offset), into.len(), self.medium()) }
+        });
+        if tried == Some(into.len()) { Ok(()) } else { self.read_slice_slow(offset, into, tried) }
+    }
+
+    #[cold]
+    fn read_slice_slow(&self, offset: usize, into: &mut [u8], tried: Option<usize>) -> Result<(), CopyError> {
         if !raw::RECOVERABLE {
             return self.read_slice_locked(offset, into);
         }
-        let len = into.len();
-        let buffer = into.as_mut_ptr();
-        let copied = self.bulk(offset, len, AccessKind::Load, |done| {
-            let from = self.at::<u8>(offset + done);
+        let (buffer, len) = (into.as_mut_ptr(), into.len());
+        let copied = self.bulk(offset, len, AccessKind::Load, tried, |done| {
             // SAFETY: `bulk` has checked the range; the buffer is the caller's, exclusively.
-            unsafe { raw::copy_out(buffer.wrapping_add(done), from, len - done) }
+            unsafe { raw::copy_out(buffer.wrapping_add(done), self.at(offset + done), len - done, self.medium()) }
         })?;
         into[copied..].fill(0xff);
         Ok(())
@@ -148,15 +156,25 @@ impl Mapping {
     ///
     /// # Signal safety
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
+    #[inline]
     pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
+        let tried = self.fits(offset, from.len(), AccessKind::Store).then(|| {
+            // SAFETY: inside the mapping, which is writable; the buffer is the caller's and not written meanwhile. See the
+            // module's UNSAFETY.
+            unsafe { raw::copy_in(self.at(offset), from.as_ptr(), from.len(), self.medium()) }
+        });
+        if tried == Some(from.len()) { Ok(()) } else { self.write_slice_slow(offset, from, tried) }
+    }
+
+    #[cold]
+    fn write_slice_slow(&self, offset: usize, from: &[u8], tried: Option<usize>) -> Result<(), CopyError> {
         if !raw::RECOVERABLE {
             return self.write_slice_locked(offset, from);
         }
         let (buffer, len) = (from.as_ptr(), from.len());
-        self.bulk(offset, len, AccessKind::Store, |done| {
-            let to = self.at::<u8>(offset + done);
+        self.bulk(offset, len, AccessKind::Store, tried, |done| {
             // SAFETY: `bulk` has checked the range; the buffer is the caller's and not written meanwhile.
-            unsafe { raw::copy_in(to, buffer.wrapping_add(done), len - done) }
+            unsafe { raw::copy_in(self.at(offset + done), buffer.wrapping_add(done), len - done, self.medium()) }
         })
         .map(drop)
     }
@@ -175,63 +193,76 @@ impl Mapping {
         if !raw::RECOVERABLE {
             return self.fill_locked(offset, byte, len);
         }
-        self.bulk(offset, len, AccessKind::Store, |done| {
+        self.bulk(offset, len, AccessKind::Store, None, |done| {
             // SAFETY: `bulk` has checked the range.
-            unsafe { raw::fill(self.at::<u8>(offset + done), byte, len - done) }
+            unsafe { raw::fill(self.at::<u8>(offset + done), byte, len - done, self.medium()) }
         })
         .map(drop)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn at<T>(&self, offset: usize) -> *mut T {
         self.served.view.range.as_ptr().wrapping_add(offset).cast()
+    }
+
+    /// What a copy is from or to.
+    #[inline(always)]
+    pub(super) fn medium(&self) -> Medium {
+        if self.served.view.spec.is_device { Medium::Device } else { Medium::Memory }
+    }
+
+    /// The offset below which accesses may be tried at once, as far as is known: 0, or a multiple of the page size up to the
+    /// mapping's length.
+    #[inline(always)]
+    fn limit(&self, kind: AccessKind) -> usize {
+        let limit = match kind {
+            AccessKind::Load => &self.served.load_limit,
+            AccessKind::Store => &self.served.store_limit,
+        };
+        // Relaxed: a hint. The page tables refuse an access that is let through too early or too late.
+        limit.load(Ordering::Relaxed)
     }
 
     /// True if accesses may be tried at once, as far as is known. If not, the access looks at the state first: an access
     /// that waits in a page fault cannot be refused, and in a signal handler it may wait for its own thread.
     #[inline]
     pub(crate) fn is_open(&self, kind: AccessKind) -> bool {
-        let limit = match kind {
-            AccessKind::Load => &self.served.load_limit,
-            AccessKind::Store => &self.served.store_limit,
-        };
-        // Relaxed: as in `admits`.
-        limit.load(Ordering::Relaxed) != 0
+        self.limit(kind) != 0
     }
 
-    /// True if this access may be tried at once. Limits are 0 or multiples of the page size, so an aligned offset below one
-    /// leaves room for any `T`.
+    /// True if this access may be tried at once. An aligned offset below the limit leaves room for any `T`.
     #[inline]
     pub(super) fn admits<T: Primitive>(&self, offset: usize, kind: AccessKind) -> bool {
-        let limit = match kind {
-            AccessKind::Load => &self.served.load_limit,
-            AccessKind::Store => &self.served.store_limit,
-        };
-        // Relaxed: a hint. The page tables refuse an access that is let through too early or too late.
-        raw::RECOVERABLE && offset < limit.load(Ordering::Relaxed) && offset % size_of::<T>() == 0
+        raw::RECOVERABLE && offset < self.limit(kind) && offset % size_of::<T>() == 0
     }
 
-    /// A copy or fill of `len` bytes; `step(done)` goes on from there and returns how much it did. Returns how many bytes
-    /// were done before an Unsupported Request; `len` if there was none.
+    /// True if a copy of `len` bytes may be tried at once, without a look at the state: a revoked range faults.
+    #[inline(always)]
+    fn fits(&self, offset: usize, len: usize, kind: AccessKind) -> bool {
+        raw::RECOVERABLE && offset.checked_add(len).is_some_and(|end| end <= self.limit(kind))
+    }
+
+    /// A copy or fill of `len` bytes of which a first try, if there was one, has done so many; `step(done)` goes on from there
+    /// and returns how much it did. Returns how many bytes were done before an Unsupported Request; `len` if there was none.
     fn bulk(
         &self,
         offset: usize,
         len: usize,
         kind: AccessKind,
+        mut tried: Option<usize>,
         step: impl Fn(usize) -> usize,
     ) -> Result<usize, CopyError> {
         let served = &self.served;
         self.check_slice(offset, len, kind)?;
         let mut done = 0;
-        if len > 0 && !self.is_open(kind) {
+        if len > 0 && tried.is_none() && !self.is_open(kind) {
             if let Next::Unsupported = served.admit(offset).map_err(|error| CopyError { done, error })? {
                 return Ok(done);
             }
         }
         let mut tries = Tries::new(served);
         while done < len {
-            // The first try does not look at the state: a revoked range faults.
-            let moved = step(done);
+            let moved = tried.take().unwrap_or_else(|| step(done));
             done += moved;
             if done == len {
                 break;

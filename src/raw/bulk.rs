@@ -1,8 +1,8 @@
 //! Bulk copies that report how many bytes were copied.
 //!
-//! Wide moves in ascending order, in rounds that the architecture unrolls. After a wide move faults, the bytes up to the
-//! page's edge are moved one by one, and the first of those that faults ends the copy: so the count is exact. A fault in
-//! the caller's buffer is in no table: it is not the crate's.
+//! Wide moves in ascending order, in rounds that the architecture unrolls, or in a way that it has for memory. After a wide
+//! move faults, the bytes up to the page's edge are moved by words and one by one, and the first of those that faults ends
+//! the copy: so the count is exact. A fault in the caller's buffer is in no table: it is not the crate's.
 #![expect(unsafe_code, reason = "raw accesses to regions and to the caller's buffers")]
 // UNSAFETY: accesses within `raw`'s contract, and plain accesses to the caller's buffer.
 
@@ -16,15 +16,23 @@ const ALIGN_FROM: usize = 1024;
 /// The alignment of stores.
 const ALIGNMENT: usize = 32;
 
+/// What a copy is from or to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Medium {
+    /// Memory, where the size of an access does not matter.
+    Memory,
+    /// A device file's: perhaps registers, or memory that is not cached.
+    Device,
+}
+
 /// Copies out of a region; returns how many bytes were copied. None beyond them was written to `dst`.
 ///
 /// # Safety
 ///
 /// `raw`'s contract for `src`; `dst` is valid for writes of `len` bytes.
-#[inline]
-pub(crate) unsafe fn copy_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
+pub(crate) unsafe fn copy_out(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
     // SAFETY: the caller's contract, passed on.
-    unsafe { copy::<Out>(dst, src, len) }
+    unsafe { copy::<Out>(dst, src, len, medium) }
 }
 
 /// Copies into a region; returns how many bytes were copied. None beyond them was written.
@@ -32,16 +40,17 @@ pub(crate) unsafe fn copy_out(dst: *mut u8, src: *const u8, len: usize) -> usize
 /// # Safety
 ///
 /// `raw`'s contract for `dst`; `src` is valid for reads of `len` bytes.
-#[inline]
-pub(crate) unsafe fn copy_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
+pub(crate) unsafe fn copy_in(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
     // SAFETY: the caller's contract, passed on.
-    unsafe { copy::<In>(dst, src, len) }
+    unsafe { copy::<In>(dst, src, len, medium) }
 }
 
 /// The direction of a copy, which says which side is the region's.
 trait Direction {
     /// Moves whole rounds, at least one; returns how many bytes were moved.
     unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize;
+    /// Moves bytes to or from memory, if the architecture has a way for that.
+    unsafe fn memory(dst: *mut u8, src: *const u8, len: usize) -> Option<usize>;
     /// True if a word may be moved here: an unaligned one only if the instruction is the crate's own.
     fn word_fits(dst: *mut u8, src: *const u8) -> bool;
     /// Moves 8 bytes; true if it did.
@@ -53,7 +62,41 @@ trait Direction {
 struct Out;
 struct In;
 
-unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
+#[inline(always)]
+unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
+    if medium == Medium::Memory {
+        // SAFETY: the caller's contract.
+        match unsafe { D::memory(dst, src, len) } {
+            Some(moved) if moved == len => return len,
+            // SAFETY: the caller's contract, for the rest.
+            Some(moved) => return unsafe { after::<D>(dst, src, len, moved) },
+            None => {}
+        }
+    }
+    // SAFETY: the caller's contract.
+    unsafe { by_rounds::<D>(dst, src, len) }
+}
+
+/// Goes on after `done` bytes to or from memory: near a fault, or near a page's edge where some bytes by words are faster.
+#[cold]
+unsafe fn after<D: Direction>(dst: *mut u8, src: *const u8, len: usize, mut done: usize) -> usize {
+    loop {
+        let next = ROUND.min(len - done);
+        // SAFETY: the caller's contract, for the next bytes.
+        let moved = unsafe { small::<D>(dst.wrapping_add(done), src.wrapping_add(done), next) };
+        done += moved;
+        if moved < next || done == len {
+            return done;
+        }
+        // SAFETY: the caller's contract, for the rest.
+        let way = unsafe { D::memory(dst.wrapping_add(done), src.wrapping_add(done), len - done) };
+        done += way.unwrap_or(0);
+    }
+}
+
+/// Copies by rounds, and what is less by words and bytes, in ascending order.
+#[inline(never)]
+unsafe fn by_rounds<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
     let mut done = 0;
     if len >= ROUND {
         if len >= ALIGN_FROM {
@@ -67,13 +110,9 @@ unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize 
         let whole = (len - done) / ROUND * ROUND;
         // At least one round: `head` is less than `ALIGN_FROM - ROUND`.
         // SAFETY: the caller's contract; `done + whole <= len`.
-        let moved = unsafe { D::rounds(dst.wrapping_add(done), src.wrapping_add(done), whole) };
-        done += moved;
-        if moved < whole {
-            // SAFETY: as for the rounds. It faults again, at the exact byte, or goes on if the memory is back.
-            return done + unsafe { small::<D>(dst.wrapping_add(done), src.wrapping_add(done), len - done) };
-        }
+        done += unsafe { D::rounds(dst.wrapping_add(done), src.wrapping_add(done), whole) };
     }
+    // After a fault in a round this faults again, at the exact byte, or goes on if the memory is back.
     // SAFETY: the caller's contract, for the rest.
     done + unsafe { small::<D>(dst.wrapping_add(done), src.wrapping_add(done), len - done) }
 }
@@ -116,6 +155,12 @@ impl Direction for Out {
     }
 
     #[inline(always)]
+    unsafe fn memory(dst: *mut u8, src: *const u8, len: usize) -> Option<usize> {
+        // SAFETY: handed on; at least a byte is left.
+        unsafe { Cpu::memory_out(dst, src, len) }
+    }
+
+    #[inline(always)]
     unsafe fn word(dst: *mut u8, src: *const u8) -> bool {
         // SAFETY: `raw`'s contract; `word_fits` has checked the alignment.
         let Ok(word) = (unsafe { load(src.cast::<u64>()) }) else {
@@ -148,6 +193,12 @@ impl Direction for In {
     unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize {
         // SAFETY: handed on.
         unsafe { Cpu::rounds_in(dst, src, len) }
+    }
+
+    #[inline(always)]
+    unsafe fn memory(dst: *mut u8, src: *const u8, len: usize) -> Option<usize> {
+        // SAFETY: handed on; at least a byte is left.
+        unsafe { Cpu::memory_in(dst, src, len) }
     }
 
     #[inline(always)]

@@ -24,8 +24,8 @@ pub(super) trait Accesses {
     unsafe fn fetch_add<T: AtomicPrimitive>(p: *mut T, value: u64) -> Result<u64, Faulted>;
 }
 
-/// The unrolled loops of the bulk copies. `len` is a multiple of `bulk::ROUND` and not 0; the caller's buffer is valid
-/// for `len` bytes. Both return how many bytes were done, in ascending order.
+/// The bulk copies. The caller's buffer is valid for `len` bytes, which for the rounds is a multiple of `bulk::ROUND` and not
+/// 0. All return how many bytes were done, in ascending order.
 pub(super) trait Rounds {
     /// Out of a region. A load that faults leaves its whole round undone.
     unsafe fn rounds_out(dst: *mut u8, src: *const u8, len: usize) -> usize;
@@ -33,4 +33,18 @@ pub(super) trait Rounds {
     /// Into a region. The count has what a faulting round had stored before. A store that faults may have stored the
     /// bytes before the page's edge; the words and bytes that follow store them again, the same.
     unsafe fn rounds_in(dst: *mut u8, src: *const u8, len: usize) -> usize;
+
+    /// Out of memory, in ascending order and in whatever way is fastest, whatever `len` is. `None` where that
+    /// is by the rounds. The count may be short of the first byte that faults, by less than `bulk::ROUND`, and also where
+    /// going on by words is faster.
+    #[inline(always)]
+    unsafe fn memory_out(_dst: *mut u8, _src: *const u8, _len: usize) -> Option<usize> {
+        None
+    }
+
+    /// Into memory, as `memory_out`. As in `rounds_in`, bytes beyond the count may have been stored.
+    #[inline(always)]
+    unsafe fn memory_in(_dst: *mut u8, _src: *const u8, _len: usize) -> Option<usize> {
+        None
+    }
 }

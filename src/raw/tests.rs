@@ -1,7 +1,7 @@
 //! Accesses of every kind and width: whole on good memory, an error on revoked memory, never a signal that kills.
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "each block's operations have one proof")]
 
-use super::{self as raw, Faulted, signal};
+use super::{self as raw, Faulted, Medium, signal};
 use crate::raw::signal::tests::handlers::needs_recovery;
 use crate::raw::test_memory::{PAGE, bus, bus_after, good, segv};
 use nix::libc;
@@ -77,46 +77,64 @@ fn floats_load_and_store_bit_for_bit() {
     }
 }
 
-/// Copies of every kind that reach the page's edge after `edge` bytes, at every alignment of both sides modulo 32.
+/// Copies of every kind that reach the page's edge after `edge` bytes, with the other side `misaligned`.
+fn copy_stops_at(edge: usize, len: usize, misaligned: usize, medium: Medium, region: impl Fn() -> *mut u8) {
+    let buffer: Vec<u8> = (0..len + misaligned).map(|i| u8::try_from(i % 251).unwrap() + 1).collect();
+    let page = region();
+    // SAFETY: inside of the page.
+    let start = unsafe { page.add(PAGE - edge) };
+    // SAFETY: the first page is accessible, and only this test knows it.
+    let before = unsafe { std::slice::from_raw_parts(page, PAGE) }.to_vec();
+    // SAFETY: `buffer` has `len` bytes from there on; what is beyond the page faults, and the copy recovers.
+    let done = unsafe { raw::copy_in(start, buffer[misaligned..].as_ptr(), len, medium) };
+    assert_eq!(done, edge.min(len), "copy_in");
+    // SAFETY: as for `before`.
+    let after = unsafe { std::slice::from_raw_parts(page, PAGE) };
+    assert!(after[PAGE - edge..][..done] == buffer[misaligned..][..done], "copied wrongly into it");
+    assert!(after[..PAGE - edge] == before[..PAGE - edge], "wrote before it");
+    assert!(after[PAGE - edge + done..] == before[PAGE - edge + done..], "wrote beyond it");
+
+    let mut out = vec![0xee; len + misaligned + 64];
+    // SAFETY: as for `copy_in`; `out` has `len` bytes from there on.
+    let done = unsafe { raw::copy_out(out[misaligned..].as_mut_ptr(), start, len, medium) };
+    assert_eq!(done, edge.min(len), "copy_out");
+    assert!(out[misaligned..][..done] == after[PAGE - edge..][..done], "copied wrongly out of it");
+    assert!(out[..misaligned].iter().chain(&out[misaligned + done..]).all(|byte| *byte == 0xee), "wrote beyond");
+
+    // SAFETY: as for `copy_in`.
+    let done = unsafe { raw::fill(start, 0x77, len, medium) };
+    assert_eq!(done, edge.min(len), "fill");
+    // SAFETY: as for `before`.
+    let after = unsafe { std::slice::from_raw_parts(page, PAGE) };
+    assert!(after[PAGE - edge..][..done].iter().all(|byte| *byte == 0x77));
+    // SAFETY: the pages that `region` has made; nothing uses them any more.
+    unsafe { libc::munmap(page.cast(), 3 * PAGE) };
+}
+
+const MEDIA: [Medium; 2] = [Medium::Memory, Medium::Device];
+
+/// The same at every alignment of both sides modulo 64, for each medium.
 fn copies_stop_at(edge: usize, len: usize, region: impl Fn() -> *mut u8) {
-    let buffer: Vec<u8> = (0..len + 64).map(|i| u8::try_from(i % 251).unwrap() + 1).collect();
-    for misaligned in 0..32 {
-        let page = region();
-        // SAFETY: inside of the page.
-        let start = unsafe { page.add(PAGE - edge) };
-        // SAFETY: the first page is accessible, and only this test knows it.
-        let before = unsafe { std::slice::from_raw_parts(page, PAGE) }.to_vec();
-        // SAFETY: `buffer` has `len` bytes from there on; what is beyond the page faults, and the copy recovers.
-        let done = unsafe { raw::copy_in(start, buffer[misaligned..].as_ptr(), len) };
-        assert_eq!(done, edge.min(len), "copy_in");
-        // SAFETY: as for `before`.
-        let after = unsafe { std::slice::from_raw_parts(page, PAGE) };
-        assert_eq!(after[PAGE - edge..][..done], buffer[misaligned..][..done]);
-        assert_eq!(after[..PAGE - edge], before[..PAGE - edge]);
-        assert_eq!(after[PAGE - edge + done..], before[PAGE - edge + done..]);
-
-        let mut out = vec![0xee; len + 64];
-        // SAFETY: as for `copy_in`; `out` has `len` bytes from there on.
-        let done = unsafe { raw::copy_out(out[misaligned..].as_mut_ptr(), start, len) };
-        assert_eq!(done, edge.min(len), "copy_out");
-        assert_eq!(out[misaligned..][..done], after[PAGE - edge..][..done]);
-        assert!(out[..misaligned].iter().chain(&out[misaligned + done..]).all(|byte| *byte == 0xee), "wrote beyond");
-
-        // SAFETY: as for `copy_in`.
-        let done = unsafe { raw::fill(start, 0x77, len) };
-        assert_eq!(done, edge.min(len), "fill");
-        // SAFETY: as for `before`.
-        let after = unsafe { std::slice::from_raw_parts(page, PAGE) };
-        assert!(after[PAGE - edge..][..done].iter().all(|byte| *byte == 0x77));
-        // SAFETY: the pages that `region` has made; nothing uses them any more.
-        unsafe { libc::munmap(page.cast(), 3 * PAGE) };
+    for medium in MEDIA {
+        for misaligned in 0..64 {
+            copy_stops_at(edge, len, misaligned, medium, &region);
+        }
     }
+}
+
+/// Three pages of which the first can be accessed.
+fn protected() -> *mut u8 {
+    let p = good(3 * PAGE);
+    // SAFETY: pages made here, which only this test knows.
+    assert_eq!(unsafe { libc::mprotect(p.add(PAGE).cast(), 2 * PAGE, libc::PROT_NONE) }, 0);
+    p
 }
 
 #[test]
 fn a_whole_copy_is_whole() {
     signal::install().unwrap();
-    for len in [0, 1, 7, 8, 9, 127, 128, 129, 1023, 1024, 1055, 2222, PAGE] {
+    for len in (0..=130).chain([191, 192, 193, 255, 256, 257, 511, 512, 575, 1023, 1024, 1055, 2222, 2559, 2560, PAGE])
+    {
         copies_stop_at(len, len, || good(3 * PAGE));
     }
 }
@@ -126,12 +144,19 @@ fn a_copy_that_meets_revoked_memory_says_how_far_it_came() {
     needs_recovery!();
     for edge in (0..=200).chain([1000, 1024, 1055, 1056, 2047, 2048, 4000, PAGE]) {
         copies_stop_at(edge, edge + 1, || bus_after(PAGE, 3 * PAGE));
-        copies_stop_at(edge, edge + 200, || {
-            let p = good(3 * PAGE);
-            // SAFETY: pages made here, which only this test knows.
-            assert_eq!(unsafe { libc::mprotect(p.add(PAGE).cast(), 2 * PAGE, libc::PROT_NONE) }, 0);
-            p
-        });
+        copies_stop_at(edge, edge + 200, protected);
+    }
+}
+
+/// At every position of a page, for a copy that ends right there and for one that is long enough for each of the ways.
+#[test]
+fn a_fault_anywhere_in_a_copy_is_found_to_the_byte() {
+    needs_recovery!();
+    for edge in 0..=PAGE {
+        for medium in MEDIA {
+            copy_stops_at(edge, edge + 1, edge * 7 % 64, medium, protected);
+            copy_stops_at(edge, PAGE + edge, edge * 13 % 64, medium, || bus_after(PAGE, 3 * PAGE));
+        }
     }
 }
 

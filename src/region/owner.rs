@@ -6,7 +6,7 @@
 
 use super::offsets::InRegion;
 use crate::protocol::policy::OnDisabled;
-use crate::raw;
+use crate::raw::{self, Medium};
 use crate::raw::{Faulted, Primitive};
 use crate::region::access_error::check;
 use crate::region::access_error::{AccessError, CopyError};
@@ -257,6 +257,11 @@ impl OwnerView {
             .map_err(|_| AccessError::NoMemory { offset })
     }
 
+    /// What a copy is from or to.
+    fn medium(&self) -> Medium {
+        if self.of_device { Medium::Device } else { Medium::Memory }
+    }
+
     /// Copies out of the region.
     ///
     /// # Errors
@@ -267,8 +272,9 @@ impl OwnerView {
     pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
         let given = self.check_slice(offset, into.len())?;
         // SAFETY: inside the view as just checked; `into` is the caller's exclusive buffer.
-        let done =
-            self.copy(offset, given, |at, from, len| unsafe { raw::copy_out(into[from..].as_mut_ptr(), at, len) });
+        let done = self.copy(offset, given, |at, from, len| unsafe {
+            raw::copy_out(into[from..].as_mut_ptr(), at, len, self.medium())
+        });
         finished(done, into.len(), offset)
     }
 
@@ -282,7 +288,9 @@ impl OwnerView {
     pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
         let given = self.check_slice(offset, from.len())?;
         // SAFETY: inside the view as just checked; `from` is not written meanwhile.
-        let done = self.copy(offset, given, |at, done, len| unsafe { raw::copy_in(at, from[done..].as_ptr(), len) });
+        let done = self.copy(offset, given, |at, done, len| unsafe {
+            raw::copy_in(at, from[done..].as_ptr(), len, self.medium())
+        });
         finished(done, from.len(), offset)
     }
 
@@ -296,7 +304,7 @@ impl OwnerView {
     pub fn fill(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
         let given = self.check_slice(offset, len)?;
         // SAFETY: inside the view as just checked.
-        let done = self.copy(offset, given, |at, _, len| unsafe { raw::fill(at, byte, len) });
+        let done = self.copy(offset, given, |at, _, len| unsafe { raw::fill(at, byte, len, self.medium()) });
         finished(done, len, offset)
     }
 

@@ -27,6 +27,7 @@ impl Rounds for Cpu {
                 "b.ne 2b",
                 "3:",
             ],
+            ["20b", "21b", "22b", "23b"],
             out("v0") _, out("v1") _, out("v2") _, out("v3") _,
             out("v4") _, out("v5") _, out("v6") _, out("v7") _,
         )
@@ -52,6 +53,7 @@ impl Rounds for Cpu {
                 "b.ne 2b",
                 "3:",
             ],
+            ["20b" after "0", "21b" after "32", "22b" after "64", "23b" after "96"],
             out("v0") _, out("v1") _, out("v2") _, out("v3") _,
             out("v4") _, out("v5") _, out("v6") _, out("v7") _,
         )

@@ -163,21 +163,17 @@ macro_rules! loads_and_stores {
 }
 pub(in crate::raw) use loads_and_stores;
 
-/// `Rounds::rounds_out` by a loop: the loads from `{src}` stand at the labels 20 to 23, and what follows the loop at 3.
-/// The loop ends when `{src}` is `{end}`.
+/// `Rounds::rounds_out` by a loop. The loads from `{src}` stand at the labels of the second list, and what follows the loop
+/// at 3. The loop ends when `{src}` is `{end}`.
 macro_rules! rounds_out {
-    ($dst:ident, $src:ident, $len:ident, [$($line:literal),+ $(,)?], $($clobbered:tt)+) => {{
-        use $crate::raw::table::text::recovery;
+    ($dst:ident, $src:ident, $len:ident, [$($line:literal),+ $(,)?], [$($at:literal),+], $($clobbered:tt)+) => {{
         let stop: *const u8;
         // SAFETY: moves `$len` bytes from `$src` to `$dst`, within the caller's contract. Nothing else uses `$dst`
         // meanwhile; anything may use the region's memory.
         unsafe {
             core::arch::asm!(
                 $($line,)+
-                recovery!("20b" => "3b", set "{scratch}" = "0", addr "{src}" + "128"),
-                recovery!("21b" => "3b", set "{scratch}" = "0", addr "{src}" + "128"),
-                recovery!("22b" => "3b", set "{scratch}" = "0", addr "{src}" + "128"),
-                recovery!("23b" => "3b", set "{scratch}" = "0", addr "{src}" + "128"),
+                $($crate::raw::table::text::recovery!($at => "3b", set "{scratch}" = "0", addr "{src}" + "128"),)+
                 dst = inout(reg) $dst => _,
                 src = inout(reg) $src => stop,
                 end = in(reg) $src.wrapping_add($len),
@@ -192,11 +188,13 @@ macro_rules! rounds_out {
 }
 pub(in crate::raw) use rounds_out;
 
-/// `Rounds::rounds_in` by a loop: the stores to `{dst}`, 32 bytes each, stand at the labels 20 to 23, and what follows the
-/// loop at 3. The loop ends when `{dst}` is `{end}`.
+/// `Rounds::rounds_in` by a loop. The stores to `{dst}` stand at the labels of the second list, each with the bytes of its
+/// round that are stored before it, and what follows the loop at 3. The loop ends when `{dst}` is `{end}`.
 macro_rules! rounds_in {
-    ($dst:ident, $src:ident, $len:ident, [$($line:literal),+ $(,)?], $($clobbered:tt)+) => {{
-        use $crate::raw::table::text::recovery;
+    (
+        $dst:ident, $src:ident, $len:ident, [$($line:literal),+ $(,)?], [$($at:literal after $before:literal),+],
+        $($clobbered:tt)+
+    ) => {{
         let stop: *mut u8;
         let stored: usize;
         // SAFETY: moves `$len` bytes from `$src` to `$dst`, within the caller's contract. Nothing else writes `$src`
@@ -204,10 +202,7 @@ macro_rules! rounds_in {
         unsafe {
             core::arch::asm!(
                 $($line,)+
-                recovery!("20b" => "3b", set "{stored}" = "0", addr "{dst}" + "128"),
-                recovery!("21b" => "3b", set "{stored}" = "32", addr "{dst}" + "128"),
-                recovery!("22b" => "3b", set "{stored}" = "64", addr "{dst}" + "128"),
-                recovery!("23b" => "3b", set "{stored}" = "96", addr "{dst}" + "128"),
+                $($crate::raw::table::text::recovery!($at => "3b", set "{stored}" = $before, addr "{dst}" + "128"),)+
                 dst = inout(reg) $dst => stop,
                 src = inout(reg) $src => _,
                 end = in(reg) $dst.wrapping_add($len),

@@ -1,18 +1,31 @@
-//! The unrolled loops of the bulk copies, with AVX; a machine without it copies by words.
+//! The bulk copies: by AVX on every machine that has it; to and from memory, on Intel's that can, by masked moves and
+//! `rep movsb`.
 //!
-//! `rep movsb` was measured too: it is up to 2.7 times slower for small and badly aligned copies. SSE2 is 1.5 times slower
-//! from the caches.
+//! `rep movsb` costs about 50 ns before the first byte, and nothing copies faster from some thousand bytes on. A device's
+//! registers would get it byte by byte, and masked stores in pieces, so both are for memory only. AMD's machines copy by
+//! AVX as fast as their `memcpy` does, and were not seen with the others. `benches/access` has all sizes beside `memcpy`.
 #![expect(unsafe_code, reason = "inline assembly")]
 // UNSAFETY: the instructions that `raw`'s contract is about.
 
 use super::Cpu;
 use crate::raw::contract::Rounds;
-use crate::raw::table::text::{rounds_in, rounds_out};
+use avx::{avx_in, avx_out};
+use machine::{has_avx, has_masks, has_string};
+use masked::{masked_in, masked_out};
+use string::{string_in, string_out};
+
+mod avx;
+mod machine;
+mod masked;
+mod string;
+
+/// From this length on `rep movsb` is faster than a loop, where it is fast at all.
+const STRING_FROM: usize = 2560;
 
 impl Rounds for Cpu {
     #[inline]
     unsafe fn rounds_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
-        if is_x86_feature_detected!("avx") {
+        if has_avx() {
             // SAFETY: the caller's contract, and the feature is there.
             unsafe { avx_out(dst, src, len) }
         } else {
@@ -22,80 +35,33 @@ impl Rounds for Cpu {
 
     #[inline]
     unsafe fn rounds_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
-        if is_x86_feature_detected!("avx") {
+        if has_avx() {
             // SAFETY: the caller's contract, and the feature is there.
             unsafe { avx_in(dst, src, len) }
         } else {
             0
         }
     }
-}
 
-/// A loop, `$direction`, that ends with `vzeroupper`: it clears the upper half of every vector register.
-macro_rules! avx {
-    ($direction:ident, $dst:ident, $src:ident, $len:ident, [$($line:literal),+ $(,)?]) => {
-        $direction!(
-            $dst, $src, $len, [$($line,)+ "3: vzeroupper"],
-            out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _,
-            out("ymm4") _, out("ymm5") _, out("ymm6") _, out("ymm7") _,
-            out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
-            out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
-        )
-    };
-}
+    #[inline(always)]
+    unsafe fn memory_out(dst: *mut u8, src: *const u8, len: usize) -> Option<usize> {
+        if len < STRING_FROM {
+            // SAFETY: the caller's contract, and the features are there.
+            has_masks().then(|| unsafe { masked_out(dst, src, len) })
+        } else {
+            // SAFETY: the caller's contract.
+            has_string().then(|| unsafe { string_out(dst, src, len) })
+        }
+    }
 
-/// # Safety
-///
-/// As `rounds_out`, and the machine has AVX.
-#[target_feature(enable = "avx")]
-unsafe fn avx_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    avx!(
-        rounds_out,
-        dst,
-        src,
-        len,
-        [
-            "2:",
-            "20: vmovdqu ymm0, [{src}]",
-            "21: vmovdqu ymm1, [{src} + 32]",
-            "22: vmovdqu ymm2, [{src} + 64]",
-            "23: vmovdqu ymm3, [{src} + 96]",
-            "vmovdqu [{dst}], ymm0",
-            "vmovdqu [{dst} + 32], ymm1",
-            "vmovdqu [{dst} + 64], ymm2",
-            "vmovdqu [{dst} + 96], ymm3",
-            "sub {dst}, -128",
-            "sub {src}, -128",
-            "cmp {src}, {end}",
-            "jne 2b",
-        ]
-    )
-}
-
-/// # Safety
-///
-/// As `rounds_in`, and the machine has AVX.
-#[target_feature(enable = "avx")]
-unsafe fn avx_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    avx!(
-        rounds_in,
-        dst,
-        src,
-        len,
-        [
-            "2:",
-            "vmovdqu ymm0, [{src}]",
-            "vmovdqu ymm1, [{src} + 32]",
-            "vmovdqu ymm2, [{src} + 64]",
-            "vmovdqu ymm3, [{src} + 96]",
-            "20: vmovdqu [{dst}], ymm0",
-            "21: vmovdqu [{dst} + 32], ymm1",
-            "22: vmovdqu [{dst} + 64], ymm2",
-            "23: vmovdqu [{dst} + 96], ymm3",
-            "sub {src}, -128",
-            "sub {dst}, -128",
-            "cmp {dst}, {end}",
-            "jne 2b",
-        ]
-    )
+    #[inline(always)]
+    unsafe fn memory_in(dst: *mut u8, src: *const u8, len: usize) -> Option<usize> {
+        if len < STRING_FROM {
+            // SAFETY: the caller's contract, and the features are there.
+            has_masks().then(|| unsafe { masked_in(dst, src, len) })
+        } else {
+            // SAFETY: the caller's contract.
+            has_string().then(|| unsafe { string_in(dst, src, len) })
+        }
+    }
 }

@@ -109,12 +109,12 @@ pub(super) fn scenario(name: &str) {
         "buffer read" => {
             signal::install().unwrap();
             // SAFETY: the region's side is memory of the scenario's. The caller's side is not readable, which ends the process.
-            unsafe { raw::copy_in(good(PAGE), segv(PAGE), 300) };
+            unsafe { raw::copy_in(good(PAGE), segv(PAGE), 300, raw::Medium::Memory) };
         }
         "buffer write" => {
             signal::install().unwrap();
             // SAFETY: the region's side is memory of the scenario's. The caller's side is not writable, which ends the process.
-            unsafe { raw::copy_out(bus(PAGE), good(PAGE), 300) };
+            unsafe { raw::copy_out(bus(PAGE), good(PAGE), 300, raw::Medium::Memory) };
         }
         "stack overflow" => {
             signal::install().unwrap();

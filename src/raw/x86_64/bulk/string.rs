@@ -1,0 +1,53 @@
+//! `rep movsb`: a whole copy in one instruction, which says how far it came.
+#![expect(unsafe_code, reason = "inline assembly")]
+// UNSAFETY: the instructions that `raw`'s contract is about.
+
+use crate::raw::table::text::recovery;
+
+/// Copies out of memory; returns how many bytes were copied.
+///
+/// # Safety
+///
+/// As `memory_out`.
+pub(super) unsafe fn string_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    let left: usize;
+    // SAFETY: within the caller's contract. A fault leaves in rcx how many bytes are still to be moved.
+    unsafe {
+        core::arch::asm!(
+            "20: rep movsb",
+            "3:",
+            recovery!("20b" => "3b", set "{scratch}" = "0", addr "rsi" + "128"),
+            inout("rdi") dst => _,
+            inout("rsi") src => _,
+            inout("rcx") len => left,
+            scratch = out(reg) _,
+            register = sym crate::raw::table::register,
+            options(nostack, preserves_flags),
+        );
+    }
+    len - left
+}
+
+/// Copies into memory; returns how many bytes were copied.
+///
+/// # Safety
+///
+/// As `memory_in`.
+pub(super) unsafe fn string_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    let left: usize;
+    // SAFETY: as in `string_out`.
+    unsafe {
+        core::arch::asm!(
+            "20: rep movsb",
+            "3:",
+            recovery!("20b" => "3b", set "{scratch}" = "0", addr "rdi" + "128"),
+            inout("rdi") dst => _,
+            inout("rsi") src => _,
+            inout("rcx") len => left,
+            scratch = out(reg) _,
+            register = sym crate::raw::table::register,
+            options(nostack, preserves_flags),
+        );
+    }
+    len - left
+}
