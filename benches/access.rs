@@ -43,6 +43,7 @@ fn main() {
         ("parking_lot", "raw_load", None),
         ("arc_swap", "raw_load", None),
         ("crossbeam_pin", "raw_load", None),
+        ("guard", "crossbeam_pin", Some(0.4)),
         ("failing", "signal_round_trip", Some(1.5)),
     ] {
         ratios.of(&samples, &format!("access.{of}/{to}"), of, to, at_most);

@@ -22,6 +22,7 @@ fn main() {
     let mut ratios = Ratios::default();
     decisions(&mut samples);
     completions(&mut samples);
+    many(&mut samples);
     samples.table("faults that may not wait, and faults that have waited");
     let p50 = |name: &str| samples.p50(name).expect("sampled just now");
     for name in ["fault", "read", "pin"] {
@@ -31,6 +32,8 @@ fn main() {
     ratios.add("nowait.decision/10ns", decision / 10.0, Some(1.0));
     let (asynchronous, blocking) = ("async_completion", "blocking_fault_in");
     ratios.of(&samples, "nowait.async_completion/blocking", asynchronous, blocking, Some(2.0));
+    ratios.add("nowait.10000_pending/20ms", 10_000.0 * p50("pending_10000") / 20e6, Some(1.0));
+    ratios.of(&samples, "nowait.pending_10000/pending_100", "pending_10000", "pending_100", None);
     ratios.print();
     assert!(!ratios.missed() || short(), "a figure was missed");
 }
@@ -132,4 +135,28 @@ fn completions(samples: &mut Samples) {
     });
     contest.run(pick(141, 7), samples);
     contest.criterion();
+}
+
+/// One fault of many: submitted, completed by `enable()`, and taken from its queue.
+fn many(samples: &mut Samples) {
+    const PAGE: usize = 4096;
+    let region = Region::builder(10_000 * PAGE).build().expect("a region");
+    let queue = FaultQueue::new(10_000).expect("a queue");
+    let caller = Caller::new(FaultFlags::WAIT).on_disabled(OnDisabled::Block);
+    for faults in [100, 10_000] {
+        for _ in 0..pick(21, 3) {
+            assert!(region.disable().expect("nothing is in the way"));
+            let since = Instant::now();
+            let submit = |page| match region.fault_async(page * PAGE, caller, &queue) {
+                Ok(Submitted::Queued(token)) => token,
+                other => panic!("it is disabled, and each page has one fault: {other:?}"),
+            };
+            let tokens: Vec<_> = (0..faults).map(submit).collect();
+            assert!(region.enable().expect("it can be given back"));
+            for token in &tokens {
+                assert_eq!(queue.next().map(|done| done.id), Some(token.id()), "in order");
+            }
+            samples.record(&format!("pending_{faults}"), faults as u64, since.elapsed());
+        }
+    }
 }

@@ -49,6 +49,7 @@ fn main() {
         });
         by_size(&mut samples);
         others(&mut ratios);
+        making(&mut ratios);
         batch(&mut ratios);
         hugetlb(&mut samples);
         criterion();
@@ -269,6 +270,27 @@ fn others(ratios: &mut Ratios) {
             let what = at(stage).rsplit(", ").next().unwrap_or_default().replace(' ', "_");
             ratios.of(&samples, &format!("revoke.{strategy}_beside_{what}/alone"), at(stage), at(0), Some(1.25));
         }
+    }
+}
+
+/// What it takes to make a region, and a mapping of it, while there are many others.
+fn making(ratios: &mut Ratios) {
+    let one = memfd(PAGE, 0).expect("a page");
+    let others: Vec<_> = (0..pick(5_000, 200)).map(|_| region(Strategy::Detach, &one, PAGE)).collect();
+    let mut samples = Samples::default();
+    for _ in 0..pick(400, 40) {
+        let since = Instant::now();
+        let region = Region::builder(PAGE).strategy(Strategy::Detach).build().expect("a region");
+        samples.record("make a region", 1, since.elapsed());
+        let since = Instant::now();
+        let mapping = region.map(MapOptions::new()).expect("a mapping");
+        samples.record("make a mapping", 1, since.elapsed());
+        drop((mapping, region));
+    }
+    samples.table(&format!("making one beside {} others", others.len()));
+    for what in ["make a region", "make a mapping"] {
+        let took = samples.p50(what).unwrap_or(f64::NAN);
+        ratios.add(&format!("revoke.{}_us", what.replace(' ', "_")), took / 1e3, Some(15.0));
     }
 }
 

@@ -12,7 +12,7 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutation, Mutex, broken};
 use crate::sys::identity::Identity;
 use crate::users::{discard, guarded};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -177,6 +177,10 @@ impl Pending {
         }
     }
 
+    fn key(&self) -> Key {
+        (self.offset, Arc::as_ptr(&self.queue).addr())
+    }
+
     /// The result of the fault at a region in this phase; `None` if it goes on waiting.
     fn verdict(&self, phase: Phase) -> Option<Result<(), NotResolved>> {
         match (phase, self.policy) {
@@ -217,7 +221,7 @@ impl FaultToken {
         }
         // Off the list first: a repeated fault on the page must not be referred to a token that is decided already.
         if let Some(list) = self.list.upgrade() {
-            list.remove(self.pending.id);
+            list.remove(&self.pending);
         }
         self.pending.complete(Err(NotResolved::Killed));
     }
@@ -271,8 +275,12 @@ pub(crate) struct PendingFaults {
 #[derive(Default)]
 struct PendingList {
     next: u64,
-    faults: Vec<Arc<Pending>>,
+    /// By page and queue, of which each has one fault at most.
+    faults: BTreeMap<Key, Arc<Pending>>,
 }
+
+/// An offset and the address of a queue, which is its own as long as a fault of it is on the list.
+type Key = (usize, usize);
 
 impl PendingFaults {
     /// Puts a fault on the list, unless the phase decides it at once. See [`Region::fault_async`](crate::Region::fault_async).
@@ -287,8 +295,7 @@ impl PendingFaults {
             return Ok(Submitted::Ready);
         }
         let mut list = self.list.lock();
-        let ours = |fault: &&Arc<Pending>| fault.offset == offset && Arc::ptr_eq(&fault.queue, &queue.shared);
-        if let Some(earlier) = list.faults.iter().find(ours) {
+        if let Some(earlier) = list.faults.get(&(offset, Arc::as_ptr(&queue.shared).addr())) {
             return Ok(Submitted::Pending { id: earlier.id });
         }
         let limit = queue.shared.limit;
@@ -304,12 +311,16 @@ impl PendingFaults {
             queue: Arc::clone(&queue.shared),
             state: Mutex::new(TokenState::default()),
         });
-        list.faults.push(Arc::clone(&pending));
-        drop(list);
+        list.faults.insert(pending.key(), Arc::clone(&pending));
         // The fault goes on the list first, then the phase is read; a changer sets the phase first, then reads the list.
         // Either the changer sees the fault, or this sees the phase: the list's lock orders the two.
-        if !broken(Mutation::SubmitRecheck) {
-            self.settle(phase);
+        let decided = if broken(Mutation::SubmitRecheck) { None } else { pending.verdict(phase()) };
+        if decided.is_some() {
+            list.faults.remove(&pending.key());
+        }
+        drop(list);
+        if let Some(result) = decided {
+            pending.complete(result);
         }
         Ok(Submitted::Queued(FaultToken { pending, list: Arc::downgrade(self) }))
     }
@@ -325,20 +336,31 @@ impl PendingFaults {
             return;
         }
         let phase = before.unwrap_or_else(phase);
-        let (decided, waiting) = list.faults.drain(..).partition(|fault| fault.verdict(phase).is_some());
+        let (decided, waiting) =
+            std::mem::take(&mut list.faults).into_iter().partition(|(_, fault)| fault.verdict(phase).is_some());
         list.faults = waiting;
         drop(list);
-        let decided: Vec<Arc<Pending>> = decided;
-        for fault in decided {
+        for fault in in_order(decided) {
             if let Some(result) = fault.verdict(phase) {
                 fault.complete(result);
             }
         }
     }
 
-    fn remove(&self, id: u64) {
-        self.list.lock().faults.retain(|fault| fault.id != id);
+    fn remove(&self, pending: &Pending) {
+        let mut list = self.list.lock();
+        // Once a fault is decided, the page may have another.
+        if list.faults.get(&pending.key()).is_some_and(|fault| fault.id == pending.id) {
+            list.faults.remove(&pending.key());
+        }
     }
+}
+
+/// Faults in the order in which they were submitted.
+fn in_order(faults: BTreeMap<Key, Arc<Pending>>) -> Vec<Arc<Pending>> {
+    let mut faults: Vec<_> = faults.into_values().collect();
+    faults.sort_unstable_by_key(|fault| fault.id);
+    faults
 }
 
 impl Default for PendingFaults {
@@ -355,7 +377,7 @@ impl Drop for PendingFaults {
         }
         // Wakers run under no lock.
         let faults = std::mem::take(&mut self.list.lock().faults);
-        for fault in faults {
+        for fault in in_order(faults) {
             fault.complete(Err(NotResolved::Sigbus));
         }
     }

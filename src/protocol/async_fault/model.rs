@@ -99,20 +99,17 @@ fn a_queue_counts_what_it_holds() {
     });
 }
 
-/// The fault is submitted while the region is being reset, so it must not complete as disabled, as another fault did
-/// before.
+/// The fault is submitted while the region is being reset, so it must not complete as disabled, as the end of the change
+/// before, which comes late, would have it.
 #[test]
 fn a_fault_is_decided_by_no_phase_from_before_it() {
     explore(4, || {
         let world = World::new(Phase::Disabled);
-        let earlier = spawn(&world, |world| {
-            let other = FaultQueue::new(1).unwrap();
-            world.list.submit(0, OnDisabled::Sigbus, &other, || world.gate.phase()).unwrap()
-        });
+        let earlier = spawn(&world, |world| world.list.settle(|| world.gate.phase()));
         world.gate.set_phase(Phase::Busy);
         let mine = world.submit(OnDisabled::Sigbus);
         world.settle(Phase::Open);
-        drop(earlier.join().unwrap());
+        earlier.join().unwrap();
         let Submitted::Queued(token) = mine else { panic!("the region is busy") };
         assert_eq!(token.pending.state.lock().result, Some(Ok(())));
     });
