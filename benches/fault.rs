@@ -37,12 +37,13 @@ fn main() {
     samples.table("one 4 KiB fault, and per page of a walk");
     idle(&mut ratios);
     for (of, to, at_most) in [
-        ("monitor_free", "plain_free", Some(0.5)),
-        ("monitor_pinned", "plain_pinned", Some(1.1)),
-        ("monitor_free", "plain_apart", None),
+        ("monitor_free", "plain_free", Some(1.05)),
+        ("monitor_pinned", "plain_pinned", Some(1.05)),
+        ("monitor_apart", "plain_apart", Some(1.05)),
         ("monitor_free", "kernel_minor", None),
         ("self_resolved", "mprotect_sigsegv", Some(1.1)),
-        ("self_resolved", "plain_free", Some(0.15)),
+        ("self_resolved", "plain_free", None),
+        ("self_resolved", "monitor_apart", None),
     ] {
         ratios.of(&samples, &format!("fault.{of}/{to}"), of, to, at_most);
     }
@@ -69,6 +70,10 @@ fn one_fault(samples: &mut Samples) {
     let plain_apart = other.map(|other| {
         place(other)();
         uffd::served(&file, LEN)
+    });
+    let apart = other.map(|other| {
+        place(other)();
+        monitored(MapOptions::new())
     });
     pinned();
     let (region_pinned, mapping_pinned) = monitored(MapOptions::new());
@@ -97,10 +102,12 @@ fn one_fault(samples: &mut Samples) {
             sched_setaffinity(Pid::from_raw(0), &every).expect("as before");
         });
     }
-    for (name, region, mapping, place) in [
+    let placed = [
         ("monitor_free", &region_free, &mapping_free, &free as &dyn Fn()),
         ("monitor_pinned", &region_pinned, &mapping_pinned, &pinned),
-    ] {
+    ];
+    let apart = apart.as_ref().map(|(region, mapping)| ("monitor_apart", region, mapping, &pinned as &dyn Fn()));
+    for (name, region, mapping, place) in placed.into_iter().chain(apart) {
         let bytes = Bytes::of(mapping);
         contest.each(name, TURN, move |n, report| {
             place();
