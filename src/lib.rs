@@ -5,14 +5,6 @@
 //! vfio-pci does to a BAR when a guest clears the memory bit of PCI_COMMAND. A guest that turns a device's memory off while
 //! something still uses it gets what the PCI specification says, not a dead VMM.
 //!
-//! # What it costs
-//!
-//! An access through a [`Mapping`] is one comparison and one instruction. [`Region::disable`] and [`Region::enable`] make
-//! system calls for each mapping. They take microseconds where page tables can be moved aside ([`Strategy::Detach`]);
-//! otherwise their cost grows with the number of mapped pages, and each of those pages faults once after `enable()`. Under
-//! Detach a disabled region takes twice its address space. A disabled region needs no running thread. A shared monitor
-//! thread starts with the first mapping whose faults it has to resolve.
-//!
 //! # Example
 //!
 //! ```
@@ -30,6 +22,33 @@
 //! assert_eq!(mapping.read::<u32>(0x10)?, 0xcafe);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # Where to start
+//!
+//! | to | use |
+//! |---|---|
+//! | make memory, take it away, give it back | [`Region`] ([`RegionBuilder`], [`Backing`]); [`disable`](Region::disable), [`enable`](Region::enable), [`reset`](Region::reset), each with a `try_` and a `_timeout` form |
+//! | map it, and access it | [`Mapping`] ([`MapOptions`], [`OnDisabled`]), [`Register`], [`OwnerView`]; refused with [`AccessError`] |
+//! | keep it enabled for a moment | [`Access`], from [`Mapping::try_access`]; [`Pin`] for hardware that uses its address |
+//! | say how long an access may wait | [`Caller`], [`CancelToken`], [`fault`]; [`FaultQueue`] for faults that complete later |
+//! | be told of a change | [`InvalidateNotifier`], [`Subscription`] |
+//! | change several regions together | [`ResetGroup`] |
+//! | take it away from other processes too | [`RegionBuilder::shared`], [`Region::share`], [`Strategy::Withdraw`] |
+//! | emulate a PCI device | [`pci`] |
+//! | use vCPUs, virtio queues, drivers | the features `kvm`, `vm-memory`, `safe-mmio` |
+//! | choose who resolves faults | [`Monitor`], [`FaultAround`], [`Strategy`] |
+//! | find out what this machine can do, and what happened | [`Support`], [`RegionStats`], [`MonitorStats`] |
+//! | have signal handlers of your own | [`signal`] |
+//!
+//! SECURITY.md in the repository has what is a boundary and what is not; SECCOMP.md the system calls of each kind of thread.
+//!
+//! # What it costs
+//!
+//! An access through a [`Mapping`] is one comparison and one instruction. [`Region::disable`] and [`Region::enable`] make
+//! system calls for each mapping. They take microseconds where page tables can be moved aside ([`Strategy::Detach`]);
+//! otherwise their cost grows with the number of mapped pages, and each of those pages faults once after `enable()`. Under
+//! Detach a disabled region takes twice its address space. A disabled region needs no running thread. A shared monitor
+//! thread starts with the first mapping whose faults it has to resolve.
 //!
 //! # How it works
 //!
