@@ -27,6 +27,7 @@
 mod model;
 mod peers;
 mod pool;
+mod vault;
 mod worker;
 
 use crate::sync::inside::Mutex;
@@ -42,6 +43,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use vault::Vault;
 use worker::Worker;
 
 /// How much is emptied at once, at multiples of it: the largest page that a file can have in its page cache, one of the
@@ -67,7 +69,7 @@ pub(crate) enum Emptied {
 #[derive(Debug)]
 pub(crate) struct Window {
     file: Arc<KnownFile>,
-    vault: KnownFile,
+    vault: Vault,
     len: usize,
     emptied: Emptied,
     /// Locked while the content is moved.
@@ -99,13 +101,11 @@ impl Window {
         if !left_out("writing the window's pages") {
             file::fill_with_zeroes(fd.as_fd(), 0, len)?;
         }
-        let vault = map::memfd(vault, len as u64, 0)?;
-        map::seal(vault.as_fd(), Sealed::Size)?;
-        file::allocate(vault.as_fd(), len)?;
-        pool::give_back(pool::take()?);
+        let vault = Vault::make(vault, len)?;
+        pool::give_back(pool::take(len)?);
         Ok(Self {
             file: Arc::new(KnownFile::new(fd)),
-            vault: KnownFile::new(vault),
+            vault,
             len,
             emptied,
             content: Mutex::new(None),
@@ -125,8 +125,8 @@ impl Window {
     /// anything changes.
     pub(crate) fn check(&self) -> Result<[&KnownFile; 2], SysError> {
         self.file.get()?;
-        self.vault.get()?;
-        Ok([&self.file, &self.vault])
+        self.vault.file().get()?;
+        Ok([&self.file, self.vault.file()])
     }
 
     fn emptied_from(&self) -> usize {
@@ -218,7 +218,7 @@ impl Window {
     /// either, the next try goes on.
     pub(crate) fn fill(&self) -> Result<(), SysError> {
         // Not waited for if the worker has it: a peer is in a system call that may never end.
-        let mut content = self.content.try_lock().ok_or(SysError::new("splice(to a file)", Errno::EBUSY))?;
+        let mut content = self.content.try_lock().ok_or(SysError::new("pwrite", Errno::EBUSY))?;
         let filled = self.fill_all(&mut content);
         if filled.is_err() {
             // Stores that were made to the filled part meanwhile are kept.
@@ -232,7 +232,7 @@ impl Window {
         if self.is_full() {
             return Ok(());
         }
-        let mut content = self.content.try_lock().ok_or(SysError::new("splice(to a file)", Errno::EBUSY))?;
+        let mut content = self.content.try_lock().ok_or(SysError::new("pwrite", Errno::EBUSY))?;
         self.fill_all(&mut content)
     }
 
@@ -243,8 +243,8 @@ impl Window {
 
     /// Empties parts from the end backwards, since a file is shortened at its end.
     fn empty_all(&self, held: &mut Option<Held>) -> Result<(), SysError> {
-        let [file, vault] = self.files(held)?;
-        let pipes = pool::take()?;
+        let file = self.ready(held)?;
+        let pipes = pool::take(self.len)?;
         while !self.is_empty() {
             if self.is_held() {
                 pool::give_back(pipes);
@@ -252,7 +252,7 @@ impl Window {
             }
             let end = self.emptied_from();
             let start = (end - 1) / part_size() * part_size();
-            let len = match self.hold_and_drop(&pipes, [file, vault], start..end) {
+            let len = match self.hold_and_drop(&pipes, file, start..end) {
                 Ok(len) => len,
                 Err(e) => {
                     pipes.clear();
@@ -264,7 +264,7 @@ impl Window {
             self.emptied_from.store(start, Ordering::Release);
             self.lost.fetch_add(end - start - len, Ordering::Relaxed);
             let mut part = start..start + len;
-            if let Err(e) = self.keep(&pipes, vault, &mut part) {
+            if let Err(e) = self.keep(&pipes, &mut part) {
                 *held = Some(Held { pipes, part });
                 return Err(e);
             }
@@ -275,28 +275,27 @@ impl Window {
 
     /// Takes a part out of the window, and returns how many bytes of it the pipes hold: fewer than it has if a peer had cut
     /// the rest off, which is zeroes in the vault. On an error the content is where it was.
-    fn hold_and_drop(
-        &self,
-        pipes: &Pipes,
-        [file, vault]: [BorrowedFd<'_>; 2],
-        part: Range<usize>,
-    ) -> Result<usize, SysError> {
+    fn hold_and_drop(&self, pipes: &Pipes, file: BorrowedFd<'_>, part: Range<usize>) -> Result<usize, SysError> {
         if left_out("holding before emptying") {
             self.drop_part(file, part.start, part.len())?;
         }
         let len = pipes.hold(file, part.start, part.len())?;
         if left_out("emptying before copying") {
-            pipes.pour(vault, part.start, len)?;
+            self.copy(pipes, &mut (part.start..part.start + len))?;
         }
-        file::fill_with_zeroes(vault, part.start + len, part.len() - len)?;
+        self.vault.clear(part.start + len..part.end)?;
         self.drop_part(file, part.start, part.len())?;
         Ok(len)
     }
 
     /// Copies what the pipes alone have into the vault; `part` is what is left of it.
-    fn keep(&self, pipes: &Pipes, vault: BorrowedFd<'_>, part: &mut Range<usize>) -> Result<(), SysError> {
-        while part.start < part.end && !left_out("emptying before copying") {
-            part.start += pipes.pour_some(vault, part.start, part.len())?;
+    fn keep(&self, pipes: &Pipes, part: &mut Range<usize>) -> Result<(), SysError> {
+        if left_out("emptying before copying") { Ok(()) } else { self.copy(pipes, part) }
+    }
+
+    fn copy(&self, pipes: &Pipes, part: &mut Range<usize>) -> Result<(), SysError> {
+        while part.start < part.end {
+            part.start += self.vault.take(pipes, part.clone())?;
         }
         Ok(())
     }
@@ -304,44 +303,35 @@ impl Window {
     /// Copies parts from the vault into the window, in order. A page has its content before the size covers it, so no
     /// zeroes are ever read.
     fn fill_all(&self, held: &mut Option<Held>) -> Result<(), SysError> {
-        let [file, vault] = self.files(held)?;
-        let pipes = pool::take()?;
-        let filled = self.fill_parts(&pipes, [file, vault]);
-        pool::give_back(pipes);
-        // A peer may have made it longer meanwhile.
-        filled.and_then(|()| file::truncate_if_longer(file, self.len))
-    }
-
-    fn fill_parts(&self, pipes: &Pipes, [file, vault]: [BorrowedFd<'_>; 2]) -> Result<(), SysError> {
+        let file = self.ready(held)?;
         while !self.is_full() {
             let at = self.emptied_from();
-            let len = part_size().min(self.len - at);
-            let filled = pipes.hold(vault, at, len).and_then(|got| pipes.pour(file, at, got));
-            filled.inspect_err(|_| {
+            let end = self.len.min(at + part_size());
+            self.vault.write_to(file, at..end).inspect_err(|_| {
                 // The vault still has the part.
-                pipes.clear();
-                let _ = self.drop_part(file, at, len);
+                let _ = self.drop_part(file, at, end - at);
             })?;
-            self.emptied_from.store(at + len, Ordering::Release);
+            self.emptied_from.store(end, Ordering::Release);
         }
-        Ok(())
+        // A peer may have made it longer meanwhile.
+        file::truncate_if_longer(file, self.len)
     }
 
-    /// Both files, with no content anywhere else.
-    fn files(&self, held: &mut Option<Held>) -> Result<[BorrowedFd<'_>; 2], SysError> {
-        let [file, vault] = [self.file.get()?, self.vault.get()?];
+    /// The window's file, with no content anywhere but in it and in the vault.
+    fn ready(&self, held: &mut Option<Held>) -> Result<BorrowedFd<'_>, SysError> {
+        let file = self.file.get()?;
         if let Some(Held { pipes, part }) = held {
-            match pipes.check() {
-                Ok(()) => self.keep(pipes, vault, part)?,
+            match pipes.check(self.len) {
+                Ok(()) => self.keep(pipes, part)?,
                 // Other code has closed them: what they alone had is lost.
                 Err(_) => {
-                    file::fill_with_zeroes(vault, part.start, part.len())?;
+                    self.vault.clear(part.clone())?;
                     self.lost.fetch_add(part.len(), Ordering::Relaxed);
                 }
             }
             *held = None;
         }
-        Ok([file, vault])
+        Ok(file)
     }
 
     /// Takes a part out of the window, whatever becomes of its content.

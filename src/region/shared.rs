@@ -10,6 +10,7 @@ use crate::stats::count;
 use crate::sync::inside::Mutex;
 use crate::sync::wait::Patience;
 use crate::sys::known::KnownFile;
+use crate::sys::thread::WithoutSignals;
 use crate::sys::{Addr, SysError};
 use crate::trace;
 use crate::view::{Grade, Prepared};
@@ -86,6 +87,11 @@ impl RegionShared {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Withdraw takes many locks quietly: signals are blocked once for all of them.
+    fn quietly(&self) -> Option<WithoutSignals> {
+        self.window.as_ref().map(|_| WithoutSignals::new())
     }
 
     /// Withdraw: has whatever emptying the window, or filling it, needs, before anything is changed. `None` if there is
@@ -170,6 +176,7 @@ impl Mechanism for RegionShared {
     }
 
     fn hold(&self) -> Result<(), RevokeError> {
+        let _quiet = self.quietly();
         let window = self.prepare(true).map_err(of_window)?;
         for mapping in self.mappings.lock().values() {
             self.grade(mapping.view.hold(), mapping)?;
@@ -178,6 +185,7 @@ impl Mechanism for RegionShared {
     }
 
     fn refuse(&self, for_good: bool) -> Result<(), RevokeError> {
+        let _quiet = self.quietly();
         let window = match self.prepare(true) {
             Err(e) if !for_good => return Err(of_window(e)),
             prepared => prepared,
@@ -207,6 +215,7 @@ impl Mechanism for RegionShared {
     }
 
     fn restore(&self) -> Result<(), RevokeError> {
+        let _quiet = self.quietly();
         let file = self.file.lock();
         if file.is_none() {
             return Err(RevokeError::NoFile);

@@ -1,13 +1,15 @@
 //! The size and the content of files: truncating, punching, writing, opening anew.
+#![expect(unsafe_code, reason = "pwrite(2) from memory that there are no references to")]
 
 use super::{SysError, may_fail};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::libc;
 use nix::sys::stat::Mode;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-fn off(call: &'static str, offset: usize) -> Result<nix::libc::off_t, SysError> {
-    nix::libc::off_t::try_from(offset).map_err(|_| SysError::new(call, Errno::EOVERFLOW))
+fn off(call: &'static str, offset: usize) -> Result<libc::off_t, SysError> {
+    libc::off_t::try_from(offset).map_err(|_| SysError::new(call, Errno::EOVERFLOW))
 }
 
 /// Shortens the file: the kernel unmaps what is beyond its new end from every process.
@@ -64,6 +66,33 @@ fn fill(file: BorrowedFd<'_>, offset: usize, len: usize, part: &[u8]) -> Result<
             Ok(n) => done += n,
             Err(Errno::EINTR) => {}
             Err(e) => return Err(SysError::new("pwrite", e)),
+        }
+    }
+    Ok(())
+}
+
+/// Writes `len` bytes from `from` on to the file, in order.
+///
+/// # Safety
+/// The kernel may read the bytes, whatever is there and whoever writes there meanwhile. If nothing is mapped there the call
+/// fails.
+pub(crate) unsafe fn write_from(
+    file: BorrowedFd<'_>,
+    offset: usize,
+    from: *const u8,
+    len: usize,
+) -> Result<(), SysError> {
+    let mut done = 0;
+    while done < len {
+        may_fail("pwrite")?;
+        let at = off("pwrite", offset + done)?;
+        // SAFETY: the kernel reads bytes that it may read.
+        let n = unsafe { libc::pwrite(file.as_raw_fd(), from.wrapping_add(done).cast(), len - done, at) };
+        match usize::try_from(n) {
+            Ok(0) => return Err(SysError::new("pwrite", Errno::EIO)),
+            Ok(n) => done += n,
+            Err(_) if Errno::last() == Errno::EINTR => {}
+            Err(_) => return Err(SysError::last("pwrite")),
         }
     }
     Ok(())

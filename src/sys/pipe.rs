@@ -33,9 +33,17 @@ impl Pipes {
         Ok(Self(pipes))
     }
 
-    /// Fails if other code has closed one.
-    pub(crate) fn check(&self) -> Result<(), SysError> {
-        self.0.iter().try_for_each(Pipe::check)
+    /// Fails if other code has closed one of those that have the first `len` bytes of room.
+    pub(crate) fn check(&self, len: usize) -> Result<(), SysError> {
+        let mut room = 0;
+        for pipe in self.0.iter() {
+            if room >= len {
+                break;
+            }
+            pipe.check()?;
+            room += pipe.room;
+        }
+        Ok(())
     }
 
     /// Holds the pages of `file` from `offset` on, `len` bytes of them, at most the room. Both are multiples of the page
@@ -57,21 +65,17 @@ impl Pipes {
         Ok(held)
     }
 
-    /// Copies all of the `held` bytes that they hold into `file`, from `offset` on.
-    pub(crate) fn pour(&self, file: BorrowedFd<'_>, offset: usize, held: usize) -> Result<(), SysError> {
-        let mut poured = 0;
-        while poured < held {
-            poured += self.pour_some(file, offset + poured, held - poured)?;
-        }
-        Ok(())
-    }
-
-    /// Copies the first of the `held` bytes that they hold into `file`, at `offset`. Returns how many, at least one.
-    pub(crate) fn pour_some(&self, file: BorrowedFd<'_>, offset: usize, held: usize) -> Result<usize, SysError> {
-        self.0
-            .iter()
-            .find_map(|pipe| pipe.pour(file, offset, held).transpose())
-            .unwrap_or(Err(SysError::new("splice(to a file)", Errno::EPIPE)))
+    /// Moves the first of the bytes that they hold to `into`, at most `len`. Returns how many, at least one.
+    ///
+    /// # Safety
+    /// The `len` bytes from `into` on are the caller's to overwrite. If nothing is mapped there the call fails.
+    pub(crate) unsafe fn take_some(&self, into: *mut u8, len: usize) -> Result<usize, SysError> {
+        may_fail("read")?;
+        let some = self.0.iter().find_map(|pipe| {
+            // SAFETY: the caller's promise.
+            unsafe { pipe.take(into, len) }.transpose()
+        });
+        some.unwrap_or(Err(SysError::new("read", Errno::EPIPE)))
     }
 
     /// Lets go of whatever they hold.
@@ -124,12 +128,7 @@ impl Pipe {
         let mut held = 0;
         // Parts of pages would take more slots than there are.
         while held < len && held % page_size() == 0 {
-            match splice(
-                "splice(from a file)",
-                (file, Some(offset + held)),
-                (self.write.unchecked(), None),
-                len - held,
-            )? {
+            match splice(file, offset + held, self.write.unchecked(), len - held)? {
                 0 => break,
                 n => held += n,
             }
@@ -138,11 +137,21 @@ impl Pipe {
     }
 
     /// `None`: it is empty.
-    fn pour(&self, file: BorrowedFd<'_>, offset: usize, len: usize) -> Result<Option<usize>, SysError> {
-        match splice("splice(to a file)", (self.read.unchecked(), None), (file, Some(offset)), len) {
-            Ok(0) => Ok(None),
-            Err(e) if e.errno == Errno::EAGAIN => Ok(None),
-            poured => poured.map(Some),
+    ///
+    /// # Safety
+    /// That of [`Pipes::take_some`].
+    unsafe fn take(&self, into: *mut u8, len: usize) -> Result<Option<usize>, SysError> {
+        loop {
+            // SAFETY: writes at most `len` bytes, which are the caller's.
+            let n = unsafe { libc::read(self.read.unchecked().as_raw_fd(), into.cast(), len) };
+            match usize::try_from(n) {
+                Ok(n) => return Ok((n > 0).then_some(n)),
+                Err(_) => match Errno::last() {
+                    Errno::EINTR => {}
+                    Errno::EAGAIN => return Ok(None),
+                    _ => return Err(SysError::last("read")),
+                },
+            }
         }
     }
 
@@ -158,26 +167,26 @@ impl Pipe {
     }
 }
 
-/// Moves at most `len` bytes from a file to another, at an offset for the one that is no pipe. Returns how many.
-fn splice(
-    call: &'static str,
-    from: (BorrowedFd<'_>, Option<usize>),
-    to: (BorrowedFd<'_>, Option<usize>),
-    len: usize,
-) -> Result<usize, SysError> {
-    may_fail(call)?;
-    let offset = |of: Option<usize>| of.map(libc::off64_t::try_from).transpose();
-    let too_large = |_| SysError::new(call, Errno::EOVERFLOW);
-    let mut at = [offset(from.1).map_err(too_large)?, offset(to.1).map_err(too_large)?];
-    let [from_at, to_at] = at.each_mut().map(|at| at.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut));
+/// Has `pipe` hold at most `len` bytes of `file`, at `offset`. Returns how many.
+fn splice(file: BorrowedFd<'_>, offset: usize, pipe: BorrowedFd<'_>, len: usize) -> Result<usize, SysError> {
+    may_fail("splice")?;
+    let mut at = libc::off64_t::try_from(offset).map_err(|_| SysError::new("splice", Errno::EOVERFLOW))?;
     loop {
-        // SAFETY: the kernel reads and writes the offsets, and moves references to pages, or copies into a file.
-        let n =
-            unsafe { libc::splice(from.0.as_raw_fd(), from_at, to.0.as_raw_fd(), to_at, len, libc::SPLICE_F_NONBLOCK) };
+        // SAFETY: the kernel reads and writes the offset, and moves references to pages.
+        let n = unsafe {
+            libc::splice(
+                file.as_raw_fd(),
+                &raw mut at,
+                pipe.as_raw_fd(),
+                std::ptr::null_mut(),
+                len,
+                libc::SPLICE_F_NONBLOCK,
+            )
+        };
         match usize::try_from(n) {
             Ok(n) => return Ok(n),
             Err(_) if Errno::last() == Errno::EINTR => {}
-            Err(_) => return Err(SysError::last(call)),
+            Err(_) => return Err(SysError::last("splice")),
         }
     }
 }

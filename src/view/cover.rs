@@ -65,7 +65,8 @@ impl Ones {
     }
 }
 
-/// The empty file that refusing ranges map. If it was closed, or its number has become another file's, it is made anew.
+/// The empty file that refusing ranges map, just checked. If it was closed, or its number has become another file's, it is
+/// made anew.
 fn empty_file() -> Result<Arc<KnownFile>, SysError> {
     static EMPTY: PerProcess<Mutex<Option<Arc<KnownFile>>>> = PerProcess::new(|| Mutex::new(None));
     let mut empty = EMPTY.get().lock_quietly();
@@ -91,7 +92,7 @@ pub(super) fn prepare() -> Result<(), SysError> {
 pub(super) fn shut_left_over(range: AddrRange) {
     let covered = empty_file().and_then(|empty| {
         // SAFETY: the callers own the range, and nothing uses it any more.
-        unsafe { map::map_shared(range, empty.get()?, 0, Prot::None) }
+        unsafe { map::map_shared(range, empty.unchecked(), 0, Prot::None) }
     });
     if covered.is_err() {
         // SAFETY: as above; nothing is moved.
@@ -106,7 +107,7 @@ impl View {
         self.cover_by(standing, self.range.len, |tile, prot| {
             // SAFETY: the view's own range. Nothing can rely on its content: it is being revoked, and the write side of the
             // memory lock keeps the monitor and other resolvers out.
-            unsafe { map::map_shared(tile, empty.get()?, 0, prot) }
+            unsafe { map::map_shared(tile, empty.unchecked(), 0, prot) }
         })
     }
 

@@ -1,7 +1,7 @@
 //! Live: the region's file is mapped in the range.
 
 use super::rights::Part;
-use super::{Content, Server, Standing, View, alignment, ranges, release};
+use super::{Content, Server, Standing, Strategy, View, alignment, ranges, release};
 use crate::sys::known::KnownFile;
 use crate::sys::map::{self, Advice, Prot};
 use crate::sys::uffd::Uffd;
@@ -103,8 +103,10 @@ impl View {
     fn stage(&self, staging: AddrRange, file: &KnownFile, offset: u64, prot: Prot) -> Result<(), SysError> {
         // SAFETY: a reservation that only the caller knows, or the view's own range, whose content is being replaced.
         unsafe { map::map_shared(staging, file.get()?, offset, Prot::None) }?;
-        // A monitor resolves faults page by page. It does not serve a device's memory, which the kernel maps by huge pages.
-        let huge = self.spec.is_device.then_some(Advice::NoHugePage);
+        // A monitor resolves faults page by page. It does not serve a device's memory, which the kernel maps by huge pages,
+        // nor a window's, which is emptied by whole huge pages.
+        let is_whole = self.spec.is_device || self.spec.strategy == Strategy::Withdraw;
+        let huge = is_whole.then_some(Advice::NoHugePage);
         for advice in [Advice::DontFork, Advice::DontDump, Advice::NoHugePage].into_iter().filter(|a| Some(*a) != huge)
         {
             // SAFETY: as above.

@@ -14,11 +14,11 @@ const KEPT: usize = 2;
 
 static POOL: PerProcess<Mutex<Vec<Pipes>>> = PerProcess::new(Mutex::default);
 
-/// Empty pipes with room for a part.
-pub(super) fn take() -> Result<Pipes, SysError> {
+/// Empty pipes with room for a part, of which at most the first `len` bytes are used.
+pub(super) fn take(len: usize) -> Result<Pipes, SysError> {
     let kept = POOL.get().lock_quietly().pop();
     // Other code may have closed them.
-    kept.filter(|pipes| pipes.check().is_ok()).map_or_else(|| Pipes::new(part_size()), Ok)
+    kept.filter(|pipes| pipes.check(len).is_ok()).map_or_else(|| Pipes::new(part_size()), Ok)
 }
 
 /// Takes back a set that holds nothing.

@@ -84,6 +84,7 @@ pub(super) const OWNER: &[Allowed] = &[
 /// What it needs besides for shared regions, and all that their worker needs (with `ACCESSOR`).
 pub(super) const WITHDRAW: &[Allowed] = &[
     allow!(SYS_splice),
+    allow!(SYS_read),
     allow!(SYS_ftruncate),
     allow!(SYS_fallocate, 1, &[bits(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)]),
     allow!(SYS_pwrite64),
