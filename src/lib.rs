@@ -117,6 +117,9 @@ pub mod kvm;
 pub mod pci;
 #[cfg(feature = "safe-mmio")]
 mod safe_mmio;
+#[cfg(feature = "vfio")]
+#[cfg_attr(docsrs, doc(cfg(feature = "vfio")))]
+pub mod vfio;
 #[cfg(feature = "vm-memory")]
 #[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 pub mod vm_memory;

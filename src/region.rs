@@ -16,6 +16,7 @@ pub(crate) mod owner;
 pub(crate) mod pin;
 pub(crate) mod pin_table;
 pub(crate) mod placed;
+pub(crate) mod question;
 pub(crate) mod served;
 pub(crate) mod share;
 pub(crate) mod shared;
@@ -235,6 +236,11 @@ impl Region {
     /// The page size of its memory, in bytes. Offsets and lengths of mappings are multiples of it.
     pub fn page_size(&self) -> usize {
         self.shared.page
+    }
+
+    /// False if the region can be read only: see [`RegionBuilder::read_only`].
+    pub fn is_writable(&self) -> bool {
+        self.shared.writable
     }
 
     /// The name that the builder was given.

@@ -99,6 +99,35 @@ impl Mapping {
         caller: &Caller<'_>,
         mut access: impl FnMut(*mut u8) -> Result<R, Faulted>,
     ) -> Result<Option<R>, AccessError> {
+        /// As for an access that recovers by itself.
+        const TRIES: u32 = 16;
+        let mut tries = 0;
+        loop {
+            let done = self.once_under_lock(offset, len, needed, caller, &mut access);
+            if !matches!(done, Err(AccessError::NoMemory { .. })) || inside::is_inside() {
+                return done;
+            }
+            // The lock is free again: the device may be asked.
+            let region = &self.served.region;
+            tries += 1;
+            if region.is_off() {
+                return self.served.turned_off(offset).map(|_| None);
+            }
+            // It may have come on again.
+            if tries == TRIES || region.memory_enabled.is_none() {
+                return done;
+            }
+        }
+    }
+
+    fn once_under_lock<R>(
+        &self,
+        offset: usize,
+        len: usize,
+        needed: Prot,
+        caller: &Caller<'_>,
+        access: &mut impl FnMut(*mut u8) -> Result<R, Faulted>,
+    ) -> Result<Option<R>, AccessError> {
         let caller = caller.on_disabled(self.on_disabled());
         let (served, region) = (&*self.served, &*self.served.region);
         if region.protocol.is_inherited() {

@@ -121,11 +121,13 @@ impl Mapping {
             // A signal costs as much as all the rest of resolving a fault, so a fault that has happened is resolved before
             // the next try.
             if std::mem::take(&mut faulted) {
-                served.after_fault(offset, &mut tries)?;
+                if let Next::Unsupported = served.after_fault(offset, &mut tries)? {
+                    return Ok(None);
+                }
             }
             match access(self.at(offset)) {
                 Ok(value) => return Ok(Some(value)),
-                Err(Faulted) => served.after_fault(offset, &mut tries)?,
+                Err(Faulted) => faulted = true,
             }
         }
     }
@@ -198,14 +200,16 @@ impl Served {
     }
 
     /// An access faulted. Resolves the fault if the accessing thread has to, and decides whether trying again makes sense.
-    pub(super) fn after_fault(&self, offset: usize, tries: &mut Tries) -> Result<(), AccessError> {
+    pub(super) fn after_fault(&self, offset: usize, tries: &mut Tries) -> Result<Next, AccessError> {
         if self.region.protocol.is_inherited() {
             return Err(AccessError::Forked { offset });
         }
         // As in `mend`. Asked before the read side is taken, since its holder is inside as well.
         let inside = inside::is_inside();
         // Under the read side of the memory lock; `admit` waits for the holder of the write side.
-        if let Some(state) = self.region.protocol.try_read().filter(|state| **state == State::Enabled) {
+        let enabled = self.region.protocol.try_read().filter(|state| **state == State::Enabled);
+        let is_enabled = enabled.is_some();
+        if let Some(state) = enabled {
             match &self.view.spec.server {
                 Server::Own(_) => {
                     self.fault_in(InMapping(offset)).unwrap_or(Ok(())).map_err(|_| AccessError::NoMemory { offset })?
@@ -216,10 +220,13 @@ impl Served {
             }
             drop(state);
         }
+        if is_enabled && !inside && self.region.is_off() {
+            return self.turned_off(offset);
+        }
         // A peer has held an emptying up that was given up since. It is done and undone when the peer lets go.
         if !inside && self.region.window.as_ref().is_some_and(|window| window.is_held()) {
             std::thread::sleep(Duration::from_micros(100));
-            return Ok(());
+            return Ok(Next::Try);
         }
         // A fault at a region that changed its state meanwhile does not count.
         let epoch = self.region.protocol.epoch();
@@ -230,7 +237,18 @@ impl Served {
             true => AccessError::Reentrant { offset },
             false => self.fails_at(offset),
         })?;
-        Ok(())
+        Ok(Next::Try)
+    }
+
+    /// The end of an access to an enabled region whose device has turned the memory off by itself.
+    #[cold]
+    pub(super) fn turned_off(&self, offset: usize) -> Result<Next, AccessError> {
+        self.region.protocol.gate.turn_away();
+        match self.view.spec.policy {
+            OnDisabled::AllOnes => Ok(Next::Unsupported),
+            // No change of the region's state would end a wait.
+            OnDisabled::Sigbus | OnDisabled::Block => Err(AccessError::Disabled { offset }),
+        }
     }
 
     /// The reason why an access keeps faulting at an enabled region.

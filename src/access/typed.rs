@@ -275,7 +275,9 @@ impl Mapping {
             if let Next::Unsupported = served.admit(at).map_err(early)? {
                 return Ok(done);
             }
-            served.after_fault(at, &mut tries).map_err(early)?;
+            if let Next::Unsupported = served.after_fault(at, &mut tries).map_err(early)? {
+                return Ok(done);
+            }
         }
         Ok(len)
     }

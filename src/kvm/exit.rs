@@ -144,6 +144,7 @@ impl ExitHandler {
         let caller = Caller::new(FaultFlags::WAIT).cancel(&self.cancel).on_disabled(policy);
         match region.protocol.on_behalf(&caller, || Some(access.make(&region.owner, at))) {
             Ok(Ok(())) => {
+                core.put_back();
                 count(&core.counters.served);
                 Ok(Handled::Reenter)
             }
@@ -154,11 +155,16 @@ impl ExitHandler {
             Ok(Err(_)) if region.owner.is_empty() && self.when == WhenDisabled::UnsupportedRequest => {
                 Ok(unsupported(core, &mut access))
             }
+            // The device has turned its memory off by itself.
+            Ok(Err(_)) if self.when == WhenDisabled::UnsupportedRequest && region.is_off() => {
+                Ok(unsupported(core, &mut access))
+            }
             refused => {
                 // For a VMM that enters the vCPU all the same: KVM completes the instruction with the data that it finds.
                 access.ones();
                 self.open = true;
                 match refused {
+                    Ok(_) if region.is_off() => Err(ExitError::Disabled { slot, gpa: Some(gpa) }),
                     Ok(_) => Err(ExitError::NoMemory { slot, gpa }),
                     Err(NotResolved::Killed) => Ok(Handled::Cancelled),
                     Err(NotResolved::Reentrant) => Err(ExitError::Reentrant { slot }),
@@ -185,6 +191,14 @@ impl ExitHandler {
             loop {
                 let phase = protocol.phase();
                 match (phase, self.when) {
+                    (Phase::Open, when) if core.mapping.served.region.is_off() => {
+                        // No notification tells when the device's memory comes back: there is nothing to wait for.
+                        if when != WhenDisabled::UnsupportedRequest {
+                            return Err(ExitError::Disabled { slot, gpa });
+                        }
+                        changed |= core.withdraw_turned_off().map_err(|source| ExitError::Kvm { slot, source })?;
+                        break;
+                    }
                     (Phase::Open, _) => break,
                     (Phase::Disabled | Phase::Gone, WhenDisabled::UnsupportedRequest) => {
                         // The next access exits with its address and data, and is answered.

@@ -273,6 +273,23 @@ impl SlotCore {
         Ok(due)
     }
 
+    /// Takes the slot of a device out that has turned its memory off by itself, so that the next access has an address. True
+    /// if this call did it.
+    pub(super) fn withdraw_turned_off(&self) -> Result<bool, SysError> {
+        let due = self.change(|place| place.wanted = false)?;
+        if due {
+            count(&self.counters.withdrawn);
+        }
+        Ok(due)
+    }
+
+    /// Puts such a slot back, after an access that has found the memory on. If KVM refuses, the next access tries again.
+    pub(super) fn put_back(&self) {
+        if self.mapping.served.region.memory_enabled.is_some() && !self.placed.now().is_there() {
+            self.degraded(self.change(|place| place.wanted = !place.revoked && !place.gone));
+        }
+    }
+
     fn set(&self, len: usize) -> Result<(), SysError> {
         let slot = kvm_userspace_memory_region {
             slot: self.slot,

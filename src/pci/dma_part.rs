@@ -57,7 +57,7 @@ impl DmaPart {
         }
         let own_guards = protocol.gate.held_by_caller() > 0;
         loop {
-            let pin = region.pin(in_region.clone(), &Caller::new(FaultFlags::WAIT)).map_err(|e| match e {
+            let pin = region.pin_elsewhere(in_region.clone(), &Caller::new(FaultFlags::WAIT)).map_err(|e| match e {
                 PinError::Disabled => bad("its memory is revoked"),
                 PinError::Reentrant => PciError::Reentrant,
                 PinError::WouldDeadlock => PciError::WouldDeadlock,

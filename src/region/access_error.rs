@@ -36,8 +36,9 @@ pub enum AccessError {
         /// In bytes.
         offset: usize,
     },
-    /// The region is disabled.
-    #[error("the region is disabled, and refuses {}: try again after enable()", AtOffset(*.offset))]
+    /// The region is disabled, or its device has turned the memory off by itself
+    /// ([`RegionBuilder::memory_enabled`](crate::RegionBuilder::memory_enabled)).
+    #[error("the region is disabled, or its device is off, and refuses {}: try again after enable()", AtOffset(*.offset))]
     Disabled {
         /// In bytes.
         offset: usize,
@@ -86,8 +87,11 @@ pub enum AccessError {
     /// The caller's flags contradict themselves.
     #[error(transparent)]
     Flags(crate::protocol::fault::IllegalFlags),
-    /// The region is enabled, but there is no page: its file was truncated, or memory ran out.
-    #[error("no memory at offset {offset:#x}: the region's file was truncated, or the system is out of memory")]
+    /// The region is enabled, but there is no page: its file was truncated, or memory ran out; in an owner's view also: its
+    /// device has turned the memory off by itself.
+    #[error(
+        "no memory at offset {offset:#x}: the region's file was truncated, its device is off, or the system is out of memory"
+    )]
     NoMemory {
         /// In bytes.
         offset: usize,

@@ -25,8 +25,11 @@ pub enum Backing {
     /// The caller's file, from `offset` (in bytes) on: a memfd, a file on tmpfs or hugetlbfs, a BAR of a vfio device, any
     /// file that can be mapped shared. Any other holder of the file reaches the memory through it at any time, and can
     /// truncate it unless it is sealed against shrinking.
+    ///
+    /// A file that is open for reading only, or sealed against writing, makes a region that can be read only
+    /// ([`RegionBuilder::read_only`](crate::RegionBuilder::read_only)).
     File {
-        /// The file, open for reading and writing.
+        /// The file, open for reading at least.
         fd: OwnedFd,
         /// Where the region starts in the file, in bytes.
         offset: u64,
@@ -64,6 +67,8 @@ pub(crate) struct File {
     pub(crate) page: usize,
     pub(crate) kind: BackingKind,
     pub(crate) on_revoke: OnRevoke,
+    /// True if the descriptor can be mapped for stores.
+    pub(crate) writable: bool,
 }
 
 // statfs(2). Its type differs between libcs (32 or 64 bits, signed or not); the bits are the same.
@@ -79,7 +84,7 @@ impl Backing {
             let fd = map::memfd(&title, len as u64, huge)?;
             map::seal(fd.as_fd(), Sealed::Size)?;
             let kind = if huge > 0 { BackingKind::Hugetlb } else { BackingKind::Shmem };
-            Ok(File { fd, offset: 0, page, kind, on_revoke: OnRevoke::Keep })
+            Ok(File { fd, offset: 0, page, kind, on_revoke: OnRevoke::Keep, writable: true })
         };
         match self {
             Backing::Memfd => own(0),
@@ -99,7 +104,8 @@ impl Backing {
                         return Err(BuildError::FileTooShort { file, needed });
                     }
                 }
-                Ok(File { fd, offset, page, kind, on_revoke: device.unwrap_or(OnRevoke::Keep) })
+                let writable = map::may_write(fd.as_fd())?;
+                Ok(File { fd, offset, page, kind, on_revoke: device.unwrap_or(OnRevoke::Keep), writable })
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::region::backing::{Backing, BackingKind, File, OnRevoke};
 use crate::region::error::BuildError;
 use crate::region::notify::Notifiers;
 use crate::region::owner::OwnerView;
+use crate::region::question::Question;
 use crate::stats::RegionCounters;
 use crate::sync::inside::Mutex;
 use crate::sys::feature::Feature;
@@ -22,6 +23,7 @@ use crate::sys::{SysError, page_size};
 use crate::view::Strategy;
 use crate::window::Window;
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// Makes a [`Region`].
@@ -38,6 +40,8 @@ pub struct RegionBuilder {
     fault_around: FaultAround,
     enabled: bool,
     trim_detached: bool,
+    read_only: bool,
+    memory_enabled: Option<Question>,
 }
 
 impl RegionBuilder {
@@ -52,6 +56,8 @@ impl RegionBuilder {
             fault_around: FaultAround::default(),
             enabled: true,
             trim_detached: false,
+            read_only: false,
+            memory_enabled: None,
         }
     }
 
@@ -105,6 +111,33 @@ impl RegionBuilder {
         self
     }
 
+    /// Makes a region that can be read only: its mappings are made with [`MapOptions::read_only`](crate::MapOptions). The
+    /// owner's view can still be stored to, except of a device's memory.
+    ///
+    /// Every region over a file that can't be written is one, whether asked for or not, and its owner's view refuses
+    /// stores. Zap is not possible there: userfaultfd registers only memory that could be written.
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
+        self
+    }
+
+    /// For a device that turns its memory off by itself, such as a BAR of vfio-pci: `enabled` tells whether the memory is
+    /// on. It is asked, by a thread that holds no lock of the crate, after an access has failed although the region is
+    /// enabled, and for each pin. If it returns false, the access gets what its mapping's policy says for a disabled
+    /// region ([`AccessError::Disabled`](crate::AccessError), or all-ones; under
+    /// [`OnDisabled::Block`] it is an error too, since nothing would end the wait), and the pin is refused. Without it such
+    /// an access is [`AccessError::NoMemory`](crate::AccessError).
+    ///
+    /// It gets the region's file, and must return soon: a `disable()` that drops the device waits for it. It must not use
+    /// this region. A panic counts as true.
+    ///
+    /// # Signal safety
+    /// An access in a signal handler calls it there.
+    pub fn memory_enabled(mut self, enabled: impl Fn(BorrowedFd<'_>) -> bool + Send + Sync + 'static) -> Self {
+        self.memory_enabled = Some(Question::new(enabled));
+        self
+    }
+
     /// Starts disabled, as a device's memory is before its driver turns it on. Default: enabled.
     pub fn disabled(mut self) -> Self {
         self.enabled = false;
@@ -130,7 +163,12 @@ impl RegionBuilder {
         Identity::prepare()?;
         let memory = match self.shared {
             Some(peers) => Memory::Window(self.backing.open_window(&self.name, self.len, peers)?),
-            None => Memory::File(self.backing.open(&self.name, self.len)?),
+            None => {
+                let mut file = self.backing.open(&self.name, self.len)?;
+                // The kernel's vfio has regions that can be read only, behind a descriptor that can be written.
+                file.writable &= !(self.read_only && file.kind == BackingKind::Other);
+                Memory::File(file)
+            }
         };
         let strategy = match &memory {
             Memory::Window(_) => Strategy::Withdraw,
@@ -147,11 +185,12 @@ impl RegionBuilder {
         };
         crate::view::prepare()?;
         let initial = if self.enabled { State::Enabled } else { State::Disabled };
+        let writable = !self.read_only && !matches!(&memory, Memory::File(file) if !file.writable);
         let (known, offset, page, kind, on_revoke, window) = match memory {
             Memory::Window(window) => {
                 (Arc::clone(window.file()), 0, page_size(), BackingKind::Shmem, OnRevoke::Keep, Some(Arc::new(window)))
             }
-            Memory::File(File { fd, offset, page, kind, on_revoke }) => {
+            Memory::File(File { fd, offset, page, kind, on_revoke, .. }) => {
                 (Arc::new(KnownFile::new(fd)), offset, page, kind, on_revoke, None)
             }
         };
@@ -161,7 +200,9 @@ impl RegionBuilder {
             page,
             kind,
             file_offset: offset,
+            writable,
             file: Mutex::new(Some(known)),
+            memory_enabled: self.memory_enabled,
             window,
             owner,
             strategy,
@@ -223,6 +264,9 @@ fn possible(strategy: Strategy, file: &File, monitor: bool) -> Result<(), (&'sta
         (Strategy::Replace | Strategy::Withdraw, _) => return Ok(()),
         (Strategy::Zap | Strategy::Detach, BackingKind::Other) => {
             return Err(("userfaultfd and MREMAP_DONTUNMAP serve memfd, tmpfs and hugetlb files only", None));
+        }
+        (Strategy::Zap, _) if !file.writable => {
+            return Err(("userfaultfd registers only memory that could be written", None));
         }
         (Strategy::Detach, BackingKind::Hugetlb) => {
             return Err(("MREMAP_DONTUNMAP does not move hugetlb mappings", None));

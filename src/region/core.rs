@@ -5,6 +5,7 @@ use super::backing::BackingKind;
 use super::notify::Notifiers;
 use super::owner::OwnerView;
 use super::pin_table::PinTable;
+use super::question::Question;
 use crate::monitor::Monitor;
 use crate::protocol::Protocol;
 use crate::protocol::async_fault::PendingFaults;
@@ -22,8 +23,12 @@ pub(crate) struct RegionCore {
     pub(crate) page: usize,
     pub(crate) kind: BackingKind,
     pub(crate) file_offset: u64,
+    /// False: the region can be read only.
+    pub(crate) writable: bool,
     /// `None`: dropped on revocation.
     pub(crate) file: Mutex<Option<Arc<KnownFile>>>,
+    /// Asks the device whether its memory is on.
+    pub(crate) memory_enabled: Option<Question>,
     /// Withdraw: what is emptied.
     pub(crate) window: Option<Arc<Window>>,
     pub(crate) owner: OwnerView,
@@ -35,4 +40,16 @@ pub(crate) struct RegionCore {
     pub(crate) notifiers: Notifiers,
     pub(crate) pending: Arc<PendingFaults>,
     pub(crate) counters: RegionCounters,
+}
+
+impl RegionCore {
+    /// True if the device says that it has turned its memory off. For a thread that holds no lock of the crate, and is not
+    /// inside of it.
+    pub(crate) fn is_off(&self) -> bool {
+        let Some(question) = &self.memory_enabled else { return false };
+        // The file is kept for the time of the question, and no longer: see `retire`.
+        let Some(file) = self.file.lock_quietly().clone() else { return false };
+        let _inside = self.protocol.inside();
+        question.says_off(&file)
+    }
 }

@@ -97,6 +97,9 @@ pub enum MapError {
         /// The region's length, in bytes.
         region: usize,
     },
+    /// The region can be read only, and the mapping is to be stored to.
+    #[error("the region can be read only: map it with MapOptions::read_only")]
+    ReadOnly,
     /// [`OnDisabled::Block`](crate::OnDisabled): the userfaultfd in which accesses would wait cannot be opened.
     #[error("waiting at a disabled region needs a userfaultfd for user-mode faults (Linux 5.11): {source}")]
     Wait {
@@ -196,8 +199,9 @@ pub enum PinError {
     /// The region is busy (or disabled, for a caller that would wait), and the flags forbid waiting.
     #[error("the region is busy and the caller may not wait: try again, or use flags that wait")]
     WouldBlock,
-    /// The region is disabled.
-    #[error("the region is disabled: pin it after enable()")]
+    /// The region is disabled, or its device has turned the memory off by itself
+    /// ([`RegionBuilder::memory_enabled`](crate::RegionBuilder::memory_enabled)).
+    #[error("the region is disabled, or its device is off: pin it after enable(), with the device on")]
     Disabled,
     /// The wait was cancelled.
     #[error("the wait was cancelled")]

@@ -48,6 +48,9 @@ impl Mapping {
             return Err(MapError::Forked);
         }
         let (offset, len) = options.part(region)?;
+        if !options.read_only && !region.writable {
+            return Err(MapError::ReadOnly);
+        }
         let sys = |source| MapError::Sys { len, source };
         let policy = options.on_disabled;
         let server = server(region, options.accessors_only)?;

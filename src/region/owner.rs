@@ -37,6 +37,8 @@ pub struct OwnerView {
     /// The process that it is mapped in. A forked child has something else there, or nothing.
     mapped_in: Identity,
     of_device: bool,
+    /// False: its memory is mapped for loads only.
+    writable: bool,
     /// Whether an access first makes sure that there is memory: it could not recover, and the file can lose pages.
     asks: bool,
     /// The file's page size, in bytes.
@@ -65,18 +67,23 @@ impl OwnerView {
         let of_device = file.kind == BackingKind::Other;
         if file.on_revoke == OnRevoke::Drop {
             let at = Place::Nowhere;
-            return Ok(Self { at, mapped_in: Identity::current(), of_device, asks: false, page: file.page });
+            let (mapped_in, page, writable) = (Identity::current(), file.page, file.writable);
+            return Ok(Self { at, mapped_in, of_device, writable, asks: false, page });
         }
         let call = if file.kind == BackingKind::Hugetlb { "mmap(hugetlb)" } else { "mmap" };
         let errno = |e: std::io::Error| SysError::new(call, Errno::from_raw(e.raw_os_error().unwrap_or(0)));
         crate::sys::may_fail("mmap")?;
-        let map = MmapOptions::new().offset(file.offset).len(len).map_raw(&file.fd).map_err(errno)?;
+        let mut options = MmapOptions::new();
+        options.offset(file.offset).len(len);
+        let map = if file.writable { options.map_raw(&file.fd) } else { options.map_raw_read_only(&file.fd) };
+        let map = map.map_err(errno)?;
         for advice in [Advice::DontFork, Advice::DontDump] {
             map.advise(advice).map_err(|e| SysError::new("madvise", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
         }
         // A device's memory (VM_PFNMAP) can't be populated.
         let asks = !raw::RECOVERABLE && !of_device && map::may_shrink(file.fd.as_fd());
-        Ok(Self { at: Place::Fixed(map), mapped_in: Identity::current(), of_device, asks, page: file.page })
+        let (mapped_in, page, writable) = (Identity::current(), file.page, file.writable);
+        Ok(Self { at: Place::Fixed(map), mapped_in, of_device, writable, asks, page })
     }
 
     /// A view whose file changes, of a region of base pages.
@@ -97,7 +104,8 @@ impl OwnerView {
         let moving = Moving { view, moves: AtomicUsize::new(0), given_out: AtomicBool::new(!raw::RECOVERABLE) };
         let asks = !raw::RECOVERABLE;
         let mapped_in = Identity::current();
-        Ok(Self { at: Place::Moving(Box::new(moving)), mapped_in, of_device: false, asks, page: page_size() })
+        let at = Place::Moving(Box::new(moving));
+        Ok(Self { at, mapped_in, of_device: false, writable: true, asks, page: page_size() })
     }
 
     /// Has whatever a move to `file` needs; `None` for a view that does not move.
@@ -220,8 +228,9 @@ impl OwnerView {
             return Err(SysError::new("madvise", Errno::EBADF));
         }
         let range = AddrRange::new(Addr::of(self.start()) + offset.0, len);
+        let advice = if self.writable { map::Advice::PopulateWrite } else { map::Advice::PopulateRead };
         // SAFETY: inside the view (callers pass ranges inside the region); the advice drops no content.
-        match self.steady(|| unsafe { map::advise(range, map::Advice::PopulateWrite) }, Result::is_ok) {
+        match self.steady(|| unsafe { map::advise(range, advice) }, Result::is_ok) {
             // A device's memory (VM_PFNMAP) is always there.
             Err(e) if e.errno == Errno::EINVAL && self.of_device => Ok(()),
             other => other,
@@ -246,12 +255,13 @@ impl OwnerView {
     /// One store. `offset` is in bytes, a multiple of the size of `T`.
     ///
     /// # Errors
-    /// Out of bounds, misaligned, or no memory there.
+    /// Out of bounds, misaligned, no memory there, or a region that can be read only.
     ///
     /// # Signal safety
     /// Async-signal-safe.
     pub fn write<T: Primitive>(&self, offset: usize, value: T) -> Result<(), AccessError> {
         self.check::<T>(offset)?;
+        self.check_writable(offset)?;
         // SAFETY: as in `read`.
         self.access(InRegion(offset), |at| unsafe { raw::store(at.cast::<T>(), value) })
             .map_err(|_| AccessError::NoMemory { offset })
@@ -281,12 +291,13 @@ impl OwnerView {
     /// Copies into the region.
     ///
     /// # Errors
-    /// Out of bounds (nothing is done), or no memory at some offset.
+    /// Out of bounds or a region that can be read only (nothing is done), or no memory at some offset.
     ///
     /// # Signal safety
     /// Async-signal-safe.
     pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
         let given = self.check_slice(offset, from.len())?;
+        self.check_writable(offset).map_err(|error| CopyError { done: 0, error })?;
         // SAFETY: inside the view as just checked; `from` is not written meanwhile.
         let done = self.copy(offset, given, |at, done, len| unsafe {
             raw::copy_in(at, from[done..].as_ptr(), len, self.medium())
@@ -297,12 +308,13 @@ impl OwnerView {
     /// Sets `len` bytes to `byte`.
     ///
     /// # Errors
-    /// Out of bounds (nothing is done), or no memory at some offset.
+    /// Out of bounds or a region that can be read only (nothing is done), or no memory at some offset.
     ///
     /// # Signal safety
     /// Async-signal-safe.
     pub fn fill(&self, offset: usize, byte: u8, len: usize) -> Result<(), CopyError> {
         let given = self.check_slice(offset, len)?;
+        self.check_writable(offset).map_err(|error| CopyError { done: 0, error })?;
         // SAFETY: inside the view as just checked.
         let done = self.copy(offset, given, |at, _, len| unsafe { raw::fill(at, byte, len, self.medium()) });
         finished(done, len, offset)
@@ -348,6 +360,10 @@ impl OwnerView {
     fn check<T: Primitive>(&self, offset: usize) -> Result<(), AccessError> {
         check::<T>(offset, self.len())?;
         if self.given(InRegion(offset), T::SIZE) == T::SIZE { Ok(()) } else { Err(AccessError::NoMemory { offset }) }
+    }
+
+    fn check_writable(&self, offset: usize) -> Result<(), AccessError> {
+        if self.writable { Ok(()) } else { Err(AccessError::ReadOnly { offset }) }
     }
 
     /// Checks a copy's bounds, and returns how many bytes of it may be accessed.

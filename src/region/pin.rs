@@ -9,6 +9,7 @@ use super::error::PinError;
 use super::offsets::InRegion;
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::NotResolved;
+use crate::sys::SysError;
 use crate::users::Theirs;
 use std::fmt;
 use std::ops::Range;
@@ -101,6 +102,24 @@ impl Region {
 impl RegionCore {
     /// See [`Region::pin`].
     pub(crate) fn pin(self: &Arc<Self>, range: Range<usize>, caller: &Caller<'_>) -> Result<Pin, PinError> {
+        self.pin_with(range, caller, |pages| self.owner.populate(InRegion(pages.start), pages.len()))
+    }
+
+    /// A pin whose pages are needed in a mapping only: they are faulted in there, and may have no address in an owner's
+    /// view.
+    pub(crate) fn pin_elsewhere(self: &Arc<Self>, range: Range<usize>, caller: &Caller<'_>) -> Result<Pin, PinError> {
+        self.pin_with(range, caller, |pages| match self.owner.is_empty() {
+            true => Ok(()),
+            false => self.owner.populate(InRegion(pages.start), pages.len()),
+        })
+    }
+
+    fn pin_with(
+        self: &Arc<Self>,
+        range: Range<usize>,
+        caller: &Caller<'_>,
+        populate: impl Fn(&Range<usize>) -> Result<(), SysError>,
+    ) -> Result<Pin, PinError> {
         if self.protocol.is_inherited() {
             return Err(PinError::Forked);
         }
@@ -114,10 +133,12 @@ impl RegionCore {
             // Counted first: from here on the pages stay. While a revocation drains, no pin is counted.
             self.protocol.pin().then(|| {
                 let pin = Pin { region: Arc::clone(self), range: pages.clone(), holder: None };
-                self.owner.populate(InRegion(pages.start), pages.len()).map(|()| pin)
+                populate(&pages).map(|()| pin)
             })
         });
         match pinned {
+            // What the device does later is not the region's to prevent.
+            Ok(_) if self.is_off() => Err(PinError::Disabled),
             Ok(Ok(pin)) => Ok(pin),
             Ok(Err(e)) => Err(PinError::NoMemory(e)),
             Err(NotResolved::WouldBlock) => Err(PinError::WouldBlock),

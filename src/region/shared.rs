@@ -2,6 +2,7 @@
 
 use super::backing::OnRevoke;
 use super::core::RegionCore;
+use super::question::retire;
 use super::served::Served;
 use crate::monitor::Monitor;
 use crate::protocol::error::RevokeError;
@@ -209,7 +210,8 @@ impl Mechanism for RegionShared {
         }
         .map_err(of_window)?;
         if self.on_revoke == OnRevoke::Drop {
-            *self.file.lock() = None;
+            let file = self.file.lock().take();
+            file.into_iter().for_each(retire);
         }
         Ok(())
     }

@@ -367,6 +367,17 @@ pub(crate) fn dup(fd: BorrowedFd<'_>) -> Result<OwnedFd, SysError> {
     fd.try_clone_to_owned().map_err(|e| SysError::new("fcntl(F_DUPFD_CLOEXEC)", errno(e)))
 }
 
+/// True if a shared mapping of the file can be stored to: it is open for writing, and no seal forbids it.
+pub(crate) fn may_write(fd: BorrowedFd<'_>) -> Result<bool, SysError> {
+    use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+    may_fail("fcntl(F_GETFL)")?;
+    let flags = fcntl(fd, FcntlArg::F_GETFL).map_err(|e| SysError::new("fcntl(F_GETFL)", e))?;
+    let open = OFlag::from_bits_retain(flags) & OFlag::O_ACCMODE != OFlag::O_RDONLY;
+    // For files that have no seals this is EINVAL.
+    let seals = fcntl(fd, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_retain);
+    Ok(open && !seals.intersects(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_FUTURE_WRITE))
+}
+
 /// True if the file can lose pages; false if a seal forbids that.
 pub(crate) fn may_shrink(fd: BorrowedFd<'_>) -> bool {
     use nix::fcntl::{FcntlArg, SealFlag, fcntl};

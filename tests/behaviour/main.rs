@@ -8,6 +8,7 @@ mod support;
 mod accessors_only;
 mod bad_input;
 mod device_pins;
+mod devices_turned_off;
 mod dma_of_dropped_mappings;
 mod dropped_devices;
 mod dropped_regions;
@@ -17,6 +18,7 @@ mod limits;
 mod notifiers_and_groups;
 mod one_change_path;
 mod pins;
+mod read_only_regions;
 mod reentrant;
 #[cfg(feature = "safe-mmio")]
 mod safe_mmio;

@@ -8,9 +8,14 @@ use crate::support::{self, child};
 use lists::*;
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::uio::pread;
+use nix::unistd::ftruncate;
 use revocable_mmio::signal::SignalError;
-use revocable_mmio::{AccessError, MapOptions, Monitor, OnDisabled, Region, RevokeError, Strategy, Support};
+use revocable_mmio::{
+    AccessError, Backing, MapOptions, Monitor, OnDisabled, OnRevoke, Region, RevokeError, Strategy, Support,
+};
 use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
@@ -95,6 +100,29 @@ fn every_kind_of_thread_works_under_its_own_filter() {
 }
 
 #[test]
+fn an_accessor_asks_a_device_under_its_filter() {
+    support::start();
+    let ended = child::alone(|| {
+        let file = memfd_create(c"device", MFdFlags::MFD_CLOEXEC).expect("a memfd");
+        ftruncate(&file, 1 << 16).expect("it can grow");
+        let fd = file.try_clone().expect("a descriptor");
+        let backing = Backing::File { fd, offset: 0, device: Some(OnRevoke::Keep) };
+        let region = Region::builder(1 << 16).backing(backing);
+        // Off: there is nothing to read.
+        let region = region.memory_enabled(|device| pread(device, &mut [0; 1], 0).is_ok_and(|read| read == 1));
+        let region = region.build().expect("a region");
+        let mapping = region.map(MapOptions::new()).expect("it maps");
+        ftruncate(&file, 0).expect("it can shrink");
+        install(&filter(&[ACCESSOR, ASKING, OF_THE_TEST]));
+        let refused = AccessError::Disabled { offset: 8 };
+        let asked = mapping.read::<u64>(8) == Err(refused) && mapping.try_write(8, 1_u64) == Err(refused);
+        exit(if asked { 0 } else { 2 })
+    });
+    assert_ne!(ended.by_signal(), Some(libc::SIGSYS), "a system call is missing in SECCOMP.md");
+    ended.well();
+}
+
+#[test]
 fn a_monitor_fails_closed_under_its_filter() {
     support::start();
     require!(Support::current().userfaultfd(), "no userfaultfd");
@@ -165,6 +193,7 @@ fn seccomp_md_has_the_lists_that_are_tested() {
     for (heading, list) in [
         ("## Accessor thread", ACCESSOR),
         ("### Mappings for accessors only", ACCESSORS_ONLY),
+        ("### Devices that are asked", ASKING),
         ("## Monitor thread", MONITOR),
         ("## Owner thread", OWNER),
         ("### Shared regions", WITHDRAW),

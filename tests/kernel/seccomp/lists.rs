@@ -41,6 +41,11 @@ pub(super) const ACCESSOR: &[Allowed] = &[
 pub(super) const ACCESSORS_ONLY: &[Allowed] =
     &[allow!(SYS_ioctl, 1, RESOLVE), allow!(SYS_madvise, 2, &[bits(libc::MADV_POPULATE_WRITE)])];
 
+/// What it needs besides where a device is asked whether its memory is on; the last is what the question for vfio-pci
+/// itself calls.
+pub(super) const ASKING: &[Allowed] =
+    &[allow!(SYS_rt_sigprocmask), allow!(SYS_fstat), allow!(SYS_newfstatat), allow!(SYS_pread64)];
+
 /// A thread of a monitor's.
 pub(super) const MONITOR: &[Allowed] = &[
     allow!(SYS_read),

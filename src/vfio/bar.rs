@@ -1,0 +1,151 @@
+//! A BAR of a vfio device: one region for each part of it that can be mapped.
+
+use super::error::VfioError;
+use super::info::{RegionFlags, RegionInfo};
+use super::memory_bit::MemoryBit;
+use crate::region::Region;
+use crate::region::backing::{Backing, OnRevoke};
+use crate::region::group::ResetGroup;
+use crate::sys::{map, page_size};
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+
+/// Makes a [`VfioBar`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct VfioBarBuilder {
+    info: RegionInfo,
+    name: String,
+    on_revoke: OnRevoke,
+    enabled: bool,
+    memory_bit: Option<MemoryBit>,
+}
+
+impl VfioBarBuilder {
+    /// The name of its regions, in errors and `Debug`. Default: `vfio`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// What happens to the device's descriptor on revocation. Default: [`OnRevoke::Keep`].
+    pub fn on_revoke(mut self, on_revoke: OnRevoke) -> Self {
+        self.on_revoke = on_revoke;
+        self
+    }
+
+    /// Starts disabled. Default: enabled, whatever the device's own memory bit says.
+    pub fn disabled(mut self) -> Self {
+        self.enabled = false;
+        self
+    }
+
+    /// The registers by which the device turns its memory off itself: an access gets
+    /// [`AccessError::Disabled`](crate::AccessError) then, or all-ones, as its mapping's policy says.
+    pub fn memory_bit(mut self, memory_bit: MemoryBit) -> Self {
+        self.memory_bit = Some(memory_bit);
+        self
+    }
+
+    /// Makes the regions, each with a duplicate of the device's descriptor.
+    ///
+    /// # Errors
+    /// Nothing of the BAR can be mapped, or a region cannot be made. Nothing is left behind.
+    pub fn build(self, device: BorrowedFd<'_>) -> Result<VfioBar, VfioError> {
+        let page = page_size() as u64;
+        let parts = self.info.mappable(page);
+        let size = self.info.size();
+        if parts.is_empty() {
+            return Err(VfioError::NotMappable { size });
+        }
+        let areas = parts.into_iter().map(|part| {
+            let len = (part.end - part.start).next_multiple_of(page);
+            // A length that does not fit is too large for the region as well.
+            let mut region = Region::builder(usize::try_from(len).unwrap_or(usize::MAX / 4096 * 4096));
+            region = region.name(format!("{} {:#x}", self.name, part.start)).backing(Backing::File {
+                fd: map::dup(device)?,
+                offset: self.info.offset() + part.start,
+                device: Some(self.on_revoke),
+            });
+            if !self.info.flags().contains(RegionFlags::WRITE) {
+                region = region.read_only();
+            }
+            if let Some(bit) = self.memory_bit.clone() {
+                region = region.memory_enabled(move |device| bit.is_on(device));
+            }
+            let region = if self.enabled { region } else { region.disabled() }.build()?;
+            Ok(Area { range: part, region })
+        });
+        let areas = areas.collect::<Result<Vec<_>, VfioError>>()?;
+        let group = ResetGroup::new(areas.iter().map(|area| &area.region));
+        Ok(VfioBar { size, areas, group })
+    }
+}
+
+/// A part of a BAR that can be mapped.
+#[derive(Debug)]
+pub struct Area {
+    range: Range<u64>,
+    region: Region,
+}
+
+impl Area {
+    /// Which bytes of the BAR it has.
+    pub fn range(&self) -> Range<u64> {
+        self.range.clone()
+    }
+
+    /// Its memory: as long as the range, rounded up to a page.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+}
+
+/// A BAR of a vfio device, as regions that are revoked together. See the [module](crate::vfio).
+#[derive(Debug)]
+pub struct VfioBar {
+    size: u64,
+    areas: Vec<Area>,
+    group: ResetGroup,
+}
+
+impl VfioBar {
+    /// Starts describing a BAR, of which the kernel says `info`.
+    pub fn builder(info: RegionInfo) -> VfioBarBuilder {
+        let (name, on_revoke) = ("vfio".to_owned(), OnRevoke::Keep);
+        VfioBarBuilder { info, name, on_revoke, enabled: true, memory_bit: None }
+    }
+
+    /// Its size, in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The parts of it that can be mapped, in order. What is between them is read and written by calls.
+    pub fn areas(&self) -> &[Area] {
+        &self.areas
+    }
+
+    /// Its region, if it can be mapped as a whole.
+    pub fn region(&self) -> Option<&Region> {
+        let whole = self.areas.first().filter(|area| area.range == (0..self.size));
+        whole.map(|area| &area.region)
+    }
+
+    /// All its regions, which are revoked together or not at all.
+    pub fn group(&self) -> &ResetGroup {
+        &self.group
+    }
+
+    /// Gives the regions a device again, before they are enabled, after a revocation that dropped it
+    /// ([`OnRevoke::Drop`]). It must be the same device, or one with the same BAR.
+    ///
+    /// # Errors
+    /// Out of descriptors; or a region has a device already. The regions before it have this one then.
+    pub fn supply(&self, device: BorrowedFd<'_>) -> Result<(), VfioError> {
+        self.areas.iter().try_for_each(|area| {
+            let supplied = area.region.supply(map::dup(device)?);
+            supplied.map_err(|_| VfioError::Supplied)
+        })
+    }
+}
