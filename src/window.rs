@@ -94,6 +94,12 @@ struct Held {
 
 impl Window {
     /// A window of `len` zero bytes; with the names of the window and of the vault. `len` is a multiple of the page size.
+    /// True if a process that has the file open for writing can cut it off: it is not sealed.
+    #[cfg_attr(not(feature = "vm-memory"), expect(dead_code, reason = "only vm-memory's accesses do not recover"))]
+    pub(crate) fn can_be_cut(&self) -> bool {
+        self.emptied == Emptied::Short
+    }
+
     pub(crate) fn make([name, vault]: [&CStr; 2], len: usize, emptied: Emptied) -> Result<Self, SysError> {
         let fd = map::memfd(name, len as u64, 0)?;
         map::seal(fd.as_fd(), if emptied == Emptied::Ones { Sealed::Size } else { Sealed::Nothing })?;

@@ -76,9 +76,14 @@ impl Mapping {
     /// # Signal safety
     /// Not for signal handlers.
     pub fn with_access<R>(&self, with: impl FnOnce(&Access<'_>) -> R) -> Result<R, AccessError> {
+        self.access().map(|access| with(&access))
+    }
+
+    /// A guard, after the end of a busy phase. As [`with_access`](Self::with_access).
+    pub(crate) fn access(&self) -> Result<Access<'_>, AccessError> {
         loop {
             match self.try_access() {
-                Ok(access) => return Ok(with(&access)),
+                Ok(access) => return Ok(access),
                 Err(AccessError::WouldBlock { .. }) => {
                     let protocol = &self.served.region.protocol;
                     if protocol.is_inherited() {

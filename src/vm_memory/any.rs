@@ -1,5 +1,6 @@
 //! Guest memory of which a part is revocable.
 
+use super::guarded::{Guarded, GuardedSlice};
 use super::region::RevocableRegion;
 use ::vm_memory::bitmap::BS;
 use ::vm_memory::guest_memory::Result;
@@ -28,7 +29,7 @@ macro_rules! either {
 }
 
 impl<R: GuestMemoryRegion> GuestMemoryRegion for AnyRegion<R> {
-    type B = R::B;
+    type B = Guarded<R::B>;
 
     fn len(&self) -> GuestUsize {
         either!(self, region => region.len())
@@ -39,7 +40,10 @@ impl<R: GuestMemoryRegion> GuestMemoryRegion for AnyRegion<R> {
     }
 
     fn bitmap(&self) -> BS<'_, Self::B> {
-        either!(self, region => region.bitmap())
+        match self {
+            AnyRegion::Ram(region) => GuardedSlice::new(region.bitmap(), None),
+            AnyRegion::Revocable(region) => region.bitmap(),
+        }
     }
 
     fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8> {
@@ -50,8 +54,17 @@ impl<R: GuestMemoryRegion> GuestMemoryRegion for AnyRegion<R> {
         either!(self, region => region.file_offset())
     }
 
+    #[expect(unsafe_code, reason = "UNSAFETY: a slice with another bitmap")]
     fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_, BS<'_, Self::B>>> {
-        either!(self, region => region.get_slice(offset, count))
+        match self {
+            AnyRegion::Ram(region) => {
+                let slice = region.get_slice(offset, count)?;
+                let bitmap = GuardedSlice::new(slice.bitmap().clone(), None);
+                // SAFETY: the bytes and the lifetime are those of the region's own slice.
+                Ok(unsafe { VolatileSlice::with_bitmap(slice.ptr_guard_mut().as_ptr(), slice.len(), bitmap, None) })
+            }
+            AnyRegion::Revocable(region) => region.get_slice(offset, count),
+        }
     }
 
     fn is_hugetlbfs(&self) -> Option<bool> {

@@ -1,20 +1,13 @@
 //! `Bytes`, implemented by the crate's own accesses.
 
+use super::refusal::refused;
 use super::region::RevocableRegion;
+use super::transfer::{Read, ReadExact, Write, WriteAll};
 use crate::raw::Primitive;
 use ::vm_memory::bitmap::Bitmap;
 use ::vm_memory::guest_memory::Result;
-use ::vm_memory::{
-    Address, AtomicAccess, Bytes, GuestMemoryError, MemoryRegionAddress, ReadVolatile, VolatileSlice, WriteVolatile,
-};
+use ::vm_memory::{Address, AtomicAccess, Bytes, GuestMemoryError, MemoryRegionAddress, ReadVolatile, WriteVolatile};
 use std::sync::atomic::{Ordering, fence};
-
-/// How many bytes move at once between a mapping and a file, through a buffer on the stack.
-const BOUNCE: usize = 4096;
-
-fn refused(error: impl std::error::Error + Send + Sync + 'static) -> GuestMemoryError {
-    GuestMemoryError::IOError(std::io::Error::other(error))
-}
 
 impl<B: Bitmap> RevocableRegion<B> {
     /// Where the access starts in the region, and how many of `count` bytes from `addr` on are in it. As in vm-memory, an
@@ -43,22 +36,6 @@ impl<B: Bitmap> RevocableRegion<B> {
         self.mapping.write(offset, value).map_err(refused)?;
         self.bitmap.mark_dirty(offset, size_of::<T>());
         Ok(())
-    }
-
-    /// Calls `move_part` for all of the `count` bytes, in ascending order, with a buffer for each part and where it is.
-    fn by_parts(
-        &self,
-        addr: MemoryRegionAddress,
-        count: usize,
-        mut move_part: impl FnMut(&mut [u8], MemoryRegionAddress) -> Result<()>,
-    ) -> Result<()> {
-        let (offset, len) = self.part(addr, count)?;
-        Self::exactly(count, len)?;
-        let mut buffer = [0; BOUNCE];
-        (0..len).step_by(BOUNCE).try_for_each(|done| {
-            let part = &mut buffer[..BOUNCE.min(len - done)];
-            move_part(part, MemoryRegionAddress((offset + done) as u64))
-        })
     }
 
     fn exactly(expected: usize, completed: usize) -> Result<()> {
@@ -103,14 +80,7 @@ impl<B: Bitmap> Bytes<MemoryRegionAddress> for RevocableRegion<B> {
         src: &mut F,
         count: usize,
     ) -> Result<usize> {
-        let (offset, len) = self.part(addr, count)?;
-        let mut buffer = [0; BOUNCE];
-        // One read of the source, as vm-memory does it: a short read is a short result. The source is read before it is
-        // known whether the memory takes the bytes; a source that cannot be read twice loses them on an error.
-        let want = len.min(BOUNCE);
-        let got = src.read_volatile(&mut VolatileSlice::from(&mut buffer[..want]))?;
-        let got = got.min(want);
-        self.write_slice(&buffer[..got], MemoryRegionAddress(offset as u64)).map(|()| got)
+        self.fill(addr, self.rest(addr, count)?, Read(src))
     }
 
     fn read_exact_volatile_from<F: ReadVolatile>(
@@ -119,10 +89,7 @@ impl<B: Bitmap> Bytes<MemoryRegionAddress> for RevocableRegion<B> {
         src: &mut F,
         count: usize,
     ) -> Result<()> {
-        self.by_parts(addr, count, |buffer, at| {
-            src.read_exact_volatile(&mut VolatileSlice::from(&mut *buffer))?;
-            self.write_slice(buffer, at)
-        })
+        self.fill(addr, count, ReadExact(src)).map(drop)
     }
 
     fn write_volatile_to<F: WriteVolatile>(
@@ -131,11 +98,7 @@ impl<B: Bitmap> Bytes<MemoryRegionAddress> for RevocableRegion<B> {
         dst: &mut F,
         count: usize,
     ) -> Result<usize> {
-        let (offset, len) = self.part(addr, count)?;
-        let mut buffer = [0; BOUNCE];
-        let want = len.min(BOUNCE);
-        self.read_slice(&mut buffer[..want], MemoryRegionAddress(offset as u64))?;
-        Ok(dst.write_volatile(&VolatileSlice::from(&mut buffer[..want]))?)
+        self.drain(addr, self.rest(addr, count)?, Write(dst))
     }
 
     fn write_all_volatile_to<F: WriteVolatile>(
@@ -144,10 +107,7 @@ impl<B: Bitmap> Bytes<MemoryRegionAddress> for RevocableRegion<B> {
         dst: &mut F,
         count: usize,
     ) -> Result<()> {
-        self.by_parts(addr, count, |buffer, at| {
-            self.read_slice(buffer, at)?;
-            Ok(dst.write_all_volatile(&VolatileSlice::from(buffer))?)
-        })
+        self.drain(addr, count, WriteAll(dst))
     }
 
     fn store<T: AtomicAccess>(&self, val: T, addr: MemoryRegionAddress, order: Ordering) -> Result<()> {

@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering;
 
 /// Guest memory whose accesses by guest address recover if the region's own do, and cross from one region into the next.
 ///
-/// vm-memory's own `Bytes<GuestAddress>` accesses every region by host address; this calls each region's own `Bytes`.
+/// vm-memory's own `Bytes<GuestAddress>` accesses every region by slices, which not every mapping gives out and which hold
+/// up a revocation; this calls each region's own `Bytes`. A short part ends a transfer, and an error after the first part
+/// is an error.
 #[derive(Debug)]
 pub struct Recoverable<'a, M: ?Sized>(pub &'a M);
 
@@ -37,11 +39,13 @@ impl<M: GuestMemoryBackend + ?Sized> Recoverable<'_, M> {
                 return if done == 0 { Err(GuestMemoryError::InvalidGuestAddress(addr)) } else { Ok(done) };
             };
             let room = usize::try_from(region.len() - at.raw_value()).unwrap_or(usize::MAX);
-            let moved = step(done, room.min(count - done), region, at)?;
-            if moved == 0 {
+            let len = room.min(count - done);
+            let moved = step(done, len, region, at)?;
+            done += moved;
+            if moved < len {
+                // A short part ends the transfer: what comes next would leave a gap.
                 break;
             }
-            done += moved;
         }
         Ok(done)
     }
@@ -80,19 +84,16 @@ impl<M: GuestMemoryBackend + ?Sized> Bytes<GuestAddress> for Recoverable<'_, M> 
     }
 
     fn read_exact_volatile_from<F: ReadVolatile>(&self, addr: GuestAddress, src: &mut F, count: usize) -> Result<()> {
-        let done =
-            self.each(addr, count, |_, len, region, at| region.read_exact_volatile_from(at, src, len).map(|()| len))?;
-        exactly(count, done)
+        exactly(count, self.read_volatile_from(addr, src, count)?)
     }
 
     fn write_volatile_to<F: WriteVolatile>(&self, addr: GuestAddress, dst: &mut F, count: usize) -> Result<usize> {
-        self.each(addr, count, |_, len, region, at| region.write_volatile_to(at, dst, len))
+        // As in vm-memory: what a sink does not take would be lost.
+        self.each(addr, count, |_, len, region, at| region.write_all_volatile_to(at, dst, len).map(|()| len))
     }
 
     fn write_all_volatile_to<F: WriteVolatile>(&self, addr: GuestAddress, dst: &mut F, count: usize) -> Result<()> {
-        let done =
-            self.each(addr, count, |_, len, region, at| region.write_all_volatile_to(at, dst, len).map(|()| len))?;
-        exactly(count, done)
+        exactly(count, self.write_volatile_to(addr, dst, count)?)
     }
 
     fn store<T: AtomicAccess>(&self, val: T, addr: GuestAddress, order: Ordering) -> Result<()> {

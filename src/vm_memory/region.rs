@@ -1,5 +1,7 @@
 //! A mapping at an address of the guest.
 
+use super::guarded::{Guarded, GuardedSlice};
+use super::refusal::refused;
 use crate::protocol::policy::OnDisabled;
 use crate::region::mapping::Mapping;
 use ::vm_memory::bitmap::{BS, Bitmap};
@@ -14,7 +16,7 @@ use std::sync::Arc;
 pub struct RevocableRegion<B = ()> {
     start: GuestAddress,
     pub(super) mapping: Arc<Mapping>,
-    pub(super) bitmap: B,
+    pub(super) bitmap: Guarded<B>,
 }
 
 /// A mapping and a guest address that do not go together.
@@ -53,7 +55,7 @@ impl<B> RevocableRegion<B> {
     ) -> std::result::Result<Self, RegionError> {
         let len = mapping.len();
         match start.checked_add(len as u64) {
-            Some(_) => Ok(Self { start, mapping, bitmap }),
+            Some(_) => Ok(Self { start, mapping, bitmap: Guarded(bitmap) }),
             None => Err(RegionError::TooHigh { start: start.raw_value(), len }),
         }
     }
@@ -63,16 +65,19 @@ impl<B> RevocableRegion<B> {
         &self.mapping
     }
 
-    /// The address of `count` bytes from `at` on, if the mapping's raw accesses are never a signal.
+    /// The address of `count` bytes from `at` on, if accesses by address are no signal while the region is enabled: the
+    /// mapping is for them, writable, and no other process can cut its file off.
     fn by_address(&self, at: MemoryRegionAddress, count: usize) -> Result<*mut u8> {
         let len = self.mapping.len();
         let offset = usize::try_from(at.raw_value()).map_err(|_| GuestMemoryError::InvalidBackendAddress)?;
         if offset.checked_add(count).is_none_or(|end| end > len) {
             return Err(GuestMemoryError::InvalidBackendAddress);
         }
-        let harmless = self.mapping.on_disabled() == OnDisabled::AllOnes && self.mapping.is_writable();
+        let served = &self.mapping.served;
+        let can_be_cut = served.region.window.as_ref().is_some_and(|window| window.can_be_cut());
         // In a mapping for accessors only, other code's faults are not resolved.
-        if !harmless || matches!(self.mapping.served.view.spec.server, crate::view::Server::Own(_)) {
+        let own = matches!(served.view.spec.server, crate::view::Server::Own(_)) || served.view.spec.accessors_only;
+        if !self.mapping.is_writable() || can_be_cut || own {
             return Err(GuestMemoryError::HostAddressNotAvailable);
         }
         Ok(self.mapping.as_ptr().wrapping_add(offset))
@@ -80,7 +85,7 @@ impl<B> RevocableRegion<B> {
 }
 
 impl<B: Bitmap> GuestMemoryRegion for RevocableRegion<B> {
-    type B = B;
+    type B = Guarded<B>;
 
     fn len(&self) -> GuestUsize {
         self.mapping.len() as GuestUsize
@@ -90,22 +95,28 @@ impl<B: Bitmap> GuestMemoryRegion for RevocableRegion<B> {
         self.start
     }
 
-    fn bitmap(&self) -> BS<'_, B> {
+    fn bitmap(&self) -> BS<'_, Guarded<B>> {
         self.bitmap.slice_at(0)
     }
 
     fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8> {
-        self.by_address(addr, 1)
+        // It outlives any guard, and only all-ones is never a signal.
+        match self.mapping.on_disabled() {
+            OnDisabled::AllOnes => self.by_address(addr, 1),
+            OnDisabled::Sigbus | OnDisabled::Block => Err(GuestMemoryError::HostAddressNotAvailable),
+        }
     }
 
     #[expect(unsafe_code, reason = "UNSAFETY: a slice of the mapping, for volatile accesses")]
-    fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_, BS<'_, B>>> {
+    fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_, BS<'_, Guarded<B>>>> {
         let start = self.by_address(offset, count)?;
         let at = usize::try_from(offset.raw_value()).unwrap_or(0);
+        let guard = self.mapping.access().map_err(refused)?;
+        let bitmap = GuardedSlice::new(self.bitmap.0.slice_at(at), Some(guard));
         // SAFETY: `count` bytes inside the mapping, which lives as long as `self` and always has something mapped in its
-        // range. A guest, a device, other processes and revocations write it or change what is mapped at any time; a
-        // VolatileSlice is made for that, and `Mapping` gives out no references.
-        Ok(unsafe { VolatileSlice::with_bitmap(start, count, self.bitmap.slice_at(at), None) })
+        // range: the region's memory as long as the slice, or one made of it, has the guard. A guest, a device and other
+        // processes write it at any time; a VolatileSlice is made for that, and `Mapping` gives out no references.
+        Ok(unsafe { VolatileSlice::with_bitmap(start, count, bitmap, None) })
     }
 
     fn is_hugetlbfs(&self) -> Option<bool> {

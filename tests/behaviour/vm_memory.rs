@@ -1,11 +1,15 @@
 //! Feature `vm-memory`: a mapping passes the claims of vm-memory's own tests, and a revoked one returns errors.
 
+mod transfers;
+mod virtio;
+
 use crate::support;
 use revocable_mmio::vm_memory::{AnyRegion, Recoverable, RegionError, RevocableRegion};
-use revocable_mmio::{AccessError, CopyError, MapOptions, Mapping, OnDisabled, Region, Strategy};
+use revocable_mmio::{AccessError, CopyError, MapOptions, Mapping, OnDisabled, Region, RevokeError, Strategy};
 use std::io::{Cursor, Seek, SeekFrom, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestRegionCollection,
@@ -13,10 +17,19 @@ use vm_memory::{
 };
 
 const LEN: usize = 0x4000;
+const POLICIES: [OnDisabled; 3] = [OnDisabled::Sigbus, OnDisabled::AllOnes, OnDisabled::Block];
 const STRATEGIES: [Strategy; 4] = [Strategy::Zap, Strategy::Detach, Strategy::Replace, Strategy::Withdraw];
 
 fn region(strategy: Strategy) -> Region {
     Region::builder(LEN).strategy(strategy).build().expect("the strategy is there")
+}
+
+/// A region whose file no other process can cut off.
+fn open_region(strategy: Strategy) -> Region {
+    match strategy {
+        Strategy::Withdraw => Region::builder(LEN).shared(OnDisabled::AllOnes).build().expect("the strategy is there"),
+        _ => region(strategy),
+    }
 }
 
 fn mapping(region: &Region) -> Arc<Mapping> {
@@ -200,44 +213,59 @@ fn what_is_written_is_marked_dirty_and_what_is_refused_is_not() {
 }
 
 #[test]
+fn a_slice_is_given_out_while_the_region_is_enabled_and_keeps_it_so() {
+    support::start();
+    for (strategy, policy) in STRATEGIES.into_iter().flat_map(|s| POLICIES.map(|p| (s, p))) {
+        let bar = open_region(strategy);
+        let mapping = Arc::new(bar.map(MapOptions::new().on_disabled(policy)).expect("it maps"));
+        let mem = RevocableRegion::new(GuestAddress(0), mapping).expect("low enough");
+        let slice = mem.get_slice(at(16), 8).expect("enabled");
+        slice.write_obj(7u64, 0).expect("enabled");
+        assert_eq!(bar.owner().read::<u64>(16), Ok(7), "{strategy} {policy:?}");
+        assert!(mem.get_slice(at(LEN as u64 - 4), 8).is_err(), "beyond the end");
+
+        let part = slice.subslice(4, 4).expect("inside");
+        drop(slice);
+        assert!(matches!(bar.disable(), Err(RevokeError::WouldDeadlock { guards: 1 })), "a part of it is a guard too");
+        std::thread::scope(|scope| {
+            let disabling = scope.spawn(|| bar.disable());
+            std::thread::sleep(Duration::from_millis(10));
+            assert!(!disabling.is_finished(), "{strategy} {policy:?}: it waits for the slice");
+            assert_eq!(part.read_obj::<u32>(0).expect("never a signal"), 0);
+            drop(part);
+            assert!(disabling.join().expect("no panic").expect("nothing is in the way any more"));
+        });
+        let refused = mem.get_slice(at(16), 8).expect_err("disabled");
+        assert!(matches!(refusal(refused), AccessError::Disabled { .. }), "{strategy} {policy:?}");
+        assert!(mem.as_volatile_slice().is_err());
+        bar.enable().expect("it comes back");
+        assert_eq!(mem.get_slice(at(16), 8).expect("enabled").read_obj::<u64>(0).expect("enabled"), 7);
+    }
+}
+
+#[test]
 fn no_address_is_given_out_where_using_it_could_be_a_signal() {
     support::start();
-    let bar = region(Strategy::Detach);
-    let denied = |options| {
-        let mapping = Arc::new(bar.map(options).expect("it maps"));
+    let denied = |region: &Region, options| {
+        let mapping = Arc::new(region.map(options).expect("it maps"));
         let mem = RevocableRegion::new(GuestAddress(0), mapping).expect("low enough");
         matches!(mem.get_slice(at(0), 16), Err(GuestMemoryError::HostAddressNotAvailable))
             && matches!(mem.get_host_address(at(0)), Err(GuestMemoryError::HostAddressNotAvailable))
             && mem.as_volatile_slice().is_err()
             && mem.file_offset().is_none()
     };
-    assert!(denied(MapOptions::new()));
-    assert!(denied(MapOptions::new().on_disabled(OnDisabled::Block)));
-    assert!(denied(MapOptions::new().on_disabled(OnDisabled::AllOnes).read_only()), "a slice can be stored to");
+    let bar = region(Strategy::Zap);
+    assert!(denied(&bar, MapOptions::new().accessors_only()), "no thread resolves other code's faults");
+    assert!(denied(&bar, MapOptions::new().on_disabled(OnDisabled::AllOnes).read_only()), "a slice can be stored to");
+    let shared = Region::builder(LEN).shared(OnDisabled::Sigbus).build().expect("the strategy is there");
+    assert!(denied(&shared, MapOptions::new()), "another process can cut the file off");
 
-    // vm-memory's own accesses by guest address then fail, and kill no process.
-    let memory = mixed(&bar);
-    let by_address = memory.read_obj::<u32>(GuestAddress(LEN as u64));
-    assert!(matches!(by_address, Err(GuestMemoryError::HostAddressNotAvailable)));
-    assert_eq!(memory.read_obj::<u32>(GuestAddress(0)).expect("ordinary memory"), 0);
-}
-
-#[test]
-fn a_slice_of_an_all_ones_mapping_reads_ones_while_revoked() {
-    support::start();
-    for strategy in STRATEGIES {
-        let bar = region(strategy);
-        let ones = Arc::new(bar.map(MapOptions::new().on_disabled(OnDisabled::AllOnes)).expect("it maps"));
-        let mem = RevocableRegion::new(GuestAddress(0), ones).expect("low enough");
-        let slice = mem.get_slice(at(16), 8).expect("never a signal");
-        slice.write_obj(7u64, 0).expect("enabled");
-        assert_eq!(bar.owner().read::<u64>(16), Ok(7));
-        bar.disable().expect("nothing is in the way");
-        assert_eq!(slice.read_obj::<u64>(0).expect("never a signal"), u64::MAX, "{strategy}");
-        bar.enable().expect("it comes back");
-        assert_eq!(slice.read_obj::<u64>(0).expect("never a signal"), 7, "{strategy}");
-        assert!(mem.get_slice(at(LEN as u64 - 4), 8).is_err(), "beyond the end");
-    }
+    // An address outlives any guard: only of a mapping whose accesses are never a signal.
+    let host = |policy| {
+        let mapping = Arc::new(bar.map(MapOptions::new().on_disabled(policy)).expect("it maps"));
+        RevocableRegion::new(GuestAddress(0), mapping).expect("low enough").get_host_address(at(0)).is_ok()
+    };
+    assert_eq!(POLICIES.map(host), [false, true, false]);
 }
 
 #[test]
