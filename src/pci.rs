@@ -34,6 +34,22 @@
 //! virtual PCI_COMMAND.MEM bit is set or the device is a virtual function. A register shows a revocation only once that is
 //! complete, and shows memory as enabled before it is given back.
 //!
+//! # BARs that move
+//!
+//! What keeps a BAR reachable at an address of the guest's (memslots, an MMIO bus, DMA mappings of a peer device) follows it
+//! as an [`AddressMap`]. It is told where each BAR is decoded: before memory comes back, and after it is gone. A size probe
+//! moves nothing, whether memory is on or off. A move that is refused is an error of the write
+//! ([`PciError::Place`]); the old place is given up all the same, since that is what the guest's register says.
+//!
+//! | the register | a BAR that is decoded | a BAR that is not, once it would be |
+//! |---|---|---|
+//! | holds an address | moves there at once | is decoded there |
+//! | holds a size probe, in one half or both | stays where it is | is decoded nowhere |
+//! | is being written in pieces | stays until a half is written as a whole | is decoded where it points |
+//! | holds 0, or the BAR would not end in its space | is decoded nowhere | is decoded nowhere |
+//!
+//! A monitor with a configuration space of its own asks a [`Decoder`] for the same.
+//!
 //! # What the driver does and this module does not
 //!
 //! By the rows of the table of behaviours that this module is modelled on:
@@ -41,7 +57,7 @@
 //!   by the region's list of mappings.
 //! - How many pages a fault maps: the region decides, see [`FaultAround`](crate::FaultAround).
 //! - VGA regions (legacy probing, never gated): there is no legacy VGA range to serve here; `Space` has none.
-//! - Backdoor-reset detection (`vfio_need_bar_restore`): a BAR's address exists in this configuration space only.
+//! - Backdoor-reset detection (`vfio_need_bar_restore`): a reset leaves the BARs' registers as they are.
 //! - FLR through the Advanced Features capability, which conventional PCI devices have: FLR through PCI Express is done.
 //! - Exporting BARs as dma-bufs: needs a kernel driver. [`Region::pin`](crate::Region::pin) follows its protocol (holders
 //!   are told, waited for, and can pin again); [`DmaSpace`] and notifiers follow its invalidation.
@@ -49,18 +65,25 @@
 //! - Interrupts: [`PciDevice::privileged`] gives what setting up MSI-X needs of the memory lock; vectors are not modelled.
 //! - Group files, containers and ownership tokens: [`Bus::hot_reset`] asks a closure of the caller's instead.
 
+mod address_map;
 mod bar;
 mod bar_builder;
+mod bar_register;
+mod begun;
 mod buffer;
 mod builder;
 mod command;
+mod command_hook;
 mod config;
 mod config_access;
+mod config_write;
+mod decode;
 mod device;
 mod dma;
 mod dma_part;
 mod dma_segment;
 mod error;
+mod following;
 mod ioeventfd;
 mod ioeventfd_table;
 mod kicks;
@@ -70,12 +93,18 @@ mod reset;
 mod space;
 mod state;
 
+pub use address_map::AddressMap;
 pub use bar_builder::Bar;
+pub use bar_register::{BarRegister, BarType};
+pub use begun::BegunWrite;
 pub use buffer::{BufferFault, MappingPart, Sink, Source};
 pub use builder::PciBuilder;
+pub use command_hook::Command;
+pub use decode::{BarPlace, Decode, Decoder, MemoryStep, Steps};
 pub use dma::DmaSpace;
 pub use dma_segment::{DmaAccess, DmaSegment, Iommu};
-pub use error::PciError;
+pub use error::{AfterFailedReset, PciError};
+pub use following::Following;
 pub use ioeventfd_table::{MOST_IOEVENTFDS, Width};
 pub use kicks::IoEventLoop;
 pub use reset::Bus;

@@ -19,6 +19,8 @@ pub struct Bar {
     pub(super) kind: BarKind,
     wide: bool,
     prefetchable: bool,
+    /// The first address.
+    address: u64,
     /// What other processes get while the memory is disabled.
     pub(super) shared: Option<OnDisabled>,
     pub(super) excluded: Vec<Range<u64>>,
@@ -44,7 +46,16 @@ impl Bar {
     /// Memory of `size` bytes, a power of two from 16 on. Mappings of a BAR smaller than a page have a whole page.
     pub fn memory(size: u64) -> Self {
         let kind = BarKind::Memory(Backing::Memfd);
-        Self { size, kind, wide: false, prefetchable: false, shared: None, excluded: Vec::new(), mistake: None }
+        Self {
+            size,
+            kind,
+            wide: false,
+            prefetchable: false,
+            address: 0,
+            shared: None,
+            excluded: Vec::new(),
+            mistake: None,
+        }
     }
 
     /// `size` I/O ports, a power of two from 4 on.
@@ -88,6 +99,13 @@ impl Bar {
     /// [backing](Self::backing) other than [`Backing::Memfd`] ([`PciError::Build`]).
     pub fn shared(mut self, peers: OnDisabled) -> Self {
         self.shared = Some(peers);
+        self
+    }
+
+    /// The address that the register holds before the guest writes it, a multiple of the size. Default: 0, which is no
+    /// address: the BAR is decoded nowhere until the guest gives it one.
+    pub fn at(mut self, address: u64) -> Self {
+        self.address = address;
         self
     }
 
@@ -136,6 +154,10 @@ impl Bar {
         if !self.wide && self.size > LARGEST_NARROW {
             return wrong("more than 2 GiB need a BAR that is 64 bits wide");
         }
+        let end_of_space = if self.wide { u64::MAX } else { u64::from(u32::MAX) };
+        if self.address % self.size != 0 || self.address > end_of_space - (self.size - 1) {
+            return wrong("an address is a multiple of the size, and below 4 GiB for a BAR that is 32 bits wide");
+        }
         if io && self.shared.is_some() {
             return wrong("I/O ports have no memory that other processes could map");
         }
@@ -153,7 +175,7 @@ impl Bar {
         for (bit, set) in [(BAR_IO, io), (BAR_64, self.wide), (BAR_PREFETCHABLE, self.prefetchable && !io)] {
             kind |= if set { bit } else { 0 };
         }
-        config.set_bar(index, self.size, kind);
+        config.set_bar(index, self.size, kind, self.address);
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! The description of a device.
 
 use super::bar_builder::{Bar, BarKind, LARGEST_NARROW, apart};
+use super::command_hook::{Command, CommandFn};
 use super::config::ConfigSpace;
 use super::error::PciError;
 use super::ioeventfd_table::IoEventFds;
@@ -39,12 +40,14 @@ pub struct PciBuilder {
     strategy: Option<Strategy>,
     monitor: Option<Monitor>,
     kicks: Option<IoEventLoop>,
-    reset: Option<Handler>,
+    reset: Option<Handler<ResetFn>>,
+    revoked_after_failed_reset: bool,
+    on_command: Option<Handler<CommandFn>>,
 }
 
-struct Handler(Theirs<ResetFn>);
+struct Handler<F: ?Sized>(Theirs<F>);
 
-impl fmt::Debug for Handler {
+impl<F: ?Sized> fmt::Debug for Handler<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("..")
     }
@@ -76,6 +79,8 @@ impl PciBuilder {
             monitor: None,
             kicks: None,
             reset: None,
+            revoked_after_failed_reset: false,
+            on_command: None,
         }
     }
 
@@ -180,6 +185,22 @@ impl PciBuilder {
         self
     }
 
+    /// If a reset fails, the memory of a device that is in an unknown state then is disabled until a reset succeeds: for
+    /// mappings and for calls, whatever PCI_COMMAND says. Default: everything is as before the reset.
+    pub fn revoked_after_failed_reset(mut self) -> Self {
+        self.revoked_after_failed_reset = true;
+        self
+    }
+
+    /// Is told of every change of PCI_COMMAND that a guest makes, with the value before and after: of bus mastering, I/O
+    /// space and INTx, for which a monitor has its own machinery. It runs in the thread that writes the register, when that
+    /// shows the new value and what follows from it is done; a panic goes no further. It cannot write the device's registers
+    /// ([`PciError::Reentrant`]).
+    pub fn on_command(mut self, told: impl Fn(Command, Command) + Send + Sync + 'static) -> Self {
+        self.on_command = Some(Handler(Theirs::new(Arc::new(told))));
+        self
+    }
+
     /// Makes the device.
     ///
     /// # Errors
@@ -187,8 +208,10 @@ impl PciBuilder {
     pub fn build(mut self) -> Result<PciDevice, PciError> {
         let [vendor, device, ..] = self.ids;
         let name = self.name.take().unwrap_or_else(|| format!("{vendor:04x}:{device:04x}"));
-        let config = self.header()?;
+        let mut config = self.header()?;
         let enabled = self.virtual_function || self.command & COMMAND_MEMORY != 0;
+        let steps = config.decoded.steps(&config.decode(self.virtual_function.then_some(true)));
+        config.decoded.take(&steps);
         let mut slots: [Option<BarSlot>; 6] = [const { None }; 6];
         for (index, bar) in std::mem::take(&mut self.bars) {
             let what = format!("{name} BAR{index}");
@@ -222,8 +245,13 @@ impl PciBuilder {
                 members,
                 decoding: AtomicBool::new(enabled),
                 low_power: AtomicBool::new(false),
+                failed: AtomicBool::new(false),
                 virtual_function: self.virtual_function,
                 reset: self.reset.map(|handler| handler.0),
+                revoked_after_failed_reset: self.revoked_after_failed_reset,
+                on_command: self.on_command.map(|handler| handler.0),
+                followers: Default::default(),
+                begun: Default::default(),
                 ioeventfds: IoEventFds::new(self.kicks),
             }),
         })
@@ -291,6 +319,7 @@ impl PciBuilder {
             config.set(*at, bytes);
             config.allow(*at, writable);
         }
+        config.read_bars();
         Ok(config)
     }
 

@@ -1,7 +1,9 @@
-//! The command register, and every change of what a device decodes: which writes revoke memory, and when the register shows
-//! it (`vfio_basic_config_write`).
+//! The command register, and every change of what a device decodes: which writes revoke memory, when the register shows
+//! it (`vfio_basic_config_write`), and what follows it through the guest's address space.
 
+use super::command_hook::Command;
 use super::config::ConfigSpace;
+use super::decode::Steps;
 use super::error::PciError;
 use super::regs::*;
 use super::state::{Device, PciDevice, Reach, TurnGuard};
@@ -9,68 +11,131 @@ use crate::protocol::{Changes, State};
 use crate::raw::signal::{self, SignalError};
 use crate::region::group::GroupError;
 use crate::sync::wait::Patience;
+use crate::users::guarded;
 
 impl Device {
-    /// A write that leaves the memory bit clear revokes, whatever the bit was before; one that leaves it set gives back.
-    pub(super) fn write_command(&self, turn: &TurnGuard<'_>, at: usize, bytes: &[u8]) -> Result<(), PciError> {
-        let memory = {
-            let config = self.config.lock();
-            u16::from(config.preview(at, bytes, COMMAND)) & COMMAND_MEMORY != 0
-        };
-        if self.virtual_function && !memory {
-            // The bit does not gate a virtual function's memory; the driver zaps its mappings all the same.
-            self.zap(turn)?;
-        }
-        let mut reach = self.reach();
-        reach.decoding = self.decodes(memory, self.config.lock().power_state());
-        self.transition(turn, reach, |config| config.write(at, bytes))
+    /// A write of registers, with all that follows from it.
+    pub(super) fn update(
+        &self,
+        turn: &TurnGuard<'_>,
+        patience: Patience,
+        write: impl Fn(&mut ConfigSpace),
+    ) -> Result<(), PciError> {
+        self.transition(turn, patience, self.reach().low_power, write)
     }
 
-    /// Changes registers and, with them, whether mappings and calls reach memory: for every BAR, or for none. A register
-    /// shows a revocation once it is complete, and memory comes back once the register says so.
+    /// Changes registers and, with them, whether mappings and calls reach memory (for every BAR, or for none), and where BARs
+    /// are decoded. A register shows a revocation once it is complete, and memory comes back once the register says so.
     ///
-    /// If that stays as it is, no lock is taken and no notifier is told.
+    /// If what is reachable stays as it is, no lock is taken and no notifier is told.
+    ///
+    /// On an error everything is as before, with one exception: a place or DMA that is refused, or a notifier that fails
+    /// when memory is back, undoes nothing.
     pub(super) fn transition(
         &self,
         _turn: &TurnGuard<'_>,
-        to: Reach,
+        patience: Patience,
+        low_power: bool,
         write: impl Fn(&mut ConfigSpace),
     ) -> Result<(), PciError> {
-        if to == self.reach() {
-            write(&mut self.config.lock());
-            return Ok(());
-        }
-        if !to.mapped() {
-            // As in `Protocol::claim`, which is not told the goal: the members that are it already are locked too.
-            let failed = |e: SignalError| GroupError { member: self.name.clone(), source: e.into() };
-            signal::install().map_err(failed)?;
-        }
-        let Some(mut changes) = Changes::begin(&self.members, |_| None, Patience::Forever)? else {
-            // The device has no memory BAR.
-            write(&mut self.config.lock());
-            self.set_reach(to);
-            return Ok(());
+        let (was, is, steps) = {
+            let config = self.config.lock();
+            let mut written = config.clone();
+            write(&mut written);
+            (config.command(), written.command(), config.decoded.steps(&written.decode(self.ungated())))
         };
-        if to.mapped() {
+        let from = self.reach();
+        let to = Reach { decoding: steps.decodes_memory(), low_power };
+        if from != to && !to.mapped() {
+            self.revoke(to, patience)?;
+        }
+        steps.leave().rev().for_each(|place| self.followers.remove(&place));
+        let (before, after, steps) = {
             let mut config = self.config.lock();
             let before = config.clone();
             write(&mut config);
-            let after = config.clone();
-            drop(config);
-            changes.settle(|_| Some(State::Enabled)).inspect_err(|_| self.config.lock().undo(&before, &after))?;
-            self.set_reach(to);
-        } else {
+            // Once more: while memory is off, BARs are written without the turn.
+            let steps = config.decoded.steps(&config.decode(self.ungated()));
+            config.decoded.take(&steps);
+            (before, config.clone(), steps)
+        };
+        let entered = self.enter(&steps);
+        if from != to && to.mapped() {
+            if let Err(e) = self.restore(to, patience) {
+                self.take_back(&before, &after, &steps);
+                return Err(e);
+            }
+        }
+        if let (true, Some(hook)) = (was != is, &self.on_command) {
+            let _ = guarded(|| hook(was, is));
+        }
+        entered
+    }
+
+    /// Enters the places of `steps`, all that can be; returns the first error.
+    fn enter(&self, steps: &Steps) -> Result<(), PciError> {
+        let mut entered = Ok(());
+        for place in steps.enter() {
+            if let Err(refused) = self.followers.insert(&place) {
+                self.config.lock().decoded.refuse(place.space);
+                entered = entered.and(Err(refused));
+            }
+        }
+        entered
+    }
+
+    /// Takes a write back whose memory could not be given back.
+    fn take_back(&self, before: &ConfigSpace, after: &ConfigSpace, steps: &Steps) {
+        steps.enter().rev().for_each(|place| self.followers.remove(&place));
+        {
+            let mut config = self.config.lock();
+            config.undo(before, after);
+            config.decoded = before.decoded.clone();
+        }
+        // Places that were left for good reason, for which there is none any more: of ports, say.
+        for place in steps.leave() {
+            if self.followers.insert(&place).is_err() {
+                self.config.lock().decoded.refuse(place.space);
+            }
+        }
+    }
+
+    fn revoke(&self, to: Reach, patience: Patience) -> Result<(), PciError> {
+        // As in `Protocol::claim`, which is not told the goal: the members that are it already are locked too.
+        let failed = |e: SignalError| GroupError { member: self.name.clone(), source: e.into() };
+        signal::install().map_err(failed)?;
+        let changes = Changes::begin(&self.members, |_| None, patience)?;
+        if let Some(mut changes) = changes {
             changes.settle(|_| Some(State::Disabled))?;
             self.set_reach(to);
-            write(&mut self.config.lock());
+        } else {
+            // The device has no memory BAR.
+            self.set_reach(to);
+        }
+        Ok(())
+    }
+
+    fn restore(&self, to: Reach, patience: Patience) -> Result<(), PciError> {
+        let changes = Changes::begin(&self.members, |_| None, patience)?;
+        if let Some(mut changes) = changes {
+            changes.settle(|_| Some(State::Enabled))?;
+            self.set_reach(to);
+        } else {
+            self.set_reach(to);
         }
         Ok(())
     }
 
     /// Drops every page-table entry of every mapping; the next accesses fault them in again.
-    fn zap(&self, _turn: &TurnGuard<'_>) -> Result<(), PciError> {
-        let ((), released) = Changes::reset(&self.members, Patience::Forever, || (), |_| None)?;
+    pub(super) fn zap(&self, _turn: &TurnGuard<'_>, patience: Patience) -> Result<(), PciError> {
+        let ((), released) = Changes::reset(&self.members, patience, || (), |_| None)?;
         Ok(released?)
+    }
+}
+
+impl ConfigSpace {
+    fn command(&self) -> Command {
+        Command::from_bits_retain(self.u16(COMMAND))
     }
 }
 

@@ -1,13 +1,20 @@
-//! Configuration space: bytes, and which of their bits can be written. No behaviour: the effects of a write are in the
-//! files that are named after them.
+//! Configuration space: bytes, which of their bits can be written, and what they make the device decode. The effects of a
+//! write on memory are in the files that are named after them.
 
+use super::bar_register::{BarRegister, BarType};
+use super::decode::{Decode, Decoder, ROM_SLOT, SLOTS, Steps};
 use super::regs::*;
+use std::ops::Range;
 
 /// The configuration space of PCI, or of PCI Express.
 #[derive(Clone, Debug)]
 pub(super) struct ConfigSpace {
     bytes: Box<[u8]>,
     writable: Box<[u8]>,
+    /// The BARs and the ROM, as they were last written.
+    bars: [Option<BarRegister>; SLOTS],
+    /// What is decoded: the registers may be ahead of it while a change is under way.
+    pub(super) decoded: Decoder,
     /// The offset of the power-management capability.
     pub(super) power: Option<usize>,
     /// The offset of the PCI Express capability.
@@ -26,8 +33,14 @@ pub(super) fn piece(at: usize, left: usize) -> usize {
 
 impl ConfigSpace {
     pub(super) fn new(size: usize) -> Self {
-        let mut config =
-            Self { bytes: vec![0; size].into(), writable: vec![0; size].into(), power: None, express: None };
+        let mut config = Self {
+            bytes: vec![0; size].into(),
+            writable: vec![0; size].into(),
+            bars: [None; SLOTS],
+            decoded: Decoder::default(),
+            power: None,
+            express: None,
+        };
         config.allow(COMMAND, &COMMAND_WRITABLE.to_le_bytes());
         config.allow(INTERRUPT_LINE, &[0xff]);
         config.allow(CACHE_LINE_SIZE, &[0xff]);
@@ -50,17 +63,21 @@ impl ConfigSpace {
     }
 
     /// Sizing is all in the mask: address bits below the size read as type bits, whatever is written.
-    pub(super) fn set_bar(&mut self, index: usize, size: u64, kind: u32) {
-        let at = BAR0 + 4 * index;
+    pub(super) fn set_bar(&mut self, index: usize, size: u64, kind: u32, address: u64) {
+        let at = bar_at(index).start;
+        self.bars[index] = Some(BarRegister::new(BarType::of(kind), size));
         let mask = !(size - 1);
-        self.set(at, &kind.to_le_bytes());
+        let register = (address | u64::from(kind)).to_le_bytes();
+        self.set(at, &register[..4]);
         self.allow(at, &mask.to_le_bytes()[..4]);
         if kind & (BAR_IO | BAR_64) == BAR_64 {
+            self.set(at + 4, &register[4..]);
             self.allow(at + 4, &mask.to_le_bytes()[4..]);
         }
     }
 
     pub(super) fn set_rom(&mut self, size: u64) {
+        self.bars[ROM_SLOT] = Some(BarRegister::new(BarType::Rom, size));
         let mask = (!(size - 1) | u64::from(ROM_ENABLE)).to_le_bytes();
         self.allow(ROM_ADDRESS, &mask[..4]);
     }
@@ -83,11 +100,89 @@ impl ConfigSpace {
         }
     }
 
-    /// A guest's write: only writable bits change.
+    /// A guest's write: only writable bits change. A power state that the device does not have, or cannot reach from its
+    /// present one, is ignored (`pci_set_power_state` fails, and the driver does not report it).
     pub(super) fn write(&mut self, at: usize, bytes: &[u8]) {
         for i in 0..bytes.len() {
             self.bytes[at + i] = self.preview(at, bytes, at + i);
         }
+        let mut bars = self.bars;
+        self.write_to(&mut bars, at, bytes);
+        self.bars = bars;
+        if self.is_power_control(at) {
+            let (now, asked) = (self.power_state(), bytes[0] & PM_CTRL_STATE);
+            let capabilities = self.u16(at - PM_CTRL + PM_PMC);
+            let supported = match asked {
+                1 => capabilities & PMC_D1 != 0,
+                2 => capabilities & PMC_D2 != 0,
+                _ => true,
+            };
+            // To a deeper state, or back to D0.
+            if supported && (asked == D0 || asked >= now) {
+                self.set_power_state(asked);
+            }
+        }
+    }
+
+    /// The same for BARs as written. Bits of an address that cannot be written stay, whatever is written.
+    fn write_to(&self, bars: &mut [Option<BarRegister>; SLOTS], at: usize, bytes: &[u8]) {
+        for (slot, register) in bars.iter_mut().enumerate() {
+            let Some(register) = register else { continue };
+            let registers = bar_at(slot);
+            let first = at.max(registers.start);
+            let last = (at + bytes.len()).min(registers.end);
+            if first >= last {
+                continue;
+            }
+            let below = (register.size() - 1).to_le_bytes();
+            let mut written = register.written().to_le_bytes();
+            for place in first..last {
+                let byte = place - registers.start;
+                let mask = self.writable[place] | below[byte];
+                written[byte] = written[byte] & !mask | bytes[place - at] & mask;
+            }
+            register.write(first - registers.start, &written[first - registers.start..last - registers.start]);
+        }
+    }
+
+    /// Takes the BARs' addresses from the bytes, after those were set.
+    pub(super) fn read_bars(&mut self) {
+        for (slot, register) in self.bars.iter_mut().enumerate() {
+            let registers = bar_at(slot);
+            if let Some(register) = register {
+                register.write(0, &self.bytes[registers]);
+            }
+        }
+    }
+
+    /// True if a write at `at` is one to PMCSR.
+    pub(super) fn is_power_control(&self, at: usize) -> bool {
+        self.power.is_some_and(|cap| at == cap + PM_CTRL)
+    }
+
+    /// True if a write begins a reset of the function: it sets the bit in device control's high byte.
+    pub(super) fn begins_reset(&self, at: usize, bytes: &[u8]) -> bool {
+        let control = self.express.and_then(|cap| (cap + EXP_DEVCTL + 1).checked_sub(at));
+        let byte = control.and_then(|control| bytes.get(control));
+        byte.is_some_and(|byte| u16::from(*byte) & (EXP_DEVCTL_FLR >> 8) != 0)
+    }
+
+    /// The registers that decide what is decoded. `ungated`: the memory bit counts as this, whatever it is.
+    pub(super) fn decode(&self, ungated: Option<bool>) -> Decode {
+        let command = self.u16(COMMAND);
+        let command = match ungated {
+            None => command,
+            Some(true) => command | COMMAND_MEMORY,
+            Some(false) => command & !COMMAND_MEMORY,
+        };
+        Decode { command, power_state: self.power_state(), bars: self.bars }
+    }
+
+    /// What would follow for the places of BARs from this write, which is one to BARs only.
+    pub(super) fn steps_of_bars(&self, at: usize, bytes: &[u8], ungated: Option<bool>) -> Steps {
+        let mut bars = self.bars;
+        self.write_to(&mut bars, at, bytes);
+        self.decoded.steps(&Decode { bars, ..self.decode(ungated) })
     }
 
     /// Takes a write back, except bytes that it did not change: others may have written those since.
@@ -95,6 +190,11 @@ impl ConfigSpace {
         for (at, (old, new)) in before.bytes.iter().zip(&after.bytes).enumerate() {
             if old != new {
                 self.bytes[at] = *old;
+            }
+        }
+        for (slot, (old, new)) in before.bars.iter().zip(&after.bars).enumerate() {
+            if old != new {
+                self.bars[slot] = *old;
             }
         }
     }
@@ -110,4 +210,19 @@ impl ConfigSpace {
             *byte = *byte & !PM_CTRL_STATE | state & PM_CTRL_STATE;
         }
     }
+}
+
+/// The registers of a slot, both halves.
+pub(super) fn bar_at(slot: usize) -> Range<usize> {
+    match slot {
+        ROM_SLOT => ROM_ADDRESS..ROM_ADDRESS + 4,
+        5 => BAR0 + 20..BAR0 + 24,
+        _ => BAR0 + 4 * slot..BAR0 + 4 * slot + 8,
+    }
+}
+
+/// True if a write touches a base address register.
+pub(super) fn touches_bars(at: usize, len: usize) -> bool {
+    let end = at + len;
+    at < BAR0 + 24 && end > BAR0 || at < ROM_ADDRESS + 4 && end > ROM_ADDRESS
 }

@@ -1,11 +1,22 @@
 //! Configuration space on a caller's behalf, piece by piece (`vfio_config_do_rw`).
 
+use super::bar::Wait;
 use super::buffer::{Sink, Source};
-use super::config::piece;
+use super::config::{ConfigSpace, piece, touches_bars};
 use super::error::PciError;
 use super::regs::*;
-use super::state::Device;
+use super::space::Space;
+use super::state::{Device, TurnGuard};
+use crate::protocol::fault::FaultFlags;
+use crate::sync::wait::Patience;
 use std::sync::Arc;
+
+/// How long a write to configuration space may take for a caller who waits like this.
+pub(super) fn patience(wait: Wait<'_>) -> Result<Patience, PciError> {
+    let Wait::As(caller) = wait else { return Ok(Patience::Forever) };
+    let flags = caller.flags.validate()?;
+    Ok(if flags.contains(FaultFlags::RETRY_NOWAIT) { Patience::Never } else { Patience::Forever })
+}
 
 impl Device {
     pub(super) fn read_config<B: Sink + ?Sized>(&self, at: u64, into: &mut B) -> Result<usize, PciError> {
@@ -22,7 +33,12 @@ impl Device {
         Ok(len)
     }
 
-    pub(super) fn write_config<B: Source + ?Sized>(self: &Arc<Self>, at: u64, from: &B) -> Result<usize, PciError> {
+    pub(super) fn write_config<B: Source + ?Sized>(
+        self: &Arc<Self>,
+        at: u64,
+        from: &B,
+        patience: Patience,
+    ) -> Result<usize, PciError> {
         let len = from.len();
         let start = self.inside(at, len)?;
         let mut done = 0;
@@ -31,39 +47,63 @@ impl Device {
             let mut bytes = [0; 4];
             // Before any lock is taken: the buffer may be in this device's own memory.
             from.get(done, &mut bytes[..count]).map_err(|source| PciError::Buffer { at: done, source })?;
-            self.write_piece(start + done, &bytes[..count])?;
+            self.write_piece(start + done, &bytes[..count], patience)?;
             done += count;
         }
         Ok(len)
     }
 
-    fn inside(&self, at: u64, len: usize) -> Result<usize, PciError> {
+    pub(super) fn inside(&self, at: u64, len: usize) -> Result<usize, PciError> {
         let size = self.config.lock().size();
         let start = usize::try_from(at).ok().filter(|start| start.checked_add(len).is_some_and(|end| end <= size));
         start.ok_or(PciError::ConfigRange { offset: at, len, size })
     }
 
-    fn write_piece(self: &Arc<Self>, at: usize, bytes: &[u8]) -> Result<(), PciError> {
-        let mut config = self.config.lock();
-        let power = config.power.is_some_and(|cap| at == cap + PM_CTRL);
-        // Device control's high byte.
-        let control = config.express.map(|cap| cap + EXP_DEVCTL + 1);
-        let control = control.filter(|control| covers(at, bytes.len(), *control));
-        let flr = control.is_some_and(|control| u16::from(bytes[control - at]) & (EXP_DEVCTL_FLR >> 8) != 0);
-        let command = covers(at, bytes.len(), COMMAND);
-        if !command && !power {
-            // This write does not affect memory: not even a reset that is under way holds it up.
-            config.write(at, bytes);
-        }
-        drop(config);
-        match (command, power, flr) {
-            (true, ..) => self.write_command(&self.take_turn()?, at, bytes),
-            (_, true, _) => self.write_power_control(&self.take_turn()?, at, bytes),
-            (.., true) => {
-                self.function_level_reset(&self.take_turn()?);
-                Ok(())
+    fn write_piece(self: &Arc<Self>, at: usize, bytes: &[u8], patience: Patience) -> Result<(), PciError> {
+        {
+            let mut config = self.config.lock();
+            if self.is_quiet(&config, at, bytes) {
+                // Not even a reset that is under way holds it up.
+                config.write(at, bytes);
+                return Ok(());
             }
-            _ => Ok(()),
         }
+        let would_wait = |e: PciError| match (patience, e) {
+            (Patience::Never, e) if e.is_busy() => PciError::WouldBlock { space: Space::Config, offset: at as u64 },
+            (_, e) => e,
+        };
+        let turn = self.take_turn(patience).map_err(would_wait)?;
+        self.write_loud(&turn, at, bytes, patience).map_err(would_wait)
+    }
+
+    /// True if a write has no effect but on the bytes.
+    pub(super) fn is_quiet(&self, config: &ConfigSpace, at: usize, bytes: &[u8]) -> bool {
+        let registers = covers(at, bytes.len(), COMMAND) || covers(at, bytes.len(), COMMAND + 1);
+        let moves = || !config.steps_of_bars(at, bytes, self.ungated()).is_nothing();
+        let loud = registers || config.is_power_control(at) || config.begins_reset(at, bytes);
+        !(loud || touches_bars(at, bytes.len()) && moves())
+    }
+
+    fn write_loud(
+        self: &Arc<Self>,
+        turn: &TurnGuard<'_>,
+        at: usize,
+        bytes: &[u8],
+        patience: Patience,
+    ) -> Result<(), PciError> {
+        let (zaps, resets) = {
+            let config = self.config.lock();
+            let stays = u16::from(config.preview(at, bytes, COMMAND)) & COMMAND_MEMORY != 0;
+            (covers(at, bytes.len(), COMMAND) && !stays, config.begins_reset(at, bytes))
+        };
+        if resets && patience == Patience::Never && self.reset.is_some() {
+            return Err(PciError::WouldBlock { space: Space::Config, offset: at as u64 });
+        }
+        if self.virtual_function && zaps {
+            // The bit does not gate a virtual function's memory; the driver zaps its mappings all the same.
+            self.zap(turn, patience)?;
+        }
+        self.update(turn, patience, |config| config.write(at, bytes))?;
+        if resets { self.function_level_reset(turn, patience) } else { Ok(()) }
     }
 }

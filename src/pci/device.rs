@@ -2,6 +2,7 @@
 
 use super::bar::Wait;
 use super::buffer::{Sink, Source};
+use super::config_access::patience;
 use super::error::PciError;
 use super::space::{Space, SpaceInfo};
 use super::state::{BarSlot, Device, PciDevice};
@@ -11,6 +12,7 @@ use crate::region::Region;
 use crate::region::error::MapError;
 use crate::region::mapping::{MapOptions, Mapping};
 use crate::region::owner::OwnerView;
+use crate::sync::wait::Patience;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -57,11 +59,13 @@ impl PciDevice {
         self.device.read(space, offset, into, Wait::As(caller.into()))
     }
 
-    /// [`write`](Self::write) for a caller with flags. The flags apply to BARs: a write to configuration space that revokes
-    /// memory waits all the same.
+    /// [`write`](Self::write) for a caller with flags: with `RETRY_NOWAIT` it waits for no guard, pin, access or other change
+    /// of the device, in configuration space either, and begins no reset. What the write has to do (revoke memory, tell
+    /// notifiers and maps) it does; [`begin_write`](Self::begin_write) leaves that to another thread. Without that flag a
+    /// write to configuration space waits as `write` does.
     ///
     /// # Errors
-    /// See [`PciError`].
+    /// See [`PciError`]. EAGAIN: the register is as before.
     pub fn write_with<'a, B: Source + ?Sized>(
         &self,
         space: Space,
@@ -138,7 +142,7 @@ impl PciDevice {
     /// # Errors
     /// It was called from inside a notifier or a reset callback.
     pub fn privileged<R>(&self, work: impl FnOnce(&Self) -> R) -> Result<R, PciError> {
-        let _turn = self.device.take_turn()?;
+        let _turn = self.device.take_turn(Patience::Forever)?;
         let _locked = Changes::lock_out(&self.device.members)?;
         Ok(work(self))
     }
@@ -164,7 +168,7 @@ impl Device {
     ) -> Result<usize, PciError> {
         match (from.is_empty(), space) {
             (true, _) => Ok(0),
-            (_, Space::Config) => self.write_config(at, from),
+            (_, Space::Config) => self.write_config(at, from, patience(wait)?),
             (_, Space::Rom) => Err(PciError::NoSuchSpace { space, why: "the ROM is read-only" }),
             _ => self.write_space(space, at, from, wait),
         }

@@ -1,5 +1,6 @@
 //! The errors of the device model, each with the errno that vfio-pci gives for it.
 
+use super::decode::BarPlace;
 use super::space::Space;
 use crate::monitor::error::MonitorError;
 use crate::protocol::Failed;
@@ -107,9 +108,23 @@ pub enum PciError {
         /// The function.
         name: String,
     },
-    /// The reset itself failed. The device is in D0, and memory that PCI_COMMAND enables is given back.
-    #[error("the reset failed: {0}")]
-    Reset(#[source] std::io::Error),
+    /// The reset itself failed (its errno, or EIO).
+    #[error("the reset failed: {source}; {now}")]
+    Reset {
+        /// The error of the reset.
+        source: std::io::Error,
+        /// What the device is now.
+        now: AfterFailedReset,
+    },
+    /// An [`AddressMap`](super::AddressMap) refused a place (its errno, or EFAULT). The registers are as written, and the
+    /// BAR is decoded nowhere.
+    #[error("{place}: {source}; it is decoded nowhere until it moves, or PciDevice::retry_places succeeds")]
+    Place {
+        /// The place.
+        place: BarPlace,
+        /// The map's error.
+        source: std::io::Error,
+    },
     /// The device is in low power already (EINVAL).
     #[error("the device is in low power already: exit_low_power() first")]
     LowPower,
@@ -185,7 +200,36 @@ pub enum PciError {
     Sys(#[from] SysError),
 }
 
+/// What a device is after a reset that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AfterFailedReset {
+    /// In the power state that it had before, and its memory is as it was.
+    AsBefore,
+    /// In the power state that it had before, and its memory is disabled until a reset succeeds:
+    /// [`PciBuilder::revoked_after_failed_reset`](super::PciBuilder::revoked_after_failed_reset).
+    Revoked,
+}
+
+impl std::fmt::Display for AfterFailedReset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::AsBefore => "the device is as before",
+            Self::Revoked => "its memory is disabled until a reset succeeds",
+        })
+    }
+}
+
 impl PciError {
+    /// True if a caller that waits would not have got this.
+    pub(super) fn is_busy(&self) -> bool {
+        match self {
+            Self::Busy { .. } => true,
+            Self::Revoke(e) => e.is_busy(),
+            _ => false,
+        }
+    }
+
     /// The errno that a system call would return: vfio-pci's, wherever the real driver was observed.
     pub fn errno(&self) -> i32 {
         let errno = match self {
@@ -196,13 +240,15 @@ impl PciError {
             Self::Cancelled { .. } => Errno::EINTR,
             Self::Reentrant | Self::WouldDeadlock => Errno::EDEADLK,
             Self::Forked => Errno::EPERM,
-            Self::Iommu { source, .. } => return source.raw_os_error().unwrap_or(Errno::EFAULT as i32),
+            Self::Iommu { source, .. } | Self::Place { source, .. } => {
+                return source.raw_os_error().unwrap_or(Errno::EFAULT as i32);
+            }
             Self::NoReset { what: "bus" } => Errno::ENODEV,
             Self::Busy { .. } => Errno::EBUSY,
             Self::Exists | Self::IovaTaken { .. } => Errno::EEXIST,
             Self::NotFound => Errno::ENODEV,
             Self::TooMany { .. } => Errno::ENOSPC,
-            Self::Reset(e) => return e.raw_os_error().unwrap_or(Errno::EIO as i32),
+            Self::Reset { source, .. } => return source.raw_os_error().unwrap_or(Errno::EIO as i32),
             Self::Sys(e) => e.errno,
             Self::Map(MapError::Sys { source, .. }) => source.errno,
             Self::Map(MapError::Reentrant | MapError::WouldDeadlock) => Errno::EDEADLK,

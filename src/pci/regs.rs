@@ -20,11 +20,19 @@ pub(super) const INTERRUPT_PIN: usize = 0x3d;
 /// The end of the header, from which on capabilities may be placed.
 pub(super) const HEADER_END: usize = 0x40;
 
+/// COMMAND: the device decodes accesses to its I/O ports.
+pub(super) const COMMAND_IO: u16 = 1 << 0;
 /// COMMAND: the device decodes accesses to its memory BARs.
 pub(super) const COMMAND_MEMORY: u16 = 1 << 1;
-/// COMMAND: the other writable bits: I/O space, bus master, SERR#, INTx disable. The rest are hardwired to 0 in
-/// PCI Express devices.
-pub(super) const COMMAND_WRITABLE: u16 = COMMAND_MEMORY | 1 << 0 | 1 << 2 | 1 << 8 | 1 << 10;
+/// COMMAND: the device may be a bus master, which is what DMA is.
+pub(super) const COMMAND_MASTER: u16 = 1 << 2;
+/// COMMAND: SERR# is enabled.
+pub(super) const COMMAND_SERR: u16 = 1 << 8;
+/// COMMAND: INTx is disabled.
+pub(super) const COMMAND_INTX_DISABLE: u16 = 1 << 10;
+/// COMMAND: the writable bits. The rest are hardwired to 0 in PCI Express devices.
+pub(super) const COMMAND_WRITABLE: u16 =
+    COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER | COMMAND_SERR | COMMAND_INTX_DISABLE;
 /// STATUS: there is a list of capabilities.
 pub(super) const STATUS_CAPABILITIES: u16 = 1 << 4;
 

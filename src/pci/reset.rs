@@ -2,24 +2,28 @@
 //!
 //! While a reset runs, nothing reaches memory and accesses to an enabled device wait for its end; none is refused.
 
-use super::error::PciError;
+use super::error::{AfterFailedReset, PciError};
 use super::regs::D0;
 use super::state::{Device, PciDevice, Reach, ResetKind, TurnGuard};
 use crate::protocol::{Changes, WaitFor};
 use crate::region::shared::RegionShared;
 use crate::sync::wait::Patience;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 impl Device {
-    /// FLR through configuration space. The bit always reads as 0, and a reset that fails has no way to report it.
-    pub(super) fn function_level_reset(self: &Arc<Self>, turn: &TurnGuard<'_>) {
-        if let Some(reset) = &self.reset {
-            let device = PciDevice { device: Arc::clone(self) };
-            let members: Vec<_> = self.members.clone();
-            let _ =
-                reset_all(&[(self, turn)], &members, Patience::Forever, || reset(&device, ResetKind::FunctionLevel));
-        }
+    /// FLR through configuration space. The bit always reads as 0, so the guest is not told of a failure.
+    pub(super) fn function_level_reset(
+        self: &Arc<Self>,
+        turn: &TurnGuard<'_>,
+        patience: Patience,
+    ) -> Result<(), PciError> {
+        let Some(reset) = &self.reset else { return Ok(()) };
+        let device = PciDevice { device: Arc::clone(self) };
+        reset_all(&[(self, turn)], &self.members, patience, || reset(&device, ResetKind::FunctionLevel))
     }
 }
 
@@ -31,12 +35,32 @@ impl PciDevice {
     /// As [`Region::reset`](crate::Region::reset).
     ///
     /// # Errors
-    /// The device has no way to be reset (EINVAL; nothing is zapped), or the reset itself failed.
+    /// The device has no way to be reset (EINVAL; nothing is zapped), or the reset itself failed: [`PciError::Reset`] says
+    /// what the device is then.
     pub fn reset(&self) -> Result<(), PciError> {
+        self.reset_within(Patience::Forever)
+    }
+
+    /// [`reset`](Self::reset) that gives up after `patience` if guards, pins or other changes hold it up. The reset itself,
+    /// once begun, is not interrupted.
+    ///
+    /// # Errors
+    /// As `reset`; and EBUSY: nothing was reset.
+    pub fn reset_timeout(&self, patience: Duration) -> Result<(), PciError> {
+        self.reset_within(Patience::within(patience))
+    }
+
+    fn reset_within(&self, patience: Patience) -> Result<(), PciError> {
         let device = &self.device;
         let reset = device.reset.as_ref().ok_or(PciError::NoReset { what: "function" })?;
-        let turn = device.take_turn()?;
-        reset_all(&[(device, &turn)], &device.members, Patience::Forever, || reset(self, ResetKind::Call))
+        let turn = device.take_turn(patience)?;
+        reset_all(&[(device, &turn)], &device.members, patience, || reset(self, ResetKind::Call))
+    }
+
+    /// True if a reset has failed and the memory is disabled until one succeeds:
+    /// [`PciBuilder::revoked_after_failed_reset`](super::PciBuilder::revoked_after_failed_reset).
+    pub fn has_failed(&self) -> bool {
+        self.device.failed.load(Ordering::Relaxed)
     }
 }
 
@@ -128,20 +152,75 @@ fn reset_all(
     reset: impl FnOnce() -> io::Result<()>,
 ) -> Result<(), PciError> {
     let run = || {
-        // The power state first, as the driver does: a device in D3hot comes out of the reset in D0.
-        for (device, _) in devices {
-            device.config.lock().set_power_state(D0);
-            let decoding = device.decodes(device.memory_bit(), D0);
-            device.set_reach(Reach { decoding, ..device.reach() });
+        // The power state first, as the driver does.
+        let states = PowerStates::to_d0(devices);
+        let done = catch_unwind(AssertUnwindSafe(reset));
+        match done {
+            Ok(Ok(())) => states.keep(),
+            Ok(Err(_)) | Err(_) => devices.iter().for_each(|(device, _)| device.reset_failed()),
         }
-        reset()
+        done
     };
-    // A function that was in D3hot with the memory bit set has memory again. A member that could not be given back stays
-    // revoked.
+    // What a device decodes stays, unless it is to be revoked now. A member that could not be given back stays revoked.
     let goal = |member: &Arc<RegionShared>| {
         let device = devices.iter().find(|(device, _)| device.has(member));
         device.map(|(device, _)| device.reach().state())
     };
     let (done, settled) = Changes::reset(members, wait, run, goal)?;
-    done.map_err(PciError::Reset).and(settled.map_err(PciError::from))
+    let kept =
+        devices.iter().map(|(device, _)| device.after_failure()).find(|after| *after == AfterFailedReset::Revoked);
+    let now = kept.unwrap_or(AfterFailedReset::AsBefore);
+    if let Ok(Ok(())) = done {
+        devices.iter().for_each(|(device, _)| device.failed.store(false, Ordering::Relaxed));
+    }
+    let mut result = settled.map_err(PciError::from);
+    for (device, turn) in devices {
+        // A function that was in D3hot with the memory bit set has memory again, and one that stays revoked leaves its
+        // places. The memory of neither has a holder to be waited for.
+        result = result.and(device.update(turn, Patience::Forever, |_| {}));
+    }
+    match done {
+        Ok(done) => done.map_err(|source| PciError::Reset { source, now }).and(result),
+        Err(panic) => resume_unwind(panic),
+    }
+}
+
+impl Device {
+    /// What a reset that failed leaves behind.
+    pub(super) fn after_failure(&self) -> AfterFailedReset {
+        if self.revoked_after_failed_reset { AfterFailedReset::Revoked } else { AfterFailedReset::AsBefore }
+    }
+
+    /// Stays revoked, if that is asked for. The caller holds the write side of every member's memory lock.
+    fn reset_failed(&self) {
+        if self.revoked_after_failed_reset {
+            self.failed.store(true, Ordering::Relaxed);
+            self.set_reach(Reach { decoding: false, ..self.reach() });
+        }
+    }
+}
+
+/// The power states before a reset, to which devices return if it fails.
+struct PowerStates<'a>(Vec<(&'a Arc<Device>, u8)>);
+
+impl<'a> PowerStates<'a> {
+    fn to_d0(devices: &[(&'a Arc<Device>, &TurnGuard<'_>)]) -> Self {
+        let to_d0 = |device: &'a Arc<Device>| {
+            let mut config = device.config.lock();
+            let before = config.power_state();
+            config.set_power_state(D0);
+            (device, before)
+        };
+        Self(devices.iter().map(|(device, _)| to_d0(device)).collect())
+    }
+
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for PowerStates<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|(device, state)| device.config.lock().set_power_state(*state));
+    }
 }

@@ -1,15 +1,18 @@
 //! A device's state: its parts, the conditions for its memory to be reachable, and the turn to change it.
 
+use super::address_map::Followers;
+use super::begun::BegunWrites;
+use super::command_hook::CommandFn;
 use super::config::ConfigSpace;
 use super::error::PciError;
 use super::ioeventfd_table::IoEventFds;
-use super::regs::{COMMAND, COMMAND_MEMORY, D3HOT};
 use super::space::Space;
 use crate::protocol::State;
 use crate::region::Region;
 use crate::region::shared::RegionShared;
 use crate::sync::current_tid;
 use crate::sync::inside::Mutex;
+use crate::sync::wait::Patience;
 use crate::users::Theirs;
 use std::io;
 use std::ops::Range;
@@ -38,8 +41,15 @@ pub(super) struct Device {
     pub(super) decoding: AtomicBool,
     /// True in runtime low power (`pm_runtime_engaged`). Changed like `decoding`.
     pub(super) low_power: AtomicBool,
+    /// A reset has failed, and the memory stays disabled until one succeeds. Changed by the holder of the turn.
+    pub(super) failed: AtomicBool,
     pub(super) virtual_function: bool,
     pub(super) reset: Option<Theirs<ResetFn>>,
+    pub(super) revoked_after_failed_reset: bool,
+    pub(super) on_command: Option<Theirs<CommandFn>>,
+    /// After the memory: dropped later, so that the memory goes first.
+    pub(super) followers: Followers,
+    pub(super) begun: BegunWrites,
     pub(super) ioeventfds: IoEventFds,
 }
 
@@ -93,6 +103,15 @@ pub(super) struct TurnGuard<'a> {
 impl Turn {
     pub(super) fn try_take(&self) -> Option<TurnGuard<'_>> {
         self.taken.try_lock().map(|taken| self.guard(taken))
+    }
+
+    fn take(&self, patience: Patience) -> Option<TurnGuard<'_>> {
+        let taken = match patience {
+            Patience::Forever => Some(self.taken.lock()),
+            Patience::Never => self.taken.try_lock(),
+            Patience::Until(deadline) => self.taken.try_lock_until(deadline),
+        };
+        taken.map(|taken| self.guard(taken))
     }
 
     /// True if it is the calling thread's turn.
@@ -159,8 +178,8 @@ impl Reach {
 }
 
 impl Device {
-    /// Takes the turn; waits for it, unless its holder may be waiting for the caller.
-    pub(super) fn take_turn(&self) -> Result<TurnGuard<'_>, PciError> {
+    /// Takes the turn; waits for it as long as `patience` allows, unless its holder may be waiting for the caller.
+    pub(super) fn take_turn(&self, patience: Patience) -> Result<TurnGuard<'_>, PciError> {
         if self.is_changed_by_caller() {
             return Err(PciError::Reentrant);
         }
@@ -170,7 +189,7 @@ impl Device {
         if self.members.iter().any(|member| member.protocol.gate.held_by_caller() > 0) {
             return Err(PciError::WouldDeadlock);
         }
-        Ok(self.turn.guard(self.turn.taken.lock()))
+        self.turn.take(patience).ok_or_else(|| PciError::Busy { name: self.name.clone() })
     }
 
     /// True if the calling thread is inside a change of the device, or of one of its regions.
@@ -192,14 +211,14 @@ impl Device {
         Reach { decoding: self.decoding.load(Ordering::Relaxed), low_power: self.low_power.load(Ordering::Relaxed) }
     }
 
-    /// `__vfio_pci_memory_enabled`.
-    pub(super) fn decodes(&self, memory_bit: bool, power_state: u8) -> bool {
-        power_state < D3HOT && (memory_bit || self.virtual_function)
-    }
-
-    /// The memory bit as a guest reads it.
-    pub(super) fn memory_bit(&self) -> bool {
-        self.config.lock().u16(COMMAND) & COMMAND_MEMORY != 0
+    /// What the memory bit counts as, if not as itself (`__vfio_pci_memory_enabled`).
+    pub(super) fn ungated(&self) -> Option<bool> {
+        // Relaxed: as for `reach`.
+        match (self.failed.load(Ordering::Relaxed), self.virtual_function) {
+            (true, _) => Some(false),
+            (false, true) => Some(true),
+            (false, false) => None,
+        }
     }
 
     /// The caller holds the write side of every member's memory lock.

@@ -6,6 +6,8 @@
 mod support;
 
 mod forked_devices;
+mod giving_up;
+mod moves;
 mod pci;
 mod pci_bars_together;
 mod shared_bars;

@@ -1,7 +1,11 @@
 //! Random histories of a device against a small model: configuration writes of any width and offset, resets, power
-//! states, accesses by call and by mapping, mapping and unmapping.
+//! states, accesses by call and by mapping, mapping and unmapping, size probes and moves.
+
+mod described;
+mod places;
 
 use crate::support;
+use places::{Followed, Places};
 use proptest::prelude::*;
 use revocable_mmio::pci::{Bar, PciDevice, Space};
 use revocable_mmio::{AccessError, MapOptions, Mapping};
@@ -17,28 +21,62 @@ const DEVCTL: usize = EXPRESS + 8;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Config { at: usize, bytes: Vec<u8> },
+    Config {
+        at: usize,
+        bytes: Vec<u8>,
+    },
     Command(u16),
     Power(u8),
+    /// A write to a BAR's register, or to its second half: an address, or ones.
+    Register {
+        at: usize,
+        value: u32,
+        width: usize,
+    },
     Flr,
     Reset,
     EnterLowPower,
     ExitLowPower,
-    Read { bar: usize, at: usize, len: usize },
-    Write { bar: usize, at: usize, bytes: Vec<u8> },
-    Map { bar: usize, page: usize },
+    Read {
+        bar: usize,
+        at: usize,
+        len: usize,
+    },
+    Write {
+        bar: usize,
+        at: usize,
+        bytes: Vec<u8>,
+    },
+    Map {
+        bar: usize,
+        page: usize,
+    },
     Unmap(usize),
-    Load { mapping: usize, at: usize },
-    Store { mapping: usize, at: usize, value: u64 },
+    Load {
+        mapping: usize,
+        at: usize,
+    },
+    Store {
+        mapping: usize,
+        at: usize,
+        value: u64,
+    },
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let bar = prop_oneof![Just(0usize), Just(2)];
     let bytes = |most| prop::collection::vec(any::<u8>(), 0..most);
+    let values = prop_oneof![
+        2 => prop::sample::select(vec![u32::MAX, 0xffff_fff0, 0xffff_fff4]),
+        4 => prop::sample::select(vec![0u32, 1, 2, 0xe000_0000, 0xe800_0004, 0xffff_0004]),
+        1 => any::<u32>(),
+    ];
     let op = prop_oneof![
         3 => (0usize..264, bytes(12)).prop_map(|(at, bytes)| Op::Config { at, bytes }),
         4 => any::<u16>().prop_map(Op::Command),
         2 => (0u8..4).prop_map(Op::Power),
+        6 => (prop::sample::select(vec![0x10usize, 0x18, 0x1c]), values, prop_oneof![5 => Just(4usize), 1 => Just(2), 1 => Just(1)])
+            .prop_map(|(at, value, width)| Op::Register { at, value, width }),
         1 => Just(Op::Flr),
         1 => Just(Op::Reset),
         1 => Just(Op::EnterLowPower),
@@ -61,6 +99,7 @@ struct Model {
     memory: [Vec<u8>; 2],
     low_power: bool,
     resets: usize,
+    places: Places,
 }
 
 impl Model {
@@ -73,7 +112,14 @@ impl Model {
         mask[0x1c..0x20].fill(0xff);
         mask[0x3c] = 0xff;
         mask[DEVCTL..DEVCTL + 2].copy_from_slice(&0x7dffu16.to_le_bytes());
-        Self { config, mask, memory: [vec![0; BAR0_SIZE], vec![0; BAR2_SIZE]], low_power: false, resets: 0 }
+        Self {
+            config,
+            mask,
+            memory: [vec![0; BAR0_SIZE], vec![0; BAR2_SIZE]],
+            low_power: false,
+            resets: 0,
+            places: Places::default(),
+        }
     }
 
     fn power(&self) -> u8 {
@@ -91,14 +137,27 @@ impl Model {
     fn reset(&mut self) {
         self.resets += 1;
         self.config[PMCSR] &= !3;
+        self.follow();
     }
 
-    /// Byte by byte, with the same result as any other split: PMCSR and FLR act by one byte each.
+    /// In aligned pieces of 4, 2 or 1 bytes, as the device takes them apart; a piece has its effect before the next.
     fn write(&mut self, at: usize, bytes: &[u8]) -> bool {
         if at + bytes.len() > 256 {
             return bytes.is_empty();
         }
-        for (at, new) in (at..).zip(bytes) {
+        let mut rest = bytes;
+        let mut at = at;
+        while !rest.is_empty() {
+            let len = [4, 2, 1].into_iter().find(|len| at % len == 0 && rest.len() >= *len).unwrap_or(1);
+            self.write_piece(at, &rest[..len]);
+            (at, rest) = (at + len, &rest[len..]);
+        }
+        true
+    }
+
+    fn write_piece(&mut self, start: usize, bytes: &[u8]) {
+        self.places.written(start, bytes);
+        for (at, new) in (start..).zip(bytes) {
             let mask = self.mask[at];
             self.config[at] = self.config[at] & !mask | new & mask;
             match at {
@@ -108,7 +167,13 @@ impl Model {
                 _ => {}
             }
         }
-        true
+        self.follow();
+    }
+
+    fn follow(&mut self) {
+        let low = u32::from_le_bytes(self.config[0x10..0x14].try_into().expect("a register")) & !0xf;
+        let wide = u64::from_le_bytes(self.config[0x18..0x20].try_into().expect("a register")) & !0xf;
+        self.places.follow(self.decodes(), [u64::from(low), wide]);
     }
 
     fn memory(&mut self, bar: usize) -> &mut Vec<u8> {
@@ -159,6 +224,8 @@ fn replay(history: &[Op]) -> Result<(), TestCaseError> {
     let resets = Arc::new(AtomicUsize::new(0));
     let device = build(&resets);
     let mut model = Model::new(dump(&device));
+    let followed = Arc::new(Followed::default());
+    let _following = device.follow(Arc::clone(&followed) as _).expect("nothing is decoded");
     let mut mappings: Vec<Mapped> = Vec::new();
     for op in history {
         match op.clone() {
@@ -174,6 +241,12 @@ fn replay(history: &[Op]) -> Result<(), TestCaseError> {
             Op::Power(state) => {
                 model.write(PMCSR, &[state]);
                 device.write(Space::Config, PMCSR as u64, &[state][..]).expect("PMCSR");
+            }
+            Op::Register { at, value, width } => {
+                for (at, bytes) in (at..).step_by(width).zip(value.to_le_bytes().chunks(width)) {
+                    model.write(at, bytes);
+                    device.write(Space::Config, at as u64, bytes).expect("a register");
+                }
             }
             Op::Flr => {
                 let control = [model.config[DEVCTL], 0x80];
@@ -240,6 +313,10 @@ fn replay(history: &[Op]) -> Result<(), TestCaseError> {
             }
         }
         prop_assert_eq!(&dump(&device), &model.config, "after {:?}", op);
+        prop_assert_eq!(followed.told(), model.places.told(), "after {:?}", op);
+        for (bar, place) in [0, 2].into_iter().zip(model.places.now()) {
+            prop_assert_eq!(device.place(Space::Bar(bar)).map(|place| place.address), place, "after {:?}", op);
+        }
         prop_assert_eq!(device.is_memory_enabled(), model.mapped(), "after {:?}", op);
         prop_assert_eq!(resets.load(Ordering::Relaxed), model.resets, "after {:?}", op);
         // Together or not at all: every mapping has the same state, whichever BAR it maps.
@@ -270,122 +347,4 @@ fn a_device_does_what_its_model_does() {
     support::start();
     let show = |history: &Vec<Op>| format!("{history:#?}\n");
     support::fuzz::check(regressions!("pci"), 192, &ops(), show, |history| replay(&history).map_err(|e| e.to_string()));
-}
-
-/// A number of the whole range, most often near an edge.
-fn number() -> impl Strategy<Value = usize> {
-    let edge =
-        prop::sample::select(vec![0, 6, 0x40, 0x44, 0x50, 0x100, 256, 4096, BAR0_SIZE, 1 << 31, 1 << 32, usize::MAX]);
-    prop_oneof![3 => (edge, -9isize..9).prop_map(|(edge, by): (usize, isize)| edge.wrapping_add_signed(by)), 1 => any::<usize>()]
-}
-
-#[derive(Clone, Debug)]
-struct Described {
-    index: usize,
-    size: usize,
-    wide: bool,
-    excluded: Vec<(usize, usize)>,
-    power: Option<usize>,
-    express: Option<usize>,
-    raw: Option<(usize, usize, usize)>,
-    class: u32,
-}
-
-fn described() -> impl Strategy<Value = Described> {
-    let size = prop_oneof![2 => (0u32..20).prop_map(|bits| 1usize << bits), 1 => number()];
-    let excluded = prop::collection::vec((number(), number()), 0..4);
-    let raw = prop::option::of((number(), 0usize..20, 0usize..20));
-    let optional = || prop::option::of(number());
-    (0usize..8, prop::bool::weighted(0.1), size, any::<bool>(), excluded, (optional(), optional()), raw, any::<u32>())
-        .prop_map(|(index, far, size, wide, excluded, (power, express), raw, class)| Described {
-            index: if far { usize::MAX - index } else { index },
-            size,
-            wide,
-            excluded,
-            power,
-            express,
-            raw,
-            class: if class % 4 == 0 { class } else { class >> 8 },
-        })
-}
-
-/// Any description either gives a device or an error that says what is wrong with it.
-fn describe(is: &Described) -> Result<(), TestCaseError> {
-    let mut bar = Bar::memory(is.size as u64);
-    if is.wide {
-        bar = bar.wide();
-    }
-    for (start, end) in &is.excluded {
-        bar = bar.exclude(*start as u64..*end as u64);
-    }
-    let mut builder = PciDevice::builder(1, 2).command(2).class(is.class, 0).bar(is.index, bar);
-    if let Some(at) = is.power {
-        builder = builder.power(at);
-    }
-    if let Some(at) = is.express {
-        builder = builder.express(at);
-    }
-    if let Some((at, bytes, writable)) = is.raw {
-        builder = builder.config(at, &vec![0; bytes], &vec![0; writable]);
-    }
-    let fits = |at: usize, len: usize| at >= 0x40 && at % 4 == 0 && at.checked_add(len).is_some_and(|end| end <= 256);
-    let last = is.index.checked_add(usize::from(is.wide));
-    let good = last.is_some_and(|last| last < 6)
-        && is.size.is_power_of_two()
-        && is.size >= 16
-        && (is.wide || is.size <= 1 << 31)
-        && is.class >> 24 == 0
-        && is.excluded.iter().all(|(start, end)| start <= end && *end <= is.size)
-        && is.power.is_none_or(|at| fits(at, 8))
-        && is.express.is_none_or(|at| fits(at, 0x3c))
-        && is.power.zip(is.express).is_none_or(|(power, express)| power + 8 <= express || express + 0x3c <= power)
-        && is.raw.is_none_or(|(at, bytes, writable)| at.checked_add(bytes.max(writable)).is_some_and(|end| end <= 256));
-    let device = match builder.build() {
-        Ok(device) => device,
-        // Too large to be mapped.
-        Err(e) if is.size > 1 << 31 => {
-            prop_assert!(!e.to_string().is_empty());
-            return Ok(());
-        }
-        Err(e) => {
-            prop_assert!(!good, "{}", e);
-            prop_assert!(!e.to_string().is_empty());
-            return Ok(());
-        }
-    };
-    prop_assert!(good, "accepted");
-    // All excluded bytes read all-ones, and no others.
-    let bar = Space::Bar(is.index);
-    let is_excluded = |at: usize| is.excluded.iter().any(|(start, end)| (*start..*end).contains(&at));
-    let edges = is.excluded.iter().flat_map(|(start, end)| [*start, *end]).chain([0, is.size - 1]);
-    for at in edges.flat_map(|at| [at.wrapping_sub(1), at, at.wrapping_add(1)]).filter(|at| *at < is.size) {
-        let mut byte = [0x55];
-        prop_assert_eq!(device.read(bar, at as u64, &mut byte[..]).map_err(|e| e.errno()), Ok(1));
-        prop_assert_eq!(byte[0] == 0xff, is_excluded(at), "at {:#x}", at);
-    }
-    Ok(())
-}
-
-#[test]
-fn whatever_is_described_is_made_or_refused_with_a_reason() {
-    support::start();
-    let show = |is: &Described| format!("{is:#?}\n");
-    support::fuzz::check(regressions!("pci_described"), 2000, &described(), show, |is| {
-        describe(&is).map_err(|e| e.to_string())
-    });
-}
-
-#[test]
-fn ports_have_nothing_that_memory_has() {
-    support::start();
-    struct Nothing;
-    impl revocable_mmio::pci::PortIo for Nothing {
-        fn read(&self, _: u64, _: &mut [u8]) {}
-        fn write(&self, _: u64, _: &[u8]) {}
-    }
-    let build = |bar| PciDevice::builder(1, 2).bar(0, bar).build().map_err(|e| e.errno());
-    let ports = || Bar::io(16, Arc::new(Nothing));
-    assert_eq!(build(ports().backing(revocable_mmio::Backing::Memfd)).map(drop), Err(22));
-    assert_eq!(build(ports().exclude(0..4)).map(drop), Err(22));
-    assert!(build(ports()).is_ok_and(|device| !device.info(Space::Bar(0)).map));
 }

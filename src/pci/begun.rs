@@ -1,0 +1,140 @@
+//! Writes to configuration space that are begun, and completed by a thread of the device's.
+//!
+//! The thread starts with the first write that has to wait for its turn or for anything else, makes the writes in the order
+//! in which they were begun, and ends with the last.
+
+use super::error::PciError;
+use crate::sync::wait::Event;
+use crate::sys::SysError;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A write to configuration space that was begun by [`PciDevice::begin_write`](super::PciDevice::begin_write). Dropping it
+/// does not call the write off: only its result is lost.
+pub struct BegunWrite(Arc<Completion>);
+
+pub(super) struct Completion {
+    result: Mutex<Outcome>,
+    ended: Event,
+    /// Readable once it is done.
+    signal: EventFd,
+}
+
+enum Outcome {
+    UnderWay,
+    Done(Result<(), PciError>),
+    Taken,
+}
+
+impl Completion {
+    pub(super) fn new() -> Result<Arc<Self>, PciError> {
+        let signal = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let signal = signal.map_err(|e| SysError::new("eventfd", e))?;
+        Ok(Arc::new(Self { result: Mutex::new(Outcome::UnderWay), ended: Event::new(), signal }))
+    }
+
+    pub(super) fn complete(&self, result: Result<(), PciError>) {
+        *self.result.lock() = Outcome::Done(result);
+        let _ = self.signal.write(1);
+        self.ended.notify_all();
+    }
+
+    fn is_under_way(&self) -> bool {
+        matches!(*self.result.lock(), Outcome::UnderWay)
+    }
+}
+
+impl BegunWrite {
+    pub(super) fn new(completion: &Arc<Completion>) -> Self {
+        Self(Arc::clone(completion))
+    }
+
+    /// True once the write is complete: the register shows it, or it has failed.
+    pub fn is_done(&self) -> bool {
+        !self.0.is_under_way()
+    }
+
+    /// Waits at most this long. True if the write is complete.
+    ///
+    /// # Blocking
+    /// From inside the device's own reset, notifiers or maps the write cannot complete: there, use a short time only.
+    pub fn wait_timeout(&self, patience: Duration) -> bool {
+        let deadline = Instant::now().checked_add(patience);
+        let _ = self.0.ended.wait_while(|| self.0.is_under_way(), None, deadline);
+        self.is_done()
+    }
+
+    /// The result, once; `None` while the write is under way, and after the result was taken.
+    pub fn result(&self) -> Option<Result<(), PciError>> {
+        let mut result = self.0.result.lock();
+        match std::mem::replace(&mut *result, Outcome::Taken) {
+            Outcome::Done(done) => Some(done),
+            other => {
+                *result = other;
+                None
+            }
+        }
+    }
+}
+
+/// An eventfd that is readable once the write is complete.
+impl AsFd for BegunWrite {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.signal.as_fd()
+    }
+}
+
+impl fmt::Debug for BegunWrite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BegunWrite").field("done", &self.is_done()).finish()
+    }
+}
+
+/// A write that has been begun.
+pub(super) struct Job {
+    pub(super) at: u64,
+    pub(super) bytes: Vec<u8>,
+    pub(super) completion: Arc<Completion>,
+}
+
+/// The writes that have been begun, in order.
+#[derive(Default)]
+pub(super) struct BegunWrites(Mutex<Queue>);
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// A thread makes them.
+    running: bool,
+}
+
+impl BegunWrites {
+    /// True if there is none, not even one that is being made.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.0.lock().running
+    }
+
+    /// Adds one; `start` starts a thread, if there is none.
+    pub(super) fn push(&self, job: Job, start: impl FnOnce() -> Result<(), SysError>) -> Result<(), PciError> {
+        let mut queue = self.0.lock();
+        if !queue.running {
+            start()?;
+            queue.running = true;
+        }
+        queue.jobs.push_back(job);
+        Ok(())
+    }
+
+    /// The next one, for the thread that makes them; with `None` that thread ends.
+    pub(super) fn next(&self) -> Option<Job> {
+        let mut queue = self.0.lock();
+        let next = queue.jobs.pop_front();
+        queue.running = next.is_some();
+        next
+    }
+}

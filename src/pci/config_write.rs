@@ -1,0 +1,99 @@
+//! Writes to configuration space that give up, or are completed later.
+
+use super::begun::{BegunWrite, Completion, Job};
+use super::config::piece;
+use super::error::PciError;
+use super::state::{Device, PciDevice};
+use crate::sync::wait::Patience;
+use crate::sys::thread;
+use crate::users::guarded;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl PciDevice {
+    /// Begins a write to configuration space, and never waits: for a vCPU's thread. A write that affects neither memory nor
+    /// places is made at once. Any other is made by a thread of the device's, whatever holds it up: guards, a reset, an
+    /// IOMMU. Writes that are begun are made in their order, with nothing overtaken.
+    ///
+    /// Until the write is [done](BegunWrite::is_done) the register shows the old value. A guest that clears the memory bit
+    /// may rely on it as soon as its store has returned, so a monitor lets the vCPU go on once the write is done, and may
+    /// run it for other things (interrupts, a kick) meanwhile.
+    ///
+    /// ```
+    /// use revocable_mmio::pci::{Bar, PciDevice};
+    /// use std::time::Duration;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let nic = PciDevice::builder(0x8086, 0x10d3).command(2).bar(0, Bar::memory(0x20000)).build()?;
+    /// let write = nic.begin_write(4, &[0, 0])?; // PCI_COMMAND: memory off
+    /// // A monitor polls the descriptor of `write` in its event loop.
+    /// assert!(write.wait_timeout(Duration::from_secs(5)));
+    /// write.result().ok_or("it is done")??;
+    /// assert_eq!(nic.command(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Nothing was begun: the bytes are not in configuration space (EFAULT), there is no descriptor or thread to be had, or
+    /// this is a forked child. Errors of the write itself are its [result](BegunWrite::result).
+    pub fn begin_write(&self, offset: u64, bytes: &[u8]) -> Result<BegunWrite, PciError> {
+        let device = &self.device;
+        if !device.ioeventfds.process.is_current() {
+            return Err(PciError::Forked);
+        }
+        let at = device.inside(offset, bytes.len())?;
+        let completion = Completion::new()?;
+        let begun = BegunWrite::new(&completion);
+        if device.begun.is_empty() && device.write_if_quiet(at, bytes) {
+            completion.complete(Ok(()));
+            return Ok(begun);
+        }
+        let job = Job { at: offset, bytes: bytes.to_vec(), completion };
+        let worker = Arc::clone(device);
+        device.begun.push(job, || thread::spawn("mmio-config", move || worker.make_begun_writes()).map(drop))?;
+        Ok(begun)
+    }
+
+    /// A write to configuration space that gives up after `patience`, if it takes memory away or resets the function and
+    /// guards, pins or other changes hold that up.
+    ///
+    /// Users' code that it runs (a reset, notifiers, maps, an IOMMU) is not interrupted: for a thread that must not wait for
+    /// that either, there is [`begin_write`](Self::begin_write).
+    ///
+    /// # Errors
+    /// As [`write`](Self::write). If it gave up, EBUSY: the register is as before, and so is the memory.
+    pub fn write_timeout(&self, offset: u64, bytes: &[u8], patience: Duration) -> Result<(), PciError> {
+        self.device.write_config(offset, bytes, Patience::within(patience)).map(drop)
+    }
+}
+
+impl Device {
+    /// Makes a write that has no effect but on the bytes; otherwise does nothing.
+    fn write_if_quiet(&self, at: usize, bytes: &[u8]) -> bool {
+        let mut config = self.config.lock();
+        let mut written = config.clone();
+        let mut done = 0;
+        while done < bytes.len() {
+            let count = piece(at + done, bytes.len() - done);
+            let part = &bytes[done..done + count];
+            if !self.is_quiet(&written, at + done, part) {
+                return false;
+            }
+            written.write(at + done, part);
+            done += count;
+        }
+        *config = written;
+        true
+    }
+
+    fn make_begun_writes(self: Arc<Self>) {
+        while let Some(Job { at, bytes, completion }) = self.begun.next() {
+            let made = guarded(|| self.write_config(at, &bytes[..], Patience::Forever).map(drop));
+            // A reset is the only one of users' calls whose panic passes on.
+            let panicked =
+                || Err(PciError::Reset { source: io::Error::other("it panicked"), now: self.after_failure() });
+            completion.complete(made.unwrap_or_else(panicked));
+        }
+    }
+}
