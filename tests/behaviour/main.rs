@@ -18,6 +18,7 @@ mod notifiers_and_groups;
 mod one_change_path;
 mod pins;
 mod reentrant;
+mod refused_files;
 #[cfg(feature = "safe-mmio")]
 mod safe_mmio;
 mod split_mappings;
