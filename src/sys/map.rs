@@ -94,6 +94,25 @@ pub(crate) fn reserve(len: usize, align: usize) -> Result<Reserved, SysError> {
     Ok(Reserved { whole, range: AddrRange::new(Addr(whole.start.0.next_multiple_of(align.max(1))), len) })
 }
 
+/// Maps `len` bytes of `fd`, shared, at `hint` if that is free, else where the kernel chooses.
+///
+/// A file may refuse to be mapped (a seal, hugetlb without pages). With MAP_FIXED over a reservation the kernel has
+/// unmapped that by then (`mmap_region`), and another thread may have mapped something in the hole.
+pub(crate) fn map_new(
+    hint: Addr,
+    len: usize,
+    fd: BorrowedFd<'_>,
+    offset: u64,
+    prot: Prot,
+) -> Result<AddrRange, SysError> {
+    may_fail("mmap")?;
+    let offset = off(offset)?;
+    let hint = AddrRange::new(hint, len).as_ptr().cast();
+    // SAFETY: without MAP_FIXED the kernel picks an address where nothing is mapped.
+    let at = unsafe { libc::mmap(hint, len, prot.bits(), libc::MAP_SHARED, fd.as_raw_fd(), offset) };
+    if at == libc::MAP_FAILED { Err(SysError::last("mmap")) } else { Ok(AddrRange::new(Addr::of(at), len)) }
+}
+
 /// Puts a shared mapping of `fd` over `range`, replacing the mapping there.
 ///
 /// # Safety

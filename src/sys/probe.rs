@@ -119,15 +119,13 @@ fn attempt(feature: Feature) -> Result<(), SysError> {
 }
 
 /// Moves a page of a memfd aside and checks whether its old address is still mapped.
-#[expect(unsafe_code, reason = "UNSAFETY: maps and moves pages that only this function knows")]
+#[expect(unsafe_code, reason = "UNSAFETY: moves and unmaps pages that only this function knows")]
 fn try_dontunmap() -> Result<(), SysError> {
     let page = page_size();
     let fd = map::memfd(c"revocable-probe", page as u64, 0)?;
-    let here = map::reserve(page, page)?.whole;
-    // SAFETY: the reservation just made, known to nothing else.
-    let mapped = unsafe { map::map_shared(here, fd.as_fd(), 0, Prot::Read) };
-    // SAFETY: as above.
-    let moved = mapped.and_then(|()| unsafe { map::move_aside(here, Addr(0)) });
+    let here = map::map_new(Addr(0), page, fd.as_fd(), 0, Prot::Read)?;
+    // SAFETY: the mapping just made, known to nothing else.
+    let moved = unsafe { map::move_aside(here, Addr(0)) };
     // SAFETY: as above; a throw-away advice that shows whether the old address is still mapped.
     let left = unsafe { map::advise(here, Advice::DontDump) };
     for page in moved.into_iter().chain([here]) {
@@ -137,15 +135,14 @@ fn try_dontunmap() -> Result<(), SysError> {
     moved.and(left)
 }
 
-#[expect(unsafe_code, reason = "UNSAFETY: maps a huge page that only this function knows")]
+#[expect(unsafe_code, reason = "UNSAFETY: unmaps a huge page that only this function knows")]
 fn try_hugetlb(size: usize) -> Result<(), SysError> {
     let fd = map::memfd(c"revocable-probe", size as u64, size)?;
-    let reserved = map::reserve(size, size)?;
-    // SAFETY: the reservation just made, known to nothing else. Mapping takes the huge page from the pool, or fails.
-    let mapped = unsafe { map::map_shared(reserved.range, fd.as_fd(), 0, Prot::Read) };
-    // SAFETY: as above, used no more.
-    let _ = unsafe { map::unmap(reserved.whole) };
-    mapped
+    // Takes the huge page from the pool, or fails.
+    let mapped = map::map_new(Addr(0), size, fd.as_fd(), 0, Prot::Read)?;
+    // SAFETY: the mapping just made, known to nothing else.
+    let _ = unsafe { map::unmap(mapped) };
+    Ok(())
 }
 
 #[cfg(revocable_inject)]

@@ -346,9 +346,8 @@ mod tests {
         let page = crate::sys::page_size();
         let file = std::fs::File::from(map::memfd(c"faults", 2 * page as u64, 0).expect("a memfd"));
         std::os::unix::fs::FileExt::write_all_at(&file, &vec![0x5a; 2 * page], 0).expect("it takes them");
-        let range = map::reserve(2 * page, page).expect("address space").whole;
-        // SAFETY: a reservation made here.
-        unsafe { map::map_shared(range, file.as_fd(), 0, Prot::ReadWrite) }.expect("it can be mapped");
+        let range =
+            map::map_new(crate::sys::Addr(0), 2 * page, file.as_fd(), 0, Prot::ReadWrite).expect("it can be mapped");
         uffd.register(range, true).expect("shared memory can be registered");
         for (at, write) in [(0x123, false), (page + 0x456, true)] {
             let (tell, told) = mpsc::channel();

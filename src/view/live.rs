@@ -76,15 +76,20 @@ impl View {
     }
 
     /// In steps: meanwhile an access in the range gets a signal.
+    #[expect(unsafe_code, reason = "UNSAFETY: replaces the mapping in the view's own range")]
     fn map_in_place(&self, standing: &mut Standing, file: &KnownFile) -> Result<(), SysError> {
-        self.replace(standing, self.range, || self.stage(self.range, file, self.spec.file_offset, self.spec.prot))
+        self.replace(standing, self.range, || {
+            // SAFETY: the view's own range, whose content is being replaced.
+            unsafe { map::map_shared(self.range, file.get()?, self.spec.file_offset, Prot::None) }?;
+            self.give_properties(self.range, self.spec.prot)
+        })
     }
 
     /// A part of the range, mapped at another address.
     fn staged(&self, part: AddrRange, file: &KnownFile, prot: Prot) -> Result<AddrRange, SysError> {
         let offset = self.spec.file_offset + (part.start - self.range.start) as u64;
-        let staging = ranges::reserve(part.len, alignment(part.len).max(self.spec.page))?;
-        self.stage(staging, file, offset, prot).inspect_err(|_| release(staging))?;
+        let staging = ranges::map_file(part.len, alignment(part.len).max(self.spec.page), file.get()?, offset)?;
+        self.give_properties(staging, prot).inspect_err(|_| release(staging))?;
         Ok(staging)
     }
 
@@ -99,17 +104,16 @@ impl View {
         .inspect_err(|_| release(staging))
     }
 
-    #[expect(unsafe_code, reason = "UNSAFETY: maps a range that only the caller knows, or the view's own")]
-    fn stage(&self, staging: AddrRange, file: &KnownFile, offset: u64, prot: Prot) -> Result<(), SysError> {
-        // SAFETY: a reservation that only the caller knows, or the view's own range, whose content is being replaced.
-        unsafe { map::map_shared(staging, file.get()?, offset, Prot::None) }?;
+    /// Gives a new mapping of the file what it lacks, access last.
+    #[expect(unsafe_code, reason = "UNSAFETY: changes a range that only the caller knows, or the view's own")]
+    fn give_properties(&self, staging: AddrRange, prot: Prot) -> Result<(), SysError> {
         // A monitor resolves faults page by page. It does not serve a device's memory, which the kernel maps by huge pages,
         // nor a window's, which is emptied by whole huge pages.
         let is_whole = self.spec.is_device || self.spec.strategy == Strategy::Withdraw;
         let huge = is_whole.then_some(Advice::NoHugePage);
         for advice in [Advice::DontFork, Advice::DontDump, Advice::NoHugePage].into_iter().filter(|a| Some(*a) != huge)
         {
-            // SAFETY: as above.
+            // SAFETY: a mapping that only the caller knows, or the view's own; no advice drops pages.
             match unsafe { map::advise(staging, advice) } {
                 // hugetlb does not know the advice, nor do kernels without huge pages.
                 Err(e) if advice == Advice::NoHugePage && e.errno == Errno::EINVAL => {}

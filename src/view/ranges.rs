@@ -9,9 +9,10 @@
 use super::left_over::{release, sweep};
 use crate::sync::inside::Mutex;
 use crate::sys::identity::PerProcess;
-use crate::sys::map::{self, Reserved};
+use crate::sys::map::{self, Prot, Reserved};
 use crate::sys::{Addr, AddrRange, SysError};
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 
 /// By first address. The lock is held while address space is taken and given back, so that the comparison sees all ranges.
 static RANGES: PerProcess<Mutex<Ranges>> = PerProcess::new(|| Mutex::new(BTreeMap::new()));
@@ -53,6 +54,22 @@ pub(super) fn free_address(len: usize, align: usize) -> Result<Addr, SysError> {
     let free = reserve(len, align)?;
     release(free);
     Ok(free.start)
+}
+
+/// A shared mapping of a file without access, in none of the ranges, at a multiple of `align` unless another thread takes
+/// that address meanwhile.
+pub(super) fn map_file(len: usize, align: usize, file: BorrowedFd<'_>, offset: u64) -> Result<AddrRange, SysError> {
+    let mut ranges = RANGES.get().lock_quietly();
+    loop {
+        let free = reserve_outside(&mut ranges, len, align)?;
+        release(free);
+        let mapped = map::map_new(free.start, len, file, offset, Prot::None)?;
+        if in_the_way(&mut ranges, mapped).is_none() {
+            return Ok(mapped);
+        }
+        // It must not fill a hole of a range: it is a region's memory.
+        release(mapped);
+    }
 }
 
 /// True if it is in none of the ranges. Otherwise the kernel gave it out as a hole in one.

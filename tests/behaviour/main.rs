@@ -20,6 +20,7 @@ mod one_change_path;
 mod pins;
 mod read_only_regions;
 mod reentrant;
+mod refused_files;
 #[cfg(feature = "safe-mmio")]
 mod safe_mmio;
 mod split_mappings;
