@@ -1,4 +1,4 @@
-//! The cost of a guest's access to its BAR: resident, faulting, disabled; with the memslot removed and kept.
+//! The cost of a guest's access to its BAR: resident, faulting, disabled; with the memslot kept over ones, removed, and kept.
 //!
 //! `cargo bench --features kvm --bench kvm`.
 
@@ -11,7 +11,7 @@ use guest::{BAR, BAR_LEN, Guest, Mode, PATTERN, Word, code};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VcpuExit;
 use revocable_mmio::kvm::{ExitHandler, Handled, Memslot, Memslots, Retention, WhenDisabled};
-use revocable_mmio::{CancelToken, FaultAround, MapOptions, Region, Strategy};
+use revocable_mmio::{CancelToken, FaultAround, MapOptions, OnDisabled, Region, Strategy};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::{Contest, Ratios, Samples, pick, skip};
@@ -35,7 +35,8 @@ impl Machine {
         bar.owner().write::<u32>(0x80, PATTERN).expect("the owner's view");
         guest.ram.set(Word::AT, 0x80);
         let slots = Memslots::new(Arc::clone(&guest.vm));
-        let mapping = Arc::new(bar.map(MapOptions::new()).expect("it maps"));
+        let policy = if retention == Retention::AllOnes { OnDisabled::AllOnes } else { OnDisabled::Sigbus };
+        let mapping = Arc::new(bar.map(MapOptions::new().on_disabled(policy)).expect("it maps"));
         let slot = slots.add(1, BAR, mapping, retention).expect("the slot is free");
         let exits = ExitHandler::new(slots, WhenDisabled::UnsupportedRequest, CancelToken::new());
         Self { guest, exits, bar, _slot: slot }
@@ -100,7 +101,7 @@ fn main() {
     let mut samples = Samples::default();
     measure(&mut samples, "plain memslot, resident", MANY, plain(MANY));
     measure(&mut samples, "plain memslot, one load and a port exit", 1, plain(1));
-    for retention in [Retention::Remove, Retention::Keep] {
+    for retention in [Retention::AllOnes, Retention::Remove, Retention::Keep] {
         let name = |what: &str| format!("{retention:?}, {what}");
         let mut m = Machine::new(Strategy::Detach, retention);
         measure(&mut samples, &name("resident"), MANY, || m.loads(MANY, PATTERN));
@@ -143,6 +144,7 @@ fn conclude(samples: &Samples) {
     // An enabled BAR costs what a plain one costs.
     ratio("kvm_resident_vs_plain", "Remove, resident", "plain memslot, resident", Some(2.0));
     ratio("kvm_disabled_vs_resident", "Remove, disabled", "Remove, resident", None);
+    ratio("kvm_disabled_ones_vs_resident", "AllOnes, disabled", "AllOnes, resident", None);
     ratio("kvm_disabled_remove_vs_keep", "Remove, disabled", "Keep, disabled", None);
     for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace] {
         let (first, cycle) = (first_load(strategy), cycle(strategy));

@@ -9,7 +9,7 @@ mod guest;
 use guest::{BAR, BAR_LEN, Guest, Mode, Word, code};
 use kvm_ioctls::VcpuExit;
 use revocable_mmio::kvm::{ExitHandler, Handled, Memslots, Retention, WhenDisabled};
-use revocable_mmio::{CancelToken, MapOptions, Region};
+use revocable_mmio::{CancelToken, MapOptions, OnDisabled, Region};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,6 +36,7 @@ impl Machine {
         loop {
             match self.exits.handle(self.guest.vcpu.run()) {
                 Ok(Handled::Reenter) => exits += 1,
+                Ok(Handled::Again) => drop(self.exits.again(&mut self.guest.vcpu)?),
                 Ok(Handled::Cancelled) => return Err("no thread cancels".into()),
                 Ok(Handled::Other(Ok(VcpuExit::IoOut(0x10, _)))) => {
                     return Ok(Seen { value: self.guest.ram.get(Word::VALUE), exits, error: false });
@@ -86,7 +87,8 @@ fn timeline(retention: Retention) -> Result<(), Box<dyn Error>> {
     bar.owner().write::<u32>(0x40, 0xcafe_f00d)?;
 
     let slots = Memslots::new(Arc::clone(&guest.vm));
-    let slot = slots.add(1, BAR, Arc::new(bar.map(MapOptions::new())?), retention)?;
+    let policy = if retention == Retention::AllOnes { OnDisabled::AllOnes } else { OnDisabled::Sigbus };
+    let slot = slots.add(1, BAR, Arc::new(bar.map(MapOptions::new().on_disabled(policy))?), retention)?;
     let exits = ExitHandler::new(slots.clone(), WhenDisabled::UnsupportedRequest, CancelToken::new());
     let mut machine = Machine { guest, exits, start: Instant::now() };
 
@@ -105,6 +107,11 @@ fn timeline(retention: Retention) -> Result<(), Box<dyn Error>> {
     machine.say("reset() has returned: the register is 0");
     machine.watch(2)?;
 
+    if retention == Retention::AllOnes {
+        // No access exits, so none can wait.
+        machine.say(&format!("{:?}", slot.stats()));
+        return Ok(());
+    }
     // The guest waits as long as the device is off.
     bar.disable()?;
     machine.say("disabled; from now on guest accesses wait for enable()");
@@ -123,6 +130,8 @@ fn timeline(retention: Retention) -> Result<(), Box<dyn Error>> {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    timeline(Retention::AllOnes)?;
+    println!();
     timeline(Retention::Remove)?;
     println!();
     timeline(Retention::Keep)

@@ -111,6 +111,8 @@ mod region;
 
 mod access;
 
+pub mod memslot;
+
 #[cfg(feature = "kvm")]
 #[cfg_attr(docsrs, doc(cfg(feature = "kvm")))]
 pub mod kvm;

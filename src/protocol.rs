@@ -64,7 +64,9 @@ pub(crate) use changes::{Changes, Failed, Member, WaitFor};
 /// The mechanism that the protocol drives. The real one makes system calls; the model's is a fake kernel.
 pub(crate) trait Mechanism {
     /// Tells the subscribers, which keep the memory reachable by other ways (memslots, IOMMUs), that it goes away.
-    fn before_revoke(&self);
+    fn before_revoke(&self, told: Told);
+    /// Tells the subscribers that were told [`Told::Undecided`] that it does not come back with the end of the change.
+    fn stays_revoked(&self);
     /// Tells the subscribers that the memory is back.
     fn after_restore(&self);
     /// Waits, as long as `patience` allows, until no other process holds up a change. False if one still does.
@@ -96,6 +98,15 @@ pub(crate) trait Mechanism {
     fn close(&self) {}
     /// Lets accesses touch the memory at once.
     fn open(&self) {}
+}
+
+/// What subscribers are told before memory goes away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// It is being disabled.
+    Revoked,
+    /// A reset, or a change whose outcome is not known yet: it may be back when the change ends.
+    Undecided,
 }
 
 /// True if a change of several regions waits for the calling thread.
@@ -287,7 +298,6 @@ impl Protocol {
     /// # Errors
     /// [`RevokeError::Reentrant`] in the thread that changes the state, [`RevokeError::WouldDeadlock`] in one that holds a
     /// guard which another thread's change waits for.
-    #[cfg_attr(not(feature = "kvm"), expect(dead_code, reason = "only memslots start in step with the state so far"))]
     pub(crate) fn at_rest<R>(&self, f: impl FnOnce(Phase) -> R) -> Result<R, RevokeError> {
         if self.waits_for_itself() {
             return Err(RevokeError::Reentrant);

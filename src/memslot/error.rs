@@ -1,21 +1,21 @@
-//! Errors of the `kvm` feature.
+//! Errors of memslots and exits.
 
 use crate::protocol::error::RevokeError;
 use crate::sys::SysError;
 
-/// A mapping could not be made guest memory; nothing was changed.
+/// A memslot could not be changed; the guest's memory map is as before, unless a variant says otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MemslotError {
-    /// Guest addresses of memslots are multiples of the page size.
-    #[error("guest address {gpa:#x} is not a multiple of the page size {page:#x}")]
+    /// Guest addresses of memslots are multiples of the page size, and end below 2^64.
+    #[error("guest address {gpa:#x} is not a multiple of the page size {page:#x}, or too high")]
     Unaligned {
         /// The guest physical address.
         gpa: u64,
         /// The page size, in bytes.
         page: usize,
     },
-    /// Two of the guest's revocable memslots would overlap, or have the same number.
+    /// Another memslot of the set has the same number, or is installed where this one is to be.
     #[error("slot {slot} at guest address {gpa:#x} would overlap slot {other}")]
     Overlap {
         /// The slot asked for.
@@ -31,38 +31,50 @@ pub enum MemslotError {
     /// Called from inside a notifier of the same region, or with a guard that another thread's change waits for.
     #[error(transparent)]
     State(#[from] RevokeError),
-    /// KVM refused the memslot.
+    /// The hypervisor refused to install, move or remove the memslot.
     #[error("slot {slot} at guest address {gpa:#x}: {source}")]
-    Kvm {
+    Vm {
         /// The slot asked for.
         slot: u32,
         /// The guest physical address asked for.
         gpa: u64,
-        /// KVM's error.
+        /// The hypervisor's error.
         source: SysError,
     },
 }
 
-/// A guest's access could not be answered, and is still open. [`ExitHandler::again`](super::ExitHandler::again) tries it
-/// once more; entering the vCPU instead makes it an Unsupported Request, if it had an address.
+/// A guest's access could not be answered, and is still open. Asking again (`kvm::ExitHandler::again`, or
+/// [`Exits::mmio_read`](super::Exits::mmio_read) with the same exit) tries it once more; entering the vCPU instead makes it
+/// an Unsupported Request, if it had an address, and executes the instruction again, if not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExitError {
     /// The region is disabled, and [`WhenDisabled::Fail`](super::WhenDisabled::Fail) was asked for.
-    #[error("guest access to disabled memory, slot {slot}{}", At(gpa))]
+    #[error("guest access to disabled memory{}", At(*slot, *gpa))]
     Disabled {
-        /// The memslot.
-        slot: u32,
+        /// The memslot; `None` if the exit has no address, and the access may be to any of several disabled ones.
+        slot: Option<u32>,
         /// The guest physical address, if the machine reports it.
         gpa: Option<u64>,
     },
     /// The region was dropped, and the access would have waited for it.
-    #[error("guest access to memory whose region is gone, slot {slot}{}", At(gpa))]
+    #[error("guest access to memory whose region is gone{}", At(*slot, *gpa))]
     Gone {
-        /// The memslot.
-        slot: u32,
+        /// As in [`Disabled`](Self::Disabled).
+        slot: Option<u32>,
         /// The guest physical address, if the machine reports it.
         gpa: Option<u64>,
+    },
+    /// The hypervisor cannot emulate the guest's instruction (SSE, AVX, x87), and the memslot of the disabled region is
+    /// not there. [`Retention::AllOnes`](super::Retention::AllOnes) needs no emulation, and with a mapping of policy
+    /// `AllOnes` the slot would have been put back.
+    #[error(
+        "the guest's instruction cannot be emulated over disabled memory{}: use Retention::AllOnes",
+        At(*slot, None)
+    )]
+    NotEmulated {
+        /// As in [`Disabled`](Self::Disabled).
+        slot: Option<u32>,
     },
     /// It would wait for the calling thread itself, which changes the region's state (a notifier that runs a vCPU).
     #[error(
@@ -88,23 +100,30 @@ pub enum ExitError {
         /// The guest physical address.
         gpa: u64,
     },
-    /// The memslot of a disabled region could not be taken out, so the access keeps exiting without an address.
-    #[error("slot {slot} cannot be taken out: {source}")]
-    Kvm {
+    /// The vCPU's state could not be changed, to execute its instruction again.
+    #[error("the vCPU cannot be made to execute its instruction again: {source}")]
+    Vcpu {
+        /// The hypervisor's error.
+        source: SysError,
+    },
+    /// The memslot of a disabled region could not be taken out or put back, so the access cannot be answered.
+    #[error("slot {slot} cannot be changed: {source}")]
+    Vm {
         /// The memslot.
         slot: u32,
-        /// KVM's error.
+        /// The hypervisor's error.
         source: SysError,
     },
 }
 
-struct At<'a>(&'a Option<u64>);
+struct At(Option<u32>, Option<u64>);
 
-impl std::fmt::Display for At<'_> {
+impl std::fmt::Display for At {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
-            Some(gpa) => write!(f, ", guest address {gpa:#x}"),
-            None => Ok(()),
+            Some(slot) => write!(f, ", slot {slot}")?,
+            None => f.write_str(", one of several slots")?,
         }
+        self.1.map_or(Ok(()), |gpa| write!(f, ", guest address {gpa:#x}"))
     }
 }

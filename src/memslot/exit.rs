@@ -1,19 +1,19 @@
 //! Exits: the outcome of a vCPU's access to revoked memory.
 
-use super::error::ExitError;
-use super::slot::{Memslots, SlotCore};
+use super::access::ExitAccess;
+use super::core::SlotCore;
+use super::error::{ExitError, MemslotError};
+use super::set::Memslots;
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::{FaultFlags, NotResolved};
 use crate::protocol::gate::Phase;
 use crate::protocol::policy::OnDisabled;
-use crate::region::access_error::AccessError;
-use crate::region::owner::OwnerView;
 use crate::stats::count;
 use crate::sync::wait::{CancelToken, Waited};
-use kvm_bindings::KVM_EXIT_MMIO;
-use kvm_ioctls::{VcpuExit, VcpuFd};
-use nix::libc;
+use crate::sys::SysError;
+use nix::errno::Errno;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The outcome of a guest's access to disabled memory. An access to busy memory (a reset) always waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -29,45 +29,72 @@ pub enum WhenDisabled {
 }
 
 /// What to do after an exit.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Handled<'vcpu> {
+pub enum Answer {
     /// Enter the vCPU again: the access was made, was answered, or will be executed again.
     Reenter,
-    /// The token was cancelled while the access waited; the access is still open. Call
-    /// [`ExitHandler::again`] before entering the vCPU, else its load reads all-ones or its store is lost.
+    /// The token was cancelled while the access waited; the access is still open. Ask again before entering the vCPU, else
+    /// its load reads all-ones or its store is lost.
     Cancelled,
     /// The exit is not about a revocable memslot: the VMM handles it.
-    Other(Result<VcpuExit<'vcpu>, kvm_ioctls::Error>),
+    NotOurs,
 }
 
-/// How often in a row `KVM_RUN` may fail with EFAULT, with nothing changed and nothing revoked, before the failure is left
+/// How often in a row a vCPU may exit without an address, with nothing changed and nothing revoked, before the exit is left
 /// to the VMM. A page that is given back while the exit is on its way here accounts for one.
 const FAULTS_IN_A_ROW: u32 = 16;
 
-/// Handles the exits of one vCPU.
+/// How long to wait for one of several regions, any of which may be the one, before the others are looked at.
+const TURN: Duration = Duration::from_millis(5);
+
+/// Answers the exits of one vCPU, of any hypervisor: the VMM calls the method that fits the exit.
+///
+/// # Example
+/// ```
+/// use revocable_mmio::memslot::{Answer, Exits, Memslots, Retention, WhenDisabled};
+/// # use revocable_mmio::memslot::{SetMemslot, SlotMemory};
+/// use revocable_mmio::{CancelToken, MapOptions, OnDisabled, Region};
+/// use std::sync::Arc;
+///
+/// # struct Vm;
+/// # #[allow(unsafe_code)]
+/// # impl SetMemslot for Vm {
+/// #     unsafe fn install(&self, _: &SlotMemory) -> std::io::Result<()> { Ok(()) }
+/// #     fn remove(&self, _: &SlotMemory) -> std::io::Result<()> { Ok(()) }
+/// # }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let bar = Region::builder(64 << 10).build()?;
+/// let mapping = Arc::new(bar.map(MapOptions::new().on_disabled(OnDisabled::AllOnes))?);
+/// let slots = Memslots::new(Arc::new(Vm));
+/// let _slot = slots.add(1, 0xe000_0000, mapping, Retention::Remove)?;
+///
+/// // The loop of a vCPU's thread.
+/// let mut exits = Exits::new(slots, WhenDisabled::UnsupportedRequest, CancelToken::new());
+/// bar.disable()?;
+/// let mut data = [0; 4]; // what the hypervisor gave with the exit
+/// match exits.mmio_read(0xe000_0010, &mut data)? {
+///     Answer::Reenter => assert_eq!(data, [0xff; 4]), // completes the guest's load
+///     Answer::Cancelled => {}                         // asked again before the vCPU is entered
+///     Answer::NotOurs => {}                           // the VMM's own bus
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
-pub struct ExitHandler {
+pub struct Exits {
     slots: Memslots,
     when: WhenDisabled,
     cancel: CancelToken,
-    /// The sum of the regions' epochs at the last EFAULT.
+    /// The sum of the regions' epochs at the last exit without an address.
     epochs: u64,
     left: u32,
-    /// An MMIO exit has not been answered yet.
-    open: bool,
 }
 
-/// One MMIO access.
-enum ExitAccess<'a> {
-    Load(&'a mut [u8]),
-    Store(&'a [u8]),
-}
-
-impl ExitHandler {
-    /// A handler for one vCPU; `cancel` cancels its waits.
+impl Exits {
+    /// For one vCPU; `cancel` cancels its waits.
     pub fn new(slots: Memslots, when: WhenDisabled, cancel: CancelToken) -> Self {
-        Self { slots, when, cancel, epochs: 0, left: FAULTS_IN_A_ROW, open: false }
+        Self { slots, when, cancel, epochs: 0, left: FAULTS_IN_A_ROW }
     }
 
     /// Sets a new token for the waits from now on: a cancelled token stays cancelled.
@@ -75,204 +102,196 @@ impl ExitHandler {
         self.cancel = cancel;
     }
 
-    /// Handles an exit of `KVM_RUN`.
+    /// The vCPU has exited for another reason. Exits without an address are then no longer in a row.
+    pub fn other(&mut self) {
+        self.left = FAULTS_IN_A_ROW;
+    }
+
+    /// A guest load that has exited with its address; the hypervisor completes it with what `data` holds afterwards.
     ///
     /// # Blocking
     /// Waits while the region is busy, and while it is disabled under [`WhenDisabled::Wait`]; cancelling the token ends the
     /// wait.
     ///
     /// # Errors
-    /// The access cannot be answered: see [`ExitError`]. It is still open, as after [`Handled::Cancelled`].
-    pub fn handle<'vcpu>(
-        &mut self,
-        exit: Result<VcpuExit<'vcpu>, kvm_ioctls::Error>,
-    ) -> Result<Handled<'vcpu>, ExitError> {
-        match exit {
-            Ok(VcpuExit::MmioRead(gpa, data)) => match self.slots.find(gpa) {
-                Some(core) => self.mmio(&core, gpa, ExitAccess::Load(data)),
-                None => Ok(Handled::Other(Ok(VcpuExit::MmioRead(gpa, data)))),
-            },
-            Ok(VcpuExit::MmioWrite(gpa, data)) => match self.slots.find(gpa) {
-                Some(core) => self.mmio(&core, gpa, ExitAccess::Store(data)),
-                None => Ok(Handled::Other(Ok(VcpuExit::MmioWrite(gpa, data)))),
-            },
-            Ok(VcpuExit::MemoryFault { gpa, .. }) => match self.slots.find(gpa) {
-                Some(core) => self.fault(&[core], Some(gpa), exit),
-                None => Ok(Handled::Other(exit)),
-            },
-            Err(e) if e.errno() == libc::EFAULT => self.fault(&self.slots.all(), None, exit),
-            other => {
-                self.left = FAULTS_IN_A_ROW;
-                Ok(Handled::Other(other))
-            }
-        }
+    /// The access cannot be answered: see [`ExitError`]. It is still open, as after [`Answer::Cancelled`]; `data` is
+    /// all-ones meanwhile.
+    pub fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> Result<Answer, ExitError> {
+        self.mmio(gpa, ExitAccess::Load(data))
     }
 
-    /// Tries an access again that was [`Cancelled`](Handled::Cancelled) or got an error, before the vCPU is entered again.
+    /// A guest store that has exited with its address and data.
     ///
     /// # Blocking
-    /// As [`handle`](Self::handle).
+    /// As [`mmio_read`](Self::mmio_read).
     ///
     /// # Errors
-    /// As [`handle`](Self::handle).
-    pub fn again<'vcpu>(&mut self, vcpu: &'vcpu mut VcpuFd) -> Result<Handled<'vcpu>, ExitError> {
-        let run = vcpu.get_kvm_run();
-        if !std::mem::take(&mut self.open) || run.exit_reason != KVM_EXIT_MMIO {
-            // The access was not executed: it exits again, if need be.
-            return Ok(Handled::Reenter);
-        }
-        #[expect(unsafe_code, reason = "UNSAFETY: a member of KVM's union")]
-        // SAFETY: KVM wrote this member at the exit that `exit_reason` names, and writes no other before the next entry,
-        // which needs the `&mut VcpuFd` that is held here. Every value of its fields is valid.
-        let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
-        let len = usize::try_from(mmio.len).unwrap_or(usize::MAX).min(mmio.data.len());
-        let (gpa, data) = (mmio.phys_addr, &mut mmio.data[..len]);
-        self.handle(Ok(if mmio.is_write != 0 { VcpuExit::MmioWrite(gpa, data) } else { VcpuExit::MmioRead(gpa, data) }))
+    /// As [`mmio_read`](Self::mmio_read).
+    pub fn mmio_write(&mut self, gpa: u64, data: &[u8]) -> Result<Answer, ExitError> {
+        self.mmio(gpa, ExitAccess::Store(data))
     }
 
-    /// An access that exited with its address and data: KVM completes the instruction with the data that is put here.
-    fn mmio<'vcpu>(&mut self, core: &SlotCore, gpa: u64, access: ExitAccess<'_>) -> Result<Handled<'vcpu>, ExitError> {
-        self.left = FAULTS_IN_A_ROW;
+    /// The vCPU could not be run, for want of memory at an address that the hypervisor does not tell: `KVM_RUN` fails with
+    /// EFAULT. The instruction has not been executed.
+    ///
+    /// # Blocking
+    /// As [`mmio_read`](Self::mmio_read). If several regions are away, any of which may be the one, it ends with the
+    /// first change of one of them, and the next exit waits for the others.
+    ///
+    /// # Errors
+    /// As [`mmio_read`](Self::mmio_read).
+    pub fn efault(&mut self) -> Result<Answer, ExitError> {
+        self.fault(None, SlotCore::withdraw_for_address)
+    }
+
+    /// The same, with the address: `KVM_EXIT_MEMORY_FAULT`, mshv's unmapped GPA.
+    ///
+    /// # Blocking
+    /// As [`mmio_read`](Self::mmio_read).
+    ///
+    /// # Errors
+    /// As [`mmio_read`](Self::mmio_read).
+    pub fn memory_fault(&mut self, gpa: u64) -> Result<Answer, ExitError> {
+        self.fault(Some(gpa), SlotCore::withdraw_for_address)
+    }
+
+    /// The hypervisor could not emulate the guest's instruction (`KVM_EXIT_INTERNAL_ERROR`), which has not been executed.
+    /// If a disabled region's memslot is out, that may be why: a slot whose mapping has policy
+    /// [`OnDisabled::AllOnes`] is put back until the next change, and the instruction finds all-ones memory. An exception
+    /// that the hypervisor has queued for the guest has to be dropped first: KVM queues #UD.
+    ///
+    /// # Blocking
+    /// As [`efault`](Self::efault).
+    ///
+    /// # Errors
+    /// As [`mmio_read`](Self::mmio_read); [`ExitError::NotEmulated`] if no suspect can be put back.
+    pub fn internal_error(&mut self) -> Result<Answer, ExitError> {
+        self.fault(None, SlotCore::put_back)
+    }
+
+    fn mmio(&mut self, gpa: u64, mut access: ExitAccess<'_>) -> Result<Answer, ExitError> {
+        self.other();
+        let Some(core) = self.slots.find(gpa) else { return Ok(Answer::NotOurs) };
         let region = &core.mapping.served.region;
         let slot = core.slot;
-        let at = core.mapping.offset() + usize::try_from(gpa - core.gpa).unwrap_or(usize::MAX);
-        let mut access = access;
+        let at = core.mapping.offset() + usize::try_from(gpa - core.range().start).unwrap_or(usize::MAX);
         if matches!(&access, ExitAccess::Store(_)) && !core.mapping.is_writable() {
-            return Ok(unsupported(core, &mut access));
+            return Ok(unsupported(&core, &mut access));
         }
         let policy = if self.when == WhenDisabled::Wait { OnDisabled::Block } else { OnDisabled::Sigbus };
         let caller = Caller::new(FaultFlags::WAIT).cancel(&self.cancel).on_disabled(policy);
         match region.protocol.on_behalf(&caller, || Some(access.make(&region.owner, at))) {
             Ok(Ok(())) => {
-                core.put_back();
+                core.bring_back();
                 count(&core.counters.served);
-                Ok(Handled::Reenter)
+                Ok(Answer::Reenter)
             }
             Err(NotResolved::Sigbus) if self.when == WhenDisabled::UnsupportedRequest => {
-                Ok(unsupported(core, &mut access))
+                Ok(unsupported(&core, &mut access))
             }
             // A device that was dropped on revocation has no owner's view to make the access through.
             Ok(Err(_)) if region.owner.is_empty() && self.when == WhenDisabled::UnsupportedRequest => {
-                Ok(unsupported(core, &mut access))
+                Ok(unsupported(&core, &mut access))
             }
-            // The device has turned its memory off by itself.
-            Ok(Err(_)) if self.when == WhenDisabled::UnsupportedRequest && region.is_off() => {
-                Ok(unsupported(core, &mut access))
+            Ok(Err(_)) if core.is_turned_off() && self.when == WhenDisabled::UnsupportedRequest => {
+                Ok(unsupported(&core, &mut access))
             }
             refused => {
-                // For a VMM that enters the vCPU all the same: KVM completes the instruction with the data that it finds.
+                // For a VMM that enters the vCPU all the same: the instruction completes with the data that is there.
                 access.ones();
-                self.open = true;
+                let (of, at) = (Some(slot), Some(gpa));
                 match refused {
-                    Ok(_) if region.is_off() => Err(ExitError::Disabled { slot, gpa: Some(gpa) }),
+                    Ok(_) if core.is_turned_off() => Err(ExitError::Disabled { slot: of, gpa: at }),
                     Ok(_) => Err(ExitError::NoMemory { slot, gpa }),
-                    Err(NotResolved::Killed) => Ok(Handled::Cancelled),
+                    Err(NotResolved::Killed) => Ok(Answer::Cancelled),
                     Err(NotResolved::Reentrant) => Err(ExitError::Reentrant { slot }),
                     Err(NotResolved::WouldDeadlock) => Err(ExitError::WouldDeadlock { slot }),
-                    Err(_) if region.protocol.phase() == Phase::Gone => Err(ExitError::Gone { slot, gpa: Some(gpa) }),
-                    Err(_) => Err(ExitError::Disabled { slot, gpa: Some(gpa) }),
+                    Err(_) if region.protocol.phase() == Phase::Gone => Err(ExitError::Gone { slot: of, gpa: at }),
+                    Err(_) => Err(ExitError::Disabled { slot: of, gpa: at }),
                 }
             }
         }
     }
 
-    /// An access that was not executed, and whose address may be unknown: it is an access to one of `suspects`, or to none.
-    fn fault<'vcpu>(
+    /// An access that was not executed, and whose address may be unknown. `remedy` makes the next try succeed, or exit with
+    /// its address; false if it cannot.
+    fn fault(
         &mut self,
-        suspects: &[Arc<SlotCore>],
         gpa: Option<u64>,
-        exit: Result<VcpuExit<'vcpu>, kvm_ioctls::Error>,
-    ) -> Result<Handled<'vcpu>, ExitError> {
-        let mut changed = false;
-        let mut epochs = 0u64;
-        for core in suspects {
-            let protocol = &core.mapping.served.region.protocol;
-            let slot = core.slot;
-            loop {
-                let phase = protocol.phase();
-                match (phase, self.when) {
-                    (Phase::Open, when) if core.mapping.served.region.is_off() => {
-                        // No notification tells when the device's memory comes back: there is nothing to wait for.
-                        if when != WhenDisabled::UnsupportedRequest {
-                            return Err(ExitError::Disabled { slot, gpa });
-                        }
-                        changed |= core.withdraw_turned_off().map_err(|source| ExitError::Kvm { slot, source })?;
-                        break;
-                    }
-                    (Phase::Open, _) => break,
-                    (Phase::Disabled | Phase::Gone, WhenDisabled::UnsupportedRequest) => {
-                        // The next access exits with its address and data, and is answered.
-                        changed |= core.withdraw().map_err(|source| ExitError::Kvm { slot, source })?;
-                        break;
-                    }
-                    (Phase::Gone, _) => return Err(ExitError::Gone { slot, gpa }),
-                    (Phase::Disabled, WhenDisabled::Fail) => return Err(ExitError::Disabled { slot, gpa }),
-                    (Phase::Busy, _) | (Phase::Disabled, WhenDisabled::Wait) => {
-                        match protocol.wait_while(|now| now == phase, Some(&self.cancel), None) {
-                            Waited::Cancelled => return Ok(Handled::Cancelled),
-                            Waited::Reentrant => return Err(ExitError::Reentrant { slot }),
-                            Waited::WouldDeadlock => return Err(ExitError::WouldDeadlock { slot }),
-                            Waited::Done | Waited::TimedOut => {}
-                        }
-                        changed = true;
-                    }
-                }
-            }
-            epochs = epochs.wrapping_add(protocol.epoch());
-        }
-        if changed || epochs != self.epochs {
+        remedy: impl Fn(&SlotCore) -> Result<bool, MemslotError>,
+    ) -> Result<Answer, ExitError> {
+        let slots = self.slots.all();
+        let epochs = slots.iter().fold(0u64, |sum, core| sum.wrapping_add(core.protocol().epoch()));
+        if epochs != self.epochs {
             self.left = FAULTS_IN_A_ROW;
         }
         self.epochs = epochs;
-        if suspects.is_empty() || self.left == 0 {
-            return Ok(Handled::Other(exit));
+        let slots = gpa.map_or(slots, |gpa| self.slots.find(gpa).into_iter().collect());
+        if slots.is_empty() || self.left == 0 {
+            return Ok(Answer::NotOurs);
         }
         self.left -= 1;
-        Ok(Handled::Reenter)
+        let suspects = suspects(&slots);
+        if suspects.is_empty() {
+            return Ok(Answer::Reenter);
+        }
+        let waits = |phase| phase == Phase::Busy || phase == Phase::Disabled && self.when == WhenDisabled::Wait;
+        let waiting: Vec<_> = suspects.iter().copied().filter(|(_, phase)| waits(*phase)).collect();
+        if !waiting.is_empty() {
+            return self.wait_for_any(&waiting);
+        }
+        let slot = if let [(core, _)] = suspects[..] { Some(core.slot) } else { None };
+        if self.when == WhenDisabled::UnsupportedRequest {
+            let mut helped = false;
+            for (core, _) in &suspects {
+                helped |= remedy(core).map_err(|e| ExitError::Vm { slot: core.slot, source: source_of(&e) })?;
+            }
+            return if helped { Ok(Answer::Reenter) } else { Err(ExitError::NotEmulated { slot }) };
+        }
+        match suspects.iter().all(|(_, phase)| *phase == Phase::Gone) {
+            true => Err(ExitError::Gone { slot, gpa }),
+            false => Err(ExitError::Disabled { slot, gpa }),
+        }
+    }
+
+    /// Waits until one of several regions is no longer in the phase that it was seen in.
+    fn wait_for_any(&self, waiting: &[(&Arc<SlotCore>, Phase)]) -> Result<Answer, ExitError> {
+        loop {
+            for (core, phase) in waiting {
+                let (slot, protocol) = (core.slot, core.protocol());
+                let turn = (waiting.len() > 1).then(|| Instant::now() + TURN);
+                match protocol.wait_while(|now| now == *phase, Some(&self.cancel), turn) {
+                    Waited::Done => return Ok(Answer::Reenter),
+                    Waited::TimedOut => {}
+                    Waited::Cancelled => return Ok(Answer::Cancelled),
+                    Waited::Reentrant => return Err(ExitError::Reentrant { slot }),
+                    Waited::WouldDeadlock => return Err(ExitError::WouldDeadlock { slot }),
+                }
+            }
+        }
     }
 }
 
-fn unsupported<'vcpu>(core: &SlotCore, access: &mut ExitAccess<'_>) -> Handled<'vcpu> {
+/// The slots that an exit may be about: their regions are away, or open with a device that has turned its memory off by
+/// itself. All-ones memory that stands in a slot makes no vCPU exit, unless there was no memory for it: then it is the only
+/// one left.
+fn suspects(slots: &[Arc<SlotCore>]) -> Vec<(&Arc<SlotCore>, Phase)> {
+    let phases = slots.iter().map(|core| (core, core.protocol().phase()));
+    let away: Vec<_> = phases.filter(|(core, phase)| *phase != Phase::Open || core.is_turned_off()).collect();
+    let ones = |core: &SlotCore, phase| matches!(phase, Phase::Disabled | Phase::Gone) && core.has_ones();
+    let exiting: Vec<_> = away.iter().filter(|(core, phase)| !ones(core, *phase)).copied().collect();
+    if exiting.is_empty() { away } else { exiting }
+}
+
+fn unsupported(core: &SlotCore, access: &mut ExitAccess<'_>) -> Answer {
     count(&core.counters.unsupported);
     access.ones();
-    Handled::Reenter
+    Answer::Reenter
 }
 
-impl ExitAccess<'_> {
-    fn ones(&mut self) {
-        if let ExitAccess::Load(data) = self {
-            data.fill(0xff);
-        }
-    }
-
-    /// Makes one access if the size and alignment allow it; otherwise accesses byte by byte, as the bus would.
-    fn make(&mut self, view: &OwnerView, at: usize) -> Result<(), AccessError> {
-        macro_rules! as_one {
-            ($t:ty) => {
-                match self {
-                    ExitAccess::Load(data) => {
-                        view.read::<$t>(at).map(|value| data.copy_from_slice(&value.to_ne_bytes()))
-                    }
-                    ExitAccess::Store(data) => {
-                        let mut bytes = [0; size_of::<$t>()];
-                        bytes.copy_from_slice(data);
-                        view.write(at, <$t>::from_ne_bytes(bytes))
-                    }
-                }
-            };
-        }
-        let len = match self {
-            ExitAccess::Load(data) => data.len(),
-            ExitAccess::Store(data) => data.len(),
-        };
-        match len {
-            2 if at % 2 == 0 => as_one!(u16),
-            4 if at % 4 == 0 => as_one!(u32),
-            8 if at % 8 == 0 => as_one!(u64),
-            _ => (0..len).try_for_each(|i| match self {
-                ExitAccess::Load(data) => view.read(at + i).map(|byte| data[i] = byte),
-                ExitAccess::Store(data) => view.write(at + i, data[i]),
-            }),
-        }
+fn source_of(error: &MemslotError) -> SysError {
+    match error {
+        MemslotError::Vm { source, .. } => *source,
+        _ => SysError::new("SetMemslot", Errno::EEXIST),
     }
 }

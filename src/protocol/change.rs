@@ -1,6 +1,6 @@
 //! A change of state under way: the changer's steps from the announcement to the waking.
 
-use super::{Mechanism, Protocol, State};
+use super::{Mechanism, Protocol, State, Told};
 use crate::protocol::error::{Holders, RevokeError};
 use crate::protocol::gate::Phase;
 use crate::sync::atomic::Ordering;
@@ -22,7 +22,7 @@ pub(crate) struct Change<'a> {
     was: State,
     now: State,
     /// The subscribers have been told of a revocation.
-    told: bool,
+    told: Option<Told>,
     published: bool,
 }
 
@@ -42,7 +42,7 @@ impl<'a> Change<'a> {
             memory: None,
             was,
             now: was,
-            told: false,
+            told: None,
             published: false,
         }
     }
@@ -59,10 +59,13 @@ impl<'a> Change<'a> {
     /// Tells the subscribers that the memory goes away, then refuses new guards and pins, and waits for the old ones.
     /// Faults are still resolved, so several regions' changes are all announced before the first is [locked](Self::lock):
     /// the holder of a guard or a pin of one may access another.
-    pub(super) fn announce(&mut self, patience: Patience) -> Result<(), RevokeError> {
+    ///
+    /// `goal` as for [`Protocol::claim`](super::Protocol).
+    pub(super) fn announce(&mut self, goal: Option<State>, patience: Patience) -> Result<(), RevokeError> {
         if self.was == State::Enabled {
-            self.told = true;
-            self.mechanism.before_revoke();
+            let told = if goal.is_none() { Told::Undecided } else { Told::Revoked };
+            self.told = Some(told);
+            self.mechanism.before_revoke(told);
         }
         self.protocol.gate.shut().map_err(RevokeError::Barrier)?;
         if broken(Mutation::DrainUnderLock) {
@@ -172,7 +175,7 @@ impl<'a> Change<'a> {
 
     /// True if anything was done; false if this is only the right to do it.
     fn is_begun(&self) -> bool {
-        self.told || self.published || self.memory.is_some() || self.protocol.phase() == Phase::Busy
+        self.told.is_some() || self.published || self.memory.is_some() || self.protocol.phase() == Phase::Busy
     }
 
     /// Lets another thread change the state.
@@ -219,8 +222,11 @@ impl Drop for Change<'_> {
         if self.is_begun() {
             self.publish();
             self.mechanism.complete();
-            if self.now == State::Enabled && (self.told || self.was == State::Disabled) {
-                self.mechanism.after_restore();
+            match (self.now, self.told) {
+                (State::Enabled, Some(_)) => self.mechanism.after_restore(),
+                (State::Enabled, None) if self.was == State::Disabled => self.mechanism.after_restore(),
+                (State::Disabled | State::Gone, Some(Told::Undecided)) => self.mechanism.stays_revoked(),
+                _ => {}
             }
         }
         self.end();

@@ -104,7 +104,7 @@ impl<'a, M: Member> Changes<'a, M> {
             let Some(mut change) = claimed.map_err(|source| failed(member, source))? else { continue };
             // Before the next member is claimed: the holder of a guard of this one may be changing that one.
             if holders != Patience::Never && goal != Some(change.state()) {
-                change.announce(holders).map_err(|source| failed(member, source))?;
+                change.announce(goal, holders).map_err(|source| failed(member, source))?;
             }
             changes.begun.push((member, change));
         }
@@ -113,7 +113,7 @@ impl<'a, M: Member> Changes<'a, M> {
             return Ok(None);
         }
         for (member, change) in changes.begun.iter_mut().filter(|of| holders == Patience::Never && needed(of)) {
-            change.announce(holders).map_err(|source| failed(*member, source))?;
+            change.announce(goal(*member), holders).map_err(|source| failed(*member, source))?;
         }
         for (member, change) in changes.begun.iter_mut().filter(|of| needed(of)) {
             change.lock(readers).map_err(|source| failed(*member, source))?;

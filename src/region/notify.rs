@@ -8,7 +8,11 @@
 //! Each subscriber is told strictly in turn: revoked, restored, revoked. A subscriber to a region that is not reachable is
 //! told of its restoration first. A revocation that fails after it was announced is taken back with
 //! [`after_restore`](InvalidateNotifier::after_restore).
+//!
+//! A reset counts as a revocation, unless the subscriber tells the two apart
+//! ([`before_reset`](InvalidateNotifier::before_reset)).
 
+use crate::protocol::Told;
 use crate::stats::count;
 use crate::sync::inside::{self, Mutex};
 use crate::users::{Calling, Theirs, discard, guarded};
@@ -38,6 +42,25 @@ pub trait InvalidateNotifier: Send + Sync {
     /// # Errors
     /// The error is counted.
     fn after_restore(&self, range: Range<usize>) -> Result<(), NotifyError>;
+
+    /// As [`before_revoke`](Self::before_revoke), for a change after which the memory is expected back: a reset, or a
+    /// write to a device's configuration space whose outcome is not known yet. Accesses wait meanwhile, and none is refused.
+    /// By default it is told as a revocation.
+    ///
+    /// # Errors
+    /// The error is counted.
+    fn before_reset(&self, range: Range<usize>) -> Result<(), NotifyError> {
+        self.before_revoke(range)
+    }
+
+    /// The change that was told with [`before_reset`](Self::before_reset) has ended, and the memory of `range` does not
+    /// come back with it: the region is disabled. It is not reachable any more. By default nothing is done.
+    ///
+    /// # Errors
+    /// The error is counted.
+    fn stays_revoked(&self, _range: Range<usize>) -> Result<(), NotifyError> {
+        Ok(())
+    }
 }
 
 /// The subscribers of a region.
@@ -62,6 +85,8 @@ pub(super) struct Subscriber {
     calling: parking_lot::Mutex<()>,
     gone: AtomicBool,
     pub(super) revoked: AtomicBool,
+    /// What it was last told is `before_reset`. Relaxed: only the thread that changes the region's state uses it.
+    undecided: AtomicBool,
 }
 
 impl Notifiers {
@@ -78,6 +103,7 @@ impl Notifiers {
             calling: parking_lot::Mutex::new(()),
             gone: AtomicBool::new(false),
             revoked: AtomicBool::new(list.revoked),
+            undecided: AtomicBool::new(false),
         });
         list.subscribers.push(Arc::clone(&subscriber));
         subscriber
@@ -96,15 +122,28 @@ impl Notifiers {
         }
     }
 
-    pub(crate) fn before_revoke(&self) {
+    pub(crate) fn before_revoke(&self, told: Told) {
         for subscriber in self.turn(true) {
-            self.tell(&subscriber, true);
+            subscriber.undecided.store(told == Told::Undecided, Ordering::Relaxed);
+            self.tell(&subscriber, |notifier, range| match told {
+                Told::Revoked => notifier.before_revoke(range),
+                Told::Undecided => notifier.before_reset(range),
+            });
         }
     }
 
     pub(crate) fn after_restore(&self) {
         for subscriber in self.turn(false).into_iter().rev() {
-            self.tell(&subscriber, false);
+            subscriber.undecided.store(false, Ordering::Relaxed);
+            self.tell(&subscriber, InvalidateNotifier::after_restore);
+        }
+    }
+
+    pub(crate) fn stays_revoked(&self) {
+        let undecided = |s: &&Arc<Subscriber>| s.undecided.swap(false, Ordering::Relaxed);
+        let turn: Vec<_> = self.list.lock().subscribers.iter().filter(undecided).cloned().collect();
+        for subscriber in turn {
+            self.tell(&subscriber, InvalidateNotifier::stays_revoked);
         }
     }
 
@@ -121,7 +160,11 @@ impl Notifiers {
         turn
     }
 
-    fn tell(&self, subscriber: &Subscriber, revoked: bool) {
+    fn tell(
+        &self,
+        subscriber: &Subscriber,
+        what: impl FnOnce(&(dyn InvalidateNotifier + 'static), Range<usize>) -> Result<(), NotifyError>,
+    ) {
         let _calling = subscriber.calling.lock();
         // Relaxed: the unsubscribing thread sets it, then waits for the lock just taken, or does not wait at all.
         if subscriber.gone.load(Ordering::Relaxed) {
@@ -129,10 +172,7 @@ impl Notifiers {
         }
         let _inside = Calling::of(subscriber);
         let range = subscriber.range.clone();
-        let told = guarded(|| match revoked {
-            true => subscriber.notifier.before_revoke(range),
-            false => subscriber.notifier.after_restore(range),
-        });
+        let told = guarded(|| what(&*subscriber.notifier, range));
         match told {
             Some(Ok(())) => {}
             Some(Err(error)) => {

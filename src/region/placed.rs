@@ -15,6 +15,8 @@ pub(crate) struct Place {
     /// It is taken out for good.
     pub(crate) gone: bool,
     pub(crate) wanted: bool,
+    /// If it is there and wanted, it is to be put in place once more, otherwise than before.
+    pub(crate) anew: bool,
     there: bool,
 }
 
@@ -54,7 +56,6 @@ impl Placed {
     }
 
     /// While it lives, the calling thread counts as running the user's code, on behalf of the thread that started it.
-    #[cfg_attr(not(feature = "kvm"), expect(dead_code, reason = "only memslots have a thread more"))]
     pub(crate) fn inside(&self) -> Calling {
         Calling::of(self)
     }
@@ -68,6 +69,20 @@ impl Placed {
         wish: impl FnOnce(&mut Place),
         put: impl Fn(bool) -> Result<(), E>,
     ) -> Result<bool, Refused<E>> {
+        // What was not put in place is not there, and the other way round.
+        self.change_as(wish, |wanted| {
+            let answer = put(wanted);
+            (wanted == answer.is_ok(), answer)
+        })
+    }
+
+    /// [`change`](Self::change), where a call that fails may have changed what is there all the same: `put` returns that
+    /// too.
+    pub(crate) fn change_as<E>(
+        &self,
+        wish: impl FnOnce(&mut Place),
+        put: impl Fn(bool) -> (bool, Result<(), E>),
+    ) -> Result<bool, Refused<E>> {
         let mut state = self.state.lock();
         if Calling::is_in(self) {
             wish(&mut state.place);
@@ -78,7 +93,11 @@ impl Placed {
         }
         wish(&mut state.place);
         let mut done = Ok(false);
-        while state.place.wanted != state.place.there {
+        loop {
+            let anew = std::mem::take(&mut state.place.anew) && state.place.wanted && state.place.there;
+            if state.place.wanted == state.place.there && !anew {
+                break;
+            }
             let wanted = state.place.wanted;
             state.calling = true;
             drop(state);
@@ -88,12 +107,13 @@ impl Placed {
             };
             state = self.state.lock();
             match answer {
-                Some(Ok(())) => {
-                    state.place.there = wanted;
+                Some((there, Ok(()))) => {
+                    state.place.there = there;
                     done = done.map(|_| true);
                 }
-                Some(Err(e)) => {
-                    state.place.wanted = state.place.there;
+                Some((there, Err(e))) => {
+                    state.place.there = there;
+                    state.place.wanted = there;
                     done = done.and(Err(Refused::By(e)));
                 }
                 None => {

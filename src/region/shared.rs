@@ -6,7 +6,7 @@ use super::question::retire;
 use super::served::Served;
 use crate::monitor::Monitor;
 use crate::protocol::error::RevokeError;
-use crate::protocol::{Changes, Mechanism, Member, Protocol, State};
+use crate::protocol::{Changes, Mechanism, Member, Protocol, State, Told};
 use crate::stats::count;
 use crate::sync::inside::Mutex;
 use crate::sync::wait::Patience;
@@ -143,8 +143,12 @@ fn of_window(source: SysError) -> RevokeError {
 }
 
 impl Mechanism for RegionShared {
-    fn before_revoke(&self) {
-        self.notifiers.before_revoke();
+    fn before_revoke(&self, told: Told) {
+        self.notifiers.before_revoke(told);
+    }
+
+    fn stays_revoked(&self) {
+        self.notifiers.stays_revoked();
     }
 
     fn after_restore(&self) {

@@ -15,6 +15,7 @@ mod dropped_regions;
 mod guards;
 mod held_up;
 mod limits;
+mod memslots;
 mod notifiers_and_groups;
 mod one_change_path;
 mod pins;

@@ -119,16 +119,19 @@ impl Wake for Code_ {
     }
 }
 
-#[cfg(feature = "kvm")]
 mod memslots {
     use super::Code_;
-    use kvm_bindings::kvm_userspace_memory_region;
-    use revocable_mmio::kvm::SetMemslot;
+    use revocable_mmio::memslot::{SetMemslot, SlotMemory};
 
     #[expect(unsafe_code, reason = "the trait's own")]
     impl SetMemslot for Code_ {
         // SAFETY: nothing is done with the address.
-        unsafe fn set(&self, _: &kvm_userspace_memory_region) -> std::io::Result<()> {
+        unsafe fn install(&self, _: &SlotMemory) -> std::io::Result<()> {
+            self.0.run();
+            Ok(())
+        }
+
+        fn remove(&self, _: &SlotMemory) -> std::io::Result<()> {
             self.0.run();
             Ok(())
         }

@@ -6,17 +6,20 @@ mod checks;
 mod exits;
 #[path = "../support/guest/mod.rs"]
 mod guest;
+mod instructions;
 mod memslots;
+mod moves;
 mod waits;
 
 use crate::support;
 use guest::{BAR, BAR_LEN, Guest, Mode, PATTERN, Word, code, kvm_or_skip};
 use kvm_ioctls::VcpuExit;
 use revocable_mmio::kvm::{ExitError, ExitHandler, Handled, Memslots, Retention, WhenDisabled};
-use revocable_mmio::{CancelToken, MapOptions, Mapping, Region, Strategy};
+use revocable_mmio::{CancelToken, MapOptions, Mapping, OnDisabled, Region, Strategy};
 use std::sync::Arc;
 
 const STRATEGIES: [Strategy; 4] = [Strategy::Zap, Strategy::Detach, Strategy::Replace, Strategy::Withdraw];
+/// Those with which the guest's accesses to a disabled region exit.
 const RETENTIONS: [Retention; 2] = [Retention::Remove, Retention::Keep];
 const SLOT: u32 = 1;
 
@@ -27,6 +30,11 @@ fn bar(strategy: Strategy) -> Region {
         bar.owner().write::<u32>(page * 0x1000 + 0x80, value).expect("the owner's view");
     }
     bar
+}
+
+/// With all-ones memory while the region is disabled.
+fn ones(bar: &Region) -> Arc<Mapping> {
+    Arc::new(bar.map(MapOptions::new().on_disabled(OnDisabled::AllOnes)).expect("it maps"))
 }
 
 fn mapping(bar: &Region) -> Arc<Mapping> {

@@ -4,7 +4,7 @@
 //! system calls there are two steps. Memory itself is a loom cell, so loom reports a use of it that is not ordered against
 //! the owner's own, besides a use while it is revoked.
 
-use super::super::{Mechanism, Protocol, State};
+use super::super::{Mechanism, Protocol, State, Told};
 use crate::protocol::error::RevokeError;
 use crate::protocol::policy::OnDisabled;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -196,7 +196,9 @@ impl Kernel {
 }
 
 impl Mechanism for Kernel {
-    fn before_revoke(&self) {}
+    fn before_revoke(&self, _: Told) {}
+
+    fn stays_revoked(&self) {}
 
     fn after_restore(&self) {}
 

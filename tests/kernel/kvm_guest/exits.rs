@@ -17,7 +17,7 @@ fn fail_hands_the_access_to_the_vmm_with_its_slot() {
         let _slot = slots.add(SLOT, BAR, mapping(&bar), retention).expect("the slot is free");
         bar.disable().expect("nothing is in the way");
         match load(&mut guest, &mut exits) {
-            Err(ExitError::Disabled { slot: SLOT, gpa }) => assert!(gpa.is_none_or(|gpa| gpa == BAR + 0x80)),
+            Err(ExitError::Disabled { slot: Some(SLOT), gpa }) => assert!(gpa.is_none_or(|gpa| gpa == BAR + 0x80)),
             other => panic!("{retention:?}: {other:?}"),
         }
         drop(bar);
@@ -26,7 +26,7 @@ fn fail_hands_the_access_to_the_vmm_with_its_slot() {
             Err(e) => Err(e),
         };
         match again {
-            Err(ExitError::Gone { slot: SLOT, .. }) => {}
+            Err(ExitError::Gone { slot: Some(SLOT), .. }) => {}
             other => panic!("{retention:?}: {other:?}"),
         }
     }

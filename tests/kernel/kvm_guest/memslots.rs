@@ -4,10 +4,11 @@
 use super::guest::{BAR, BAR_LEN, Guest, Mode, PATTERN, Word, code, kvm_or_skip};
 use super::{RETENTIONS, SLOT, bar, guest, load, mapping, one_round};
 use crate::support;
-use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{VcpuExit, VmFd};
 use nix::errno::Errno;
-use revocable_mmio::kvm::{ExitHandler, Handled, MemslotError, Memslots, Retention, SetMemslot, WhenDisabled};
+use revocable_mmio::kvm::{
+    ExitHandler, Handled, MemslotError, Memslots, Retention, SetMemslot, SlotMemory, WhenDisabled,
+};
 use revocable_mmio::{CancelToken, MapOptions, Monitor, OnDisabled, Region, Strategy};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,15 +19,27 @@ use std::time::{Duration, Instant};
 struct Stubborn {
     vm: Arc<VmFd>,
     refuses: AtomicBool,
+    in_place: bool,
 }
 
 impl SetMemslot for Stubborn {
-    unsafe fn set(&self, slot: &kvm_userspace_memory_region) -> std::io::Result<()> {
+    unsafe fn install(&self, memory: &SlotMemory) -> std::io::Result<()> {
         if self.refuses.load(Ordering::SeqCst) {
             return Err(Errno::ENOMEM.into());
         }
         // SAFETY: by this function's own contract.
-        unsafe { self.vm.as_ref().set(slot) }
+        unsafe { self.vm.as_ref().install(memory) }
+    }
+
+    fn remove(&self, memory: &SlotMemory) -> std::io::Result<()> {
+        if self.refuses.load(Ordering::SeqCst) {
+            return Err(Errno::ENOMEM.into());
+        }
+        self.vm.as_ref().remove(memory)
+    }
+
+    fn changes_in_place(&self) -> bool {
+        self.in_place
     }
 }
 
@@ -38,7 +51,7 @@ fn a_memory_map_that_cannot_change_revokes_all_the_same_and_the_handler_makes_th
     let mut guest = Guest::new(&kvm, Mode::Real, code::LOADS_16);
     guest.ram.set(Word::COUNT, 1);
     guest.ram.set(Word::AT, 0x80);
-    let vm = Arc::new(Stubborn { vm: Arc::clone(&guest.vm), refuses: AtomicBool::new(false) });
+    let vm = Arc::new(Stubborn { vm: Arc::clone(&guest.vm), refuses: AtomicBool::new(false), in_place: true });
     let slots = Memslots::new(Arc::clone(&vm));
     let mut exits = ExitHandler::new(slots.clone(), WhenDisabled::UnsupportedRequest, CancelToken::new());
     let slot = slots.add(SLOT, BAR, mapping(&bar), Retention::Remove).expect("the slot is free");
@@ -124,7 +137,7 @@ fn mappings_that_would_make_a_vcpu_wait_in_the_kernel_are_refused() {
     assert!(matches!(refused, Err(MemslotError::Unaligned { .. })), "{refused:?}");
     // Guest RAM is mapped at this address. This set of slots does not know that, and KVM itself refuses.
     let refused = slots.add(SLOT + 1, 0x8000, mapping(&zap), Retention::Remove);
-    assert!(matches!(&refused, Err(MemslotError::Kvm { source, .. }) if source.errno == Errno::EEXIST), "{refused:?}");
+    assert!(matches!(&refused, Err(MemslotError::Vm { source, .. }) if source.errno == Errno::EEXIST), "{refused:?}");
     drop(refused);
     let _second = slots.add(SLOT + 1, 0x10_0000, mapping(&zap), Retention::Remove).expect("nothing was left behind");
 }

@@ -143,9 +143,29 @@ impl Guest {
             (sregs.cs.selector, sregs.ss.selector, sregs.ds.selector, sregs.es.selector) = (8, 16, 24, 32);
         }
         vcpu.set_sregs(&sregs).expect("segments");
-        let regs = kvm_regs { rip: CODE as u64, rflags: 2, ..Default::default() };
-        vcpu.set_regs(&regs).expect("registers");
-        Self { vcpu, vm: Arc::new(vm), ram }
+        let guest = Self { vcpu, vm: Arc::new(vm), ram };
+        guest.restart();
+        guest
+    }
+
+    /// Gives a guest in protected mode SSE, AVX and x87, as far as the machine has them. False without AVX.
+    pub(crate) fn with_vectors(&mut self, kvm: &Kvm) -> bool {
+        let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).expect("what KVM supports");
+        let features = cpuid.as_slice().iter().find(|entry| entry.function == 1).map_or(0, |entry| entry.ecx);
+        let avx = features & (1 << 28) != 0 && features & (1 << 26) != 0;
+        self.vcpu.set_cpuid2(&cpuid).expect("KVM supports it");
+        let mut sregs = self.vcpu.get_sregs().expect("segments");
+        sregs.cr0 = (sregs.cr0 | 1 << 1) & !(1 << 2 | 1 << 3);
+        sregs.cr4 |= 1 << 9 | 1 << 10 | if avx { 1 << 18 } else { 0 };
+        self.vcpu.set_sregs(&sregs).expect("control registers");
+        if avx {
+            let mut xcrs = self.vcpu.get_xcrs().expect("extended control registers");
+            xcrs.nr_xcrs = 1;
+            xcrs.xcrs[0].xcr = 0;
+            xcrs.xcrs[0].value = 7;
+            self.vcpu.set_xcrs(&xcrs).expect("x87, SSE and AVX");
+        }
+        avx
     }
 
     /// Makes the guest execute from its first instruction again.

@@ -1,0 +1,188 @@
+//! Memslots and exits of a hypervisor that is not KVM: no changes in place, and exits that the tests make up.
+#![expect(unsafe_code, reason = "an implementor of SetMemslot")]
+
+use crate::support;
+use revocable_mmio::memslot::{
+    Answer, ExitError, Exits, Memslot, MemslotError, Memslots, Retention, SetMemslot, SlotMemory, WhenDisabled,
+};
+use revocable_mmio::{CancelToken, MapOptions, Mapping, OnDisabled, Region};
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+const LEN: usize = 0x4000;
+const HERE: u64 = 0x10_0000;
+const THERE: u64 = 0x20_0000;
+const NOWHERE: [u64; 0] = [];
+
+/// A memory map that keeps what it is told.
+#[derive(Default)]
+struct Map {
+    slots: Mutex<Vec<SlotMemory>>,
+    /// How many more installations it refuses.
+    refuses: AtomicUsize,
+    refuses_removals: AtomicUsize,
+}
+
+fn refused(left: &AtomicUsize) -> io::Result<()> {
+    match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
+        Ok(_) => Err(io::Error::from_raw_os_error(nix::libc::EINVAL)),
+        Err(_) => Ok(()),
+    }
+}
+
+impl SetMemslot for Map {
+    // SAFETY: nothing is done with the address.
+    unsafe fn install(&self, memory: &SlotMemory) -> io::Result<()> {
+        refused(&self.refuses)?;
+        let mut slots = self.slots.lock().expect("no panic");
+        assert!(slots.iter().all(|there| there.slot != memory.slot), "it is there already: {slots:x?} {memory:x?}");
+        slots.push(*memory);
+        Ok(())
+    }
+
+    fn remove(&self, memory: &SlotMemory) -> io::Result<()> {
+        refused(&self.refuses_removals)?;
+        let mut slots = self.slots.lock().expect("no panic");
+        let at = slots.iter().position(|there| there == memory).expect("as it was installed, with its size");
+        slots.remove(at);
+        Ok(())
+    }
+}
+
+impl Map {
+    fn places(&self) -> Vec<u64> {
+        self.slots.lock().expect("no panic").iter().map(|slot| slot.gpa).collect()
+    }
+}
+
+fn bar() -> Region {
+    Region::builder(LEN).build().expect("a region")
+}
+
+fn mapped(bar: &Region, policy: OnDisabled) -> Arc<Mapping> {
+    Arc::new(bar.map(MapOptions::new().on_disabled(policy)).expect("it maps"))
+}
+
+fn exits(slots: &Memslots, when: WhenDisabled) -> Exits {
+    Exits::new(slots.clone(), when, CancelToken::new())
+}
+
+#[test]
+fn a_move_that_fails_leaves_the_slot_where_it_was_or_says_that_it_is_out() {
+    support::start();
+    let (map, bar) = (Arc::new(Map::default()), bar());
+    let slots = Memslots::new(Arc::clone(&map));
+    let slot = slots.add(1, HERE, mapped(&bar, OnDisabled::AllOnes), Retention::AllOnes).expect("it is installed");
+    slot.move_to(THERE).expect("it moves");
+    assert_eq!((map.places(), slot.range().start), (vec![THERE], THERE));
+    map.refuses.store(1, Ordering::SeqCst);
+    assert!(matches!(slot.move_to(HERE), Err(MemslotError::Vm { gpa: HERE, .. })));
+    assert_eq!((map.places(), slot.range().start, slot.is_installed()), (vec![THERE], THERE, true), "it is back");
+    map.refuses_removals.store(1, Ordering::SeqCst);
+    assert!(slot.move_to(HERE).is_err());
+    assert_eq!((map.places(), slot.is_installed()), (vec![THERE], true), "it has not been touched");
+    map.refuses.store(2, Ordering::SeqCst);
+    assert!(slot.move_to(HERE).is_err());
+    assert_eq!((map.places(), slot.is_installed()), (vec![], false), "it is out, and says so");
+    // The guest's accesses exit, and are made.
+    let mut data = [1; 4];
+    assert_eq!(exits(&slots, WhenDisabled::Fail).mmio_read(slot.range().start, &mut data), Ok(Answer::Reenter));
+    assert_eq!(data, [0; 4]);
+    slot.retry().expect("nothing refuses any more");
+    assert!(slot.is_installed());
+    bar.disable().expect("nothing is in the way");
+    assert!(slot.is_installed(), "it stays");
+}
+
+#[test]
+fn a_slot_that_cannot_be_removed_stays_and_follows_its_region() {
+    support::start();
+    let (map, bar) = (Arc::new(Map::default()), bar());
+    let slots = Memslots::new(Arc::clone(&map));
+    let mut slot = slots.add(1, HERE, mapped(&bar, OnDisabled::Sigbus), Retention::Remove).expect("it is installed");
+    map.refuses_removals.store(1, Ordering::SeqCst);
+    assert!(matches!(slot.remove(), Err(MemslotError::Vm { slot: 1, .. })));
+    bar.disable().expect("nothing is in the way");
+    assert_eq!(map.places(), NOWHERE, "it follows");
+    bar.enable().expect("it comes back");
+    assert_eq!(map.places(), [HERE]);
+    slot.remove().expect("nothing refuses any more");
+    assert_eq!(map.places(), NOWHERE);
+    bar.disable().expect("nothing is in the way");
+    bar.enable().expect("it comes back");
+    assert_eq!(map.places(), NOWHERE, "gone for good");
+    let _again: Memslot = slots.add(1, HERE, mapped(&bar, OnDisabled::Sigbus), Retention::Keep).expect("it is free");
+}
+
+#[test]
+fn a_reset_takes_no_slot_out_and_one_that_ends_disabled_does() {
+    support::start();
+    let (map, bar) = (Arc::new(Map::default()), bar());
+    let slots = Memslots::new(Arc::clone(&map));
+    let slot = slots.add(1, HERE, mapped(&bar, OnDisabled::Sigbus), Retention::Remove).expect("it is installed");
+    bar.reset(|_| assert_eq!(map.places(), [HERE])).expect("nothing is in the way");
+    assert_eq!(slot.stats().removals, 0);
+    bar.disable().expect("nothing is in the way");
+    assert_eq!(map.places(), NOWHERE);
+    bar.reset(|_| ()).expect("a reset of a disabled region");
+    assert_eq!(map.places(), NOWHERE);
+}
+
+#[test]
+fn an_exit_without_an_address_waits_for_any_suspect_and_blames_none_of_several() {
+    support::start();
+    let (map, first, second) = (Arc::new(Map::default()), bar(), bar());
+    let slots = Memslots::new(Arc::clone(&map));
+    let _first = slots.add(1, HERE, mapped(&first, OnDisabled::Sigbus), Retention::Keep).expect("it is installed");
+    let _second = slots.add(2, THERE, mapped(&second, OnDisabled::Sigbus), Retention::Keep).expect("it is installed");
+    let ones = slots.add(3, 2 * THERE, mapped(&bar(), OnDisabled::AllOnes), Retention::default());
+    let _gone = ones.expect("it is installed; its region is gone, and has ones");
+    first.disable().expect("nothing is in the way");
+    let failed = exits(&slots, WhenDisabled::Fail).efault();
+    assert_eq!(failed, Err(ExitError::Disabled { slot: Some(1), gpa: None }), "the only one");
+    second.disable().expect("nothing is in the way");
+    let failed = exits(&slots, WhenDisabled::Fail).efault();
+    assert_eq!(failed, Err(ExitError::Disabled { slot: None, gpa: None }), "either");
+    let known = exits(&slots, WhenDisabled::Fail).memory_fault(THERE + 8);
+    assert_eq!(known, Err(ExitError::Disabled { slot: Some(2), gpa: Some(THERE + 8) }));
+
+    // The guest's access is to the second one; the first stays disabled.
+    let mut waits = exits(&slots, WhenDisabled::Wait);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(move || waits.efault());
+        thread::sleep(Duration::from_millis(20));
+        assert!(!waiting.is_finished(), "it waits");
+        second.enable().expect("it comes back");
+        assert_eq!(waiting.join().expect("no panic"), Ok(Answer::Reenter), "it does not wait for the first as well");
+    });
+}
+
+#[test]
+fn an_instruction_that_cannot_be_emulated_is_a_suspect() {
+    support::start();
+    let (map, bar) = (Arc::new(Map::default()), bar());
+    let slots = Memslots::new(Arc::clone(&map));
+    let mut vcpu = exits(&slots, WhenDisabled::UnsupportedRequest);
+    assert_eq!(vcpu.internal_error(), Ok(Answer::NotOurs), "without slots it belongs to no slot");
+    let slot = slots.add(1, HERE, mapped(&bar, OnDisabled::AllOnes), Retention::Remove).expect("it is installed");
+    let tries = (0..100).take_while(|_| vcpu.internal_error() == Ok(Answer::Reenter)).count();
+    assert!((1..100).contains(&tries), "enabled: not ours, after {tries} tries");
+    bar.disable().expect("nothing is in the way");
+    assert_eq!(map.places(), NOWHERE);
+    assert_eq!(vcpu.internal_error(), Ok(Answer::Reenter));
+    assert_eq!(map.places(), [HERE], "back, with ones in it");
+    bar.enable().expect("it comes back");
+    bar.disable().expect("nothing is in the way");
+    assert_eq!((map.places(), slot.is_installed()), (vec![], false), "out again");
+    drop(slot);
+    let _sigbus = slots.add(1, HERE, mapped(&bar, OnDisabled::Sigbus), Retention::Remove).expect("it is free");
+    assert_eq!(vcpu.internal_error(), Err(ExitError::NotEmulated { slot: Some(1) }));
+    // Without memory for the ones, an exit of each kind in turn does not go on for ever.
+    let broken = slots.add(2, THERE, mapped(&bar, OnDisabled::AllOnes), Retention::AllOnes).expect("it is free");
+    let turns = (0..1000).take_while(|_| vcpu.efault().is_ok_and(|a| a == Answer::Reenter)).count();
+    assert!(turns < 100, "{turns}");
+    drop(broken);
+}
