@@ -61,6 +61,7 @@ mod dma;
 mod dma_part;
 mod dma_segment;
 mod error;
+pub(crate) mod hardware;
 mod ioeventfd;
 mod ioeventfd_table;
 mod kicks;

@@ -3,6 +3,9 @@
 use super::bar_builder::{Bar, BarKind, LARGEST_NARROW, apart};
 use super::config::ConfigSpace;
 use super::error::PciError;
+#[cfg(feature = "vfio")]
+use super::hardware::Hardware;
+use super::hardware::Real;
 use super::ioeventfd_table::IoEventFds;
 use super::kicks::IoEventLoop;
 use super::regs::*;
@@ -40,6 +43,7 @@ pub struct PciBuilder {
     monitor: Option<Monitor>,
     kicks: Option<IoEventLoop>,
     reset: Option<Handler>,
+    real: Real,
 }
 
 struct Handler(Theirs<ResetFn>);
@@ -76,6 +80,7 @@ impl PciBuilder {
             monitor: None,
             kicks: None,
             reset: None,
+            real: Real::default(),
         }
     }
 
@@ -180,6 +185,14 @@ impl PciBuilder {
         self
     }
 
+    /// A real device, which gets every write to configuration space: once regions are revoked, or before they are given
+    /// back. Reads come from it.
+    #[cfg(feature = "vfio")]
+    pub(crate) fn real(mut self, device: Arc<dyn Hardware>) -> Self {
+        self.real = Real(Some(device));
+        self
+    }
+
     /// Makes the device.
     ///
     /// # Errors
@@ -187,7 +200,8 @@ impl PciBuilder {
     pub fn build(mut self) -> Result<PciDevice, PciError> {
         let [vendor, device, ..] = self.ids;
         let name = self.name.take().unwrap_or_else(|| format!("{vendor:04x}:{device:04x}"));
-        let config = self.header()?;
+        let mut config = self.header()?;
+        config.real = self.real.clone();
         let enabled = self.virtual_function || self.command & COMMAND_MEMORY != 0;
         let mut slots: [Option<BarSlot>; 6] = [const { None }; 6];
         for (index, bar) in std::mem::take(&mut self.bars) {
@@ -225,6 +239,7 @@ impl PciBuilder {
                 virtual_function: self.virtual_function,
                 reset: self.reset.map(|handler| handler.0),
                 ioeventfds: IoEventFds::new(self.kicks),
+                real: self.real,
             }),
         })
     }
@@ -243,6 +258,9 @@ impl PciBuilder {
         let mut builder = Region::builder(len).name(name).backing(backing);
         if let Some(strategy) = self.strategy {
             builder = builder.strategy(strategy);
+        }
+        if let Some(real) = self.real.0.clone() {
+            builder = builder.memory_enabled(move |device| real.is_memory_enabled(device));
         }
         if let Some(peers) = shared {
             builder = builder.shared(peers);

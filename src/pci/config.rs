@@ -1,7 +1,9 @@
 //! Configuration space: bytes, and which of their bits can be written. No behaviour: the effects of a write are in the
 //! files that are named after them.
 
+use super::hardware::Real;
 use super::regs::*;
+use crate::sys::SysError;
 
 /// The configuration space of PCI, or of PCI Express.
 #[derive(Clone, Debug)]
@@ -12,6 +14,10 @@ pub(super) struct ConfigSpace {
     pub(super) power: Option<usize>,
     /// The offset of the PCI Express capability.
     pub(super) express: Option<usize>,
+    /// The device that gets every write too.
+    pub(super) real: Real,
+    /// The first write that it did not take.
+    failed: Option<SysError>,
 }
 
 /// The next piece of a transfer at `at`: aligned, so that no piece ever touches COMMAND together with its neighbours
@@ -26,8 +32,14 @@ pub(super) fn piece(at: usize, left: usize) -> usize {
 
 impl ConfigSpace {
     pub(super) fn new(size: usize) -> Self {
-        let mut config =
-            Self { bytes: vec![0; size].into(), writable: vec![0; size].into(), power: None, express: None };
+        let mut config = Self {
+            bytes: vec![0; size].into(),
+            writable: vec![0; size].into(),
+            power: None,
+            express: None,
+            real: Real::default(),
+            failed: None,
+        };
         config.allow(COMMAND, &COMMAND_WRITABLE.to_le_bytes());
         config.allow(INTERRUPT_LINE, &[0xff]);
         config.allow(CACHE_LINE_SIZE, &[0xff]);
@@ -88,6 +100,19 @@ impl ConfigSpace {
         for i in 0..bytes.len() {
             self.bytes[at + i] = self.preview(at, bytes, at + i);
         }
+        self.tell(at, bytes);
+    }
+
+    fn tell(&mut self, at: usize, bytes: &[u8]) {
+        if let Some(real) = &self.real.0 {
+            let told = real.write(at, bytes);
+            self.failed = self.failed.or(told.err());
+        }
+    }
+
+    /// The first write since the last call that the real device did not take.
+    pub(super) fn take_failed(&mut self) -> Result<(), SysError> {
+        self.failed.take().map_or(Ok(()), Err)
     }
 
     /// Takes a write back, except bytes that it did not change: others may have written those since.
@@ -95,6 +120,7 @@ impl ConfigSpace {
         for (at, (old, new)) in before.bytes.iter().zip(&after.bytes).enumerate() {
             if old != new {
                 self.bytes[at] = *old;
+                self.tell(at, &[*old]);
             }
         }
     }

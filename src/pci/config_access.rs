@@ -15,7 +15,11 @@ impl Device {
         while done < len {
             let count = piece(start + done, len - done);
             let mut bytes = [0; 4];
-            self.config.lock().read(start + done, &mut bytes[..count]);
+            match &self.real.0 {
+                // Without the lock: the kernel waits for a reset that is under way.
+                Some(real) => real.read(start + done, &mut bytes[..count])?,
+                None => self.config.lock().read(start + done, &mut bytes[..count]),
+            }
             into.put(done, &bytes[..count]).map_err(|source| PciError::Buffer { at: done, source })?;
             done += count;
         }
@@ -50,13 +54,20 @@ impl Device {
         let control = config.express.map(|cap| cap + EXP_DEVCTL + 1);
         let control = control.filter(|control| covers(at, bytes.len(), *control));
         let flr = control.is_some_and(|control| u16::from(bytes[control - at]) & (EXP_DEVCTL_FLR >> 8) != 0);
+        // The bit always reads as 0, and a real device is reset by `reset`, once the regions are revoked.
+        let mut written = [0; 4];
+        let written = &mut written[..bytes.len()];
+        written.copy_from_slice(bytes);
+        if let (Some(control), true) = (control, flr) {
+            written[control - at] &= !EXP_DEVCTL_FLR.to_le_bytes()[1];
+        }
         let command = covers(at, bytes.len(), COMMAND);
         if !command && !power {
             // This write does not affect memory: not even a reset that is under way holds it up.
-            config.write(at, bytes);
+            config.write(at, written);
         }
         drop(config);
-        match (command, power, flr) {
+        let done = match (command, power, flr) {
             (true, ..) => self.write_command(&self.take_turn()?, at, bytes),
             (_, true, _) => self.write_power_control(&self.take_turn()?, at, bytes),
             (.., true) => {
@@ -64,6 +75,7 @@ impl Device {
                 Ok(())
             }
             _ => Ok(()),
-        }
+        };
+        done.and(Ok(self.config.lock().take_failed()?))
     }
 }

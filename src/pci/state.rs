@@ -2,6 +2,7 @@
 
 use super::config::ConfigSpace;
 use super::error::PciError;
+use super::hardware::Real;
 use super::ioeventfd_table::IoEventFds;
 use super::regs::{COMMAND, COMMAND_MEMORY, D3HOT};
 use super::space::Space;
@@ -41,6 +42,8 @@ pub(super) struct Device {
     pub(super) virtual_function: bool,
     pub(super) reset: Option<Theirs<ResetFn>>,
     pub(super) ioeventfds: IoEventFds,
+    /// The device itself, if it is a real one.
+    pub(super) real: Real,
 }
 
 pub(super) enum BarSlot {
