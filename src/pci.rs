@@ -84,6 +84,7 @@ mod dma_part;
 mod dma_segment;
 mod error;
 mod following;
+pub(crate) mod hardware;
 mod ioeventfd;
 mod ioeventfd_table;
 mod kicks;

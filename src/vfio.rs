@@ -37,8 +37,9 @@
 //!
 //! After an access that failed at an enabled region, the device is asked whether its memory is on ([`MemoryBit`]): two reads
 //! of its configuration space. The kernel tells nothing when it revokes, so what depends on notifications (DMA mappings,
-//! [`OnDisabled::Block`](crate::OnDisabled)) follows the VMM's changes only: revoke the
-//! region first and turn the device off then, and the other way round when it comes back, and they follow both.
+//! [`OnDisabled::Block`](crate::OnDisabled)) follows the VMM's changes only. A
+//! [`PciDevice`](crate::pci::PciDevice) made by [`VfioDevice::pci`] makes them follow the guest's writes to configuration
+//! space too: the regions lose the memory first, then the device is told, and the other way round when it comes back.
 //!
 //! With [`OnRevoke::Drop`](crate::OnRevoke) nothing of the region holds the device while it is revoked: unbinding its driver
 //! does not wait for it.
@@ -54,6 +55,7 @@ mod error;
 mod hot_reset;
 mod info;
 mod memory_bit;
+mod passthrough;
 mod reply;
 
 pub use bar::{Area, VfioBar, VfioBarBuilder};

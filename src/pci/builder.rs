@@ -4,6 +4,9 @@ use super::bar_builder::{Bar, BarKind, LARGEST_NARROW, apart};
 use super::command_hook::{Command, CommandFn};
 use super::config::ConfigSpace;
 use super::error::PciError;
+#[cfg(feature = "vfio")]
+use super::hardware::Hardware;
+use super::hardware::Real;
 use super::ioeventfd_table::IoEventFds;
 use super::kicks::IoEventLoop;
 use super::regs::*;
@@ -43,6 +46,7 @@ pub struct PciBuilder {
     reset: Option<Handler<ResetFn>>,
     revoked_after_failed_reset: bool,
     on_command: Option<Handler<CommandFn>>,
+    real: Real,
 }
 
 struct Handler<F: ?Sized>(Theirs<F>);
@@ -81,6 +85,7 @@ impl PciBuilder {
             reset: None,
             revoked_after_failed_reset: false,
             on_command: None,
+            real: Real::default(),
         }
     }
 
@@ -201,6 +206,14 @@ impl PciBuilder {
         self
     }
 
+    /// A real device, which gets every write to configuration space: once regions are revoked, or before they are given
+    /// back. Reads come from it.
+    #[cfg(feature = "vfio")]
+    pub(crate) fn real(mut self, device: Arc<dyn Hardware>) -> Self {
+        self.real = Real(Some(device));
+        self
+    }
+
     /// Makes the device.
     ///
     /// # Errors
@@ -209,6 +222,7 @@ impl PciBuilder {
         let [vendor, device, ..] = self.ids;
         let name = self.name.take().unwrap_or_else(|| format!("{vendor:04x}:{device:04x}"));
         let mut config = self.header()?;
+        config.real = self.real.clone();
         let enabled = self.virtual_function || self.command & COMMAND_MEMORY != 0;
         let steps = config.decoded.steps(&config.decode(self.virtual_function.then_some(true)));
         config.decoded.take(&steps);
@@ -253,6 +267,7 @@ impl PciBuilder {
                 followers: Default::default(),
                 begun: Default::default(),
                 ioeventfds: IoEventFds::new(self.kicks),
+                real: self.real,
             }),
         })
     }
@@ -271,6 +286,9 @@ impl PciBuilder {
         let mut builder = Region::builder(len).name(name).backing(backing);
         if let Some(strategy) = self.strategy {
             builder = builder.strategy(strategy);
+        }
+        if let Some(real) = self.real.0.clone() {
+            builder = builder.memory_enabled(move |device| real.is_memory_enabled(device));
         }
         if let Some(peers) = shared {
             builder = builder.shared(peers);

@@ -40,7 +40,7 @@ impl Device {
     ) -> Result<(), PciError> {
         let (was, is, steps) = {
             let config = self.config.lock();
-            let mut written = config.clone();
+            let mut written = config.aside();
             write(&mut written);
             (config.command(), written.command(), config.decoded.steps(&written.decode(self.ungated())))
         };

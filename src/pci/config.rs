@@ -3,7 +3,9 @@
 
 use super::bar_register::{BarRegister, BarType};
 use super::decode::{Decode, Decoder, ROM_SLOT, SLOTS, Steps};
+use super::hardware::Real;
 use super::regs::*;
+use crate::sys::SysError;
 use std::ops::Range;
 
 /// The configuration space of PCI, or of PCI Express.
@@ -19,6 +21,10 @@ pub(super) struct ConfigSpace {
     pub(super) power: Option<usize>,
     /// The offset of the PCI Express capability.
     pub(super) express: Option<usize>,
+    /// The device that gets every write too.
+    pub(super) real: Real,
+    /// The first write that it did not take.
+    failed: Option<SysError>,
 }
 
 /// The next piece of a transfer at `at`: aligned, so that no piece ever touches COMMAND together with its neighbours
@@ -40,6 +46,8 @@ impl ConfigSpace {
             decoded: Decoder::default(),
             power: None,
             express: None,
+            real: Real::default(),
+            failed: None,
         };
         config.allow(COMMAND, &COMMAND_WRITABLE.to_le_bytes());
         config.allow(INTERRUPT_LINE, &[0xff]);
@@ -122,6 +130,28 @@ impl ConfigSpace {
                 self.set_power_state(asked);
             }
         }
+        self.tell(at, bytes);
+    }
+
+    /// Writes to the real device, if there is one, all but what begins a reset: the device's reset handler makes that, once
+    /// the regions are revoked.
+    fn tell(&mut self, at: usize, bytes: &[u8]) {
+        let Some(real) = self.real.0.clone() else { return };
+        let mut told = bytes.to_vec();
+        if let Some(byte) = self.reset_byte(at).and_then(|byte| told.get_mut(byte)) {
+            *byte &= !EXP_DEVCTL_FLR.to_le_bytes()[1];
+        }
+        self.failed = self.failed.or(real.write(at, &told).err());
+    }
+
+    /// The first write since the last call that the real device did not take.
+    pub(super) fn take_failed(&mut self) -> Result<(), SysError> {
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    /// A copy to try writes on: no real device gets them.
+    pub(super) fn aside(&self) -> Self {
+        Self { real: Real::default(), ..self.clone() }
     }
 
     /// The same for BARs as written. Bits of an address that cannot be written stay, whatever is written.
@@ -162,9 +192,13 @@ impl ConfigSpace {
 
     /// True if a write begins a reset of the function: it sets the bit in device control's high byte.
     pub(super) fn begins_reset(&self, at: usize, bytes: &[u8]) -> bool {
-        let control = self.express.and_then(|cap| (cap + EXP_DEVCTL + 1).checked_sub(at));
-        let byte = control.and_then(|control| bytes.get(control));
+        let byte = self.reset_byte(at).and_then(|byte| bytes.get(byte));
         byte.is_some_and(|byte| u16::from(*byte) & (EXP_DEVCTL_FLR >> 8) != 0)
+    }
+
+    /// Device control's high byte, counted from `at`.
+    fn reset_byte(&self, at: usize) -> Option<usize> {
+        self.express.and_then(|cap| (cap + EXP_DEVCTL + 1).checked_sub(at))
     }
 
     /// The registers that decide what is decoded. `ungated`: the memory bit counts as this, whatever it is.
@@ -190,6 +224,7 @@ impl ConfigSpace {
         for (at, (old, new)) in before.bytes.iter().zip(&after.bytes).enumerate() {
             if old != new {
                 self.bytes[at] = *old;
+                self.tell(at, &[*old]);
             }
         }
         for (slot, (old, new)) in before.bars.iter().zip(&after.bars).enumerate() {

@@ -26,7 +26,11 @@ impl Device {
         while done < len {
             let count = piece(start + done, len - done);
             let mut bytes = [0; 4];
-            self.config.lock().read(start + done, &mut bytes[..count]);
+            match &self.real.0 {
+                // Without the lock: the kernel waits for a reset that is under way.
+                Some(real) => real.read(start + done, &mut bytes[..count])?,
+                None => self.config.lock().read(start + done, &mut bytes[..count]),
+            }
             into.put(done, &bytes[..count]).map_err(|source| PciError::Buffer { at: done, source })?;
             done += count;
         }
@@ -65,7 +69,7 @@ impl Device {
             if self.is_quiet(&config, at, bytes) {
                 // Not even a reset that is under way holds it up.
                 config.write(at, bytes);
-                return Ok(());
+                return Ok(config.take_failed()?);
             }
         }
         let would_wait = |e: PciError| match (patience, e) {
@@ -73,7 +77,10 @@ impl Device {
             (_, e) => e,
         };
         let turn = self.take_turn(patience).map_err(would_wait)?;
-        self.write_loud(&turn, at, bytes, patience).map_err(would_wait)
+        let written = self.write_loud(&turn, at, bytes, patience).map_err(would_wait);
+        // A real device that did not take the write is the less important error.
+        let taken = self.config.lock().take_failed();
+        written.and(taken.map_err(PciError::from))
     }
 
     /// True if a write has no effect but on the bytes.

@@ -45,8 +45,9 @@ impl PciDevice {
         let at = device.inside(offset, bytes.len())?;
         let completion = Completion::new()?;
         let begun = BegunWrite::new(&completion);
-        if device.begun.is_empty() && device.write_if_quiet(at, bytes) {
-            completion.complete(Ok(()));
+        let quiet = if device.begun.is_empty() { device.write_if_quiet(at, bytes) } else { None };
+        if let Some(written) = quiet {
+            completion.complete(written);
             return Ok(begun);
         }
         let job = Job { at: offset, bytes: bytes.to_vec(), completion };
@@ -69,22 +70,18 @@ impl PciDevice {
 }
 
 impl Device {
-    /// Makes a write that has no effect but on the bytes; otherwise does nothing.
-    fn write_if_quiet(&self, at: usize, bytes: &[u8]) -> bool {
+    /// Makes a write that has no effect but on the bytes; otherwise does nothing, and returns `None`.
+    fn write_if_quiet(&self, at: usize, bytes: &[u8]) -> Option<Result<(), PciError>> {
         let mut config = self.config.lock();
-        let mut written = config.clone();
-        let mut done = 0;
-        while done < bytes.len() {
-            let count = piece(at + done, bytes.len() - done);
-            let part = &bytes[done..done + count];
-            if !self.is_quiet(&written, at + done, part) {
-                return false;
+        let mut aside = config.aside();
+        for (at, part) in pieces(at, bytes) {
+            if !self.is_quiet(&aside, at, part) {
+                return None;
             }
-            written.write(at + done, part);
-            done += count;
+            aside.write(at, part);
         }
-        *config = written;
-        true
+        pieces(at, bytes).for_each(|(at, part)| config.write(at, part));
+        Some(config.take_failed().map_err(PciError::from))
     }
 
     fn make_begun_writes(self: Arc<Self>) {
@@ -96,4 +93,14 @@ impl Device {
             completion.complete(made.unwrap_or_else(panicked));
         }
     }
+}
+
+/// The pieces in which the driver makes a write, each with its place.
+fn pieces(at: usize, bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let from = done;
+        done += if from < bytes.len() { piece(at + from, bytes.len() - from) } else { return None };
+        Some((at + from, &bytes[from..done]))
+    })
 }

@@ -5,6 +5,7 @@ use super::begun::BegunWrites;
 use super::command_hook::CommandFn;
 use super::config::ConfigSpace;
 use super::error::PciError;
+use super::hardware::Real;
 use super::ioeventfd_table::IoEventFds;
 use super::space::Space;
 use crate::protocol::State;
@@ -51,6 +52,8 @@ pub(super) struct Device {
     pub(super) followers: Followers,
     pub(super) begun: BegunWrites,
     pub(super) ioeventfds: IoEventFds,
+    /// The device itself, if it is a real one.
+    pub(super) real: Real,
 }
 
 pub(super) enum BarSlot {

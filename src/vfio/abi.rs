@@ -38,6 +38,11 @@ fn ask(device: BorrowedFd<'_>, request: u32, name: &'static str, question: &[u32
     }
 }
 
+/// `VFIO_DEVICE_GET_INFO`: struct vfio_device_info.
+pub(super) fn device_info(device: BorrowedFd<'_>) -> Result<Vec<u8>, SysError> {
+    ask(device, nr::VFIO_DEVICE_GET_INFO, "VFIO_DEVICE_GET_INFO", &[])
+}
+
 /// `VFIO_DEVICE_GET_REGION_INFO`: struct vfio_region_info with its capabilities.
 pub(super) fn region_info(device: BorrowedFd<'_>, index: u32) -> Result<Vec<u8>, SysError> {
     ask(device, nr::VFIO_DEVICE_GET_REGION_INFO, "VFIO_DEVICE_GET_REGION_INFO", &[0, index])
@@ -45,7 +50,6 @@ pub(super) fn region_info(device: BorrowedFd<'_>, index: u32) -> Result<Vec<u8>,
 
 /// `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`: the functions that a reset of the bus reaches.
 pub(super) fn hot_reset_info(device: BorrowedFd<'_>) -> Result<Vec<u8>, SysError> {
-    // The same number as VFIO_DEVICE_GET_PCI_HOT_RESET_INFO's in vfio.h: _IO(';', 100 + 12).
     ask(device, nr::VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", &[0, 0])
 }
 

@@ -10,20 +10,38 @@ use std::os::fd::BorrowedFd;
 /// `VFIO_PCI_CONFIG_REGION_INDEX`.
 const CONFIG_REGION: u32 = 7;
 
+pub(super) const VENDOR_ID: u64 = 0;
+pub(super) const DEVICE_ID: u64 = 2;
 pub(super) const COMMAND: u64 = 4;
 pub(super) const COMMAND_MEMORY: u16 = 1 << 1;
 const STATUS: u64 = 6;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
+pub(super) const BAR0: u64 = 0x10;
+/// BAR: I/O ports; memory, 64 bits wide.
+pub(super) const BAR_IO: u32 = 1;
+pub(super) const BAR_64: u32 = 1 << 2;
 const CAPABILITIES: u64 = 0x34;
 /// The end of a conventional device's configuration space.
 pub(super) const CONVENTIONAL: u64 = 256;
 const HEADER: u64 = 0x40;
 
 pub(super) const CAP_POWER: u8 = 1;
-/// The control register of power management, from the capability on.
+pub(super) const CAP_EXPRESS: u8 = 0x10;
+pub(super) const CAP_MSIX: u8 = 0x11;
+/// Power management, from the capability on: what it can do (D1), and the control register.
+pub(super) const PM_PMC: u64 = 2;
+pub(super) const PM_D1: u16 = 1 << 9;
 pub(super) const PM_CTRL: u64 = 4;
 pub(super) const PM_STATE: u16 = 3;
 pub(super) const D3HOT: u16 = 3;
+
+/// PCI Express: what the device can do, such as Function Level Reset.
+pub(super) const EXP_DEVCAP: u64 = 4;
+pub(super) const EXP_DEVCAP_FLR: u32 = 1 << 28;
+/// MSI-X: the number of vectors, less one; the table's BAR and place; the length of an entry.
+pub(super) const MSIX_CONTROL: u64 = 2;
+pub(super) const MSIX_TABLE: u64 = 4;
+pub(super) const MSIX_ENTRY: u64 = 16;
 
 /// Where the configuration space is in the device's file.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +87,11 @@ impl Config {
     pub(super) fn u16(&self, device: BorrowedFd<'_>, at: u64) -> Result<u16, SysError> {
         let mut bytes = [0; 2];
         self.read(device, at, &mut bytes).map(|()| u16::from_le_bytes(bytes))
+    }
+
+    pub(super) fn u32(&self, device: BorrowedFd<'_>, at: u64) -> Result<u32, SysError> {
+        let mut bytes = [0; 4];
+        self.read(device, at, &mut bytes).map(|()| u32::from_le_bytes(bytes))
     }
 
     /// Where the first capability with this id is. A list that goes in a circle ends.

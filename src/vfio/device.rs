@@ -7,6 +7,7 @@ use super::error::VfioError;
 use super::hot_reset::{self, Function};
 use super::info::RegionInfo;
 use super::memory_bit::MemoryBit;
+use super::reply::Reply;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -80,6 +81,17 @@ impl VfioDevice {
     /// As [`read_config`](Self::read_config).
     pub fn write_config(&self, at: u64, bytes: &[u8]) -> Result<(), VfioError> {
         Ok(self.config.write(self.as_fd(), at, bytes)?)
+    }
+
+    /// True if the function can be reset on its own.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn can_be_reset(&self) -> Result<bool, VfioError> {
+        /// `VFIO_DEVICE_FLAGS_RESET`.
+        const RESET: u32 = 1;
+        let reply = abi::device_info(self.as_fd())?;
+        Ok(Reply::new("struct vfio_device_info", &reply).u32(4)? & RESET != 0)
     }
 
     /// Resets the function (`VFIO_DEVICE_RESET`). For accesses that wait meanwhile, whatever they are, call it inside of

@@ -52,6 +52,10 @@ impl MemoryBit {
             && self.power.is_none_or(awake)
     }
 
+    pub(super) fn is_virtual_function(&self) -> bool {
+        self.virtual_function
+    }
+
     pub(super) fn set_low_power(&self, entered: bool) {
         self.low_power.store(entered, Ordering::Relaxed);
     }

@@ -16,6 +16,7 @@ mod dma;
 mod guests;
 mod mappings;
 mod measured;
+mod passthrough;
 mod races;
 mod resets;
 mod rig;

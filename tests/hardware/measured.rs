@@ -4,8 +4,8 @@
 
 use crate::rig::{BAR, LEN, MEMORY, faults, rig};
 use memmap2::{MmapOptions, MmapRaw};
-use revocable_mmio::MapOptions;
 use revocable_mmio::vfio::RegionInfo;
+use revocable_mmio::{MapOptions, Region, Strategy};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,9 @@ fn it_costs_what_a_mapping_by_hand_costs() {
         }
     };
 
+    // SAFETY: as above.
+    let touch_one = |base: *mut u8| unsafe { base.read_volatile() };
+
     // The first touch of 16 MiB: by whichever entries the kernel makes.
     let mut faults_taken = 0;
     let (mut ours, mut plain) = (Vec::new(), Vec::new());
@@ -67,7 +70,7 @@ fn it_costs_what_a_mapping_by_hand_costs() {
     println!("faults for 16 MiB: {faults_taken}, as many as by hand");
     ratio("touching 16 MiB after enable()", ours, plain);
 
-    // A toggle, with nothing touched, beside munmap and mmap.
+    // A toggle beside munmap and mmap, with a page touched in between.
     let (mut ours, mut plain) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         const TOGGLES: u32 = 100;
@@ -75,11 +78,34 @@ fn it_costs_what_a_mapping_by_hand_costs() {
             for _ in 0..TOGGLES {
                 region.disable().expect("disable");
                 region.enable().expect("enable");
+                touch_one(mapping.as_ptr());
             }
         }));
-        plain.push(timed(|| (0..TOGGLES).for_each(|_| drop(by_hand()))));
+        plain.push(timed(|| {
+            for _ in 0..TOGGLES {
+                let map = by_hand();
+                touch_one(map.as_mut_ptr());
+            }
+        }));
     }
     ratio("100 toggles beside 100 times munmap and mmap", ours, plain);
+
+    // The same of a region of plain memory: what is the strategy's, and not the BAR's.
+    let memory = Region::builder(LEN).strategy(Strategy::Replace).build().expect("16 MiB");
+    let of_memory = memory.map(MapOptions::new()).expect("a mapping");
+    let (mut ours, mut plain) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        for (times, region, mapping) in [(&mut ours, region, &mapping), (&mut plain, &memory, &of_memory)] {
+            times.push(timed(|| {
+                for _ in 0..10 {
+                    region.disable().expect("disable");
+                    region.enable().expect("enable");
+                    touch_one(mapping.as_ptr());
+                }
+            }));
+        }
+    }
+    ratio("10 toggles beside those of a memfd's region", ours, plain);
 
     // An accessor's load beside a raw one.
     let map = by_hand();
