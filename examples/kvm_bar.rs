@@ -64,7 +64,6 @@ fn load(guest: &mut Guest, exits: &mut ExitHandler) -> Result<String, Box<dyn Er
     loop {
         match exits.handle(guest.vcpu.run())? {
             Handled::Reenter => reentered += 1,
-            // An instruction that KVM could not emulate: it will be executed again.
             Handled::Again => drop(exits.again(&mut guest.vcpu)?),
             Handled::Other(Ok(VcpuExit::IoOut(0x10, value))) => {
                 let value = u32::from_le_bytes(value.try_into()?);
@@ -82,7 +81,7 @@ fn show(retention: Retention) -> Result<(), Box<dyn Error>> {
     let slots = Memslots::new(Arc::clone(&guest.vm));
     // All-ones memory in the slot needs no exit, and works for every instruction.
     let policy = if retention == Retention::AllOnes { OnDisabled::AllOnes } else { OnDisabled::Sigbus };
-    let slot = slots.add(1, BAR, Arc::new(bar.map(MapOptions::new().on_disabled(policy))?), retention)?;
+    let mut slot = slots.add(1, BAR, Arc::new(bar.map(MapOptions::new().on_disabled(policy))?), retention)?;
     let mut exits = ExitHandler::new(slots.clone(), WhenDisabled::UnsupportedRequest, CancelToken::new());
 
     println!("memslot while disabled: {retention:?}");
@@ -91,14 +90,13 @@ fn show(retention: Retention) -> Result<(), Box<dyn Error>> {
     println!("  disabled:  {}", load(&mut guest, &mut exits)?);
     bar.owner().write(REGISTER, 0x0000_beef_u32)?;
     bar.enable()?;
-    // The first load may still exit: a fresh page.
     load(&mut guest, &mut exits)?;
     println!("  enabled:   {}", load(&mut guest, &mut exits)?);
 
     if retention == Retention::AllOnes {
         return Ok(());
     }
-    // Another guest policy: it waits as long as the memory is off, and never knows.
+    // Another policy for the guest: it waits as long as the memory is off.
     let mut waiting = ExitHandler::new(slots, WhenDisabled::Wait, CancelToken::new());
     bar.disable()?;
     let began = Instant::now();
