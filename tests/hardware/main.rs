@@ -20,4 +20,21 @@ mod passthrough;
 mod races;
 mod resets;
 mod rig;
+mod rows;
 mod unplugged;
+#[path = "../../examples/vfio_bar.rs"]
+#[expect(dead_code, reason = "its main reads arguments")]
+mod vfio_bar;
+
+#[test]
+fn the_example_runs_on_devices_with_and_without_a_reset() {
+    let Some(rig) = rig::rig() else { return };
+    // It opens the container by itself.
+    for (device, bar) in [(rig::MEMORY, 2), (rig::NVME, 0)] {
+        rig::bind(device);
+        drop(rig.open(device));
+        vfio_bar::run(device, bar).expect("what a VMM does");
+    }
+    let refused = vfio_bar::run("0000:00:1f.0", 0).expect_err("a bridge of the machine's own");
+    println!("{refused}");
+}

@@ -114,7 +114,8 @@ impl Rig {
         }
         let group: OwnedFd = group.expect("the group").into();
         let container = self.container.as_raw_fd();
-        ioctl(&group, nr::VFIO_GROUP_SET_CONTAINER, (&raw const container).addr()).expect("it joins the container");
+        ioctl(&group, nr::VFIO_GROUP_SET_CONTAINER, (&raw const container).expose_provenance())
+            .expect("it joins the container");
         // For the container's first group. With others in it there is an IOMMU already, and this is EINVAL.
         const TYPE1V2: usize = 3;
         let _ = ioctl(&*self.container, nr::VFIO_SET_IOMMU, TYPE1V2);
@@ -140,7 +141,7 @@ impl Rig {
 
 pub(crate) fn descriptor(group: &OwnedFd, device: &str) -> OwnedFd {
     let name = CString::new(device).expect("no NUL");
-    let fd = ioctl(group, nr::VFIO_GROUP_GET_DEVICE_FD, name.as_ptr().addr()).expect("the device");
+    let fd = ioctl(group, nr::VFIO_GROUP_GET_DEVICE_FD, name.as_ptr().expose_provenance()).expect("the device");
     // SAFETY: a descriptor that the kernel has just given to this call alone.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
