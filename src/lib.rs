@@ -104,8 +104,11 @@ mod safe_mmio;
 #[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 pub mod vm_memory;
 
+mod init;
+
 pub use access::guard::Access;
 pub use access::register::Register;
+pub use init::{InitError, Missing, Need, Needs, Ready, init};
 pub use monitor::Monitor;
 pub use monitor::error::MonitorError;
 pub use protocol::async_fault::{Completion, FaultQueue, FaultToken, Submitted};

@@ -90,6 +90,12 @@ struct Held {
     part: Range<usize>,
 }
 
+/// Makes what the changes of the process's first windows need, and keeps it.
+pub(crate) fn prepare() -> Result<(), SysError> {
+    pool::give_back(pool::take()?);
+    Ok(())
+}
+
 impl Window {
     /// A window of `len` zero bytes; with the names of the window and of the vault. `len` is a multiple of the page size.
     /// True if a process that has the file open for writing can cut it off: it is not sealed.
