@@ -126,8 +126,11 @@ pub mod vfio;
 #[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 pub mod vm_memory;
 
+mod init;
+
 pub use access::guard::Access;
 pub use access::register::Register;
+pub use init::{InitError, Missing, Need, Needs, Ready, init};
 pub use monitor::Monitor;
 pub use monitor::error::MonitorError;
 pub use protocol::async_fault::{Completion, FaultQueue, FaultToken, Submitted};

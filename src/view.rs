@@ -355,6 +355,11 @@ impl fmt::Debug for View {
 pub(crate) fn prepare() -> Result<(), SysError> {
     // Without the room a reset refuses accesses by raw pointer, which `RegionStats::degraded` counts.
     let _ = WaitingRoom::prepare(Waits::Everyone);
+    prepare_covers()
+}
+
+/// Makes the file that revoked ranges map.
+pub(crate) fn prepare_covers() -> Result<(), SysError> {
     cover::prepare()
 }
 

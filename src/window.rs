@@ -92,14 +92,20 @@ struct Held {
     part: Range<usize>,
 }
 
+/// Makes what the changes of the process's first windows need, and keeps it.
+pub(crate) fn prepare() -> Result<(), SysError> {
+    pool::give_back(pool::take(part_size())?);
+    Ok(())
+}
+
 impl Window {
-    /// A window of `len` zero bytes; with the names of the window and of the vault. `len` is a multiple of the page size.
     /// True if a process that has the file open for writing can cut it off: it is not sealed.
     #[cfg_attr(not(feature = "vm-memory"), expect(dead_code, reason = "only vm-memory's accesses do not recover"))]
     pub(crate) fn can_be_cut(&self) -> bool {
         self.emptied == Emptied::Short
     }
 
+    /// A window of `len` zero bytes; with the names of the window and of the vault. `len` is a multiple of the page size.
     pub(crate) fn make([name, vault]: [&CStr; 2], len: usize, emptied: Emptied) -> Result<Self, SysError> {
         let fd = map::memfd(name, len as u64, 0)?;
         map::seal(fd.as_fd(), if emptied == Emptied::Ones { Sealed::Size } else { Sealed::Nothing })?;

@@ -31,6 +31,15 @@ pub(crate) struct Ones {
 }
 
 impl Ones {
+    /// Lengths that together need every size of file that ranges of up to `largest` bytes do.
+    pub(crate) fn sizes(largest: usize) -> Vec<usize> {
+        let powers = std::iter::successors(Some(SMALLEST_TILE), |size| size.checked_mul(2));
+        let needed = powers.map_while(|size| size.checked_mul(MOST_TILES));
+        let mut sizes: Vec<_> = needed.take_while(|len| *len < largest).collect();
+        sizes.push(largest);
+        sizes
+    }
+
     /// The file for ranges of `len` bytes, shared by all ranges that need the same one.
     pub(crate) fn for_range(len: usize) -> Result<Arc<Self>, SysError> {
         type Made = Vec<(usize, Weak<Ones>)>;

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "the child ends without running destructors, which its filter would forbid")]
 
 mod lists;
+mod start;
 mod work;
 
 use crate::support::{self, child};
@@ -197,6 +198,13 @@ fn seccomp_md_has_the_lists_that_are_tested() {
         ("## Monitor thread", MONITOR),
         ("## Owner thread", OWNER),
         ("### Shared regions", WITHDRAW),
+        ("### Region::share", SHARE),
+        ("## Building, mapping and dropping regions", BUILDER),
+        ("### Building shared regions", BUILDER_SHARED),
+        ("### Adding ioeventfds", HOT_PLUG),
+        ("### Driving a loop of ioeventfds", KICKS),
+        ("## Starting a thread", START_OF_A_THREAD),
+        ("### Ending a thread", END_OF_A_THREAD),
     ] {
         let section = document.split(&format!("\n{heading}\n")).nth(1).unwrap_or_else(|| panic!("no {heading}"));
         let section = section.split("\n#").next().expect("its text");

@@ -152,3 +152,49 @@ pub(super) fn install(program: &BpfProgram) {
 /// What ends a thread, of std's and of the C library's.
 pub(super) const END_OF_A_THREAD: &[Allowed] =
     &[allow!(SYS_sigaltstack), allow!(SYS_rt_sigprocmask), allow!(SYS_madvise), allow!(SYS_munmap), allow!(SYS_exit)];
+
+/// A thread that builds, maps, unmaps and drops regions after `init`: besides what an owner needs.
+pub(super) const BUILDER: &[Allowed] = &[
+    allow!(SYS_memfd_create),
+    allow!(SYS_ftruncate),
+    allow!(SYS_fcntl, 1, &[bits(libc::F_ADD_SEALS), bits(libc::F_DUPFD_CLOEXEC)]),
+    allow!(SYS_fstatfs),
+    allow!(SYS_mmap, 3, &[bits(libc::MAP_SHARED)]),
+    allow!(SYS_ioctl, 1, &[nr::UFFDIO_UNREGISTER as u64]),
+    allow!(SYS_close),
+];
+
+/// What it needs besides for shared regions, with `WITHDRAW`.
+pub(super) const BUILDER_SHARED: &[Allowed] = &[allow!(SYS_fallocate, 1, &[0]), allow!(SYS_fchmod)];
+
+/// What a thread needs besides to give a device ioeventfds.
+pub(super) const HOT_PLUG: &[Allowed] = &[allow!(SYS_epoll_ctl), allow!(SYS_readlink)];
+
+/// A thread that drives a loop of ioeventfds, besides an accessor's.
+pub(super) const KICKS: &[Allowed] = &[allow!(SYS_epoll_wait), allow!(SYS_preadv2)];
+
+/// The first writable descriptor of a shared region.
+pub(super) const SHARE: &[Allowed] = &[allow!(SYS_openat)];
+
+/// The start of a thread, of std's and of the C library's: calls of the starting thread and of the new one.
+pub(super) const START_OF_A_THREAD: &[Allowed] = &[
+    allow!(SYS_clone3),
+    allow!(SYS_mmap, 3, &[bits(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK)]),
+    allow!(SYS_mprotect),
+    allow!(SYS_munmap),
+    allow!(SYS_rt_sigprocmask),
+    allow!(SYS_rseq),
+    allow!(SYS_set_robust_list),
+    allow!(SYS_prctl, 0, &[bits(libc::PR_SET_NAME)]),
+    allow!(SYS_sched_getaffinity),
+    allow!(SYS_sigaltstack),
+    allow!(SYS_gettid),
+];
+
+/// The C library's allocator.
+pub(super) const ALLOCATOR: &[Allowed] = &[
+    allow!(SYS_brk),
+    allow!(SYS_mmap, 3, &[bits(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)]),
+    allow!(SYS_munmap),
+    allow!(SYS_mremap),
+];

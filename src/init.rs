@@ -1,0 +1,258 @@
+//! Start-up: everything that needs files, privileges or threads, before a sandbox closes.
+
+use crate::monitor::Monitor;
+use crate::monitor::waiting_room::{WaitingRoom, Waits};
+use crate::pci::IoEventLoop;
+use crate::raw::signal;
+use crate::sys::feature::Feature;
+use crate::sys::identity::Identity;
+use crate::sys::probe::Support;
+use crate::view::{self, Ones};
+use crate::window;
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+/// What a program will do with regions; see [`init`]. What every region needs is always included.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct Needs {
+    zap: bool,
+    monitor: Option<Monitor>,
+    detach: bool,
+    resets: bool,
+    block: bool,
+    all_ones: Option<usize>,
+    shared: bool,
+    ioeventfds: bool,
+}
+
+impl Needs {
+    /// Regions and guards, strategy Replace, policy `Sigbus`.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Strategy Zap with the process's shared monitor, whose thread is started.
+    pub fn zap(mut self) -> Self {
+        self.zap = true;
+        self
+    }
+
+    /// Strategy Zap with a monitor of the program's own. Its threads are started, and run its
+    /// [`on_thread_start`](Monitor::on_thread_start): the place for their seccomp filter.
+    pub fn monitor(mut self, monitor: Monitor) -> Self {
+        self.monitor = Some(monitor);
+        self
+    }
+
+    /// Strategy Detach.
+    pub fn detach(mut self) -> Self {
+        self.detach = true;
+        self
+    }
+
+    /// Accesses by raw pointer wait during a reset.
+    pub fn resets(mut self) -> Self {
+        self.resets = true;
+        self
+    }
+
+    /// Policy `Block`.
+    pub fn block(mut self) -> Self {
+        self.block = true;
+        self
+    }
+
+    /// Policy `AllOnes`, for mappings of up to `largest` bytes. That takes 2 MiB of memory up to 512 MiB, and up to a 64th
+    /// of `largest` beyond.
+    pub fn all_ones(mut self, largest: usize) -> Self {
+        self.all_ones = Some(largest);
+        self
+    }
+
+    /// Regions that other processes map ([`RegionBuilder::shared`](crate::RegionBuilder::shared)).
+    pub fn shared(mut self) -> Self {
+        self.shared = true;
+        self
+    }
+
+    /// Ioeventfds of devices, with the process's shared loop, whose thread is started.
+    pub fn ioeventfds(mut self) -> Self {
+        self.ioeventfds = true;
+        self
+    }
+}
+
+/// What [`init`] has made. It stays made as long as this lives.
+#[derive(Debug)]
+#[must_use = "dropped at once, threads end and files are closed at once"]
+pub struct Ready {
+    monitor: Option<Monitor>,
+    io_event_loop: Option<IoEventLoop>,
+    _ones: Vec<Arc<Ones>>,
+}
+
+impl Ready {
+    /// The monitor, for [`RegionBuilder::monitor`](crate::RegionBuilder::monitor). Regions that are given none use it too
+    /// if it is the shared one.
+    pub fn monitor(&self) -> Option<&Monitor> {
+        self.monitor.as_ref()
+    }
+
+    /// The loop of ioeventfds, which devices use that are given none.
+    pub fn io_event_loop(&self) -> Option<&IoEventLoop> {
+        self.io_event_loop.as_ref()
+    }
+}
+
+/// One of a program's [`Needs`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Need {
+    /// A page that a fork wipes, by which a forked child is noticed.
+    ForkDetection,
+    /// The signal handlers by which accesses recover.
+    Handlers,
+    /// The file that revoked ranges map.
+    Covers,
+    /// [`Needs::zap`], [`Needs::monitor`].
+    Zap,
+    /// [`Needs::detach`].
+    Detach,
+    /// [`Needs::resets`].
+    Resets,
+    /// [`Needs::block`].
+    Block,
+    /// [`Needs::all_ones`].
+    AllOnes,
+    /// [`Needs::shared`].
+    Shared,
+    /// [`Needs::ioeventfds`].
+    IoEventFds,
+}
+
+impl Need {
+    fn remedy(self) -> &'static str {
+        match self {
+            Need::ForkDetection => "needs Linux 4.14",
+            Need::Handlers => "needs sigaction(2)",
+            Need::Covers | Need::AllOnes => "needs memfd_create(2), descriptors, memory",
+            Need::Zap => {
+                "needs Linux 5.14 and a userfaultfd: /dev/userfaultfd, CAP_SYS_PTRACE or a launcher's descriptor"
+            }
+            Need::Detach => "needs Linux 5.13; Replace needs nothing",
+            Need::Resets => "needs a userfaultfd and a thread",
+            Need::Block => "needs Linux 5.11, a userfaultfd for user-mode faults and a thread",
+            Need::Shared => "needs pipes of 1 MiB: pipe-user-pages-soft of pipe(7)",
+            Need::IoEventFds => "needs epoll, an eventfd and a thread",
+        }
+    }
+}
+
+/// A need that cannot be met here.
+#[derive(Debug, thiserror::Error)]
+#[error("{need:?}: {source} ({})", need.remedy())]
+#[non_exhaustive]
+pub struct Missing {
+    /// What is missing.
+    pub need: Need,
+    /// Why.
+    pub source: Box<dyn Error + Send + Sync>,
+}
+
+/// Not all needs can be met: see [`init`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct InitError {
+    /// All that is missing, in the order of [`Need`].
+    pub missing: Vec<Missing>,
+}
+
+impl fmt::Display for InitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("missing: ")?;
+        for (i, missing) in self.missing.iter().enumerate() {
+            write!(f, "{}{missing}", if i > 0 { "; " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for InitError {}
+
+/// Does everything that needs files, privileges or new threads: signal handlers, membarrier, userfaultfds, the empty file,
+/// files of ones, and the crate's threads. Afterwards regions can be built, mapped and revoked under the seccomp filters
+/// that SECCOMP.md lists, and without a file system or a capability.
+///
+/// May be called again, for more needs. Kernel features that the needs ask for are tried, and the findings remembered.
+///
+/// # Example
+/// ```
+/// use revocable_mmio::{MapOptions, Needs, OnDisabled, Region, init};
+///
+/// let ready = init(Needs::new().detach().resets().all_ones(64 << 20));
+/// let _ready = match ready {
+///     Ok(ready) => ready,
+///     Err(e) => {
+///         eprintln!("{e}"); // every need that is missing, why, and what it needs
+///         init(Needs::new())?
+///     }
+/// };
+/// // The sandbox closes here. Later a BAR is hot-plugged:
+/// let bar = Region::builder(64 << 10).build()?;
+/// let mapping = bar.map(MapOptions::new().on_disabled(OnDisabled::AllOnes))?;
+/// # drop(mapping);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`InitError`] lists every need that is missing. The others are met, as long as the program makes regions that use them;
+/// a call with fewer needs succeeds.
+///
+/// # Signal safety
+/// Not for signal handlers.
+pub fn init(needs: Needs) -> Result<Ready, InitError> {
+    let mut missing = Vec::new();
+    let mut need = |need: Need, met: Result<(), Box<dyn Error + Send + Sync>>| {
+        if let Err(source) = met {
+            missing.push(Missing { need, source });
+        }
+    };
+    let mut ready = Ready { monitor: None, io_event_loop: None, _ones: Vec::new() };
+    need(Need::ForkDetection, Identity::prepare().map_err(Into::into));
+    need(Need::Handlers, signal::install().map_err(Into::into));
+    need(Need::Covers, view::prepare_covers().map_err(Into::into));
+    // Without membarrier guards cost a fence, and nothing is missing.
+    let _ = Support::check(Feature::MEMBARRIER);
+    // Remembered, so that a build under a filter does not try.
+    let _ = Support::check(Feature::MINOR_SHMEM);
+    if needs.zap || needs.monitor.is_some() {
+        let monitor = needs.monitor.map_or_else(Monitor::shared, Ok);
+        let started = monitor.and_then(|monitor| monitor.start().map(|()| monitor));
+        need(Need::Zap, started.map(|monitor| ready.monitor = Some(monitor)).map_err(Into::into));
+    }
+    let detach = Support::check(Feature::DONTUNMAP);
+    if needs.detach {
+        need(Need::Detach, detach.map_err(Into::into));
+    }
+    if needs.resets {
+        need(Need::Resets, WaitingRoom::prepare(Waits::Everyone).map_err(Into::into));
+    }
+    if needs.block {
+        need(Need::Block, WaitingRoom::prepare(Waits::UserMode).map_err(Into::into));
+    }
+    if let Some(largest) = needs.all_ones {
+        let sizes = Ones::sizes(largest).into_iter().map(Ones::for_range);
+        let made = sizes.collect::<Result<Vec<_>, _>>();
+        need(Need::AllOnes, made.map(|ones| ready._ones = ones).map_err(Into::into));
+    }
+    if needs.shared {
+        need(Need::Shared, window::prepare().map_err(Into::into));
+    }
+    if needs.ioeventfds {
+        let kicks = IoEventLoop::shared();
+        need(Need::IoEventFds, kicks.map(|kicks| ready.io_event_loop = Some(kicks)).map_err(Into::into));
+    }
+    if missing.is_empty() { Ok(ready) } else { Err(InitError { missing }) }
+}
