@@ -81,7 +81,7 @@
 //! are not covered: another process that maps the file of a region that is not shared has page tables of its own, and DMA
 //! bypasses page tables.
 //!
-//! [`Support::probe`] finds out at run time what this kernel and this process can do.
+//! [`Support::probe`] finds out at run time what this kernel and this process can do. The [guide] has a page for each task.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -113,6 +113,7 @@ mod access;
 
 pub mod memslot;
 
+pub mod guide;
 #[cfg(feature = "kvm")]
 #[cfg_attr(docsrs, doc(cfg(feature = "kvm")))]
 pub mod kvm;
