@@ -113,7 +113,6 @@ mod access;
 
 pub mod memslot;
 
-pub mod guide;
 #[cfg(feature = "kvm")]
 #[cfg_attr(docsrs, doc(cfg(feature = "kvm")))]
 pub mod kvm;
@@ -128,6 +127,8 @@ pub mod vfio;
 pub mod vm_memory;
 
 mod init;
+
+pub mod guide;
 
 pub use access::guard::Access;
 pub use access::register::Register;
