@@ -5,10 +5,12 @@ use super::config::ConfigSpace;
 use super::error::PciError;
 use super::regs::*;
 use super::state::{Device, PciDevice, Reach, TurnGuard};
-use crate::protocol::{Changes, State};
+use crate::protocol::{Changes, Failed, State, WaitFor};
 use crate::raw::signal::{self, SignalError};
 use crate::region::group::GroupError;
+use crate::region::shared::RegionShared;
 use crate::sync::wait::Patience;
+use std::sync::Arc;
 
 impl Device {
     /// A write that leaves the memory bit clear revokes, whatever the bit was before; one that leaves it set gives back.
@@ -45,7 +47,18 @@ impl Device {
             let failed = |e: SignalError| GroupError { member: self.name.clone(), source: e.into() };
             signal::install().map_err(failed)?;
         }
-        let Some(mut changes) = Changes::begin(&self.members, |_| None, Patience::Forever)? else {
+        let wait = WaitFor::from(Patience::Forever);
+        Ok(wait.again_if_held_up(|| self.change(to, &write, wait))?)
+    }
+
+    /// One try: on an error all is as before.
+    fn change(
+        &self,
+        to: Reach,
+        write: impl Fn(&mut ConfigSpace),
+        wait: WaitFor,
+    ) -> Result<(), Failed<Arc<RegionShared>>> {
+        let Some(mut changes) = Changes::begin(&self.members, |_| None, wait)? else {
             // The device has no memory BAR.
             write(&mut self.config.lock());
             self.set_reach(to);
