@@ -88,6 +88,15 @@ pub(crate) enum Mutation {
     /// The fake monitor: waits for the memory lock.
     #[cfg(all(test, revocable_model))]
     ServeReads,
+    /// The window: its pages are held after they were taken out.
+    HoldLate,
+    /// The window: its pages are copied before they are taken out.
+    CopyEarly,
+    /// The window: the ones come after the end of the change.
+    OnesLate,
+    /// The fake files: the window's pages were never written.
+    #[cfg(all(test, revocable_model))]
+    Unwritten,
     /// Asynchronous faults: settle by a phase that was read before the list was locked.
     SettleStale,
     /// Asynchronous faults: a submission does not look at the phase again.

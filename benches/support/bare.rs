@@ -1,7 +1,7 @@
-//! The system calls of a withdrawal and nothing else: a window, a vault and a pipe, without checks, locks or an owner's
-//! view.
+//! The system calls of a withdrawal and nothing else: a window, a mapped vault and a pipe, without checks, locks or an
+//! owner's view.
 
-use super::raw::{memfd, splice};
+use super::raw::{Map, PAGE, memfd, read, splice, write};
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 pub(crate) struct Bare {
     pub(crate) window: File,
     pub(crate) vault: File,
+    map: Map,
     pipe: (OwnedFd, OwnedFd),
     len: usize,
     /// How much the pipe holds at once, in bytes.
@@ -23,11 +24,13 @@ impl Bare {
     pub(crate) fn new(len: usize, all_ones: bool) -> Self {
         let [window, vault] = [len, len].map(|len| File::from(memfd(len, 0).expect("memory")));
         window.write_all_at(&vec![0; len], 0).expect("its own pages");
+        let map = Map::new(vault.as_fd(), len, PAGE);
+        map.bytes().touch(PAGE);
         let pipe = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).expect("a pipe");
         let step = len.min(if all_ones { 64 << 10 } else { 1 << 20 });
         let size = FcntlArg::F_SETPIPE_SZ(step.try_into().expect("at most 1 MiB"));
         fcntl(pipe.1.as_fd(), size).expect("what anyone may have");
-        Self { window, vault, pipe, len, step, ones: vec![0xff; if all_ones { step } else { 0 }] }
+        Self { window, vault, map, pipe, len, step, ones: vec![0xff; if all_ones { step } else { 0 }] }
     }
 
     /// From the end backwards, because a file is shortened at its end.
@@ -42,30 +45,28 @@ impl Bare {
                 fallocate(self.window.as_fd(), flags, at, len).expect("a hole");
                 self.window.write_all_at(&self.ones, start as u64).expect("memory");
             }
-            self.pour(&self.vault, start);
+            self.pour(start);
         }
     }
 
     pub(crate) fn give_back(&self) {
-        for start in (0..self.len).step_by(self.step) {
-            self.hold(&self.vault, start);
-            self.pour(&self.window, start);
+        let mut done = 0;
+        while done < self.len {
+            done += write(self.window.as_fd(), self.map.bytes(), done);
         }
     }
 
     fn hold(&self, file: &File, start: usize) {
         let mut held = 0;
         while held < self.step {
-            let from = (file.as_fd(), Some((start + held) as u64));
-            held += splice(from, (self.pipe.1.as_fd(), None), self.step - held);
+            held += splice(file.as_fd(), start + held, self.pipe.1.as_fd(), self.step - held);
         }
     }
 
-    fn pour(&self, file: &File, start: usize) {
+    fn pour(&self, start: usize) {
         let mut poured = 0;
         while poured < self.step {
-            let to = (file.as_fd(), Some((start + poured) as u64));
-            poured += splice((self.pipe.0.as_fd(), None), to, self.step - poured);
+            poured += read(self.pipe.0.as_fd(), self.map.bytes(), start + poured..start + self.step);
         }
     }
 }

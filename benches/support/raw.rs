@@ -6,6 +6,7 @@
 use nix::libc;
 use revocable_mmio::Mapping;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 pub(crate) const PAGE: usize = 4096;
@@ -28,16 +29,34 @@ pub(crate) fn memfd(len: usize, flags: libc::c_uint) -> io::Result<OwnedFd> {
     if rc == 0 { Ok(fd) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Moves up to `len` bytes between a pipe and a file at `offset`, one of which is `from`. Returns how many.
-pub(crate) fn splice(from: (BorrowedFd<'_>, Option<u64>), to: (BorrowedFd<'_>, Option<u64>), len: usize) -> usize {
-    let offset = |at: Option<u64>| at.map(|at| libc::off64_t::try_from(at).expect("inside of a file"));
-    let (mut read_at, mut write_at) = (offset(from.1), offset(to.1));
-    let pointer = |at: &mut Option<libc::off64_t>| at.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut);
-    let (fd_in, fd_out) = (from.0.as_raw_fd(), to.0.as_raw_fd());
+fn count(call: &str, n: libc::ssize_t) -> usize {
+    usize::try_from(n).unwrap_or_else(|_| panic!("{call}: {}", io::Error::last_os_error()))
+}
+
+/// Has a pipe hold up to `len` bytes of a file. Returns how many.
+pub(crate) fn splice(file: BorrowedFd<'_>, offset: usize, pipe: BorrowedFd<'_>, len: usize) -> usize {
+    let mut at = libc::off64_t::try_from(offset).expect("inside of a file");
     let flags = libc::SPLICE_F_NONBLOCK;
-    // SAFETY: the kernel reads and writes the offsets, and moves references to pages.
-    let n = unsafe { libc::splice(fd_in, pointer(&mut read_at), fd_out, pointer(&mut write_at), len, flags) };
-    usize::try_from(n).unwrap_or_else(|_| panic!("splice: {}", io::Error::last_os_error()))
+    // SAFETY: the kernel reads and writes the offset, and moves references to pages.
+    let n = unsafe { libc::splice(file.as_raw_fd(), &raw mut at, pipe.as_raw_fd(), std::ptr::null_mut(), len, flags) };
+    count("splice", n)
+}
+
+/// Reads from a pipe into a part of a memory. Returns how many bytes.
+pub(crate) fn read(pipe: BorrowedFd<'_>, memory: Bytes, part: Range<usize>) -> usize {
+    assert!(part.start <= part.end && part.end <= memory.len);
+    // SAFETY: the bench's own memory, inside of it as just checked; the kernel alone writes there.
+    let n = unsafe { libc::read(pipe.as_raw_fd(), memory.at.wrapping_add(part.start).cast(), part.len()) };
+    count("read", n)
+}
+
+/// Writes a memory from `done` on to the same place of a file. Returns how many bytes.
+pub(crate) fn write(file: BorrowedFd<'_>, memory: Bytes, done: usize) -> usize {
+    assert!(done <= memory.len);
+    let at = libc::off_t::try_from(done).expect("inside of a file");
+    // SAFETY: the bench's own memory, inside of it as just checked.
+    let n = unsafe { libc::pwrite(file.as_raw_fd(), memory.at.wrapping_add(done).cast(), memory.len - done, at) };
+    count("pwrite", n)
 }
 
 /// A shared mapping of a file.

@@ -7,7 +7,7 @@ use super::decode::Steps;
 use super::error::PciError;
 use super::regs::*;
 use super::state::{Device, PciDevice, Reach, TurnGuard};
-use crate::protocol::{Changes, State};
+use crate::protocol::{Changes, State, WaitFor};
 use crate::raw::signal::{self, SignalError};
 use crate::region::group::GroupError;
 use crate::sync::wait::Patience;
@@ -104,26 +104,24 @@ impl Device {
         // As in `Protocol::claim`, which is not told the goal: the members that are it already are locked too.
         let failed = |e: SignalError| GroupError { member: self.name.clone(), source: e.into() };
         signal::install().map_err(failed)?;
-        let changes = Changes::begin(&self.members, |_| None, patience)?;
-        if let Some(mut changes) = changes {
-            changes.settle(|_| Some(State::Disabled))?;
-            self.set_reach(to);
-        } else {
-            // The device has no memory BAR.
-            self.set_reach(to);
-        }
-        Ok(())
+        self.change(State::Disabled, to, patience)
     }
 
     fn restore(&self, to: Reach, patience: Patience) -> Result<(), PciError> {
-        let changes = Changes::begin(&self.members, |_| None, patience)?;
-        if let Some(mut changes) = changes {
-            changes.settle(|_| Some(State::Enabled))?;
+        self.change(State::Enabled, to, patience)
+    }
+
+    fn change(&self, state: State, to: Reach, patience: Patience) -> Result<(), PciError> {
+        let wait = WaitFor::from(patience);
+        let changed = wait.again_if_held_up(|| {
+            // `None`: the device has no memory BAR. The locks are kept until calls reach memory, or do no more.
+            let mut changes = Changes::begin(&self.members, |_| None, wait)?;
+            changes.as_mut().map_or(Ok(()), |changes| changes.settle(|_| Some(state)))?;
             self.set_reach(to);
-        } else {
-            self.set_reach(to);
-        }
-        Ok(())
+            drop(changes);
+            Ok(())
+        });
+        Ok(changed?)
     }
 
     /// Drops every page-table entry of every mapping; the next accesses fault them in again.

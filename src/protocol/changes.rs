@@ -49,7 +49,10 @@ impl WaitFor {
 
     /// Makes a change, again and again as long as the patience allows and another process holds it up. Nothing has changed
     /// then, and the next try begins by waiting for that process.
-    fn again_if_held_up<R, M: Member>(&self, change: impl Fn() -> Result<R, Failed<M>>) -> Result<R, Failed<M>> {
+    pub(crate) fn again_if_held_up<R, M: Member>(
+        &self,
+        change: impl Fn() -> Result<R, Failed<M>>,
+    ) -> Result<R, Failed<M>> {
         let since = Instant::now();
         loop {
             let again = match self.holders {

@@ -15,13 +15,13 @@ use crate::sys::identity::Identity;
 use crate::sys::known::KnownFile;
 use crate::sys::map::Prot;
 use crate::sys::thread::WithoutSignals;
-use crate::sys::{Addr, AddrRange, SysError, map, page_size};
+use crate::sys::{Addr, AddrRange, SysError, futex, map, page_size};
 use crate::view::{Prepared, Server, Strategy, View, ViewSpec};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::errno::Errno;
 use std::fmt;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// The device's own view of a region: always there, whatever state the region is in.
 ///
@@ -56,7 +56,9 @@ enum Place {
 struct Moving {
     view: View,
     /// Odd during a move.
-    moves: AtomicUsize,
+    moves: AtomicU32,
+    /// A thread sleeps until the end of the move.
+    waits: AtomicBool,
     /// The address was given out: accesses that the crate does not make have to wait too. True from the start where the
     /// crate's own cannot recover.
     given_out: AtomicBool,
@@ -101,7 +103,8 @@ impl OwnerView {
             accessors_only: false,
         })?;
         view.restore(Some(file))?;
-        let moving = Moving { view, moves: AtomicUsize::new(0), given_out: AtomicBool::new(!raw::RECOVERABLE) };
+        let given_out = AtomicBool::new(!raw::RECOVERABLE);
+        let moving = Moving { view, moves: AtomicU32::new(0), waits: AtomicBool::new(false), given_out };
         let asks = !raw::RECOVERABLE;
         let mapped_in = Identity::current();
         let at = Place::Moving(Box::new(moving));
@@ -129,7 +132,7 @@ impl OwnerView {
         let (Place::Moving(moving), Some(prepared)) = (&self.at, prepared) else {
             return change();
         };
-        let Moving { view, moves, given_out } = &**moving;
+        let Moving { view, moves, waits, given_out } = &**moving;
         // A handler that interrupts this thread must not wait for it.
         let _quiet = WithoutSignals::new();
         // SeqCst, as in `steady`: an access that faults from here on sees the move, or its end.
@@ -146,6 +149,9 @@ impl OwnerView {
             let _ = view.refuse(true);
         }
         moves.fetch_add(1, Ordering::SeqCst);
+        if waits.swap(false, Ordering::SeqCst) {
+            futex::wake_all(moves);
+        }
         view.wake();
         mapped.and(changed)
     }
@@ -163,17 +169,28 @@ impl OwnerView {
     }
 
     /// How many moves have begun and ended: odd during one. A forked child has no view, and no mover.
-    fn moves(&self) -> usize {
+    fn moves(&self) -> u32 {
+        self.mover().map_or(0, |moving| moving.moves.load(Ordering::SeqCst))
+    }
+
+    fn mover(&self) -> Option<&Moving> {
         match &self.at {
-            Place::Moving(moving) if self.mapped_in.is_current() => moving.moves.load(Ordering::SeqCst),
-            _ => 0,
+            Place::Moving(moving) if self.mapped_in.is_current() => Some(&**moving),
+            _ => None,
         }
     }
 
     /// Async-signal-safe: the mover waits for nothing but the kernel, and no handler interrupts it.
     fn wait_for_a_move(&self) {
-        while self.moves() % 2 == 1 {
-            std::thread::yield_now();
+        let Some(Moving { moves, waits, .. }) = self.mover() else { return };
+        loop {
+            let seen = moves.load(Ordering::SeqCst);
+            if seen % 2 == 0 {
+                return;
+            }
+            // SeqCst, with the mover's: either it sees this and wakes, or the number has changed before this thread sleeps.
+            waits.store(true, Ordering::SeqCst);
+            futex::wait(moves, seen, None);
         }
     }
 

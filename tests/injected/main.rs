@@ -7,6 +7,7 @@
 mod support;
 
 mod fault_injection;
+mod held_up;
 mod mutants;
 
 use parking_lot::{Mutex, MutexGuard};

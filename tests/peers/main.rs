@@ -7,6 +7,7 @@
 mod support;
 
 mod deaths;
+mod fuzz;
 mod g1_in_any_state;
 mod g1_mappings;
 mod g1_pins;

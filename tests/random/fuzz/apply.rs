@@ -1,9 +1,13 @@
 //! How operations change the model.
 
-use super::model::{Answer, MappingModel, Meets, Model, Page, PinModel, RegionModel, SECRET, State, There};
-use super::op::{Call, How, Lost, Modify, Op, Pages, Rights, Rough, Verb, Via, Waiter};
+mod foreign;
+mod store;
+
+use super::model::{Answer, MappingModel, Model, Page, PinModel, RegionModel, SECRET, State, There};
+use super::op::{Call, How, Modify, Op, Verb, Via, Waiter};
 use revocable_mmio::{OnDisabled, Strategy};
 use std::collections::BTreeMap;
+use store::{Reach, reach};
 
 impl Model {
     /// Records the result of an operation.
@@ -268,60 +272,6 @@ impl Model {
         }
     }
 
-    fn rough(&mut self, slot: usize, pages: Pages, what: Rough) {
-        let Some(size) = self.mapping(slot).map(|(_, region)| region.page) else { return };
-        let Some(mapping) = &mut self.mappings[slot] else { return };
-        let most = mapping.most();
-        for at in pages.range() {
-            let page = &mut mapping.pages[at];
-            match what {
-                Rough::Protect(rights) => page.now = rights.min(most),
-                Rough::Hole => page.there = There::Hole,
-                Rough::Fill if page.there == There::Hole => {
-                    (page.there, page.now) = (There::Foreign, Rights::All);
-                    mapping.foreign.retain(|byte, _| byte / size != at);
-                }
-                Rough::Fill | Rough::Lock | Rough::Unlock | Rough::Bind | Rough::Advise(_) => {}
-            }
-        }
-    }
-
-    /// Fills holes with memory that has no rights.
-    pub(crate) fn fence(&mut self, slot: usize, pages: Pages) {
-        self.rough(slot, pages, Rough::Fill);
-        self.rough(slot, pages, Rough::Protect(Rights::Nothing));
-    }
-
-    /// Rights that could not be changed are those that the crate was told before, up to the first hole.
-    fn put_rights_back(&mut self, slot: usize, pages: Pages) {
-        let Some(mapping) = &mut self.mappings[slot] else { return };
-        for part in mapping.pages[pages.range()].chunk_by_mut(|one, other| one.told == other.told) {
-            for page in part.iter_mut().take_while(|page| page.there != There::Hole) {
-                page.now = page.told;
-            }
-        }
-    }
-
-    fn lose(&mut self, what: Lost) {
-        match what {
-            // The crate makes new ones.
-            Lost::Empty | Lost::Ones => {}
-            Lost::Files => self.regions.iter_mut().for_each(|region| region.file_lost = true),
-            Lost::Userfaultfds => {
-                self.unserved = true;
-                self.wants += 1;
-                for mapping in self.mappings.iter_mut().flatten() {
-                    let region = &mut self.regions[mapping.region];
-                    // A stand-in is plain memory now.
-                    mapping.blurred |= mapping.policy == OnDisabled::Block && region.state == State::Disabled;
-                    if region.strategy == Strategy::Zap {
-                        region.degraded = None;
-                    }
-                }
-            }
-        }
-    }
-
     fn reset(&mut self, id: usize, offset: usize, byte: u8) {
         self.reset_bytes(id, offset, byte);
         if self.regions[id].state == State::Enabled {
@@ -333,27 +283,6 @@ impl Model {
     fn reset_bytes(&mut self, id: usize, offset: usize, byte: u8) {
         let end = self.regions[id].bytes.len().min(offset + super::run::RESET_FILLS);
         self.regions[id].bytes[offset..end].fill(byte);
-    }
-
-    fn store(&mut self, slot: usize, offset: usize, bytes: &[u8], by: Reach) {
-        let Some((meets, size)) = self.mapping(slot).map(|(mapping, region)| (self.meets(mapping), region.page)) else {
-            return;
-        };
-        let Some(mapping) = &mut self.mappings[slot] else { return };
-        let placed = (offset..).zip(bytes.iter().copied());
-        let theirs = |page: &Page| page.there == There::Foreign && page.now == Rights::All;
-        let foreign = mapping.pages.get(offset / size).is_some_and(theirs);
-        match meets {
-            _ if foreign && (by == Reach::Whatever || by == Reach::Enabled && meets == Meets::Memory) => {
-                mapping.foreign.extend(placed)
-            }
-            Meets::Memory => {
-                let start = mapping.offset + offset;
-                self.regions[mapping.region].bytes[start..start + bytes.len()].copy_from_slice(bytes);
-            }
-            Meets::Ones if by == Reach::Whatever => mapping.ghost.extend(placed),
-            Meets::Ones | Meets::Disabled | Meets::Gone | Meets::Waits => {}
-        }
     }
 
     fn drop_region(&mut self, slot: usize) {
@@ -377,25 +306,5 @@ impl Model {
                 self.become_state(id, State::Gone);
             }
         }
-    }
-}
-
-/// The target of a store that succeeds.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Reach {
-    /// The memory, by the owner's view.
-    Memory,
-    /// The memory in the range, if the region is enabled.
-    Enabled,
-    /// The memory in the range, in any state.
-    Whatever,
-}
-
-fn reach(via: Via) -> Reach {
-    match via {
-        Via::Raw => Reach::Whatever,
-        _ if cfg!(revocable_portable) => Reach::Memory,
-        Via::Try | Via::With(_) => Reach::Memory,
-        Via::Accessor | Via::Register => Reach::Enabled,
     }
 }
