@@ -44,8 +44,8 @@
 //! With [`OnRevoke::Drop`](crate::OnRevoke) nothing of the region holds the device while it is revoked: unbinding its driver
 //! does not wait for it.
 //!
-//! On architectures other than x86-64 and aarch64 accesses do not recover, and one of a device that the kernel has revoked
-//! ends the process: there, revoke the region first.
+//! On architectures other than x86-64 and aarch64 accesses do not recover. There each one asks the device first, and one
+//! that the kernel overtakes ends the process: revoke the region before the device is turned off.
 //!
 //! The kernel's side needs Linux 5.8, which revokes at all. On 6.1, a mapping that was inherited by fork or moved by mremap
 //! stays live when the kernel revokes; this crate's mappings are neither.

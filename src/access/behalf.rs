@@ -103,6 +103,10 @@ impl Mapping {
         const TRIES: u32 = 16;
         let mut tries = 0;
         loop {
+            // An access that could not recover is not tried at a device that is off.
+            if !raw::RECOVERABLE && !inside::is_inside() && self.served.region.is_off() {
+                return self.served.turned_off(offset).map(|_| None);
+            }
             let done = self.once_under_lock(offset, len, needed, caller, &mut access);
             if !matches!(done, Err(AccessError::NoMemory { .. })) || inside::is_inside() {
                 return done;

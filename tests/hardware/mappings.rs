@@ -3,8 +3,8 @@
 use crate::rig::{BAR, LEN, MEMORY, NIC, faults, release, rig};
 use crate::support::{addr, raw};
 use nix::errno::Errno;
-use revocable_mmio::vfio::VfioError;
-use revocable_mmio::{AccessError, MapOptions, Prot};
+use revocable_mmio::vfio::{RegionFlags, RegionInfo, VfioBar, VfioError};
+use revocable_mmio::{AccessError, MapError, MapOptions, Prot};
 use std::os::fd::AsFd;
 
 #[test]
@@ -147,6 +147,70 @@ fn a_bar_of_256_bytes_has_a_page_and_is_revoked_with_it() {
         }
         mapping.read::<u32>(0xfc).expect("it is back");
     }
+}
+
+/// No device of the machine has areas; the kernel maps any part of this BAR, so a description of parts will do.
+#[test]
+fn areas_of_a_bar_are_regions_that_go_and_come_together() {
+    let Some(rig) = rig() else { return };
+    let opened = rig.open(MEMORY);
+    let info = RegionInfo::ask(opened.device.as_fd(), BAR).expect("it has one");
+    let whole = opened.bar(BAR);
+    let whole = whole.region().expect("one region").map(MapOptions::new()).expect("a mapping");
+    for at in (0..LEN).step_by(4096) {
+        whole.write(at, at as u64).expect("on");
+    }
+    let areas = [0x40_0000..0x80_0000, 0..0x1800, 0x1800..0x3800];
+    let info = RegionInfo::new(info.offset(), info.size(), info.flags()).with_areas(areas);
+    let bar = VfioBar::builder(info).memory_bit(opened.device.memory_bit().clone());
+    let bar = bar.build(opened.device.as_fd()).expect("areas that can be mapped");
+    assert!(bar.region().is_none(), "not the whole");
+    let ranges: Vec<_> = bar.areas().iter().map(|area| area.range()).collect();
+    assert_eq!(ranges, [0..0x1000, 0x2000..0x3000, 0x40_0000..0x80_0000], "whole pages");
+    let mappings: Vec<_> =
+        bar.areas().iter().map(|area| area.region().map(MapOptions::new()).expect("a mapping")).collect();
+    for ours in [true, false, true] {
+        for (mapping, range) in mappings.iter().zip(&ranges) {
+            assert_eq!(mapping.len() as u64, range.end - range.start);
+            assert_eq!(mapping.read::<u64>(0), Ok(range.start));
+            let last = mapping.len() - 4096;
+            assert_eq!(mapping.read::<u64>(last), Ok(range.start + last as u64));
+        }
+        if ours {
+            bar.group().disable().map(drop).expect("disable")
+        } else {
+            opened.turn(false)
+        }
+        for mapping in &mappings {
+            assert_eq!(mapping.read::<u64>(0), Err(AccessError::Disabled { offset: 0 }));
+        }
+        if ours { bar.group().enable().map(drop).expect("enable") } else { opened.turn(true) }
+    }
+}
+
+#[test]
+fn a_bar_that_is_said_not_to_be_written_is_read() {
+    let Some(rig) = rig() else { return };
+    let opened = rig.open(MEMORY);
+    let info = RegionInfo::ask(opened.device.as_fd(), BAR).expect("it has one");
+    let writer = opened.bar(BAR);
+    let writer = writer.region().expect("one region").map(MapOptions::new()).expect("a mapping");
+    writer.write(8, 7_u64).expect("on");
+    let info = RegionInfo::new(info.offset(), info.size(), RegionFlags::READ | RegionFlags::MMAP);
+    let bar = VfioBar::builder(info).build(opened.device.as_fd()).expect("a BAR");
+    let region = bar.region().expect("one region");
+    assert!(!region.is_writable());
+    assert!(matches!(region.map(MapOptions::new()), Err(MapError::ReadOnly)));
+    let mapping = region.map(MapOptions::new().read_only()).expect("a mapping");
+    for _ in 0..2 {
+        assert_eq!(mapping.read::<u64>(8), Ok(7));
+        assert_eq!(mapping.write(8, 1_u64), Err(AccessError::ReadOnly { offset: 8 }));
+        assert_eq!(region.owner().write(8, 1_u64), Err(AccessError::ReadOnly { offset: 8 }));
+        region.disable().expect("disable");
+        assert_eq!(mapping.read::<u64>(8), Err(AccessError::Disabled { offset: 8 }));
+        region.enable().expect("enable");
+    }
+    assert_eq!(writer.read::<u64>(8), Ok(7));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! changed: it must have been refused if either was off, and let through if both were on.
 
 use crate::rig::{BAR, MEMORY, rig};
-use crate::support::{AtTheEnd, stress_time};
+use crate::support::{AtTheEnd, addr, raw, stress_time};
 use revocable_mmio::{AccessError, MapOptions, Mapping, OnDisabled};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -49,10 +49,16 @@ fn hand(mapping: &Mapping, at: usize, phases: &[&Phase], stop: &AtomicBool, tall
         let before = look();
         let done = mapping.write(at, value);
         let found = mapping.read::<u64>(at);
+        // By address, where only the page tables refuse.
+        let raw = raw::load(mapping.as_ptr().wrapping_add(at), 8);
         let after = look();
         let lets = |ok: bool| count(if ok { &tally.let_through } else { &tally.refused });
         lets(done.is_ok());
         lets(found.is_ok());
+        lets(raw.is_ok());
+        if let Err(hit) = raw {
+            assert_eq!(hit, raw::Hit::bus(addr(mapping) + at));
+        }
         for refused in [done.err(), found.err()].into_iter().flatten() {
             assert_eq!(refused, AccessError::Disabled { offset: at }, "the only reason to refuse");
         }
@@ -67,7 +73,7 @@ fn hand(mapping: &Mapping, at: usize, phases: &[&Phase], stop: &AtomicBool, tall
         if before == after && before.iter().all(|phase| phase % 2 == 0) {
             let on = before.iter().all(|phase| phase % 4 == 0);
             count(&tally.judged);
-            assert_eq!((done.is_ok(), found.is_ok()), (on, on), "phases {before:?}");
+            assert_eq!((done.is_ok(), found.is_ok(), raw.is_ok()), (on, on, on), "phases {before:?}");
         }
     }
 }
@@ -127,7 +133,7 @@ fn no_access_leaks_and_none_is_refused_wrongly() {
         let [through, refused, judged] = [tally.let_through, tally.refused, tally.judged].map(AtomicU64::into_inner);
         println!(
             "the device toggled {device} times, the region {own} times: {through} accesses let through, {refused} refused, \
-             {judged} pairs judged"
+             {judged} rounds judged"
         );
         assert!(through > 100 && refused > 20 && judged > 100, "too little was done to tell");
         assert!((device > 20) == theirs && (own > 20) == ours, "too few toggles");
