@@ -92,6 +92,7 @@ mod region;
 
 mod access;
 
+pub mod ioeventfd;
 pub mod memslot;
 
 #[cfg(feature = "kvm")]

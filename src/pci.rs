@@ -70,13 +70,14 @@ mod reset;
 mod space;
 mod state;
 
+pub use crate::ioeventfd::Width;
 pub use bar_builder::Bar;
 pub use buffer::{BufferFault, MappingPart, Sink, Source};
 pub use builder::PciBuilder;
 pub use dma::DmaSpace;
 pub use dma_segment::{DmaAccess, DmaSegment, Iommu};
 pub use error::PciError;
-pub use ioeventfd_table::{MOST_IOEVENTFDS, Width};
+pub use ioeventfd_table::MOST_IOEVENTFDS;
 pub use kicks::IoEventLoop;
 pub use reset::Bus;
 pub use space::{Space, SpaceInfo};
