@@ -2,6 +2,7 @@
 
 use super::error::IoEventFdError;
 use super::vm::{IoEvent, SetIoEventFd, Width};
+use crate::protocol::error::RevokeError;
 use crate::region::core::RegionCore;
 use crate::region::notify::{InvalidateNotifier, NotifyError};
 use crate::region::placed::{Place, Placed, Refused};
@@ -50,11 +51,18 @@ impl Core {
         Self { vm, region, gpa: Mutex::new(gpa), list, on_error, placed }
     }
 
+    /// # Errors
+    /// In a forked child: the ioeventfds are its parent's, and another thread there may have been changing them.
+    pub(super) fn own(&self) -> Result<(), IoEventFdError> {
+        if self.region.protocol.is_inherited() { Err(RevokeError::Forked.into()) } else { Ok(()) }
+    }
+
     /// Makes a wish, and registers and withdraws until everything is as wished, as far as possible.
     ///
     /// # Errors
     /// The first refusal.
     pub(super) fn change(&self, wish: impl FnOnce(&mut Place)) -> Result<(), IoEventFdError> {
+        self.own()?;
         let _inside = self.region.protocol.inside();
         // What was refused is not tried again by itself: as far as possible it is as wanted.
         let changed = self.placed.change_as(wish, |wanted| (wanted, self.settle(wanted)));

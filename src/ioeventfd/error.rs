@@ -27,7 +27,8 @@ pub enum IoEventFdError {
         /// The BAR's guest physical address.
         gpa: u64,
     },
-    /// Called from inside a notifier of the same region, or with a guard that another thread's change waits for.
+    /// Called from inside a notifier of the same region, with a guard that another thread's change waits for, or in a forked
+    /// child.
     #[error(transparent)]
     State(#[from] RevokeError),
     /// Out of descriptors.

@@ -101,6 +101,7 @@ impl IoEventFds {
         value: Option<u64>,
         eventfd: BorrowedFd<'_>,
     ) -> Result<(), IoEventFdError> {
+        self.core.own()?;
         let gpa = *self.core.gpa.lock();
         let end = offset.checked_add(width.bytes() as u64).filter(|end| *end <= self.core.region.len as u64);
         end.ok_or(IoEventFdError::OutOfRange { offset, gpa })?;
@@ -130,6 +131,7 @@ impl IoEventFds {
     /// # Errors
     /// [`IoEventFdError::NotFound`]; [`IoEventFdError::Vm`]: it is still there.
     pub fn remove(&self, offset: u64, width: Width, value: Option<u64>) -> Result<(), IoEventFdError> {
+        self.core.own()?;
         let known = self.core.list.lock().iter().find(|known| is(known, offset, width, value)).cloned();
         let entry = known.ok_or(IoEventFdError::NotFound { offset })?;
         let changed = self.core.change_anew(|| entry.gone.store(true, Ordering::Relaxed));

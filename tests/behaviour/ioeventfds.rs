@@ -1,6 +1,6 @@
 //! Ioeventfds of a hypervisor that refuses.
 
-use crate::support;
+use crate::support::{self, forking};
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use revocable_mmio::Region;
@@ -97,6 +97,24 @@ fn what_cannot_follow_is_told_and_the_others_do() {
     assert_eq!(doorbells.registered(), 2);
     drop(bar);
     assert_eq!(vm.there(), NOWHERE, "a dropped region rings no more");
+}
+
+#[test]
+fn a_forked_child_leaves_its_parents_doorbells_alone() {
+    support::start();
+    let vm = Arc::new(Vm::default());
+    let (_bar, doorbells, bell) = doorbells(&vm);
+    let mut inherited = Some(doorbells);
+    let leaves_them = || {
+        let doorbells = inherited.take().expect("inherited");
+        let refused = doorbells.move_to(THERE).is_err()
+            && doorbells.remove(0, Width::Four, None).is_err()
+            && doorbells.add(16, Width::Four, None, bell.as_fd()).is_err();
+        drop(doorbells);
+        refused && vm.there() == [HERE, HERE + 8]
+    };
+    assert!(forking::is_fine(leaves_them), "the child has changed them");
+    inherited.expect("the child had a copy").move_to(THERE).expect("its own process may");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Memslots and exits of a hypervisor that is not KVM: no changes in place, and exits that the tests make up.
 #![expect(unsafe_code, reason = "an implementor of SetMemslot")]
 
-use crate::support;
+use crate::support::{self, forking};
 use revocable_mmio::memslot::{
     Answer, ExitError, Exits, Memslot, MemslotError, Memslots, Retention, SetMemslot, SlotMemory, WhenDisabled,
 };
@@ -154,6 +154,24 @@ fn a_slot_follows_the_memory_bit_and_the_resets_of_its_device() {
     device.write(Space::Config, 4, &[2, 0][..]).expect("COMMAND");
     assert_eq!(map.places(), [HERE], "and on again");
     assert_eq!(slot.stats().removals, 1);
+}
+
+#[test]
+fn a_forked_child_leaves_its_parents_memory_map_alone() {
+    support::start();
+    let (map, bar) = (Arc::new(Map::default()), bar());
+    let slots = Memslots::new(Arc::clone(&map));
+    let slot = slots.add(1, HERE, mapped(&bar, OnDisabled::AllOnes), Retention::Remove).expect("it is installed");
+    let mut inherited = Some(slot);
+    let leaves_it = || {
+        let mut slot = inherited.take().expect("inherited");
+        let refused = slot.remove().is_err() && slot.move_to(THERE).is_err() && slot.log_dirty(true).is_err();
+        drop(slot);
+        refused && map.places() == [HERE]
+    };
+    assert!(forking::is_fine(leaves_it), "the child has changed it");
+    let slot = inherited.expect("the child had a copy");
+    slot.move_to(THERE).expect("its own process may");
 }
 
 #[test]
