@@ -1,6 +1,6 @@
 //! Feature `kvm`: [`memslot`](crate::memslot) for KVM, over the crates kvm-ioctls and kvm-bindings.
 //!
-//! [`SetMemslot`] is implemented for `VmFd`, and an [`ExitHandler`] takes what `VcpuFd::run` returns. What happens to the
+//! [`SetMemslot`] and [`SetIoEventFd`](crate::ioeventfd::SetIoEventFd) are implemented for `VmFd`, and an [`ExitHandler`] takes what `VcpuFd::run` returns. What happens to the
 //! guest's accesses is described in [`memslot`](crate::memslot).
 //!
 //! # How KVM exits at revoked memory
@@ -50,6 +50,7 @@
 //! ```
 
 mod exit;
+mod ioeventfd;
 mod vm;
 
 pub use crate::memslot::{

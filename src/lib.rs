@@ -111,6 +111,7 @@ mod region;
 
 mod access;
 
+pub mod ioeventfd;
 pub mod memslot;
 
 #[cfg(feature = "kvm")]

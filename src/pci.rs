@@ -94,6 +94,7 @@ mod reset;
 mod space;
 mod state;
 
+pub use crate::ioeventfd::Width;
 pub use address_map::AddressMap;
 pub use bar_builder::Bar;
 pub use bar_register::{BarRegister, BarType};
@@ -106,7 +107,7 @@ pub use dma::DmaSpace;
 pub use dma_segment::{DmaAccess, DmaSegment, Iommu};
 pub use error::{AfterFailedReset, PciError};
 pub use following::Following;
-pub use ioeventfd_table::{MOST_IOEVENTFDS, Width};
+pub use ioeventfd_table::MOST_IOEVENTFDS;
 pub use kicks::IoEventLoop;
 pub use reset::Bus;
 pub use space::{Space, SpaceInfo};

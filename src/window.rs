@@ -85,7 +85,7 @@ impl Window {
     /// True if a process that has the file open for writing can cut it off: it is not sealed.
     #[cfg_attr(not(feature = "vm-memory"), expect(dead_code, reason = "only vm-memory's accesses do not recover"))]
     pub(crate) fn can_be_cut(&self) -> bool {
-        self.emptied == Emptied::Short
+        self.transfer.files.emptied == Emptied::Short
     }
 
     /// A window of `len` zero bytes; with the names of the window and of the vault. `len` is a multiple of the page size.

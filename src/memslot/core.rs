@@ -9,6 +9,7 @@ use super::stats::SlotCounters;
 use super::vm::{SetMemslot, SlotMemory};
 use crate::monitor::Monitor;
 use crate::protocol::Protocol;
+use crate::protocol::error::RevokeError;
 use crate::protocol::gate::Phase;
 use crate::protocol::policy::OnDisabled;
 use crate::region::mapping::Mapping;
@@ -126,6 +127,10 @@ impl SlotCore {
 
     /// Changes the slot as `wish` says; true if there was anything to do.
     pub(super) fn change(&self, wish: impl FnOnce(&mut Place)) -> Result<bool, MemslotError> {
+        if self.protocol().is_inherited() {
+            // The memory map is the parent's, and another of its threads may have been changing this.
+            return Err(RevokeError::Forked.into());
+        }
         let _inside = self.protocol().inside();
         let changed = self.placed.change_as(wish, |wanted| {
             let answer = self.aside(|| if wanted { self.install() } else { self.uninstall() });

@@ -28,7 +28,8 @@ pub enum MemslotError {
     /// A mapping with these options cannot be guest memory.
     #[error("this mapping cannot be guest memory: {0}")]
     Mapping(&'static str),
-    /// Called from inside a notifier of the same region, or with a guard that another thread's change waits for.
+    /// Called from inside a notifier of the same region, with a guard that another thread's change waits for, or in a forked
+    /// child.
     #[error(transparent)]
     State(#[from] RevokeError),
     /// The hypervisor refused to install, move or remove the memslot.

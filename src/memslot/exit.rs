@@ -171,10 +171,10 @@ impl Exits {
 
     fn mmio(&mut self, gpa: u64, mut access: ExitAccess<'_>) -> Result<Answer, ExitError> {
         self.other();
-        let Some(core) = self.slots.find(gpa) else { return Ok(Answer::NotOurs) };
+        let Some((core, offset)) = self.slots.find(gpa) else { return Ok(Answer::NotOurs) };
         let region = &core.mapping.served.region;
         let slot = core.slot;
-        let at = core.mapping.offset() + usize::try_from(gpa - core.range().start).unwrap_or(usize::MAX);
+        let at = core.mapping.offset().saturating_add(usize::try_from(offset).unwrap_or(usize::MAX));
         if matches!(&access, ExitAccess::Store(_)) && !core.mapping.is_writable() {
             return Ok(unsupported(&core, &mut access));
         }
@@ -226,7 +226,7 @@ impl Exits {
             self.left = FAULTS_IN_A_ROW;
         }
         self.epochs = epochs;
-        let slots = gpa.map_or(slots, |gpa| self.slots.find(gpa).into_iter().collect());
+        let slots = gpa.map_or(slots, |gpa| self.slots.find(gpa).into_iter().map(|(core, _)| core).collect());
         if slots.is_empty() || self.left == 0 {
             return Ok(Answer::NotOurs);
         }

@@ -90,12 +90,13 @@ impl Memslots {
         Ok(memslot)
     }
 
-    /// The slot at a guest address: one that is there, before one that is not.
-    pub(super) fn find(&self, gpa: u64) -> Option<Arc<SlotCore>> {
+    /// The slot at a guest address, one that is there before one that is not, and how far into it the address is. The slot
+    /// may be moving.
+    pub(super) fn find(&self, gpa: u64) -> Option<(Arc<SlotCore>, u64)> {
         let slots = self.shared.slots.read();
-        let mut here: Vec<_> = slots.iter().filter(|core| core.range().contains(&gpa)).collect();
-        here.sort_by_key(|core| !core.is_there());
-        here.first().map(|core| Arc::clone(core))
+        let here = slots.iter().map(|core| (core, core.range())).filter(|(_, range)| range.contains(&gpa));
+        let found = here.min_by_key(|(core, _)| !core.is_there());
+        found.map(|(core, range)| (Arc::clone(core), gpa - range.start))
     }
 
     pub(super) fn all(&self) -> Vec<Arc<SlotCore>> {

@@ -110,6 +110,9 @@ impl Memslot {
 
 impl Drop for Memslot {
     fn drop(&mut self) {
+        if self.core.protocol().is_inherited() {
+            return;
+        }
         let _ = self.remove();
         // No notification is to put it back, or count on it.
         self.subscription = None;

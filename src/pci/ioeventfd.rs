@@ -6,10 +6,11 @@
 
 use super::bar::Wait;
 use super::error::PciError;
-use super::ioeventfd_table::{MOST_IOEVENTFDS, Width, Write};
+use super::ioeventfd_table::{MOST_IOEVENTFDS, Write};
 use super::kicks::{IoEventLoop, Kick};
 use super::space::Space;
 use super::state::{BarSlot, Device, Memory, PciDevice};
+use crate::ioeventfd::Width;
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::FaultFlags;
 use crate::sys::map::dup;

@@ -1,36 +1,12 @@
 //! The ioeventfds of a device.
 
 use super::kicks::{IoEventLoop, Registration};
+use crate::ioeventfd::Width;
 use crate::sys::identity::Identity;
 use parking_lot::Mutex;
 
 /// How many ioeventfds a device can have (`VFIO_PCI_IOEVENTFD_MAX`).
 pub const MOST_IOEVENTFDS: usize = 1000;
-
-/// The width of one access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Width {
-    /// 1 byte.
-    One,
-    /// 2 bytes.
-    Two,
-    /// 4 bytes.
-    Four,
-    /// 8 bytes.
-    Eight,
-}
-
-impl Width {
-    /// The width in bytes.
-    pub fn bytes(self) -> usize {
-        match self {
-            Width::One => 1,
-            Width::Two => 2,
-            Width::Four => 4,
-            Width::Eight => 8,
-        }
-    }
-}
 
 /// A device's ioeventfds.
 pub(super) struct IoEventFds {

@@ -15,7 +15,7 @@ pub(crate) struct Place {
     /// It is taken out for good.
     pub(crate) gone: bool,
     pub(crate) wanted: bool,
-    /// If it is there and wanted, it is to be put in place once more, otherwise than before.
+    /// It is to be looked at once more, though it is where it is wanted: it is wanted otherwise than before.
     pub(crate) anew: bool,
     there: bool,
 }
@@ -94,7 +94,7 @@ impl Placed {
         wish(&mut state.place);
         let mut done = Ok(false);
         loop {
-            let anew = std::mem::take(&mut state.place.anew) && state.place.wanted && state.place.there;
+            let anew = std::mem::take(&mut state.place.anew);
             if state.place.wanted == state.place.there && !anew {
                 break;
             }

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 /// A region with its mappings, for its owner and for the threads that change it.
 pub(crate) struct RegionShared {
-    pub(super) core: Arc<RegionCore>,
+    pub(crate) core: Arc<RegionCore>,
     pub(super) on_revoke: OnRevoke,
     pub(super) trim_detached: bool,
     /// By first address.

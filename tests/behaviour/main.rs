@@ -14,6 +14,7 @@ mod dropped_devices;
 mod dropped_regions;
 mod guards;
 mod held_up;
+mod ioeventfds;
 mod limits;
 mod memslots;
 mod notifiers_and_groups;

@@ -1,10 +1,11 @@
 //! Memslots and exits of a hypervisor that is not KVM: no changes in place, and exits that the tests make up.
 #![expect(unsafe_code, reason = "an implementor of SetMemslot")]
 
-use crate::support;
+use crate::support::{self, forking};
 use revocable_mmio::memslot::{
     Answer, ExitError, Exits, Memslot, MemslotError, Memslots, Retention, SetMemslot, SlotMemory, WhenDisabled,
 };
+use revocable_mmio::pci::{Bar, PciDevice, Space};
 use revocable_mmio::{CancelToken, MapOptions, Mapping, OnDisabled, Region};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -118,7 +119,7 @@ fn a_slot_that_cannot_be_removed_stays_and_follows_its_region() {
 }
 
 #[test]
-fn a_reset_takes_no_slot_out_and_one_that_ends_disabled_does() {
+fn a_reset_takes_no_slot_out() {
     support::start();
     let (map, bar) = (Arc::new(Map::default()), bar());
     let slots = Memslots::new(Arc::clone(&map));
@@ -129,6 +130,48 @@ fn a_reset_takes_no_slot_out_and_one_that_ends_disabled_does() {
     assert_eq!(map.places(), NOWHERE);
     bar.reset(|_| ()).expect("a reset of a disabled region");
     assert_eq!(map.places(), NOWHERE);
+}
+
+#[test]
+fn a_slot_follows_the_memory_bit_and_the_resets_of_its_device() {
+    support::start();
+    let map = Arc::new(Map::default());
+    let slots = Memslots::new(Arc::clone(&map));
+    let seen = Arc::clone(&map);
+    let device = PciDevice::builder(1, 2).command(2).bar(0, Bar::memory(LEN as u64));
+    let in_reset = move |_: &PciDevice, _| {
+        assert_eq!(seen.places(), [HERE], "a reset takes no slot out");
+        Ok(())
+    };
+    let device = device.on_reset(in_reset).build().expect("a device");
+    let mapping = Arc::new(device.map(Space::Bar(0), MapOptions::new()).expect("it maps"));
+    let slot = slots.add(1, HERE, mapping, Retention::Remove).expect("it is installed");
+    device.reset().expect("nothing is in the way");
+    assert_eq!((slot.stats().removals, map.places()), (0, vec![HERE]));
+    // A change that is told as one whose outcome is open.
+    device.write(Space::Config, 4, &[0, 0][..]).expect("COMMAND");
+    assert_eq!(map.places(), NOWHERE, "the memory bit is off");
+    device.write(Space::Config, 4, &[2, 0][..]).expect("COMMAND");
+    assert_eq!(map.places(), [HERE], "and on again");
+    assert_eq!(slot.stats().removals, 1);
+}
+
+#[test]
+fn a_forked_child_leaves_its_parents_memory_map_alone() {
+    support::start();
+    let (map, bar) = (Arc::new(Map::default()), bar());
+    let slots = Memslots::new(Arc::clone(&map));
+    let slot = slots.add(1, HERE, mapped(&bar, OnDisabled::AllOnes), Retention::Remove).expect("it is installed");
+    let mut inherited = Some(slot);
+    let leaves_it = || {
+        let mut slot = inherited.take().expect("inherited");
+        let refused = slot.remove().is_err() && slot.move_to(THERE).is_err() && slot.log_dirty(true).is_err();
+        drop(slot);
+        refused && map.places() == [HERE]
+    };
+    assert!(forking::is_fine(leaves_it), "the child has changed it");
+    let slot = inherited.expect("the child had a copy");
+    slot.move_to(THERE).expect("its own process may");
 }
 
 #[test]

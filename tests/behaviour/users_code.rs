@@ -121,18 +121,49 @@ impl Wake for Code_ {
 
 mod memslots {
     use super::Code_;
+    use revocable_mmio::ioeventfd::{IoEvent, SetIoEventFd};
     use revocable_mmio::memslot::{SetMemslot, SlotMemory};
+    use std::io;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     #[expect(unsafe_code, reason = "the trait's own")]
     impl SetMemslot for Code_ {
         // SAFETY: nothing is done with the address.
-        unsafe fn install(&self, _: &SlotMemory) -> std::io::Result<()> {
+        unsafe fn install(&self, _: &SlotMemory) -> io::Result<()> {
             self.0.run();
             Ok(())
         }
 
-        fn remove(&self, _: &SlotMemory) -> std::io::Result<()> {
+        fn remove(&self, _: &SlotMemory) -> io::Result<()> {
             self.0.run();
+            Ok(())
+        }
+    }
+
+    impl SetIoEventFd for Code_ {
+        fn assign(&self, _: &IoEvent<'_>) -> io::Result<()> {
+            self.0.run();
+            Ok(())
+        }
+
+        fn withdraw(&self, _: &IoEvent<'_>) -> io::Result<()> {
+            self.0.run();
+            Ok(())
+        }
+    }
+
+    /// A memory map that refuses all but the first installation.
+    #[derive(Default)]
+    pub(super) struct Refuses(AtomicBool);
+
+    #[expect(unsafe_code, reason = "the trait's own")]
+    impl SetMemslot for Refuses {
+        // SAFETY: nothing is done with the address.
+        unsafe fn install(&self, _: &SlotMemory) -> io::Result<()> {
+            if self.0.swap(true, Ordering::SeqCst) { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
+        }
+
+        fn remove(&self, _: &SlotMemory) -> io::Result<()> {
             Ok(())
         }
     }

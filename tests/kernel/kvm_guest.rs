@@ -7,6 +7,7 @@ mod exits;
 #[path = "../support/guest/mod.rs"]
 mod guest;
 mod instructions;
+mod ioeventfds;
 mod memslots;
 mod moves;
 mod waits;

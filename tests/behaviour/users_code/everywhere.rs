@@ -31,6 +31,8 @@ const WHERE: &[&str] = &[
     "reset",
     "group reset",
     "memslot",
+    "memslot's error",
+    "ioeventfd",
     "destructor of a notifier",
     "destructor of an on_revoke",
 ];
@@ -183,6 +185,22 @@ pub(super) fn world(place: &str, code: &Arc<Code>, strategy: Strategy) -> Option
             let slots = Memslots::new(Arc::new(user()));
             let slot = slots.add(0, 1 << 32, Arc::clone(&mapping), Retention::Remove).expect("it is added");
             dropped.push(Box::new(slot));
+        }
+        "memslot's error" => {
+            use revocable_mmio::memslot::{Memslots, Retention};
+            let slots = Memslots::new(Arc::new(super::memslots::Refuses::default()));
+            let code = Arc::clone(code);
+            slots.on_error(move |_| code.run());
+            let slot = slots.add(0, 1 << 32, Arc::clone(&mapping), Retention::Remove).expect("it is added");
+            dropped.push(Box::new(slot));
+        }
+        "ioeventfd" => {
+            use revocable_mmio::ioeventfd::{IoEventFds, Width};
+            let doorbells = IoEventFds::new(Arc::new(user()), region, 1 << 32).expect("nothing is in the way");
+            let bell = nix::sys::eventfd::EventFd::new().expect("an eventfd");
+            // The code may panic.
+            let _ = doorbells.add(8, Width::Four, None, std::os::fd::AsFd::as_fd(&bell));
+            dropped.push(Box::new(doorbells));
         }
         _ => {}
     }
