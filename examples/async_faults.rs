@@ -80,10 +80,15 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     thread::scope(|scope| -> Result<(), Box<dyn Error>> {
         let (busy, is_busy) = mpsc::channel();
-        scope.spawn(|| {
-            region.reset(move |_device| {
+        let (region, faults) = (&region, vcpu.queue.clone());
+        scope.spawn(move || {
+            region.reset(|_device| {
                 let _ = busy.send(());
-                thread::sleep(Duration::from_millis(50));
+                // A reset that takes until both drivers have faulted, and longer.
+                while faults.outstanding() < 2 {
+                    thread::yield_now();
+                }
+                thread::sleep(Duration::from_millis(20));
             })
         });
         is_busy.recv()?;

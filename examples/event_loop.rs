@@ -26,10 +26,10 @@ const PAGES: usize = 256;
 const TURN: Duration = Duration::from_millis(20);
 const END: Duration = Duration::from_millis(90);
 
-/// Stands for a guest's driver: touches one page after the other, in every state of the BAR.
+/// Stands for a guest's driver: touches one page after the other, in every state of the BAR, until it has seen both.
 fn driver(bar: &Mapping, stop: &AtomicBool) -> (usize, u64) {
     let (mut done, mut refused) = (0usize, 0);
-    while !stop.load(Ordering::Relaxed) {
+    while !stop.load(Ordering::Relaxed) || refused == 0 {
         match bar.write((done % PAGES) * 4096, done as u64) {
             Ok(()) => done += 1,
             Err(AccessError::Disabled { .. }) => {

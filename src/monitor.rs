@@ -37,6 +37,8 @@ pub(crate) trait Resolver: Send + Sync {
 
 /// Resolves the page faults of mappings; see [`RegionBuilder::monitor`](crate::RegionBuilder::monitor).
 ///
+/// The guide has a page on [event loops and monitors](crate::guide::event_loops).
+///
 /// Cheap to clone: clones are the same monitor. Its threads start with the first mapping that needs them, and stop
 /// and are joined when the last clone and the last region that uses it are gone.
 #[derive(Clone)]

@@ -110,7 +110,8 @@ pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Counters and latencies of a region; see [`Region::stats`](crate::Region::stats).
+/// Counters and latencies of a region; see [`Region::stats`](crate::Region::stats), and the guide's page on
+/// [costs](crate::guide::costs).
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct RegionStats {

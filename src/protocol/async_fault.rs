@@ -26,7 +26,8 @@ mod ready;
 
 use ready::Ready;
 
-/// A queue in which the completions of one consumer's faults arrive.
+/// A queue in which the completions of one consumer's faults arrive. The guide shows it beside
+/// [event loops](crate::guide::event_loops).
 ///
 /// [`AsFd`] gives an eventfd for epoll, readable while completions wait. Cheap to clone: clones are the same queue. In a
 /// forked child it is empty and stays so.

@@ -45,7 +45,8 @@ impl std::fmt::Display for Holders {
     }
 }
 
-/// Disabling, enabling or resetting a region failed; its state is as before.
+/// Disabling, enabling or resetting a region failed; its state is as before. The guide says
+/// [what to do](crate::guide::errors).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RevokeError {

@@ -1,6 +1,7 @@
 //! The policies for disabled regions.
 
-/// What an access by raw pointer or in a system call gets in a mapping while its region is disabled.
+/// What an access by raw pointer or in a system call gets in a mapping while its region is disabled. The guide says
+/// [which to take](crate::guide::choosing).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum OnDisabled {

@@ -5,7 +5,7 @@
 //! kernel would have delivered it: with that handler's calling convention, mask and flags, or to the default action with
 //! the right signal.
 //!
-//! The rules for a process:
+//! The guide has a page for programs with [signals of their own](crate::guide::signals). The rules for a process:
 //!
 //! * A thread that accesses revocable memory does not block SIGBUS or SIGSEGV: the kernel kills a thread whose synchronous
 //!   signal is blocked. That includes handlers of these two signals, which block their own signal unless they are

@@ -2,7 +2,7 @@
 
 use crate::raw::Primitive;
 
-/// An access was refused; it has not changed the memory.
+/// An access was refused; it has not changed the memory. The guide says [what to do](crate::guide::errors).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AccessError {

@@ -34,7 +34,8 @@ impl GroupError {
     }
 }
 
-/// Regions that are revoked together or not at all.
+/// Regions that are revoked together or not at all. The guide shows them below
+/// [a configuration space of your own](crate::guide::own_config_space).
 ///
 /// A region may be in any number of groups. The group keeps its members' memory, but not the [`Region`]s: if one was
 /// dropped, the group fails with [`RevokeError::Gone`].

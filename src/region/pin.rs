@@ -15,7 +15,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Keeps pages reachable by address until it is dropped; see [`Region::pin`].
+/// Keeps pages reachable by address until it is dropped; see [`Region::pin`], and the guide's page on
+/// [DMA](crate::guide::dma).
 ///
 /// While it lives, `disable()` waits, `try_disable()` returns `Busy`, and `disable_timeout()` gives up.
 ///

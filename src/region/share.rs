@@ -52,6 +52,8 @@ impl Region {
     /// (2 MiB) emptied, then the change is given up. Once the peer lets go, that emptying is done and undone: for a moment
     /// raw pointers, the owner's too, get what peers get of a disabled region. The crate's accesses wait.
     ///
+    /// The guide has a page on [peers](crate::guide::peers).
+    ///
     /// # Errors
     /// See [`ShareError`].
     ///

@@ -15,7 +15,8 @@ use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
-/// The features of this kernel that this process can use, as [`Support::probe`] found them. `Display` prints a table.
+/// The features of this kernel that this process can use, as [`Support::probe`] found them. `Display` prints a table. The
+/// guide's page on [kernels and privileges](crate::guide::kernels) says what each lack costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Support {
     features: Feature,

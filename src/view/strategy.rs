@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// How a region's mappings are revoked.
+/// How a region's mappings are revoked. The guide has a [table of decisions](crate::guide::choosing).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Strategy {
