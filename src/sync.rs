@@ -88,6 +88,12 @@ pub(crate) enum Mutation {
     /// The fake monitor: waits for the memory lock.
     #[cfg(all(test, revocable_model))]
     ServeReads,
+    /// The memory lock: the end of a read side does not order its accesses.
+    ReadRelease,
+    /// The memory lock: the last reader does not wake a writer.
+    LastReaderWake,
+    /// The memory lock: a writer that gives up does not wake the one whose mark it takes away.
+    LeaveWake,
     /// The window: its pages are held after they were taken out.
     HoldLate,
     /// The window: its pages are copied before they are taken out.
