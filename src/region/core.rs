@@ -47,6 +47,10 @@ impl RegionCore {
     /// inside of it.
     pub(crate) fn is_off(&self) -> bool {
         let Some(question) = &self.memory_enabled else { return false };
+        // A forked child's lock may be held for ever.
+        if self.protocol.is_inherited() {
+            return false;
+        }
         // The file is kept for the time of the question, and no longer: see `retire`.
         let Some(file) = self.file.lock_quietly().clone() else { return false };
         let _inside = self.protocol.inside();

@@ -97,10 +97,11 @@ fn accesses_of_a_device_that_is_off_get_what_the_policy_says() {
     }
 }
 
+/// An access that does not recover asks before it is made, and ends the process if the answer was wrong.
 #[test]
+#[cfg(not(revocable_portable))]
 fn it_is_asked_only_after_an_access_that_failed_at_an_enabled_region() {
     support::start();
-    require!(!cfg!(revocable_portable), "accesses that do not recover ask first", could: false);
     let device = Device::new();
     let region = device.region(OnRevoke::Keep);
     let mapping = region.map(MapOptions::new()).expect("a mapping");
@@ -118,10 +119,11 @@ fn it_is_asked_only_after_an_access_that_failed_at_an_enabled_region() {
     assert_eq!(mapping.try_read::<u8>(0), Err(AccessError::NoMemory { offset: 0 }));
 }
 
+/// As above.
 #[test]
+#[cfg(not(revocable_portable))]
 fn a_question_that_panics_or_uses_its_region_ends_in_an_error() {
     support::start();
-    require!(!cfg!(revocable_portable), "an access that does not recover ends the process", could: false);
     let file = File::from(memfd_create(c"device", MFdFlags::empty()).expect("a memfd"));
     static REGION: std::sync::OnceLock<Region> = std::sync::OnceLock::new();
     static CHANGED: AtomicUsize = AtomicUsize::new(0);

@@ -229,7 +229,7 @@ fn a_bar_is_mapped_for_dma_while_its_device_is_on() {
 }
 
 #[test]
-fn a_revocation_does_not_wait_for_dma_that_is_under_way() {
+fn what_a_device_stores_after_a_revocation_does_not_arrive() {
     let Some(rig) = rig() else { return };
     let opened = rig.open(EDU);
     let edu = Edu::new(&opened);

@@ -5,7 +5,7 @@ use crate::suite::Suite;
 use crate::support::raw::{load, store};
 use crate::syscalls::faults;
 use revocable_mmio::pci::{DmaAccess, DmaSegment, DmaSpace, Iommu};
-use revocable_mmio::{MapOptions, Mapping};
+use revocable_mmio::{MapOptions, Mapping, Prot};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -70,6 +70,9 @@ pub(crate) fn dma(s: &mut Suite) {
     unmap(4096);
     let both = format!("{read} / {}", part(&read_only, 4096, ReadWrite));
     s.row("PROT_READ mapping: MAP_DMA read / read+write", both);
+    mapping.protect(0..4096, Prot::None).expect("a part without rights");
+    s.row("PROT_NONE mapping: MAP_DMA", part(&mapping, 4096, Read));
+    mapping.protect(0..4096, Prot::ReadWrite).expect("its rights again");
 
     let mut ordinary = vec![0u64; 1536];
     let addr = ordinary.as_mut_ptr().cast::<u8>().map_addr(|addr| addr.next_multiple_of(4096));

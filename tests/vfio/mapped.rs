@@ -49,6 +49,7 @@ pub(crate) fn enabled(s: &mut Suite) {
     );
 
     syscalls::enabled(s, &device, &whole);
+    syscalls::advices(s, &whole);
 
     let old = raw::exchange_add(base.wrapping_add(8192), 0);
     store(base.wrapping_add(8192), 8, 8).expect("enabled");

@@ -177,6 +177,27 @@ pub(crate) fn enabled(s: &mut Suite, device: &PciDevice, mapping: &Mapping) {
     s.row("MADV_DONTNEED", advise(at(0x10000), 4096, libc::MADV_DONTNEED));
 }
 
+/// What an application may ask the kernel to do with a mapping.
+pub(crate) fn advices(s: &mut Suite, mapping: &Mapping) {
+    let base = mapping.as_ptr();
+    let at = |offset: usize| base.wrapping_add(offset);
+    let (answer, resident) = mincore(base);
+    s.row("enabled: mincore", answer);
+    s.row("enabled: mincore vec", resident.to_string());
+    s.row("MADV_HUGEPAGE", advise(at(0xa000), 4096, libc::MADV_HUGEPAGE));
+    let kin = [libc::MADV_FREE, libc::MADV_COLD, libc::MADV_PAGEOUT, libc::MADV_REMOVE];
+    // A page without content: the last one takes it.
+    let kin = kin.map(|advice| advise(at(0xa000), 4096, advice));
+    s.row("MADV_FREE / MADV_COLD / MADV_PAGEOUT / MADV_REMOVE", kin.join(" / "));
+    let dont = advise(at(0xa000), 4096, libc::MADV_DONTFORK);
+    s.row("MADV_DONTFORK / MADV_DOFORK", format!("{dont} / {}", advise(at(0xa000), 4096, libc::MADV_DOFORK)));
+    advise(at(0xa000), 4096, libc::MADV_DONTFORK);
+    let pipe = Pipe::new();
+    // SAFETY: the kernel checks the argument's address, to which it writes a number.
+    let asked = sys(unsafe { libc::ioctl(pipe.0.as_raw_fd(), libc::FIONREAD, at(0xa040)) } as isize);
+    s.row("enabled: ioctl with its argument in the BAR (GET_REGION_INFO)", asked);
+}
+
 pub(crate) fn disabled(s: &mut Suite, device: &PciDevice, mapping: &Mapping) {
     let base = mapping.as_ptr();
     let at = |offset: usize| base.wrapping_add(offset);
