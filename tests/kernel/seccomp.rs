@@ -203,6 +203,8 @@ fn seccomp_md_has_the_lists_that_are_tested() {
         ("### Building shared regions", BUILDER_SHARED),
         ("### Adding ioeventfds", HOT_PLUG),
         ("### Driving a loop of ioeventfds", KICKS),
+        ("## Threads of stand-ins", STAND_INS),
+        ("## The thread of the shared loop", SHARED_LOOP),
         ("## Starting a thread", START_OF_A_THREAD),
         ("### Ending a thread", END_OF_A_THREAD),
     ] {

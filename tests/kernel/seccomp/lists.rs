@@ -150,6 +150,11 @@ pub(super) fn install(program: &BpfProgram) {
     seccompiler::apply_filter(program).expect("no new privileges, one filter");
 }
 
+/// For all threads of the process.
+pub(super) fn install_everywhere(program: &BpfProgram) {
+    seccompiler::apply_filter_all_threads(program).expect("no new privileges, one filter");
+}
+
 /// What ends a thread, of std's and of the C library's.
 pub(super) const END_OF_A_THREAD: &[Allowed] =
     &[allow!(SYS_sigaltstack), allow!(SYS_rt_sigprocmask), allow!(SYS_madvise), allow!(SYS_munmap), allow!(SYS_exit)];
@@ -178,6 +183,13 @@ pub(super) const HOT_PLUG: &[Allowed] = &[allow!(SYS_epoll_ctl), allow!(SYS_read
 
 /// A thread that drives a loop of ioeventfds, besides an accessor's.
 pub(super) const KICKS: &[Allowed] = &[allow!(SYS_epoll_wait), allow!(SYS_preadv2)];
+
+/// A thread by which accesses wait in stand-ins.
+pub(super) const STAND_INS: &[Allowed] =
+    &[allow!(SYS_read), allow!(SYS_poll), allow!(SYS_futex, 1, FUTEX), allow!(SYS_sched_yield)];
+
+/// The thread of the shared loop of ioeventfds, besides `KICKS` and an accessor's.
+pub(super) const SHARED_LOOP: &[Allowed] = &[allow!(SYS_poll)];
 
 /// The first writable descriptor of a shared region.
 pub(super) const SHARE: &[Allowed] = &[allow!(SYS_openat)];

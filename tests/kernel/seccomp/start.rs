@@ -153,6 +153,37 @@ fn after_init_a_device_is_plugged_and_kicked_under_a_filter() {
 }
 
 #[test]
+fn after_init_all_threads_work_under_one_filter() {
+    support::start();
+    require!(Support::current().userfaultfd(), "no userfaultfd");
+    let ended = child::alone(|| {
+        let needs = Needs::new().zap().detach().resets().block().all_ones(LEN).shared().ioeventfds();
+        let _ready = init(needs).unwrap_or_else(|e| panic!("{e}"));
+        let eventfd = EventFd::new().expect("an eventfd");
+        let accessor: &[&[Allowed]] =
+            &[BUILDER, BUILDER_SHARED, HOT_PLUG, OWNER, WITHDRAW, ACCESSOR, ALLOCATOR, OF_THE_TEST];
+        install_everywhere(&filter(&[accessor, &[MONITOR, STAND_INS, SHARED_LOOP, KICKS, START_OF_A_THREAD]].concat()));
+        for strategy in [Strategy::Zap, Strategy::Detach, Strategy::Replace, Strategy::Withdraw] {
+            for policy in [OnDisabled::Sigbus, OnDisabled::AllOnes, OnDisabled::Block] {
+                build_and_use(strategy, policy);
+            }
+        }
+        let device = PciDevice::builder(1, 2).command(2).bar(0, Bar::memory(LEN as u64)).build();
+        let device = device.unwrap_or_else(|_| exit(14));
+        if device.add_ioeventfd(0, 8, Width::Four, 7, eventfd.as_fd()).is_err() || eventfd.write(1).is_err() {
+            exit(15);
+        }
+        let owner = device.owner(Space::Bar(0)).unwrap_or_else(|| exit(16));
+        while owner.read(8) != Ok(7u32) {
+            std::thread::yield_now();
+        }
+        exit(0)
+    });
+    assert_ne!(ended.by_signal(), Some(libc::SIGSYS), "a system call is missing in SECCOMP.md");
+    ended.well();
+}
+
+#[test]
 fn init_lists_all_that_a_sandbox_refuses_and_a_program_goes_on_with_less() {
     support::start();
     let ended = child::alone(|| {
