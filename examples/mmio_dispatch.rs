@@ -18,22 +18,16 @@ const COMMAND: u64 = 4;
 const MEMORY: u16 = 2;
 const BAR0: u64 = 0x10;
 
-/// The place of one device on the bus. Its BAR 0 is where the guest has put it.
+/// One device on the bus.
 struct Slot {
     device: PciDevice,
 }
 
 impl Slot {
-    /// The guest physical address of BAR 0, from the register that the guest wrote.
-    fn base(&self) -> Result<u64, PciError> {
-        let mut register = [0; 4];
-        self.device.read(Space::Config, BAR0, &mut register[..])?;
-        Ok(u64::from(u32::from_le_bytes(register) & !0xf))
-    }
-
-    /// Offset in BAR 0, if that is where the address is.
-    fn offset(&self, gpa: u64) -> Result<Option<u64>, PciError> {
-        Ok(gpa.checked_sub(self.base()?).filter(|offset| *offset < self.device.info(Space::Bar(0)).size))
+    /// Offset in BAR 0, if that is where the address is: the guest has put the BAR somewhere, and memory is on.
+    fn offset(&self, gpa: u64) -> Option<u64> {
+        let place = self.device.place(Space::Bar(0))?;
+        gpa.checked_sub(place.address).filter(|offset| *offset < place.size)
     }
 
     /// Handles one exit. An error here is the VMM's own trouble; nothing that the guest does leads to one.
@@ -43,14 +37,15 @@ impl Slot {
             Exit::MmioRead(gpa, data) => {
                 // What no device answers reads as ones.
                 data.fill(0xff);
-                let Some(offset) = self.offset(gpa)? else { return Ok(()) };
+                let Some(offset) = self.offset(gpa) else { return Ok(()) };
                 match self.device.read(Space::Bar(0), offset, data) {
+                    // Memory has been turned off meanwhile.
                     Err(PciError::Disabled { .. }) => Ok(()),
                     done => done.map(drop),
                 }
             }
             Exit::MmioWrite(gpa, data) => {
-                let Some(offset) = self.offset(gpa)? else { return Ok(()) };
+                let Some(offset) = self.offset(gpa) else { return Ok(()) };
                 match self.device.write(Space::Bar(0), offset, data) {
                     Err(PciError::Disabled { .. }) => Ok(()),
                     done => done.map(drop),

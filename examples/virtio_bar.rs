@@ -4,7 +4,7 @@
 //!
 //! `cargo run --features vm-memory --example virtio_bar`
 
-use revocable_mmio::vm_memory::{AnyRegion, Recoverable, RevocableRegion};
+use revocable_mmio::vm_memory::{AnyRegion, RevocableRegion};
 use revocable_mmio::{MapOptions, Region};
 use std::error::Error;
 use std::sync::Arc;
@@ -40,8 +40,6 @@ struct Disk {
 impl Disk {
     /// Serves every request that is available. An error is the queue's own: the guest has put it where it has no RAM.
     fn serve(&mut self, memory: &Memory) -> Result<(), GuestMemoryError> {
-        // Each access through this recovers. vm-memory's own accesses by guest address refuse a revocable region.
-        let memory = Recoverable(memory);
         while self.next != memory.read_obj::<u16>(at(AVAILABLE, 2))? {
             let slot = u64::from(self.next % QUEUE);
             let head = memory.read_obj::<u16>(at(AVAILABLE, 4 + 2 * slot))?;
@@ -54,7 +52,7 @@ impl Disk {
     }
 
     /// One request: a header, the buffer, the status. Returns how many bytes were written.
-    fn request(&self, memory: Recoverable<'_, Memory>, head: u16) -> Result<u32, GuestMemoryError> {
+    fn request(&self, memory: &Memory, head: u16) -> Result<u32, GuestMemoryError> {
         let mut parts = [(GuestAddress(0), 0u32); 3];
         let mut index = head;
         for part in &mut parts {
@@ -78,7 +76,6 @@ impl Disk {
 
 /// The guest's driver asks for sector 1, into its other device's BAR.
 fn ask(memory: &Memory, turn: u16) -> Result<(), GuestMemoryError> {
-    let memory = Recoverable(memory);
     memory.write_obj(1u64, at(HEADER, 8))?;
     let chain = [(HEADER, 16u32, NEXT), (BAR, SECTOR, NEXT | WRITE), (STATUS, 1, WRITE)];
     for (index, (addr, len, flags)) in (0u16..).zip(chain) {
@@ -108,7 +105,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         disk.content.fill(content);
         ask(&memory, turn)?;
         disk.serve(&memory)?;
-        let status = Recoverable(&memory).read_obj::<u8>(GuestAddress(STATUS))?;
+        let status = memory.read_obj::<u8>(GuestAddress(STATUS))?;
         println!("  guest: status {status}, and the BAR's first byte is {:#x}", bar.owner().read::<u8>(0)?);
         if status != expected {
             return Err("another status was expected".into());

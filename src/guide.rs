@@ -4,7 +4,7 @@
 //!
 //! | you | page | example |
 //! |---|---|---|
-//! | choose | [which strategy, which policy](choosing) | `quickstart` |
+//! | choose | [which strategy, which policy](choosing) | `quickstart`, `vfio_bar` |
 //! | emulate a PCI device | [a BAR in the exit loop](exit_loop) | `mmio_dispatch` |
 //! | | [your own configuration space](own_config_space) | `hot_unplug` |
 //! | run guests | [memslots that follow the state](memslots) (feature `kvm`) | `kvm_bar` |

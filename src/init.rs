@@ -185,7 +185,8 @@ impl Error for InitError {}
 /// files of ones, and the crate's threads. Afterwards regions can be built, mapped and revoked under the seccomp filters
 /// that SECCOMP.md lists, and without a file system or a capability.
 ///
-/// May be called again, for more needs. Kernel features that the needs ask for are tried, and the findings remembered.
+/// May be called again, for more needs. Kernel features that the needs ask for are tried, and the findings remembered. The
+/// guide has a page on [sandboxes](crate::guide::sandboxes).
 ///
 /// # Example
 /// ```

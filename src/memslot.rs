@@ -3,7 +3,8 @@
 //! A [`Memslot`] puts a mapping into the guest's physical address space and follows the region's state. [`Exits`] says what
 //! to do when a vCPU exits at memory that is away: the access itself once the region is enabled, a PCI Unsupported Request,
 //! or an error for the VMM. Neither knows a hypervisor: a VMM implements [`SetMemslot`] for its own and calls the method of
-//! [`Exits`] that fits the exit. For KVM feature `kvm` has both.
+//! [`Exits`] that fits the exit. For KVM feature `kvm` has both. The guide has a page on
+//! [memslots](crate::guide::memslots).
 //!
 //! # While the region is disabled
 //!

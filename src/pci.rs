@@ -14,6 +14,9 @@
 //! # }
 //! ```
 //!
+//! The guide shows it in a [VMM's exit loop](crate::guide::exit_loop), and how to do without it, below
+//! [a configuration space of your own](crate::guide::own_config_space).
+//!
 //! # How it works
 //!
 //! Each memory BAR is a [`Region`](crate::Region) with a memory lock of its own. A change of whether the device decodes

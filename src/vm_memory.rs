@@ -8,6 +8,8 @@
 //! policy, and until it is dropped the region stays enabled. While the region is disabled there is none, and the device
 //! gets an error instead of a signal or of ones.
 //!
+//! The guide has a page on [virtio](crate::guide::virtio).
+//!
 //! # What is offered
 //!
 //! | trait | offered | why (not) |
