@@ -50,6 +50,8 @@ impl Device {
             self.revoke(to, patience)?;
         }
         steps.leave().rev().for_each(|place| self.followers.remove(&place));
+        // No DMA once the register says so, and none before.
+        let mut mastered = if was.difference(is).contains(Command::MASTER) { self.set_master(false) } else { Ok(()) };
         let (before, after, steps) = {
             let mut config = self.config.lock();
             let before = config.clone();
@@ -60,16 +62,28 @@ impl Device {
             (before, config.clone(), steps)
         };
         let entered = self.enter(&steps);
+        if is.difference(was).contains(Command::MASTER) {
+            mastered = self.set_master(true);
+        }
+        let mut restored = Ok(());
         if from != to && to.mapped() {
-            if let Err(e) = self.restore(to, patience) {
-                self.take_back(&before, &after, &steps);
-                return Err(e);
+            match self.restore(to, patience) {
+                Ok(done) => restored = done,
+                Err(e) => {
+                    self.take_back(&before, &after, &steps);
+                    let _ = if was == is { Ok(()) } else { self.set_master(was.contains(Command::MASTER)) };
+                    return Err(e);
+                }
             }
         }
         if let (true, Some(hook)) = (was != is, &self.on_command) {
             let _ = guarded(|| hook(was, is));
         }
-        entered
+        entered.and(mastered).and(restored)
+    }
+
+    fn set_master(&self, master: bool) -> Result<(), PciError> {
+        self.dma.as_ref().map_or(Ok(()), |dma| dma.set_bus_master(master))
     }
 
     /// Enters the places of `steps`, all that can be; returns the first error.
@@ -104,26 +118,25 @@ impl Device {
         // As in `Protocol::claim`, which is not told the goal: the members that are it already are locked too.
         let failed = |e: SignalError| GroupError { member: self.name.clone(), source: e.into() };
         signal::install().map_err(failed)?;
-        let changes = Changes::begin(&self.members, |_| None, patience)?;
-        if let Some(mut changes) = changes {
+        let mut changes = Changes::begin(&self.members, |_| None, patience)?;
+        if let Some(changes) = &mut changes {
             changes.settle(|_| Some(State::Disabled))?;
-            self.set_reach(to);
-        } else {
-            // The device has no memory BAR.
-            self.set_reach(to);
         }
+        // Without a memory BAR there is no change, and no lock.
+        self.set_reach(to);
         Ok(())
     }
 
-    fn restore(&self, to: Reach, patience: Patience) -> Result<(), PciError> {
-        let changes = Changes::begin(&self.members, |_| None, patience)?;
-        if let Some(mut changes) = changes {
-            changes.settle(|_| Some(State::Enabled))?;
+    /// Gives the memory back. The inner error is of what could not follow it.
+    fn restore(&self, to: Reach, patience: Patience) -> Result<Result<(), PciError>, PciError> {
+        let Some(mut changes) = Changes::begin(&self.members, |_| None, patience)? else {
+            // The device has no memory BAR.
             self.set_reach(to);
-        } else {
-            self.set_reach(to);
-        }
-        Ok(())
+            return Ok(Ok(()));
+        };
+        changes.settle(|_| Some(State::Enabled))?;
+        self.set_reach(to);
+        Ok(changes.end().map_err(PciError::from))
     }
 
     /// Drops every page-table entry of every mapping; the next accesses fault them in again.

@@ -263,6 +263,9 @@ impl PciError {
             Self::Revoke(e) => match &e.source {
                 RevokeError::Busy(_) | RevokeError::TimedOut { .. } => Errno::EBUSY,
                 RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant => Errno::EDEADLK,
+                RevokeError::NotRestored { source } => {
+                    return source.downcast_ref::<Self>().map_or(Errno::EIO as i32, Self::errno);
+                }
                 RevokeError::Gone | RevokeError::NoFile => Errno::ENODEV,
                 RevokeError::Forked | RevokeError::Signal(_) => Errno::EPERM,
                 RevokeError::Sys { source, .. } | RevokeError::Window { source } => source.errno,

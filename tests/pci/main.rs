@@ -5,6 +5,7 @@
 #[expect(dead_code, reason = "each test binary uses its part")]
 mod support;
 
+mod dma;
 mod forked_devices;
 mod giving_up;
 mod moves;
