@@ -91,6 +91,8 @@ mod peer_dma;
 mod power;
 mod regs;
 mod reset;
+mod save;
+mod saved;
 mod space;
 mod state;
 
@@ -109,5 +111,6 @@ pub use following::Following;
 pub use ioeventfd_table::{MOST_IOEVENTFDS, Width};
 pub use kicks::IoEventLoop;
 pub use reset::Bus;
+pub use saved::DeviceState;
 pub use space::{Space, SpaceInfo};
 pub use state::{PciDevice, PortIo, ResetKind};

@@ -96,6 +96,7 @@ impl fmt::Debug for BegunWrite {
 }
 
 /// A write that has been begun.
+#[derive(Clone)]
 pub(super) struct Job {
     pub(super) at: u64,
     pub(super) bytes: Vec<u8>,
@@ -130,11 +131,22 @@ impl BegunWrites {
         Ok(())
     }
 
-    /// The next one, for the thread that makes them; with `None` that thread ends.
+    /// The next one, for the thread that makes them; with `None` that thread ends. It stays in the queue until it is
+    /// [made](Self::made).
     pub(super) fn next(&self) -> Option<Job> {
         let mut queue = self.0.lock();
-        let next = queue.jobs.pop_front();
+        let next = queue.jobs.front().cloned();
         queue.running = next.is_some();
         next
+    }
+
+    pub(super) fn made(&self) {
+        let made = self.0.lock().jobs.pop_front();
+        drop(made);
+    }
+
+    /// Those that are not complete: where, and the bytes.
+    pub(super) fn pending(&self) -> Vec<(u64, Vec<u8>)> {
+        self.0.lock().jobs.iter().map(|job| (job.at, job.bytes.clone())).collect()
     }
 }

@@ -93,6 +93,7 @@ impl Device {
             // A reset is the only one of users' calls whose panic passes on.
             let panicked =
                 || Err(PciError::Reset { source: io::Error::other("it panicked"), now: self.after_failure() });
+            self.begun.made();
             completion.complete(made.unwrap_or_else(panicked));
         }
     }

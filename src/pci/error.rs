@@ -183,6 +183,9 @@ pub enum PciError {
         /// The I/O address.
         iova: u64,
     },
+    /// A saved state does not fit (EINVAL).
+    #[error("the state cannot be restored: {0}")]
+    State(&'static str),
     /// The description of the device contradicts itself.
     #[error("{0}")]
     Description(String),
@@ -279,6 +282,7 @@ impl PciError {
             | Self::LowPower
             | Self::NotEventFd
             | Self::Iova { .. }
+            | Self::State(_)
             | Self::Description(_)
             | Self::Build(_)
             | Self::Map(_) => Errno::EINVAL,

@@ -11,5 +11,6 @@ mod giving_up;
 mod moves;
 mod pci;
 mod pci_bars_together;
+mod saved;
 mod shared_bars;
 mod vfio_user;
