@@ -238,6 +238,9 @@ impl DmaSpace {
     }
 
     fn parts(&self) -> Vec<Arc<DmaPart>> {
+        if !self.process.is_current() {
+            return Vec::new();
+        }
         let maps = self.maps.lock();
         let entries = maps.values().filter_map(|taken| taken.entries.as_ref()).flatten();
         entries.map(|entry| Arc::clone(&entry.part)).collect()
