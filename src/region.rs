@@ -10,6 +10,7 @@ mod fault;
 mod fault_async;
 pub(crate) mod group;
 pub(crate) mod mapping;
+pub(crate) mod not_restored;
 pub(crate) mod notify;
 pub(crate) mod offsets;
 pub(crate) mod owner;

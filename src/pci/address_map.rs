@@ -3,6 +3,7 @@
 use super::decode::{BarPlace, Decoder, SLOTS, slot_of};
 use super::error::PciError;
 use crate::sync::inside::Mutex;
+use crate::sys::identity::Identity;
 use crate::users::{Theirs, guarded};
 use std::io;
 use std::sync::Arc;
@@ -25,9 +26,11 @@ pub trait AddressMap: Send + Sync {
     fn remove(&self, place: &BarPlace);
 }
 
-/// The maps that follow a device, in the order in which they began to.
-#[derive(Default)]
-pub(super) struct Followers(Mutex<Vec<Arc<Follower>>>);
+/// The maps that follow a device, in the order in which they began to. They are the process's that made the device.
+pub(super) struct Followers {
+    list: Mutex<Vec<Arc<Follower>>>,
+    process: Identity,
+}
 
 pub(super) struct Follower {
     map: Theirs<dyn AddressMap>,
@@ -36,7 +39,18 @@ pub(super) struct Follower {
     gone: AtomicBool,
 }
 
+impl Default for Followers {
+    fn default() -> Self {
+        Self { list: Mutex::default(), process: Identity::current() }
+    }
+}
+
 impl Followers {
+    /// False in a forked child: the maps are its parent's.
+    pub(super) fn are_of_this_process(&self) -> bool {
+        self.process.is_current()
+    }
+
     /// Adds a map, with the places as they are now, or does not. The caller has the turn.
     pub(super) fn add(&self, map: Arc<dyn AddressMap>, now: &Decoder) -> Result<Arc<Follower>, PciError> {
         let follower =
@@ -44,18 +58,18 @@ impl Followers {
         for place in now.places() {
             follower.insert(&place).inspect_err(|_| follower.leave())?;
         }
-        self.0.lock().push(Arc::clone(&follower));
+        self.list.lock().push(Arc::clone(&follower));
         Ok(follower)
     }
 
     pub(super) fn forget(&self, follower: &Arc<Follower>) {
         // The caller has it too: nothing of the user's is dropped under the lock.
-        self.0.lock().retain(|known| !Arc::ptr_eq(known, follower));
+        self.list.lock().retain(|known| !Arc::ptr_eq(known, follower));
     }
 
     /// Inserts a place everywhere, or nowhere.
     pub(super) fn insert(&self, place: &BarPlace) -> Result<(), PciError> {
-        let followers = self.0.lock().clone();
+        let followers = self.list.lock().clone();
         for (at, follower) in followers.iter().enumerate() {
             follower.insert(place).inspect_err(|_| {
                 followers[..at].iter().rev().for_each(|before| before.remove(place));
@@ -65,7 +79,7 @@ impl Followers {
     }
 
     pub(super) fn remove(&self, place: &BarPlace) {
-        let followers = self.0.lock().clone();
+        let followers = self.list.lock().clone();
         followers.iter().rev().for_each(|follower| follower.remove(place));
     }
 }
@@ -73,7 +87,13 @@ impl Followers {
 impl Drop for Followers {
     /// The device is gone, and its memory was before this.
     fn drop(&mut self) {
-        let followers = std::mem::take(&mut *self.0.lock());
+        let followers = std::mem::take(self.list.get_mut());
+        if !self.process.is_current() {
+            // Another thread of the parent's may have been changing the list when the child was made: it is not fit to be
+            // dropped.
+            std::mem::forget(followers);
+            return;
+        }
         followers.iter().rev().for_each(|follower| follower.leave());
     }
 }
@@ -87,6 +107,10 @@ impl Follower {
         match guarded(|| self.map.insert(place)) {
             Some(Ok(())) => {
                 self.set(place, Some(*place));
+                // It stopped following meanwhile: in that very call, or by a thread that could not wait for its end.
+                if self.gone.load(Ordering::Acquire) {
+                    self.remove(place);
+                }
                 Ok(())
             }
             Some(Err(source)) => Err(refused(source)),

@@ -100,6 +100,22 @@ impl BarRegister {
         self.pieces == 0 && !self.is_sizing()
     }
 
+    /// As [`written`](Self::written) says, and the bytes of a half that is being written in pieces.
+    pub(super) const fn saved(&self) -> (u64, u8) {
+        (self.written, self.pieces)
+    }
+
+    /// The same register with what was saved, if it can hold that.
+    pub(super) fn with(self, written: u64, pieces: u8) -> Option<Self> {
+        let bytes = if self.kind == BarType::Memory64 { 8 } else { 4 };
+        let whole = |half: u8| pieces & half == half;
+        let good = written.checked_shr(8 * bytes).unwrap_or(0) == 0
+            && u32::from(pieces).checked_shr(bytes).unwrap_or(0) == 0
+            && !whole(0x0f)
+            && !whole(0xf0);
+        good.then_some(Self { written, pieces, ..self })
+    }
+
     /// Both halves, as last written.
     pub const fn written(&self) -> u64 {
         self.written

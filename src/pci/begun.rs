@@ -4,8 +4,9 @@
 //! in which they were begun, and ends with the last.
 
 use super::error::PciError;
-use crate::sync::wait::Event;
+use crate::sync::wait::{CancelToken, Event};
 use crate::sys::SysError;
+use crate::sys::identity::Identity;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -69,6 +70,15 @@ impl BegunWrite {
         self.is_done()
     }
 
+    /// Waits until the write is complete or `cancel` is cancelled. True if the write is complete; if it is not, it goes on.
+    ///
+    /// # Blocking
+    /// As [`wait_timeout`](Self::wait_timeout).
+    pub fn wait_unless(&self, cancel: &CancelToken) -> bool {
+        let _ = self.0.ended.wait_while(|| self.0.is_under_way(), Some(cancel), None);
+        self.is_done()
+    }
+
     /// The result, once; `None` while the write is under way, and after the result was taken.
     pub fn result(&self) -> Option<Result<(), PciError>> {
         let mut result = self.0.result.lock();
@@ -96,15 +106,30 @@ impl fmt::Debug for BegunWrite {
 }
 
 /// A write that has been begun.
+#[derive(Clone)]
 pub(super) struct Job {
     pub(super) at: u64,
     pub(super) bytes: Vec<u8>,
     pub(super) completion: Arc<Completion>,
 }
 
-/// The writes that have been begun, in order.
-#[derive(Default)]
-pub(super) struct BegunWrites(Mutex<Queue>);
+/// The writes that have been begun, in order, and the process that makes them.
+pub(super) struct BegunWrites(Mutex<Queue>, Identity);
+
+impl Default for BegunWrites {
+    fn default() -> Self {
+        Self(Mutex::default(), Identity::current())
+    }
+}
+
+impl Drop for BegunWrites {
+    fn drop(&mut self) {
+        if !self.1.is_current() {
+            // As another thread of the parent's may have left it in the middle of a change.
+            std::mem::forget(std::mem::take(self.0.get_mut()));
+        }
+    }
+}
 
 #[derive(Default)]
 struct Queue {
@@ -130,11 +155,30 @@ impl BegunWrites {
         Ok(())
     }
 
-    /// The next one, for the thread that makes them; with `None` that thread ends.
+    /// The next one, for the thread that makes them; with `None` that thread ends. It stays in the queue until it is
+    /// [made](Self::made).
     pub(super) fn next(&self) -> Option<Job> {
         let mut queue = self.0.lock();
-        let next = queue.jobs.pop_front();
+        let next = queue.jobs.front().cloned();
         queue.running = next.is_some();
         next
+    }
+
+    pub(super) fn made(&self) {
+        let made = self.0.lock().jobs.pop_front();
+        drop(made);
+    }
+
+    /// True in the process whose thread makes them.
+    pub(super) fn are_of_this_process(&self) -> bool {
+        self.1.is_current()
+    }
+
+    /// Those that are not complete: where, and the bytes. None in a forked child.
+    pub(super) fn pending(&self) -> Vec<(u64, Vec<u8>)> {
+        if !self.are_of_this_process() {
+            return Vec::new();
+        }
+        self.0.lock().jobs.iter().map(|job| (job.at, job.bytes.clone())).collect()
     }
 }

@@ -3,6 +3,7 @@
 use super::bar_builder::{Bar, BarKind, LARGEST_NARROW, apart};
 use super::command_hook::{Command, CommandFn};
 use super::config::ConfigSpace;
+use super::dma::DmaSpace;
 use super::error::PciError;
 #[cfg(feature = "vfio")]
 use super::hardware::Hardware;
@@ -45,6 +46,7 @@ pub struct PciBuilder {
     kicks: Option<IoEventLoop>,
     reset: Option<Handler<ResetFn>>,
     revoked_after_failed_reset: bool,
+    dma: Option<Arc<DmaSpace>>,
     on_command: Option<Handler<CommandFn>>,
     real: Real,
 }
@@ -84,6 +86,7 @@ impl PciBuilder {
             kicks: None,
             reset: None,
             revoked_after_failed_reset: false,
+            dma: None,
             on_command: None,
             real: Real::default(),
         }
@@ -197,6 +200,14 @@ impl PciBuilder {
         self
     }
 
+    /// The I/O address space through which this device, and no other, does DMA: its mappings are in the IOMMU as long as the
+    /// bus-master bit of PCI_COMMAND is set. A write that clears the bit takes them out before the register shows it; a write
+    /// that sets it puts them back, and has the error of one that is refused. Default: DMA is not the device's concern.
+    pub fn bus_master(mut self, space: Arc<DmaSpace>) -> Self {
+        self.dma = Some(space);
+        self
+    }
+
     /// Is told of every change of PCI_COMMAND that a guest makes, with the value before and after: of bus mastering, I/O
     /// space and INTx, for which a monitor has its own machinery. It runs in the thread that writes the register, when that
     /// shows the new value and what follows from it is done; a panic goes no further. It cannot write the device's registers
@@ -224,6 +235,9 @@ impl PciBuilder {
         let mut config = self.header()?;
         config.real = self.real.clone();
         let enabled = self.virtual_function || self.command & COMMAND_MEMORY != 0;
+        if let Some(dma) = &self.dma {
+            dma.set_bus_master(self.command & COMMAND_MASTER != 0)?;
+        }
         let steps = config.decoded.steps(&config.decode(self.virtual_function.then_some(true)));
         config.decoded.take(&steps);
         let mut slots: [Option<BarSlot>; 6] = [const { None }; 6];
@@ -263,6 +277,7 @@ impl PciBuilder {
                 virtual_function: self.virtual_function,
                 reset: self.reset.map(|handler| handler.0),
                 revoked_after_failed_reset: self.revoked_after_failed_reset,
+                dma: self.dma,
                 on_command: self.on_command.map(|handler| handler.0),
                 followers: Default::default(),
                 begun: Default::default(),

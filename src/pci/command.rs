@@ -50,6 +50,8 @@ impl Device {
             self.revoke(to, patience)?;
         }
         steps.leave().rev().for_each(|place| self.followers.remove(&place));
+        // No DMA once the register says so, and none before.
+        let mut mastered = if was.difference(is).contains(Command::MASTER) { self.set_master(false) } else { Ok(()) };
         let (before, after, steps) = {
             let mut config = self.config.lock();
             let before = config.clone();
@@ -60,16 +62,28 @@ impl Device {
             (before, config.clone(), steps)
         };
         let entered = self.enter(&steps);
+        if is.difference(was).contains(Command::MASTER) {
+            mastered = self.set_master(true);
+        }
+        let mut restored = Ok(());
         if from != to && to.mapped() {
-            if let Err(e) = self.restore(to, patience) {
-                self.take_back(&before, &after, &steps);
-                return Err(e);
+            match self.restore(to, patience) {
+                Ok(done) => restored = done,
+                Err(e) => {
+                    self.take_back(&before, &after, &steps);
+                    let _ = if was == is { Ok(()) } else { self.set_master(was.contains(Command::MASTER)) };
+                    return Err(e);
+                }
             }
         }
         if let (true, Some(hook)) = (was != is, &self.on_command) {
             let _ = guarded(|| hook(was, is));
         }
-        entered
+        entered.and(mastered).and(restored)
+    }
+
+    fn set_master(&self, master: bool) -> Result<(), PciError> {
+        self.dma.as_ref().map_or(Ok(()), |dma| dma.set_bus_master(master))
     }
 
     /// Enters the places of `steps`, all that can be; returns the first error.
@@ -104,24 +118,28 @@ impl Device {
         // As in `Protocol::claim`, which is not told the goal: the members that are it already are locked too.
         let failed = |e: SignalError| GroupError { member: self.name.clone(), source: e.into() };
         signal::install().map_err(failed)?;
-        self.change(State::Disabled, to, patience)
+        self.change(State::Disabled, to, patience)?
     }
 
-    fn restore(&self, to: Reach, patience: Patience) -> Result<(), PciError> {
+    /// Gives the memory back. The inner error is of what could not follow it.
+    fn restore(&self, to: Reach, patience: Patience) -> Result<Result<(), PciError>, PciError> {
         self.change(State::Enabled, to, patience)
     }
 
-    fn change(&self, state: State, to: Reach, patience: Patience) -> Result<(), PciError> {
+    fn change(&self, state: State, to: Reach, patience: Patience) -> Result<Result<(), PciError>, PciError> {
         let wait = WaitFor::from(patience);
-        let changed = wait.again_if_held_up(|| {
-            // `None`: the device has no memory BAR. The locks are kept until calls reach memory, or do no more.
-            let mut changes = Changes::begin(&self.members, |_| None, wait)?;
-            changes.as_mut().map_or(Ok(()), |changes| changes.settle(|_| Some(state)))?;
+        let ended = wait.again_if_held_up(|| {
+            let Some(mut changes) = Changes::begin(&self.members, |_| None, wait)? else {
+                // The device has no memory BAR.
+                self.set_reach(to);
+                return Ok(Ok(()));
+            };
+            changes.settle(|_| Some(state))?;
+            // Under the locks, so that calls and mappings reach memory together.
             self.set_reach(to);
-            drop(changes);
-            Ok(())
+            Ok(changes.end())
         });
-        Ok(changed?)
+        Ok(ended?.map_err(PciError::from))
     }
 
     /// Drops every page-table entry of every mapping; the next accesses fault them in again.

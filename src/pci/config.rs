@@ -2,9 +2,11 @@
 //! write on memory are in the files that are named after them.
 
 use super::bar_register::{BarRegister, BarType};
-use super::decode::{Decode, Decoder, ROM_SLOT, SLOTS, Steps};
+use super::decode::{Decode, Decoder, ROM_SLOT, SLOTS, Steps, space_of};
+use super::error::PciError;
 use super::hardware::Real;
 use super::regs::*;
+use super::saved::{CORRUPT, DeviceState, SavedBar};
 use crate::sys::SysError;
 use std::ops::Range;
 
@@ -188,6 +190,63 @@ impl ConfigSpace {
     /// True if a write at `at` is one to PMCSR.
     pub(super) fn is_power_control(&self, at: usize) -> bool {
         self.power.is_some_and(|cap| at == cap + PM_CTRL)
+    }
+
+    /// The bytes, and what is known of BARs besides.
+    pub(super) fn save(&self) -> (Vec<u8>, [Option<SavedBar>; SLOTS]) {
+        let bars = std::array::from_fn(|slot| {
+            let register = self.bars[slot]?;
+            let (written, pieces) = register.saved();
+            let place = self.decoded.place(space_of(slot)).map(|place| place.address);
+            Some(SavedBar { size: register.size(), written, pieces, place })
+        });
+        (self.bytes.to_vec(), bars)
+    }
+
+    /// Checks that a state is one of this device's: what cannot be written is the same. Returns the registers with which BARs
+    /// come to the places at which they were decoded, of those that hold no address.
+    pub(super) fn check(&self, state: &DeviceState) -> Result<[Option<BarRegister>; SLOTS], PciError> {
+        const OTHER: PciError = PciError::State("it is another device's: build this one by the same description");
+        let power = self.power.map(|cap| cap + PM_CTRL);
+        let fixed = |at: usize| !self.writable[at] & if power == Some(at) { !PM_CTRL_STATE } else { 0xff };
+        let same = |(at, (own, theirs)): (usize, (&u8, &u8))| (own ^ theirs) & fixed(at) == 0;
+        if self.bytes.len() != state.config.len() || !self.bytes.iter().zip(&state.config).enumerate().all(same) {
+            return Err(OTHER);
+        }
+        let mut settled = [None; SLOTS];
+        for (slot, (own, theirs)) in self.bars.iter().zip(&state.bars).enumerate() {
+            let (Some(own), Some(theirs)) = (own, theirs) else {
+                if own.is_some() != theirs.is_some() {
+                    return Err(OTHER);
+                }
+                continue;
+            };
+            if own.size() != theirs.size {
+                return Err(OTHER);
+            }
+            let register = own.with(theirs.written, theirs.pieces).ok_or(CORRUPT)?;
+            let written = theirs.written.to_le_bytes();
+            let agrees = |(at, written): (usize, u8)| (written ^ state.config[at]) & self.writable[at] == 0;
+            let width = if own.kind() == BarType::Memory64 { 8 } else { 4 };
+            if !bar_at(slot).zip(written).take(width).all(agrees) {
+                return Err(CORRUPT);
+            }
+            if let Some(place) = theirs.place.filter(|_| !register.is_settled()) {
+                let enabled = if own.kind() == BarType::Rom { u64::from(ROM_ENABLE) } else { 0 };
+                let at_place = own.with(place | enabled, 0).filter(|register| register.address() == Some(place));
+                settled[slot] = Some(at_place.ok_or(CORRUPT)?);
+            }
+        }
+        Ok(settled)
+    }
+
+    /// Takes on a state that was checked; BARs have these registers instead of theirs, where there are any.
+    pub(super) fn load(&mut self, state: &DeviceState, instead: &[Option<BarRegister>; SLOTS]) {
+        self.bytes.copy_from_slice(&state.config);
+        for (slot, register) in self.bars.iter_mut().enumerate() {
+            let theirs = register.zip(state.bars[slot]).and_then(|(own, bar)| own.with(bar.written, bar.pieces));
+            *register = instead[slot].or(theirs);
+        }
     }
 
     /// True if a write begins a reset of the function: it sets the bit in device control's high byte.

@@ -39,7 +39,7 @@ impl PciDevice {
     /// this is a forked child. Errors of the write itself are its [result](BegunWrite::result).
     pub fn begin_write(&self, offset: u64, bytes: &[u8]) -> Result<BegunWrite, PciError> {
         let device = &self.device;
-        if !device.ioeventfds.process.is_current() {
+        if !device.begun.are_of_this_process() {
             return Err(PciError::Forked);
         }
         let at = device.inside(offset, bytes.len())?;
@@ -90,6 +90,7 @@ impl Device {
             // A reset is the only one of users' calls whose panic passes on.
             let panicked =
                 || Err(PciError::Reset { source: io::Error::other("it panicked"), now: self.after_failure() });
+            self.begun.made();
             completion.complete(made.unwrap_or_else(panicked));
         }
     }

@@ -1,10 +1,11 @@
 //! DMA mappings of BARs: what vfio's type1 IOMMU driver does with the patch series, over regions.
 //!
-//! Mapping a range for DMA faults it in. While the memory is revoked the mapping is refused, and nothing is left behind.
-//! With type1, mappings of a BAR stay in the IOMMU when the memory goes; a [`DmaSpace`] takes them out before the
-//! revocation and puts them back afterwards, as one of the region's notifiers. It can be unmapped in any state.
+//! Mapping a range for DMA faults it in. With type1, mappings of a BAR stay in the IOMMU when the memory goes; a [`DmaSpace`]
+//! takes them out before the revocation and puts them back afterwards, as one of the region's notifiers. While the memory is
+//! revoked, type1 refuses to map it; a `DmaSpace` can do that too ([`DmaSpace::map_now`]), or map it once the memory is back.
+//! It can be unmapped in any state.
 
-use super::dma_part::DmaPart;
+use super::dma_part::{DmaPart, Gate, Memory, Revoked};
 use super::dma_segment::{DmaAccess, DmaSegment, Iommu, SegmentKind};
 use super::error::PciError;
 use crate::region::placed::Placed;
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicPtr;
 
 /// An I/O address space whose mappings follow the revocation of their memory.
 ///
@@ -25,6 +27,7 @@ pub struct DmaSpace {
     iommu: Theirs<dyn Iommu>,
     /// By first I/O address. Locked for single looks and changes only: neither the IOMMU nor a region is called under it.
     maps: Mutex<BTreeMap<u64, Taken>>,
+    gate: Arc<Gate>,
     process: Identity,
 }
 
@@ -38,32 +41,77 @@ struct Taken {
 
 /// One segment, mapped as long as it lives.
 struct DmaEntry {
-    kind: EntryKind,
+    part: Arc<DmaPart>,
+    _subscription: Option<Subscription>,
     /// The process that mapped it.
     process: Identity,
 }
 
-enum EntryKind {
-    Plain { iommu: Theirs<dyn Iommu>, iova: u64, len: usize },
-    Device { part: Arc<DmaPart>, _subscription: Subscription },
+/// A part of a [`DmaSpace`] that is not in the IOMMU.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Unmapped {
+    /// The first I/O address.
+    pub iova: u64,
+    /// In bytes.
+    pub len: usize,
+    /// Why.
+    pub why: WhyUnmapped,
+}
+
+/// Why a part of a [`DmaSpace`] is not in the IOMMU.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum WhyUnmapped {
+    /// Its memory is revoked.
+    Revoked,
+    /// Its device is no bus master.
+    NoBusMaster,
+    /// The IOMMU has refused it, or its memory could not be faulted in: [`DmaSpace::retry`] tries again.
+    Refused(Arc<io::Error>),
 }
 
 impl DmaSpace {
     /// An empty I/O address space.
     pub fn new(iommu: Arc<dyn Iommu>) -> Self {
-        Self { iommu: Theirs::new(iommu), maps: Mutex::new(BTreeMap::new()), process: Identity::current() }
+        Self {
+            iommu: Theirs::new(iommu),
+            maps: Mutex::new(BTreeMap::new()),
+            gate: Arc::new(Gate::new()),
+            process: Identity::current(),
+        }
     }
 
-    /// Maps the segments, one after the other from `iova` on, or none of them.
+    /// Maps the segments, one after the other from `iova` on, or none of them. A segment whose memory is revoked now is
+    /// mapped when the memory is back: with `enable()`, which then has the error if that fails.
     ///
     /// # Blocking
     /// Waits while a region is busy; does not wait while it is disabled.
     ///
     /// # Errors
-    /// EFAULT for memory that is revoked, may not be written, or is not whole pages. EINVAL or EEXIST for the I/O addresses
-    /// (they are also taken while another thread maps or unmaps them). The IOMMU's own error. EDEADLK from inside a change
-    /// of the region, or with a guard that a change waits for. EPERM in a forked child.
+    /// EFAULT for memory that may not be written, or is not whole pages. EINVAL or EEXIST for the I/O addresses: not whole
+    /// pages, not in one of the IOMMU's [ranges](Iommu::ranges), or taken (also while another thread maps or unmaps them).
+    /// The IOMMU's own error. EDEADLK from inside a change of the region, or with a guard that a change waits for. EPERM in
+    /// a forked child.
     pub fn map(&self, iova: u64, segments: &[DmaSegment<'_>], access: DmaAccess) -> Result<(), PciError> {
+        self.map_as(iova, segments, access, Revoked::Later)
+    }
+
+    /// [`map`](Self::map) that refuses memory that is revoked now (EFAULT), as vfio's type1 driver does.
+    ///
+    /// # Errors
+    /// As `map`.
+    pub fn map_now(&self, iova: u64, segments: &[DmaSegment<'_>], access: DmaAccess) -> Result<(), PciError> {
+        self.map_as(iova, segments, access, Revoked::Refuse)
+    }
+
+    fn map_as(
+        &self,
+        iova: u64,
+        segments: &[DmaSegment<'_>],
+        access: DmaAccess,
+        revoked: Revoked,
+    ) -> Result<(), PciError> {
         if !self.process.is_current() {
             return Err(PciError::Forked);
         }
@@ -72,22 +120,33 @@ impl DmaSpace {
         }
         let len = segments.iter().try_fold(0usize, |sum, segment| sum.checked_add(segment.len()));
         let wrong = |why| PciError::Iova { iova, len: len.unwrap_or(usize::MAX), why };
-        if len == Some(0) || iova % page_size() as u64 != 0 {
-            return Err(wrong("give a segment at least, at a page's beginning"));
+        let page = guarded(|| self.iommu.page_size()).unwrap_or(0).max(page_size());
+        let whole = |at: u64| at % page as u64 == 0;
+        if len == Some(0) || !whole(iova) || segments.iter().any(|segment| !whole(segment.len() as u64)) {
+            return Err(wrong("give a segment at least, and whole pages of the IOMMU's"));
         }
         // The last address, not the one after it: the last page can be mapped too.
         let last = len.and_then(|len| iova.checked_add(len as u64 - 1)).ok_or(wrong("the range wraps around"))?;
+        let ranges = guarded(|| self.iommu.ranges()).unwrap_or_default();
+        if !ranges.iter().any(|range| range.contains(&iova) && range.contains(&last)) {
+            return Err(wrong("not inside one of the IOMMU's address ranges"));
+        }
         let reserved = self.reserve(iova, last)?;
         let mut entries = Vec::with_capacity(segments.len());
         let mut at = iova;
         for segment in segments {
             // If this fails, the entries so far are unmapped as they are dropped, before their addresses are free again.
-            entries.push(self.enter(at, segment, access)?);
+            entries.push(self.enter(at, segment, access, revoked)?);
             // The end of the last one may be 2^64.
             at = at.wrapping_add(segment.len() as u64);
         }
+        let parts: Vec<_> = entries.iter().map(|entry: &DmaEntry| Arc::clone(&entry.part)).collect();
         reserved.fill(entries);
-        Ok(())
+        // The gate may have moved before they could be seen there.
+        let mut late = parts.iter().filter(|part| part.placed.now().is_there() != part.gate.is_open());
+        late.try_for_each(|part| part.settle(Revoked::Later)).inspect_err(|_| {
+            self.unmap(iova, len.unwrap_or(0));
+        })
     }
 
     /// Unmaps every mapping that lies in the range as a whole, and returns how many bytes those were. Mappings that another
@@ -101,7 +160,7 @@ impl DmaSpace {
         let mut bytes = 0;
         for (at, taken) in self.maps.lock().range_mut(iova..=last).filter(|(_, taken)| taken.last <= last) {
             if let Some(entries) = taken.entries.take() {
-                bytes += entries.iter().map(DmaEntry::len).sum::<usize>();
+                bytes += entries.iter().map(|entry| entry.part.len()).sum::<usize>();
                 removed.push((Reserved { space: self, iova: *at }, entries));
             }
         }
@@ -113,6 +172,94 @@ impl DmaSpace {
         bytes
     }
 
+    /// What is mapped here and not in the IOMMU now, in the order of the addresses.
+    ///
+    /// ```
+    /// use revocable_mmio::pci::{DmaAccess, DmaSegment, DmaSpace, Iommu, WhyUnmapped};
+    /// use revocable_mmio::{MapOptions, Region};
+    /// # struct Agrees;
+    /// # impl Iommu for Agrees {
+    /// #     fn map(&self, _: u64, _: *mut u8, _: usize, _: DmaAccess) -> std::io::Result<()> { Ok(()) }
+    /// #     fn unmap(&self, _: u64, _: usize) {}
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let iommu = std::sync::Arc::new(Agrees);
+    /// let bar = Region::builder(64 << 10).disabled().build()?;
+    /// let mapping = bar.map(MapOptions::new())?;
+    /// let space = DmaSpace::new(iommu);
+    /// space.map(0xe000_0000, &[DmaSegment::device(&mapping, 0..64 << 10)], DmaAccess::ReadWrite)?;
+    /// assert!(matches!(space.unmapped()[0].why, WhyUnmapped::Revoked));
+    /// bar.enable()?;
+    /// assert!(space.unmapped().is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn unmapped(&self) -> Vec<Unmapped> {
+        self.parts().iter().filter_map(|part| self.why(part)).collect()
+    }
+
+    /// Tries once more to put into the IOMMU what it has [refused](WhyUnmapped::Refused).
+    ///
+    /// # Blocking
+    /// As [`map`](Self::map).
+    ///
+    /// # Errors
+    /// The first that is refused again; the others are mapped all the same.
+    pub fn retry(&self) -> Result<(), PciError> {
+        self.settle(|part| matches!(self.why(part), Some(Unmapped { why: WhyUnmapped::Refused(_), .. })))
+    }
+
+    /// Whether the device of this space is a bus master: if not, nothing is in the IOMMU.
+    /// [`PciBuilder::bus_master`](super::PciBuilder::bus_master) sets it with the bit of PCI_COMMAND. What is mapped
+    /// meanwhile is put in once it is set.
+    ///
+    /// # Blocking
+    /// As [`map`](Self::map).
+    ///
+    /// # Errors
+    /// The first mapping that could not be put back; the others are. EPERM in a forked child.
+    pub fn set_bus_master(&self, master: bool) -> Result<(), PciError> {
+        if !self.process.is_current() {
+            return Err(PciError::Forked);
+        }
+        self.gate.set(master);
+        self.settle(|_| true)
+    }
+
+    fn settle(&self, which: impl Fn(&DmaPart) -> bool) -> Result<(), PciError> {
+        if !self.process.is_current() {
+            return Err(PciError::Forked);
+        }
+        let mut settled = Ok(());
+        for part in self.parts().iter().filter(|part| which(part)) {
+            settled = settled.and(part.settle(Revoked::Later));
+        }
+        settled
+    }
+
+    fn parts(&self) -> Vec<Arc<DmaPart>> {
+        if !self.process.is_current() {
+            return Vec::new();
+        }
+        let maps = self.maps.lock();
+        let entries = maps.values().filter_map(|taken| taken.entries.as_ref()).flatten();
+        entries.map(|entry| Arc::clone(&entry.part)).collect()
+    }
+
+    fn why(&self, part: &DmaPart) -> Option<Unmapped> {
+        let place = part.placed.now();
+        let refused = part.refused.lock().clone();
+        let why = match refused {
+            _ if place.is_there() || place.gone => return None,
+            _ if !self.gate.is_open() => WhyUnmapped::NoBusMaster,
+            _ if place.revoked => WhyUnmapped::Revoked,
+            Some(error) => WhyUnmapped::Refused(error),
+            // It is on its way.
+            None => return None,
+        };
+        Some(Unmapped { iova: part.iova, len: part.len(), why })
+    }
+
     fn reserve(&self, iova: u64, last: u64) -> Result<Reserved<'_>, PciError> {
         let mut maps = self.maps.lock();
         if maps.range(..=last).next_back().is_some_and(|(_, taken)| taken.last >= iova) {
@@ -122,46 +269,43 @@ impl DmaSpace {
         Ok(Reserved { space: self, iova })
     }
 
-    fn enter(&self, iova: u64, segment: &DmaSegment<'_>, access: DmaAccess) -> Result<DmaEntry, PciError> {
-        let iommu = self.iommu.clone();
-        let process = self.process;
-        match &segment.0 {
-            SegmentKind::Plain { addr, len } => {
-                let mapped = guarded(|| iommu.map(iova, *addr, *len, access));
-                let refused = |source| PciError::Iommu { iova, len: *len, source };
-                // After a panic the mapping may be there all the same: dropping the entry takes it out.
-                let entry = DmaEntry { kind: EntryKind::Plain { iommu, iova, len: *len }, process };
-                match mapped {
-                    Some(Ok(())) => Ok(entry),
-                    Some(Err(source)) => {
-                        entry.forget();
-                        Err(refused(source))
-                    }
-                    None => Err(refused(io::Error::other("it panicked"))),
-                }
-            }
+    fn enter(
+        &self,
+        iova: u64,
+        segment: &DmaSegment<'_>,
+        access: DmaAccess,
+        revoked: Revoked,
+    ) -> Result<DmaEntry, PciError> {
+        let memory = match &segment.0 {
+            SegmentKind::Plain { addr, len } => Memory::Plain { addr: AtomicPtr::new(*addr), len: *len },
             SegmentKind::Device { mapping, range } => {
-                let part = Arc::new(DmaPart {
-                    iommu,
-                    mapping: Arc::clone(&mapping.listed),
-                    iova,
-                    range: range.clone(),
-                    access,
-                    placed: Placed::default(),
-                });
+                Memory::Device { mapping: Arc::clone(&mapping.listed), range: range.clone() }
+            }
+        };
+        let part = Arc::new(DmaPart {
+            iommu: self.iommu.clone(),
+            memory,
+            iova,
+            access,
+            gate: Arc::clone(&self.gate),
+            placed: Placed::default(),
+            refused: Default::default(),
+        });
+        let subscription = match &segment.0 {
+            SegmentKind::Plain { .. } => None,
+            SegmentKind::Device { mapping, range } => {
                 let in_region = mapping.offset() + range.start..mapping.offset() + range.end;
-                // The subscription comes first: no revocation is missed from here on. If a step fails, the entry undoes it all.
-                let subscription = Subscription::new(&mapping.served.region, in_region.clone(), Arc::clone(&part) as _);
+                // The subscription comes first: no revocation is missed from here on. If a step fails, the entry undoes it
+                // all.
+                let subscription = Subscription::new(&mapping.served.region, in_region, Arc::clone(&part) as _);
                 let revoked = subscription.is_revoked();
                 let _ = part.change(|place| place.revoked |= revoked);
-                let entry = DmaEntry {
-                    kind: EntryKind::Device { part: Arc::clone(&part), _subscription: subscription },
-                    process,
-                };
-                part.map_when_free(&mapping.served.region, in_region)?;
-                Ok(entry)
+                Some(subscription)
             }
-        }
+        };
+        let entry = DmaEntry { part, _subscription: subscription, process: self.process };
+        entry.part.settle(revoked)?;
+        Ok(entry)
     }
 }
 
@@ -187,38 +331,11 @@ impl Drop for Reserved<'_> {
     }
 }
 
-impl DmaEntry {
-    fn len(&self) -> usize {
-        match &self.kind {
-            EntryKind::Plain { len, .. } => *len,
-            EntryKind::Device { part, .. } => part.range.len(),
-        }
-    }
-
-    /// Drops the entry without unmapping: nothing is mapped.
-    fn forget(mut self) {
-        if let EntryKind::Plain { len, .. } = &mut self.kind {
-            *len = 0;
-        }
-    }
-}
-
 impl Drop for DmaEntry {
     fn drop(&mut self) {
-        if !self.process.is_current() {
-            // The IOMMU is the parent's, and so are the mappings in it.
-            return;
-        }
-        match &self.kind {
-            EntryKind::Plain { len: 0, .. } => {}
-            EntryKind::Plain { iommu, iova, len } => drop(guarded(|| iommu.unmap(*iova, *len))),
-            EntryKind::Device { part, .. } => {
-                // From here on a notification finds nothing to do. An IOMMU that panics has at least been called.
-                let _ = part.change(|place| {
-                    place.gone = true;
-                    place.wanted = false;
-                });
-            }
+        // In a child, the IOMMU is the parent's, and so are the mappings in it. After this a notification finds nothing to do.
+        if self.process.is_current() {
+            self.part.end();
         }
     }
 }

@@ -1,17 +1,16 @@
-//! A segment of revocable memory, which is in the IOMMU as long as the memory is there.
+//! A segment, which is in the IOMMU as long as its memory is there and its device is a bus master.
 
 use super::dma_segment::{DmaAccess, Iommu};
 use super::error::PciError;
-use crate::protocol::Protocol;
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::FaultFlags;
 use crate::raw;
-use crate::region::core::RegionCore;
 use crate::region::error::PinError;
 use crate::region::mapping::Listed;
 use crate::region::notify::{InvalidateNotifier, NotifyError};
 use crate::region::offsets::InMapping;
-use crate::region::placed::{Placed, Refused};
+use crate::region::placed::{Place, Placed, Refused};
+use crate::sync::inside::Mutex;
 use crate::sys::SysError;
 use crate::sys::map::{self, Advice, Prot};
 use crate::users::Theirs;
@@ -19,18 +18,52 @@ use nix::errno::Errno;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::time::Duration;
 
-/// A segment of revocable memory.
+/// Whether the mappings of a space are in the IOMMU at all: the bus-master bit of the device whose space it is.
+pub(super) struct Gate(AtomicBool);
+
+impl Gate {
+    pub(super) fn new() -> Self {
+        Self(AtomicBool::new(true))
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// The parts are asked to [look](DmaPart::settle) afterwards. One that has looked before and not seen this has put
+    /// itself in place, or taken itself out, by then.
+    pub(super) fn set(&self, open: bool) {
+        self.0.store(open, Ordering::Release);
+    }
+}
+
+/// The memory of a segment.
+pub(super) enum Memory {
+    Plain {
+        addr: AtomicPtr<u8>,
+        len: usize,
+    },
+    Device {
+        mapping: Arc<Listed>,
+        /// Offsets in the mapping.
+        range: Range<usize>,
+    },
+}
+
+/// A segment, which is in the IOMMU as long as its memory is there and the gate is open.
 pub(super) struct DmaPart {
     pub(super) iommu: Theirs<dyn Iommu>,
-    pub(super) mapping: Arc<Listed>,
+    pub(super) memory: Memory,
     pub(super) iova: u64,
-    /// Offsets in the mapping.
-    pub(super) range: Range<usize>,
     pub(super) access: DmaAccess,
+    pub(super) gate: Arc<Gate>,
     /// Whether it is in the IOMMU.
     pub(super) placed: Placed,
+    /// Why it is not, although its memory is there.
+    pub(super) refused: Mutex<Option<Arc<io::Error>>>,
 }
 
 /// Why a segment is not in the IOMMU.
@@ -42,42 +75,67 @@ pub(super) enum NotMapped {
     Iommu(io::Error),
 }
 
+/// What becomes of a segment whose memory is revoked when it is mapped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Revoked {
+    /// It is mapped when the memory is back.
+    Later,
+    /// It is refused.
+    Refuse,
+}
+
 impl DmaPart {
-    fn protocol(&self) -> &Protocol {
-        &self.mapping.served.region.protocol
+    /// Puts the segment into the IOMMU if it is to be there, or takes it out. Waits while the memory is busy.
+    pub(super) fn settle(&self, revoked: Revoked) -> Result<(), PciError> {
+        match &self.memory {
+            Memory::Device { mapping, range } if self.gate.is_open() => self.map_when_free(mapping, range, revoked),
+            Memory::Plain { .. } | Memory::Device { .. } => {
+                self.change(|place| place.wanted = self.is_wanted(*place)).map_err(|e| self.error(e)).map(drop)
+            }
+        }
+    }
+
+    fn is_wanted(&self, place: Place) -> bool {
+        !place.revoked && !place.gone && self.gate.is_open()
+    }
+
+    /// Takes it out for good. An IOMMU that panics has at least been called.
+    pub(super) fn end(&self) {
+        let _ = self.change(|place| {
+            place.gone = true;
+            place.wanted = false;
+        });
     }
 
     /// Maps unless the memory is revoked; waits while it is busy.
-    pub(super) fn map_when_free(&self, region: &Arc<RegionCore>, in_region: Range<usize>) -> Result<(), PciError> {
-        let protocol = self.protocol();
-        let addr = self.addr().addr();
-        let bad = |why| PciError::Dma { addr, why };
+    fn map_when_free(&self, mapping: &Listed, range: &Range<usize>, revoked: Revoked) -> Result<(), PciError> {
+        let protocol = &mapping.served.region.protocol;
+        let bad = |why| PciError::Dma { addr: self.addr().addr(), why };
         if protocol.is_changed_by_caller() {
             return Err(PciError::Reentrant);
         }
         let own_guards = protocol.gate.held_by_caller() > 0;
+        let offset = mapping.served.offset.0;
+        let in_region = offset + range.start..offset + range.end;
         loop {
-            let pin = region.pin_elsewhere(in_region.clone(), &Caller::new(FaultFlags::WAIT)).map_err(|e| match e {
-                PinError::Disabled => bad("its memory is revoked"),
-                PinError::Reentrant => PciError::Reentrant,
-                PinError::WouldDeadlock => PciError::WouldDeadlock,
-                PinError::Forked => PciError::Forked,
-                PinError::NoMemory(source) => source.into(),
-                _ => bad("it cannot be pinned"),
-            });
-            let pin = pin?;
+            let pin = match mapping.served.region.pin_elsewhere(in_region.clone(), &Caller::new(FaultFlags::WAIT)) {
+                Err(PinError::Disabled) if revoked == Revoked::Later => return Ok(()),
+                pin => pin.map_err(|e| match e {
+                    PinError::Disabled => bad("its memory is revoked"),
+                    PinError::Reentrant => PciError::Reentrant,
+                    PinError::WouldDeadlock => PciError::WouldDeadlock,
+                    PinError::Forked => PciError::Forked,
+                    PinError::NoMemory(source) => source.into(),
+                    _ => bad("it cannot be pinned"),
+                })?,
+            };
             // No revocation completes while the guard lives, so the pages that are faulted in stay. The guard is this
             // thread's, so what the IOMMU asks of the region does not wait for a revocation that waits for this guard.
             let Ok(_guard) = protocol.gate.enter() else { continue };
             drop(pin);
-            let mapped = self.change(|place| place.wanted = !place.revoked && !place.gone);
-            let there = self.placed.now().is_there();
-            match mapped {
-                Ok(_) if there => return Ok(()),
-                Ok(_) => {}
-                Err(Refused::By(NotMapped::Fault(_))) => return Err(bad("it cannot be faulted in")),
-                Err(Refused::By(NotMapped::Iommu(source))) => return Err(self.refused(source)),
-                Err(Refused::Panicked) => return Err(self.refused(io::Error::other("it panicked"))),
+            self.change(|place| place.wanted = self.is_wanted(*place)).map_err(|e| self.error(e))?;
+            if self.placed.now().is_there() || !self.gate.is_open() {
+                return Ok(());
             }
             // A revocation has been announced and is about to shut the gate: wait for its outcome.
             if own_guards {
@@ -88,33 +146,62 @@ impl DmaPart {
         }
     }
 
-    fn refused(&self, source: io::Error) -> PciError {
-        PciError::Iommu { iova: self.iova, len: self.range.len(), source }
+    fn error(&self, refused: Refused<NotMapped>) -> PciError {
+        let of_iommu = |source| PciError::Iommu { iova: self.iova, len: self.len(), source };
+        match refused {
+            Refused::By(NotMapped::Fault(_)) => {
+                PciError::Dma { addr: self.addr().addr(), why: "it cannot be faulted in" }
+            }
+            Refused::By(NotMapped::Iommu(source)) => of_iommu(source),
+            Refused::Panicked => of_iommu(io::Error::other("it panicked")),
+        }
     }
 
-    fn addr(&self) -> *mut u8 {
-        self.mapping.served.view.range.as_ptr().wrapping_add(self.range.start)
+    pub(super) fn len(&self) -> usize {
+        match &self.memory {
+            Memory::Plain { len, .. } => *len,
+            Memory::Device { range, .. } => range.len(),
+        }
     }
 
-    pub(super) fn change(
-        &self,
-        wish: impl FnOnce(&mut crate::region::placed::Place),
-    ) -> Result<bool, Refused<NotMapped>> {
-        let _inside = self.protocol().inside();
-        self.placed.change(wish, |there| {
+    pub(super) fn addr(&self) -> *mut u8 {
+        match &self.memory {
+            Memory::Plain { addr, .. } => addr.load(Ordering::Relaxed),
+            Memory::Device { mapping, range } => mapping.served.view.range.as_ptr().wrapping_add(range.start),
+        }
+    }
+
+    pub(super) fn change(&self, wish: impl FnOnce(&mut Place)) -> Result<bool, Refused<NotMapped>> {
+        let _inside = match &self.memory {
+            Memory::Plain { .. } => None,
+            Memory::Device { mapping, .. } => Some(mapping.served.region.protocol.inside()),
+        };
+        let changed = self.placed.change(wish, |there| {
             if !there {
-                self.iommu.unmap(self.iova, self.range.len());
+                self.iommu.unmap(self.iova, self.len());
                 return Ok(());
             }
-            self.fault_in()?;
-            self.iommu.map(self.iova, self.addr(), self.range.len(), self.access).map_err(NotMapped::Iommu)
-        })
+            if let Memory::Device { mapping, range } = &self.memory {
+                self.fault_in(mapping, range)?;
+            }
+            self.iommu.map(self.iova, self.addr(), self.len(), self.access).map_err(NotMapped::Iommu)
+        });
+        let why = match &changed {
+            Ok(_) => None,
+            Err(Refused::By(NotMapped::Iommu(e))) => Some(match e.raw_os_error() {
+                Some(errno) => io::Error::from_raw_os_error(errno),
+                None => io::Error::new(e.kind(), e.to_string()),
+            }),
+            Err(other) => Some(io::Error::other(other.to_string())),
+        };
+        *self.refused.lock() = why.map(Arc::new);
+        changed
     }
 
     /// Makes every page of the range present (`follow_fault_pfn`). The region is enabled, and stays so meanwhile.
-    fn fault_in(&self) -> Result<(), SysError> {
-        let served = &self.mapping.served;
-        let part = served.view.range.part(self.range.start, self.range.len());
+    fn fault_in(&self, mapping: &Listed, range: &Range<usize>) -> Result<(), SysError> {
+        let served = &mapping.served;
+        let part = served.view.range.part(range.start, range.len());
         let needed = match self.access {
             DmaAccess::Read => Prot::Read,
             DmaAccess::ReadWrite => Prot::ReadWrite,
@@ -123,10 +210,10 @@ impl DmaPart {
         if !served.view.allows(part, needed) {
             return Err(SysError::new("mmap", Errno::EFAULT));
         }
-        for at in self.range.clone().step_by(served.region.page) {
+        for at in range.clone().step_by(served.region.page) {
             match served.fault_in(InMapping(at)) {
                 Some(faulted) => faulted?,
-                None => return self.touch(),
+                None => return self.touch(mapping, range),
             }
         }
         Ok(())
@@ -134,8 +221,8 @@ impl DmaPart {
 
     /// Device files do not know the populating advice: there, loads from each page fault it in.
     #[expect(unsafe_code, reason = "UNSAFETY: populates and loads from a part of the view's own range")]
-    fn touch(&self) -> Result<(), SysError> {
-        let range = self.mapping.served.view.range.part(self.range.start, self.range.len());
+    fn touch(&self, mapping: &Listed, range: &Range<usize>) -> Result<(), SysError> {
+        let range = mapping.served.view.range.part(range.start, range.len());
         let advice = match self.access {
             DmaAccess::Read => Advice::PopulateRead,
             DmaAccess::ReadWrite => Advice::PopulateWrite,
@@ -145,7 +232,7 @@ impl DmaPart {
             Err(e) if e.errno == Errno::EINVAL => {}
             other => return other,
         }
-        for at in (0..range.len).step_by(self.mapping.served.region.page) {
+        for at in (0..range.len).step_by(mapping.served.region.page) {
             // SAFETY: inside the view's own range. A device, a guest and other processes may write there meanwhile; the
             // value is not used.
             let loaded = unsafe { raw::load::<u8>(range.as_ptr().wrapping_add(at)) };
@@ -165,10 +252,15 @@ impl InvalidateNotifier for DmaPart {
     }
 
     fn after_restore(&self, _: Range<usize>) -> Result<(), NotifyError> {
-        self.change(|place| {
+        let restored = self.change(|place| {
             place.revoked = false;
-            place.wanted = !place.gone;
-        })?;
-        Ok(())
+            place.wanted = self.is_wanted(*place);
+        });
+        let Err(refused) = restored else { return Ok(()) };
+        if let Memory::Device { mapping, .. } = &self.memory {
+            // For the caller of `enable()`.
+            mapping.served.region.not_restored.report(Box::new(self.error(refused)));
+        }
+        Err("a DMA mapping was not restored".into())
     }
 }

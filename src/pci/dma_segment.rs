@@ -5,7 +5,7 @@ use crate::region::mapping::Mapping;
 
 use crate::sys::page_size;
 use std::io;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// What a device may do with memory that is mapped for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,19 @@ pub trait Iommu: Send + Sync {
 
     /// From its return on, nothing reaches memory through these addresses.
     fn unmap(&self, iova: u64, len: usize);
+
+    /// The I/O addresses that can be mapped: `VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE`, which leaves out what is wider than the
+    /// IOMMU's addresses, and the addresses of interrupts. A mapping outside of a range is refused before anything is mapped.
+    /// Default: all.
+    fn ranges(&self) -> Vec<RangeInclusive<u64>> {
+        vec![0..=u64::MAX]
+    }
+
+    /// The smallest page of the IOMMU, in bytes: I/O addresses and lengths are multiples of it, and of the page size of the
+    /// process. Default: that page size.
+    fn page_size(&self) -> usize {
+        page_size()
+    }
 }
 
 /// A piece of memory to map for DMA.

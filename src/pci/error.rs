@@ -183,6 +183,9 @@ pub enum PciError {
         /// The I/O address.
         iova: u64,
     },
+    /// A saved state does not fit (EINVAL).
+    #[error("the state cannot be restored: {0}")]
+    State(&'static str),
     /// The description of the device contradicts itself.
     #[error("{0}")]
     Description(String),
@@ -263,6 +266,9 @@ impl PciError {
             Self::Revoke(e) => match &e.source {
                 RevokeError::Busy(_) | RevokeError::TimedOut { .. } => Errno::EBUSY,
                 RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant => Errno::EDEADLK,
+                RevokeError::NotRestored { source } => {
+                    return source.downcast_ref::<Self>().map_or(Errno::EIO as i32, Self::errno);
+                }
                 RevokeError::Gone | RevokeError::NoFile => Errno::ENODEV,
                 RevokeError::Forked | RevokeError::Signal(_) => Errno::EPERM,
                 RevokeError::Sys { source, .. } | RevokeError::Window { source } => source.errno,
@@ -276,6 +282,7 @@ impl PciError {
             | Self::LowPower
             | Self::NotEventFd
             | Self::Iova { .. }
+            | Self::State(_)
             | Self::Description(_)
             | Self::Build(_)
             | Self::Map(_) => Errno::EINVAL,

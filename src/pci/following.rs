@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 
 /// An [`AddressMap`] that follows a device. Dropping it removes every place from the map, and waits for a change of the
-/// device that is under way.
+/// device that is under way. In a forked child it does nothing: the map is the parent's.
 #[must_use = "dropped at once, the map follows nothing"]
 pub struct Following {
     device: Weak<Device>,
@@ -60,8 +60,12 @@ impl PciDevice {
     ///
     /// # Errors
     /// The map refused a place ([`PciError::Place`]): it has none then. EDEADLK from inside a change of the device.
+    /// EPERM in a forked child.
     pub fn follow(&self, map: Arc<dyn AddressMap>) -> Result<Following, PciError> {
         let device = &self.device;
+        if !device.followers.are_of_this_process() {
+            return Err(PciError::Forked);
+        }
         let _turn = device.take_turn(Patience::Forever)?;
         let now = device.config.lock().decoded.clone();
         let follower = device.followers.add(map, &now)?;
@@ -87,6 +91,9 @@ impl PciDevice {
 impl Drop for Following {
     fn drop(&mut self) {
         let device = self.device.upgrade();
+        if device.as_ref().is_some_and(|device| !device.followers.are_of_this_process()) {
+            return;
+        }
         // Inside of a change of the device there is no turn to wait for.
         let _turn = device.as_ref().and_then(|device| device.take_turn(Patience::Forever).ok());
         if let Some(device) = &device {

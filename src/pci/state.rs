@@ -4,6 +4,7 @@ use super::address_map::Followers;
 use super::begun::BegunWrites;
 use super::command_hook::CommandFn;
 use super::config::ConfigSpace;
+use super::dma::DmaSpace;
 use super::error::PciError;
 use super::hardware::Real;
 use super::ioeventfd_table::IoEventFds;
@@ -47,6 +48,8 @@ pub(super) struct Device {
     pub(super) virtual_function: bool,
     pub(super) reset: Option<Theirs<ResetFn>>,
     pub(super) revoked_after_failed_reset: bool,
+    /// Through which it is a bus master.
+    pub(super) dma: Option<Arc<DmaSpace>>,
     pub(super) on_command: Option<Theirs<CommandFn>>,
     /// After the memory: dropped later, so that the memory goes first.
     pub(super) followers: Followers,

@@ -18,6 +18,10 @@ pub(crate) trait Member: Clone + Send + Sync + 'static {
     fn changed(&self, was: State, now: State, took: Duration);
     /// Called when it was reset.
     fn was_reset(&self);
+    /// What went wrong, since this was last asked, where subscribers made the memory reachable again.
+    fn not_restored(&self) -> Option<RevokeError> {
+        None
+    }
 }
 
 /// A change failed, at this member. All are as before, except those that could not be put back.
@@ -139,7 +143,10 @@ impl<'a, M: Member> Changes<'a, M> {
     pub(crate) fn make(members: &'a [M], state: State, wait: impl Into<WaitFor>) -> Result<bool, Failed<M>> {
         let wait = wait.into();
         wait.again_if_held_up(|| match Self::begin(members, |_| Some(state), wait)? {
-            Some(mut changes) => changes.settle(|_| Some(state)).map(|()| true),
+            Some(mut changes) => {
+                changes.settle(|_| Some(state))?;
+                changes.end().map(|()| true)
+            }
             None => Ok(false),
         })
     }
@@ -165,12 +172,25 @@ impl<'a, M: Member> Changes<'a, M> {
         };
         let done = catch_unwind(AssertUnwindSafe(run));
         let settled = changes.release().and_then(|()| changes.settle(goal));
-        drop(changes);
+        let settled = settled.and(changes.end());
         members.iter().for_each(M::was_reset);
         match done {
             Ok(value) => Ok((value, settled)),
             Err(panic) => resume_unwind(panic),
         }
+    }
+
+    /// Ends them all. All subscribers have been told then.
+    ///
+    /// # Errors
+    /// The state has changed all the same: a subscriber failed that was told that the memory is back.
+    pub(crate) fn end(self) -> Result<(), Failed<M>> {
+        let members: Vec<M> = self.begun.iter().map(|(member, _)| (*member).clone()).collect();
+        // Of a change that was taken back.
+        members.iter().for_each(|member| drop(member.not_restored()));
+        drop(self);
+        let mut all = members.iter().map(|member| member.not_restored().map_or(Ok(()), |e| Err(failed(member, e))));
+        all.find(Result::is_err).unwrap_or(Ok(()))
     }
 
     /// Makes every enabled member unreachable, or none.

@@ -45,8 +45,8 @@ impl std::fmt::Display for Holders {
     }
 }
 
-/// Disabling, enabling or resetting a region failed; its state is as before. The guide says
-/// [what to do](crate::guide::errors).
+/// Disabling, enabling or resetting a region failed; its state is as before, except with
+/// [`NotRestored`](Self::NotRestored). The guide says [what to do](crate::guide::errors).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RevokeError {
@@ -86,6 +86,13 @@ pub enum RevokeError {
     /// The region's file was dropped on revocation; give it one with [`Region::supply`](crate::Region::supply).
     #[error("the region has no file: it was dropped on revocation, give it one with Region::supply")]
     NoFile,
+    /// The region is enabled, or reset: its mappings are back. But a DMA mapping of it could not be put back into the IOMMU:
+    /// the error says which, and [`DmaSpace::unmapped`](crate::pci::DmaSpace::unmapped) lists all.
+    #[error("the memory is back, but not everything that reaches it: {source}")]
+    NotRestored {
+        /// What failed first.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The region was dropped.
     #[error("the region was dropped: build another")]
     Gone,

@@ -211,6 +211,7 @@ impl RegionBuilder {
             protocol: Protocol::new(initial),
             pinned: PinTable::default(),
             notifiers: Notifiers::new(self.enabled),
+            not_restored: Default::default(),
             pending: Arc::default(),
             counters: RegionCounters::default(),
         };

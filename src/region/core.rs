@@ -2,6 +2,7 @@
 
 use super::around::FaultAround;
 use super::backing::BackingKind;
+use super::not_restored::NotRestored;
 use super::notify::Notifiers;
 use super::owner::OwnerView;
 use super::pin_table::PinTable;
@@ -38,6 +39,7 @@ pub(crate) struct RegionCore {
     pub(crate) protocol: Protocol,
     pub(crate) pinned: PinTable,
     pub(crate) notifiers: Notifiers,
+    pub(crate) not_restored: NotRestored,
     pub(crate) pending: Arc<PendingFaults>,
     pub(crate) counters: RegionCounters,
 }

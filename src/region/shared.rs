@@ -300,4 +300,8 @@ impl Member for Arc<RegionShared> {
         count(&self.counters.resets);
         event!(DEBUG, region = %self.name, "reset");
     }
+
+    fn not_restored(&self) -> Option<RevokeError> {
+        self.not_restored.take()
+    }
 }

@@ -8,7 +8,7 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use revocable_mmio::fault::{FaultFlags, NotResolved};
 use revocable_mmio::pci::{
-    Bar, DmaAccess, DmaSegment, DmaSpace, IoEventLoop, Iommu, PciDevice, PciError, Space, Width,
+    AddressMap, Bar, BarPlace, DmaAccess, DmaSegment, DmaSpace, IoEventLoop, Iommu, PciDevice, PciError, Space, Width,
 };
 use revocable_mmio::{Caller, FaultQueue, MapOptions, OnDisabled, PinError, Region, SubmitError, Submitted};
 use std::future::Future;
@@ -160,6 +160,38 @@ fn a_child_reaches_none_of_its_parents_iommu() {
     assert_eq!(seen(), [2, 1]);
     region.enable().expect("comes back");
     assert_eq!(space.unmap(0, usize::MAX), (1 << 20) + 4096);
+}
+
+#[test]
+fn a_child_moves_none_of_its_parents_bars() {
+    support::start();
+    struct Counts(Arc<AtomicU32>);
+    impl AddressMap for Counts {
+        fn insert(&self, _: &BarPlace) -> io::Result<()> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+        fn remove(&self, _: &BarPlace) {
+            self.0.fetch_add(100, Ordering::SeqCst);
+        }
+    }
+    let calls = Arc::new(AtomicU32::new(0));
+    let bar = Bar::memory(4096).at(0xe000_0000);
+    let device = PciDevice::builder(1, 2).command(2).bar(0, bar).build().expect("a device");
+    let following = device.follow(Arc::new(Counts(Arc::clone(&calls)))).expect("free");
+    let mut inherited = Some((device, following));
+    let fine = forking::is_fine(|| {
+        let (device, following) = inherited.take().expect("inherited");
+        let refused = matches!(device.begin_write(4, &[0, 0]), Err(PciError::Forked))
+            && matches!(device.follow(Arc::new(Counts(Arc::clone(&calls)))).map(drop), Err(PciError::Forked));
+        drop(following);
+        drop(device);
+        // The child's own count.
+        refused && calls.load(Ordering::SeqCst) == 1
+    });
+    assert!(fine);
+    drop(inherited);
+    assert_eq!(calls.load(Ordering::SeqCst), 101);
 }
 
 /// A lock that another thread of the parent holds at the fork is held for ever in the child.

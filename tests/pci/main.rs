@@ -5,10 +5,12 @@
 #[expect(dead_code, reason = "each test binary uses its part")]
 mod support;
 
+mod dma;
 mod forked_devices;
 mod giving_up;
 mod moves;
 mod pci;
 mod pci_bars_together;
+mod saved;
 mod shared_bars;
 mod vfio_user;

@@ -7,7 +7,7 @@ mod places;
 use crate::support;
 use places::{Followed, Places};
 use proptest::prelude::*;
-use revocable_mmio::pci::{Bar, PciDevice, Space};
+use revocable_mmio::pci::{Bar, DeviceState, PciDevice, Space};
 use revocable_mmio::{AccessError, MapOptions, Mapping};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,6 +34,8 @@ enum Op {
         width: usize,
     },
     Flr,
+    /// The device goes on as another, by its state and content.
+    Migrate,
     Reset,
     EnterLowPower,
     ExitLowPower,
@@ -78,6 +80,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         6 => (prop::sample::select(vec![0x10usize, 0x18, 0x1c]), values, prop_oneof![5 => Just(4usize), 1 => Just(2), 1 => Just(1)])
             .prop_map(|(at, value, width)| Op::Register { at, value, width }),
         1 => Just(Op::Flr),
+        2 => Just(Op::Migrate),
         1 => Just(Op::Reset),
         1 => Just(Op::EnterLowPower),
         1 => Just(Op::ExitLowPower),
@@ -222,10 +225,10 @@ fn dump(device: &PciDevice) -> Vec<u8> {
 
 fn replay(history: &[Op]) -> Result<(), TestCaseError> {
     let resets = Arc::new(AtomicUsize::new(0));
-    let device = build(&resets);
+    let mut device = build(&resets);
     let mut model = Model::new(dump(&device));
-    let followed = Arc::new(Followed::default());
-    let _following = device.follow(Arc::clone(&followed) as _).expect("nothing is decoded");
+    let mut followed = Arc::new(Followed::default());
+    let mut following = device.follow(Arc::clone(&followed) as _).expect("nothing is decoded");
     let mut mappings: Vec<Mapped> = Vec::new();
     for op in history {
         match op.clone() {
@@ -252,6 +255,27 @@ fn replay(history: &[Op]) -> Result<(), TestCaseError> {
                 let control = [model.config[DEVCTL], 0x80];
                 model.write(DEVCTL, &control);
                 device.write(Space::Config, DEVCTL as u64, &control[..]).expect("DEVCTL");
+            }
+            Op::Migrate => {
+                let state = device.save().to_bytes();
+                let next = build(&resets);
+                for bar in [0, 2].map(Space::Bar) {
+                    let mut content = vec![0; usize::try_from(device.info(bar).size).expect("small")];
+                    device.owner(bar).expect("memory").read_slice(0, &mut content).expect("the owner's view");
+                    next.owner(bar).expect("memory").write_slice(0, &content).expect("the owner's view");
+                }
+                let there = Arc::new(Followed::default());
+                following = next.follow(Arc::clone(&there) as _).expect("nothing is decoded");
+                followed = Arc::clone(&there);
+                let state = DeviceState::from_bytes(&state).map_err(|e| TestCaseError::fail(e.to_string()))?;
+                next.restore(&state).map_err(|e| TestCaseError::fail(e.to_string()))?;
+                model.places.migrate();
+                for mapped in &mut mappings {
+                    let options = MapOptions::new().offset(mapped.offset).len(4096);
+                    mapped.mapping = next.map(Space::Bar(mapped.bar), options).expect("it maps");
+                }
+                prop_assert_eq!(next.save(), device.save());
+                device = next;
             }
             Op::Reset => {
                 model.reset();
@@ -324,6 +348,7 @@ fn replay(history: &[Op]) -> Result<(), TestCaseError> {
             prop_assert_eq!(answer(mapped.mapping.read::<u8>(0))?.is_some(), model.mapped(), "after {:?}", op);
         }
     }
+    drop(following);
     // Nothing is lost: the owner's view has all of the content, in every state.
     for (bar, memory) in [(0, &model.memory[0]), (2, &model.memory[1])] {
         let mut content = vec![0; memory.len()];

@@ -35,8 +35,9 @@ pub(crate) fn dma(s: &mut Suite) {
     let iommu = Arc::new(Remembers::default());
     let space = DmaSpace::new(Arc::clone(&iommu) as _);
     let reached = || iommu.0.lock().expect("a lock").values().sum::<usize>();
-    let part =
-        |mapping: &Mapping, len: usize, access| zero(space.map(IOVA, &[DmaSegment::device(mapping, 0..len)], access));
+    let part = |mapping: &Mapping, len: usize, access| {
+        zero(space.map_now(IOVA, &[DmaSegment::device(mapping, 0..len)], access))
+    };
     let unmap = |len| format!("0 (unmapped {:#x})", space.unmap(IOVA, len));
     use DmaAccess::{Read, ReadWrite};
 
@@ -83,9 +84,9 @@ pub(crate) fn dma(s: &mut Suite) {
     s.row("on: MAP_DMA over [anon 2 pages, BAR 2 pages]", zero(space.map(IOVA, &mixed, ReadWrite)));
     space.unmap(IOVA, 16384);
     off(&device);
-    s.row("off: the same", zero(space.map(IOVA, &mixed, ReadWrite)));
+    s.row("off: the same", zero(space.map_now(IOVA, &mixed, ReadWrite)));
     let row = "off: the same › then MAP_DMA of the anon pages at that iova (nothing left behind)";
-    s.row(row, zero(space.map(IOVA, &[plain], ReadWrite)));
+    s.row(row, zero(space.map_now(IOVA, &[plain], ReadWrite)));
     space.unmap(IOVA, 8192);
     s.more("nothing is mapped at the end", reached().to_string(), "0");
     on(&device);

@@ -2,6 +2,7 @@
 
 use super::*;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use revocable_mmio::CancelToken;
 use revocable_mmio::pci::{BegunWrite, DmaAccess, DmaSegment, DmaSpace, Iommu};
 use std::os::fd::AsFd;
 use std::sync::Mutex;
@@ -62,8 +63,17 @@ fn a_stuck_reset_or_iommu_never_holds_the_thread_that_writes() {
         let third = device.begin_write(OFF.0, &OFF.1).expect("it begins");
         assert!(!first.wait_timeout(PATIENCE) && !second.is_done() && !third.is_done());
         assert!(first.result().is_none() && !is_readable(&first));
+        let token = CancelToken::new();
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| first.wait_unless(&token));
+            thread::sleep(PATIENCE);
+            assert!(!waits.is_finished());
+            token.cancel();
+            assert!(!waits.join().expect("a thread"), "it goes on, and is waited for no longer");
+        });
         assert_eq!((device.command(), registers(&device)[0x3c]), (2, 0), "the registers show what is");
         drop(go);
+        assert!(first.wait_unless(&CancelToken::new()));
         for write in [&third, &second, &first] {
             polled(write).expect("a result").expect("it is made");
             assert!(write.result().is_none(), "taken");

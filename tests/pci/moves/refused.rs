@@ -91,8 +91,12 @@ fn a_map_that_panics_has_nothing_and_one_that_calls_back_is_refused() {
     *wild.1.lock().expect("its own") = Some(following);
     write(&device, BAR0, 0xe000_0000);
     assert_eq!(*wild.2.lock().expect("a list"), [EDEADLK; 2]);
+    assert_eq!(wild.3.load(SeqCst), 2, "what it inserted when it stopped following is removed");
     command(&device, 0);
-    assert_eq!(guest.told(), ["+Bar(0) 0xe0000000", "-Bar(0) 0xe0000000"]);
+    assert_eq!(
+        (guest.told(), wild.3.load(SeqCst)),
+        (vec!["+Bar(0) 0xe0000000".into(), "-Bar(0) 0xe0000000".into()], 2)
+    );
     wild.0.lock().expect("a device").take();
 }
 
@@ -124,4 +128,40 @@ fn an_address_that_is_written_while_a_change_is_under_way_is_the_one_that_counts
     assert_eq!(guest.told(), ["-Bar(4) 0xc000", "+Bar(0) 0xe8000000"]);
     command(&device, 0);
     drop(following);
+}
+
+#[test]
+fn a_map_whose_destructor_panics_ends_like_any_other() {
+    struct Bomb(Arc<AtomicU32>);
+    impl AddressMap for Bomb {
+        fn insert(&self, _: &BarPlace) -> io::Result<()> {
+            self.0.fetch_add(1, SeqCst);
+            Ok(())
+        }
+        fn remove(&self, _: &BarPlace) {
+            self.0.fetch_sub(1, SeqCst);
+            panic!("by design");
+        }
+    }
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("by design");
+        }
+    }
+    support::start();
+    for device_first in [false, true] {
+        let device = PciDevice::builder(1, 2).command(2).bar(0, Bar::memory(SIZE).at(A)).build().expect("a device");
+        let places = Arc::new(AtomicU32::new(0));
+        let following = device.follow(Arc::new(Bomb(Arc::clone(&places)))).expect("free");
+        assert_eq!(places.load(SeqCst), 1);
+        if device_first {
+            drop(device);
+            assert_eq!(places.load(SeqCst), 0);
+            drop(following);
+        } else {
+            drop(following);
+            assert_eq!(places.load(SeqCst), 0);
+            command(&device, 0);
+        }
+    }
 }

@@ -53,6 +53,12 @@ impl Places {
         self.now = next;
     }
 
+    /// The places are entered once more, by another device.
+    pub(super) fn migrate(&mut self) {
+        let places = self.now.iter().enumerate();
+        self.told.extend(places.filter_map(|(bar, place)| place.map(|address| (2 * bar, address, true))));
+    }
+
     pub(super) fn now(&self) -> [Option<u64>; 2] {
         self.now
     }

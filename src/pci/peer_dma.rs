@@ -1,0 +1,72 @@
+//! A BAR that other devices reach by DMA (peer-to-peer), at the address where it is decoded.
+
+use super::address_map::AddressMap;
+use super::decode::BarPlace;
+use super::dma::DmaSpace;
+use super::dma_segment::{DmaAccess, DmaSegment};
+use super::error::PciError;
+use super::following::Following;
+use super::space::Space;
+use super::state::PciDevice;
+use crate::region::core::RegionCore;
+use crate::region::mapping::Mapping;
+use std::io;
+use std::sync::Arc;
+
+/// A BAR's mapping, which is mapped in the space wherever the BAR is decoded.
+struct Peer {
+    dma: Arc<DmaSpace>,
+    bar: Space,
+    mapping: Mapping,
+    access: DmaAccess,
+}
+
+impl DmaSpace {
+    /// Lets the devices of this I/O address space reach a BAR of `device`, through `mapping` (of the whole BAR), at the guest
+    /// physical address at which it is decoded. The mapping in the IOMMU follows the BAR: it moves when the BAR moves, and
+    /// is there only while the memory is.
+    ///
+    /// # Errors
+    /// The mapping is not one of the whole BAR (EINVAL), or the place where the BAR is decoded now cannot be mapped
+    /// ([`PciError::Place`]). Later, the error is that of the write that moves the BAR, or enables its memory.
+    pub fn follow_bar(
+        self: &Arc<Self>,
+        device: &PciDevice,
+        bar: Space,
+        mapping: Mapping,
+        access: DmaAccess,
+    ) -> Result<Following, PciError> {
+        let size = device.info(bar).size;
+        let whole = device
+            .region(bar)
+            .is_some_and(|region| std::ptr::eq::<RegionCore>(&**region.shared, &*mapping.served.region))
+            && mapping.offset() == 0
+            && mapping.len() as u64 == size;
+        if !whole {
+            return Err(PciError::NoSuchSpace {
+                space: bar,
+                why: "give a mapping of a whole memory BAR, of whole pages",
+            });
+        }
+        device.follow(Arc::new(Peer { dma: Arc::clone(self), bar, mapping, access }))
+    }
+}
+
+impl AddressMap for Peer {
+    fn insert(&self, place: &BarPlace) -> io::Result<()> {
+        if place.space != self.bar {
+            return Ok(());
+        }
+        let segment = DmaSegment::device(&self.mapping, 0..self.mapping.len());
+        self.dma.map(place.address, &[segment], self.access).map_err(|e| match e {
+            PciError::Iommu { source, .. } => source,
+            e => io::Error::other(e),
+        })
+    }
+
+    fn remove(&self, place: &BarPlace) {
+        if place.space == self.bar {
+            self.dma.unmap(place.address, self.mapping.len());
+        }
+    }
+}
