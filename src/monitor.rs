@@ -41,6 +41,23 @@ pub(crate) trait Resolver: Send + Sync {
 ///
 /// Cheap to clone: clones are the same monitor. Its threads start with the first mapping that needs them, and stop
 /// and are joined when the last clone and the last region that uses it are gone.
+///
+/// ```
+/// use revocable_mmio::{MapOptions, Monitor, Region, Strategy};
+///
+/// # if !revocable_mmio::Support::current().userfaultfd() {
+/// #     eprintln!("SKIP: no userfaultfd");
+/// #     return Ok(());
+/// # }
+/// let monitor = Monitor::with_threads(2)?;
+/// monitor.on_thread_start(|| { /* a seccomp filter, CPUs */ });
+/// let bar = Region::builder(64 << 10).strategy(Strategy::Zap).monitor(monitor.clone()).build()?;
+/// let mapping = bar.map(MapOptions::new())?;
+/// // SAFETY: aligned, inside the mapping, and the region is enabled.
+/// unsafe { mapping.as_ptr().write_volatile(1) }; // a page fault, which the monitor resolves
+/// assert_eq!((monitor.stats().threads, monitor.stats().mappings), (2, 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Monitor {
     core: Arc<MonitorCore>,
@@ -50,8 +67,21 @@ pub struct Monitor {
 impl Monitor {
     /// The process's shared monitor, with one thread. It is made anew if no clone of it is left.
     ///
+    /// ```
+    /// use revocable_mmio::Monitor;
+    ///
+    /// # if !revocable_mmio::Support::current().userfaultfd() {
+    /// #     eprintln!("SKIP: no userfaultfd");
+    /// #     return Ok(());
+    /// # }
+    /// let monitor = Monitor::shared()?;
+    /// println!("{:?}, {} mappings", monitor.source(), monitor.stats().mappings);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
-    /// No userfaultfd can be opened: see [`Support`](crate::Support).
+    /// [`MonitorError::Sys`]: no userfaultfd can be opened; [`Support`](crate::Support) says what each kind needs.
+    /// Detach and Replace need none.
     pub fn shared() -> Result<Self, MonitorError> {
         type Shared = (Weak<MonitorCore>, Weak<Threads>);
         static SHARED: PerProcess<Mutex<Shared>> = PerProcess::new(|| Mutex::new((Weak::new(), Weak::new())));
@@ -80,6 +110,23 @@ impl Monitor {
     /// A monitor without a thread, for a caller's own event loop: poll its [`AsFd`] for readability and call
     /// [`handle_ready`](Self::handle_ready).
     ///
+    /// ```
+    /// use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    /// use revocable_mmio::Monitor;
+    /// use std::os::fd::AsFd;
+    ///
+    /// # if !revocable_mmio::Support::current().userfaultfd() {
+    /// #     eprintln!("SKIP: no userfaultfd");
+    /// #     return Ok(());
+    /// # }
+    /// let monitor = Monitor::manual()?;
+    /// let mut fds = [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)];
+    /// if poll(&mut fds, PollTimeout::ZERO)? > 0 {
+    ///     monitor.handle_ready(64)?; // at most 64 faults, then the loop's other work
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// No userfaultfd can be opened.
     pub fn manual() -> Result<Self, MonitorError> {
@@ -93,6 +140,19 @@ impl Monitor {
     /// A userfaultfd serves the process that made it and no other, even after it was passed on: a launcher passes on
     /// `/dev/userfaultfd` instead, see [`from_device`](Self::from_device).
     ///
+    /// ```
+    /// use revocable_mmio::{Monitor, MonitorError};
+    /// # fn opened_before_the_jail() -> std::os::fd::OwnedFd { std::fs::File::open("/dev/null").unwrap().into() }
+    ///
+    /// let uffd = opened_before_the_jail();
+    /// match Monitor::from_fd(uffd, 1) {
+    ///     Ok(monitor) => println!("{:?}", monitor.source()),
+    ///     Err(MonitorError::Foreign) => println!("it serves another process: hand on /dev/userfaultfd"),
+    ///     Err(e) => println!("{e}"), // no userfaultfd
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// `fd` is not a userfaultfd, or serves another process ([`MonitorError::Foreign`]): in that process nothing changes,
     /// except that the handshake is done.
@@ -103,6 +163,19 @@ impl Monitor {
 
     /// A monitor over a new userfaultfd, from a `/dev/userfaultfd` that another process opened: a privileged launcher that
     /// passed it on over a socket or through exec. Needs no privilege. `threads` may be 0, as for [`manual`](Self::manual).
+    ///
+    /// ```
+    /// use revocable_mmio::Monitor;
+    /// use std::os::fd::AsFd;
+    /// # let Ok(device) = std::fs::File::open("/dev/userfaultfd") else {
+    /// #     eprintln!("SKIP: /dev/userfaultfd cannot be opened");
+    /// #     return Ok(());
+    /// # };
+    ///
+    /// // `device`: /dev/userfaultfd, from a launcher.
+    /// let monitor = Monitor::from_device(device.as_fd(), 1)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// `device` is not `/dev/userfaultfd` (Linux 6.1).

@@ -18,6 +18,7 @@ pub(crate) mod pin;
 pub(crate) mod pin_table;
 pub(crate) mod placed;
 pub(crate) mod question;
+mod reset;
 pub(crate) mod served;
 pub(crate) mod share;
 pub(crate) mod shared;
@@ -49,6 +50,26 @@ use std::time::Duration;
 ///
 /// A forked child inherits no mapping: at the address of its parent's mapping it has nothing, or later something else. It
 /// may drop what it has inherited, which does nothing, and must not access it.
+///
+/// ```
+/// use revocable_mmio::{AccessError, MapOptions, Region};
+///
+/// let bar = Region::builder(64 << 10).name("bar0").build()?;
+/// let mapping = bar.map(MapOptions::new())?;
+/// mapping.write(0x10, 7_u32)?;
+///
+/// assert!(bar.disable()?); // true: this call changed the state
+/// assert!(!bar.is_enabled());
+/// assert!(matches!(mapping.read::<u32>(0x10), Err(AccessError::Disabled { offset: 0x10 })));
+/// assert_eq!(bar.owner().read::<u32>(0x10)?, 7); // the device's own side goes on
+///
+/// assert!(bar.enable()?);
+/// assert_eq!(mapping.read::<u32>(0x10)?, 7);
+///
+/// drop(bar); // for good; the mapping stays, and refuses
+/// assert!(matches!(mapping.read::<u32>(0x10), Err(AccessError::Gone { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Region {
     pub(crate) shared: Arc<RegionShared>,
 }
@@ -61,8 +82,31 @@ impl Region {
 
     /// Maps the region, or a part of it, whether it is enabled or disabled. Waits while the region is busy.
     ///
+    /// ```
+    /// use revocable_mmio::{MapError, MapOptions};
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// let page = region.page_size();
+    /// let second = region.map(MapOptions::new().offset(page).len(page))?;
+    /// second.write(0, 1_u8)?;
+    /// assert_eq!(region.owner().read::<u8>(page)?, 1);
+    ///
+    /// let beyond = region.map(MapOptions::new().offset(region.len() + page).len(page));
+    /// assert!(matches!(beyond, Err(MapError::OutOfRange { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
-    /// Nothing is left behind: see [`MapError`].
+    /// Nothing is mapped.
+    /// * [`MapError::Empty`], [`MapError::Unaligned`], [`MapError::OutOfRange`]: the part asked for; the numbers are
+    ///   in the error.
+    /// * [`MapError::Wait`]: the policy Block, without a userfaultfd in which accesses could wait. Choose another
+    ///   policy.
+    /// * [`MapError::Sys`]: out of address space, mappings or descriptors. Its message names the limit to raise.
+    /// * [`MapError::Monitor`]: the monitor is dead, or its thread cannot be started. Build the region with another
+    ///   one.
+    /// * [`MapError::Reentrant`], [`MapError::WouldDeadlock`]: called in a callback of this region's change, or while
+    ///   the thread changes a region that changes together with this one. Map it before or after.
+    /// * [`MapError::Forked`]: the region is the parent's.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -84,7 +128,15 @@ impl Region {
     /// aarch64 every access (of a bulk copy, the page that is being copied).
     ///
     /// # Errors
-    /// The state is as before: see [`RevokeError`].
+    /// The state is as before.
+    /// * [`RevokeError::WouldDeadlock`]: this thread holds a guard of the region, or of one that changes with it.
+    ///   Drop it first.
+    /// * [`RevokeError::Reentrant`]: called in a callback of the region's own change. Call it afterwards.
+    /// * [`RevokeError::Sys`], [`RevokeError::Window`]: the kernel refused, for want of memory or mappings, or
+    ///   because a peer holds the shared file; the message says what to do. Try again.
+    /// * [`RevokeError::Signal`], [`RevokeError::Barrier`]: a sandbox forbids sigaction(2) or membarrier(2) by now.
+    ///   Allow it.
+    /// * [`RevokeError::Forked`]: the region is the parent's.
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -93,6 +145,24 @@ impl Region {
     }
 
     /// [`disable`](Self::disable) that never waits.
+    ///
+    /// ```
+    /// use revocable_mmio::{MapOptions, RevokeError};
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// let guard = mapping.try_access()?;
+    /// # std::thread::scope(|threads| threads.spawn(|| {
+    /// // In another thread, while the guard is held:
+    /// match region.try_disable() {
+    ///     Err(RevokeError::Busy(holders)) => assert_eq!(holders.guards.len(), 1), // whose guards, and how many
+    ///     other => unreachable!("{other:?}"),
+    /// }
+    /// # }).join().unwrap());
+    /// drop(guard);
+    /// assert!(region.try_disable()?);
+    /// assert!(region.try_enable()?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`RevokeError::Busy`] where `disable` would wait.
@@ -104,6 +174,22 @@ impl Region {
     }
 
     /// [`disable`](Self::disable) that gives up after `patience`.
+    ///
+    /// ```
+    /// use revocable_mmio::RevokeError;
+    /// use revocable_mmio::fault::FaultFlags;
+    /// use std::time::Duration;
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// let pin = region.pin(0..4096, FaultFlags::WAIT)?; // a device's DMA, say
+    /// let patience = Duration::from_millis(5);
+    /// assert!(matches!(region.disable_timeout(patience), Err(RevokeError::TimedOut { .. })));
+    /// assert!(region.is_enabled()); // nothing has changed
+    ///
+    /// drop(pin);
+    /// assert!(region.disable_timeout(patience)?);
+    /// assert!(region.enable_timeout(patience)?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`RevokeError::TimedOut`] says what it waited for.
@@ -120,7 +206,12 @@ impl Region {
     /// Waits only for another thread's change of state.
     ///
     /// # Errors
-    /// The region stays disabled: see [`RevokeError`].
+    /// The region stays disabled.
+    /// * [`RevokeError::Sys`], [`RevokeError::Window`]: a mapping could not be given back, for want of memory or
+    ///   mappings (the message names the limit), or the device refuses. Try again.
+    /// * [`RevokeError::NoFile`]: its device was dropped on revocation. Call [`supply`](Self::supply) first.
+    /// * [`RevokeError::Reentrant`], [`RevokeError::WouldDeadlock`], [`RevokeError::Forked`]: as for
+    ///   [`disable`](Self::disable).
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -150,62 +241,31 @@ impl Region {
         self.change(State::Enabled, Patience::within(patience))
     }
 
-    /// Runs `reset` while nothing reaches the memory through any mapping. Accesses to an enabled region wait for its end,
-    /// and none is refused; a disabled region stays disabled.
-    ///
-    /// `reset` gets the owner's view. It must not change this region's state, and must touch its mappings by `try_`
-    /// accesses only: any other access would wait for `reset` itself. A panic in it passes on to the caller once the
-    /// mappings are back.
-    ///
-    /// # Blocking
-    /// As [`disable`](Self::disable).
-    ///
-    /// # Errors
-    /// The region is as before, except that a [`RevokeError::Sys`] or [`RevokeError::Window`] from giving the memory back leaves it disabled.
-    ///
-    /// # Signal safety
-    /// Not for signal handlers.
-    pub fn reset<R>(&self, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
-        self.reset_with(Patience::Forever, reset)
-    }
-
-    /// [`reset`](Self::reset) that never waits.
-    ///
-    /// # Errors
-    /// [`RevokeError::Busy`] where `reset` would wait.
-    ///
-    /// # Signal safety
-    /// Not for signal handlers.
-    pub fn try_reset<R>(&self, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
-        self.reset_with(Patience::Never, reset)
-    }
-
-    /// [`reset`](Self::reset) that gives up after `patience`.
-    ///
-    /// # Errors
-    /// [`RevokeError::TimedOut`] says what it waited for.
-    ///
-    /// # Signal safety
-    /// Not for signal handlers.
-    pub fn reset_timeout<R>(&self, patience: Duration, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
-        self.reset_with(Patience::within(patience), reset)
-    }
-
     /// A region is a group of one.
     fn change(&self, to: State, wait: impl Into<WaitFor>) -> Result<bool, RevokeError> {
         span!(DEBUG, "change", region = %self.shared.name, to = ?to);
         Changes::make(slice::from_ref(&self.shared), to, wait).map_err(|failed| failed.source)
     }
 
-    fn reset_with<R>(&self, patience: Patience, reset: impl FnOnce(&OwnerView) -> R) -> Result<R, RevokeError> {
-        span!(DEBUG, "reset", region = %self.shared.name);
-        let done = Changes::reset(slice::from_ref(&self.shared), patience, || reset(&self.shared.owner), |_| None);
-        let (value, released) = done.map_err(|failed| failed.source)?;
-        released.map(|()| value).map_err(|failed| failed.source)
-    }
-
     /// Gives the region a file again, before `enable()`, after revocation has dropped its device
     /// ([`OnRevoke::Drop`](crate::OnRevoke)). An `enable()` that fails drops the file again.
+    ///
+    /// ```
+    /// use revocable_mmio::{Backing, OnRevoke, Region, RevokeError};
+    /// use std::os::fd::OwnedFd;
+    /// # let device: OwnedFd = nix::sys::memfd::memfd_create(c"bar", nix::sys::memfd::MFdFlags::empty())?.into();
+    /// # nix::unistd::ftruncate(&device, 4096)?;
+    ///
+    /// let again = device.try_clone()?;
+    /// let backing = Backing::File { fd: device, offset: 0, device: Some(OnRevoke::Drop) };
+    /// let bar = Region::builder(4096).backing(backing).build()?;
+    /// bar.disable()?; // the descriptor is closed
+    /// assert!(matches!(bar.enable(), Err(RevokeError::NoFile)));
+    ///
+    /// bar.supply(again).map_err(|_| "it has a file")?;
+    /// bar.enable()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// The region has a file already; `device` is returned.
@@ -255,6 +315,17 @@ impl Region {
     }
 
     /// Counters and latencies.
+    ///
+    /// ```
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// region.disable()?;
+    /// let _ = mapping.read::<u32>(0);
+    /// let stats = region.stats();
+    /// assert_eq!((stats.disables, stats.refused, stats.mappings), (1, 1, 1));
+    /// println!("{}, by {}: {:?}", region.name(), region.strategy(), stats.disable);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Signal safety
     /// Not for signal handlers.

@@ -1,19 +1,4 @@
 //! Feature `safe-mmio`: an adapter for drivers that are written for the `safe-mmio` crate, over revocable memory.
-//!
-//! From version 0.3.1 on, safe-mmio lets a program replace the accesses of all its pointers (`custom-mmio`), once for the
-//! whole program:
-//!
-//! ```
-//! safe_mmio::set_mmio_ops!(revocable_mmio::RevocableOps);
-//! # fn main() {}
-//! ```
-//!
-//! safe-mmio's accesses cannot return an error. A revoked one does what PCI does for a device that is not there, as in a
-//! mapping with [`OnDisabled::AllOnes`](crate::OnDisabled): loads give all-ones, stores are lost. A driver that needs to
-//! know asks the [`Region`](crate::Region), or uses [`Register`](crate::Register). Accesses to other memory work as ever,
-//! and are recoverable too. On architectures other than x86-64 and aarch64 an access is one by raw pointer: a revoked one
-//! is a signal. Not for mappings for [accessors only](crate::MapOptions::accessors_only), whose faults only the mapping
-//! resolves.
 #![expect(unsafe_code, reason = "raw accesses by the trait's own contract")]
 // UNSAFETY: forwards safe-mmio's contract (valid, aligned, one access of the width) to the recoverable instructions.
 
@@ -21,7 +6,20 @@ use crate::raw;
 use crate::raw::Primitive;
 use safe_mmio::MmioOps;
 
-/// Recoverable accesses for [`safe_mmio::set_mmio_ops!`].
+/// Recoverable accesses for [`safe_mmio::set_mmio_ops!`], with which a program replaces the accesses of all pointers of the
+/// crate safe-mmio (0.3.1 and later, its feature `custom-mmio`).
+///
+/// safe-mmio's accesses cannot return an error. A revoked one does what PCI does for a device that is not there, as in a
+/// mapping with [`OnDisabled::AllOnes`](crate::OnDisabled): loads give all-ones, stores are lost. A driver that needs to
+/// know asks the [`Region`](crate::Region), or uses [`Register`](crate::Register). Accesses to other memory work as ever,
+/// and are recoverable too. On architectures other than x86-64 and aarch64 an access is one by raw pointer: a revoked one
+/// is a signal. Not for mappings for [accessors only](crate::MapOptions::accessors_only), whose faults only the mapping
+/// resolves.
+///
+/// ```
+/// safe_mmio::set_mmio_ops!(revocable_mmio::RevocableOps); // once in the program
+/// # fn main() {}
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct RevocableOps;
 

@@ -33,6 +33,20 @@ impl Histogram {
 }
 
 /// A histogram of durations, in powers of two of nanoseconds.
+///
+/// ```
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// for _ in 0..10 {
+///     region.disable()?;
+///     region.enable()?;
+/// }
+/// let latency = region.stats().disable;
+/// assert_eq!(latency.count(), 10);
+/// let (median, worst) = (latency.quantile(0.5), latency.quantile(1.0));
+/// assert!(median <= worst); // upper bounds, in powers of two
+/// println!("mean {} ns", latency.sum_ns / latency.count());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Latency {
     /// How many durations fell into each bucket; bucket `i` counts those below `2^i` ns.
@@ -73,6 +87,19 @@ impl std::fmt::Debug for Latency {
 }
 
 /// Counters and latencies of a [`Monitor`](crate::Monitor).
+///
+/// ```
+/// use revocable_mmio::Monitor;
+///
+/// # if !revocable_mmio::Support::current().userfaultfd() {
+/// #     eprintln!("SKIP: no userfaultfd");
+/// #     return Ok(());
+/// # }
+/// let stats = Monitor::shared()?.stats();
+/// println!("{} faults, all but 1% in less than {:?}", stats.faults, stats.answer.quantile(0.99));
+/// assert_eq!((stats.threads, stats.panics), (1, 0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct MonitorStats {
@@ -112,6 +139,19 @@ pub(crate) fn count(counter: &AtomicU64) {
 
 /// Counters and latencies of a region; see [`Region::stats`](crate::Region::stats), and the guide's page on
 /// [costs](crate::guide::costs).
+///
+/// ```
+/// use revocable_mmio::{MapOptions, Region};
+///
+/// let bar = Region::builder(64 << 10).build()?;
+/// let mapping = bar.map(MapOptions::new())?;
+/// bar.disable()?;
+/// let _ = mapping.write(0, 1_u32);
+/// let stats = bar.stats();
+/// assert_eq!((stats.disables, stats.refused, stats.mappings, stats.guards), (1, 1, 1, 0));
+/// assert_eq!(stats.degraded, 0); // anything else is worth a look at the log
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct RegionStats {

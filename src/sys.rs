@@ -21,6 +21,18 @@ pub(crate) mod uffd;
 use nix::errno::Errno;
 
 /// A system call that failed: its name, the errno, and what to do about it where that is known.
+///
+/// ```
+/// use revocable_mmio::{Backing, BuildError, Region};
+/// use std::os::fd::AsFd;
+///
+/// let read_only = std::fs::File::open("/proc/self/exe")?;
+/// let failed = Region::builder(4096).backing(Backing::file(read_only.as_fd(), 0)?).build();
+/// let Err(BuildError::Sys(e)) = failed else { unreachable!() };
+/// assert_eq!((e.call, e.errno), ("mmap", nix::errno::Errno::EACCES));
+/// assert_eq!(e.to_string(), "mmap: EACCES: Permission denied; open the file for reading and writing (O_RDWR)");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{call}: {errno}{}", self.hint())]
 #[non_exhaustive]

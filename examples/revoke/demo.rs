@@ -7,6 +7,7 @@ mod plain;
 mod scene;
 mod screen;
 mod script;
+mod strip;
 
 use crate::device::{self, Way};
 use crate::figures;
@@ -56,6 +57,8 @@ pub(crate) fn run(args: &Args, as_json: bool) -> Result<Verdict, Failed> {
             "size": scene.region.len(),
             "strategy": scene.region.strategy().to_string(),
             "acts": acts,
+            "disable": scene.disables.json(),
+            "enable": scene.enables.json(),
             "stores_kept": kept.is_ok(),
         });
         output::json(&mut out, &document)?;
@@ -79,12 +82,12 @@ fn epilogue(out: &mut impl Write, scene: &Scene, kept: &Result<u64, String>) -> 
         figures::bytes(scene.region.len()),
         scene.region.strategy()
     )?;
-    for (what, latency) in [("disable()", stats.disable), ("enable()", stats.enable)] {
-        if let (Some(p50), Some(p99)) = (latency.quantile(0.5), latency.quantile(0.99)) {
+    for (what, took) in [("disable()", &scene.disables), ("enable()", &scene.enables)] {
+        if let (Some(p50), Some(p99)) = (took.quantile(0.5), took.quantile(0.99)) {
             writeln!(
                 out,
-                "  {what:<10} half of {} took less than {}, all but 1% less than {}",
-                latency.count(),
+                "  {what:<10} median of {}: {}; 99% within {}",
+                took.count(),
                 figures::duration(p50),
                 figures::duration(p99)
             )?;

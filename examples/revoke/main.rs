@@ -10,6 +10,7 @@ mod peer;
 mod probe;
 mod prometheus;
 mod raw;
+mod spread;
 mod stress;
 mod svg;
 
@@ -36,6 +37,19 @@ const EXIT_CANNOT: u8 = 3;
     version,
     propagate_version = true,
     after_help = "\
+JSON: with --json the standard output is one document. Sizes are in bytes,
+\"..._ns\" are nanoseconds, or null without a sample. Each has \"kernel\", and:
+  demo     size, strategy, acts (at_s, call, why, took_ns, enabled, accesses:
+           who, reached, refused, waited, last), stores_kept; disable, enable:
+           count, p50_ns, p99_ns
+  probe    features (each true or false), userfaultfd, sees_kernel_faults,
+           best_strategy, lacks (features, costs, get_it_by)
+  stress   size, strategy, seconds, seed, violation (null: none), disables,
+           enables, resets, faults_mapped, pages_mapped, faults_parked,
+           faults_failed, degraded; disable, enable: as demo; workers (way,
+           reached, refused, wholly_while_revoked)
+  latency  series (what, name, samples, p50_ns, p90_ns, p99_ns, max_ns)
+
 Exit status:
   0  everything was as promised, also after Ctrl-C
   1  a guarantee was broken: the line with VIOLATION says how
@@ -46,7 +60,7 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 
-    /// Print one JSON document instead of text.
+    /// Print one JSON document instead of text (`revoke --help` lists its keys).
     #[arg(long, global = true)]
     json: bool,
 }

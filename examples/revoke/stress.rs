@@ -15,6 +15,7 @@ mod worker;
 
 use crate::device::{self, Way as Strategy};
 use crate::output::Failed;
+use crate::spread::Spread;
 use crate::{Verdict, interrupt};
 use changer::Changer;
 use clap::ValueEnum;
@@ -111,6 +112,9 @@ struct Shared {
     clock: Clock,
     ledger: Ledger,
     tallies: Vec<Tally>,
+    /// How long the changer's calls took.
+    disables: Spread,
+    enables: Spread,
     stop: AtomicBool,
     violation: Mutex<Option<String>>,
 }
@@ -147,7 +151,9 @@ pub(crate) fn run(args: &Args, as_json: bool) -> Result<Verdict, Failed> {
     let seed = args.seed.unwrap_or_else(|| std::process::id().into());
     let tallies = ways.iter().map(|_| Tally::default()).collect();
     let (clock, stop) = (Clock::new(), AtomicBool::new(false));
-    let shared = Arc::new(Shared { region, clock, ledger, tallies, stop, violation: Mutex::new(None) });
+    let (disables, enables) = (Spread::new(), Spread::new());
+    let violation = Mutex::new(None);
+    let shared = Arc::new(Shared { region, clock, ledger, tallies, disables, enables, stop, violation });
 
     #[cfg(revocable_inject)]
     revocable_mmio::inject::leave_out(args.leave_out.clone().map(|call| &*call.leak()));
@@ -203,8 +209,8 @@ fn start(shared: &Arc<Shared>, hands: Vec<Hand>, seed: u64) -> Result<mpsc::Rece
     }
     let shared = Arc::clone(shared);
     thread::Builder::new().name("changer".to_owned()).spawn(move || {
-        let Shared { region, clock, ledger, .. } = &*shared;
-        let mut changer = Changer { region, clock, ledger, random: Random::new(seed) };
+        let Shared { region, clock, ledger, disables, enables, .. } = &*shared;
+        let mut changer = Changer { region, clock, ledger, random: Random::new(seed), disables, enables };
         shared.repeat(|| changer.step());
         let _ = tell.send(count);
     })?;

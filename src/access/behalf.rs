@@ -22,11 +22,28 @@ impl Mapping {
     /// the owner's view, so it never waits in a page fault. [`Caller::on_disabled`] is replaced by the mapping's own
     /// policy.
     ///
+    /// ```
+    /// use revocable_mmio::fault::FaultFlags;
+    /// use revocable_mmio::{AccessError, Caller, CancelToken};
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// let stop = CancelToken::new();
+    /// let caller = Caller::new(FaultFlags::WAIT).cancel(&stop);
+    /// mapping.write_with(0, 7_u32, caller)?;
+    /// assert_eq!(mapping.read_with::<u32>(0, caller)?, 7);
+    ///
+    /// stop.cancel(); // also ends a wait that is under way
+    /// assert_eq!(mapping.read_with::<u32>(0, caller), Err(AccessError::Cancelled { offset: 0 }));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Blocking
     /// As the flags say; with [`FaultFlags::NOWAIT`] it does not wait at all.
     ///
     /// # Errors
-    /// See [`AccessError`]: [`AccessError::WouldBlock`] for NOWAIT, [`AccessError::Cancelled`] if cancelled.
+    /// As [`read`](Self::read). [`AccessError::WouldBlock`] where the flags forbid the wait that it would take: try
+    /// again later. [`AccessError::Cancelled`] once the token is cancelled. [`AccessError::Flags`] if the flags
+    /// contradict themselves.
     ///
     /// # Signal safety
     /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken), as [`read`](Self::read) is.
@@ -45,7 +62,7 @@ impl Mapping {
     /// As the flags say.
     ///
     /// # Errors
-    /// See [`AccessError`].
+    /// As [`read_with`](Self::read_with), and [`AccessError::ReadOnly`].
     ///
     /// # Signal safety
     /// Async-signal-safe for a caller without a [`CancelToken`](crate::CancelToken), as [`write`](Self::write) is.
@@ -67,6 +84,18 @@ impl Mapping {
     }
 
     /// [`read`](Self::read) that never waits.
+    ///
+    /// ```
+    /// use revocable_mmio::AccessError;
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// assert_eq!(mapping.try_read::<u32>(0), Ok(0));
+    /// region.reset(|_| {
+    ///     assert_eq!(mapping.try_read::<u32>(0), Err(AccessError::WouldBlock { offset: 0 }));
+    ///     assert_eq!(mapping.try_write(0, 1_u32), Err(AccessError::WouldBlock { offset: 0 }));
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`AccessError::WouldBlock`] where `read` would wait.

@@ -13,6 +13,22 @@ use std::ops::Deref;
 /// names this thread. It is no lock against other accesses. If it is leaked, its region can never be revoked; once its
 /// thread has ended, errors show it as a guard of thread 0.
 ///
+/// ```
+/// use revocable_mmio::{AccessError, RevokeError};
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+/// let guard = mapping.try_access()?; // the region stays enabled until it is dropped
+/// guard.write(0, 1_u32)?;
+/// // SAFETY: aligned, inside the mapping, and the guard keeps it reachable.
+/// assert_eq!(unsafe { guard.as_ptr().cast::<u32>().read_volatile() }, 1);
+/// assert!(matches!(region.disable(), Err(RevokeError::WouldDeadlock { guards: 1 }))); // this thread's own guard
+/// drop(guard);
+///
+/// region.disable()?;
+/// assert!(matches!(mapping.try_access(), Err(AccessError::Disabled { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Signal safety
 /// A handler may access through a guard that it has interrupted, as it may without one. Taking and dropping guards is not
 /// for handlers: a handler that interrupts its own thread there makes the gate miscount.
@@ -48,6 +64,18 @@ impl fmt::Debug for Access<'_> {
 impl Mapping {
     /// A guard, if the region is enabled. Costs about a nanosecond, and never waits.
     ///
+    /// ```
+    /// use revocable_mmio::AccessError;
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// let guard = mapping.try_access()?;
+    /// drop(guard);
+    /// region.reset(|_| assert!(matches!(mapping.try_access(), Err(AccessError::WouldBlock { .. }))))?;
+    /// region.disable()?;
+    /// assert!(matches!(mapping.try_access(), Err(AccessError::Disabled { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`AccessError::Disabled`], [`AccessError::Gone`], or [`AccessError::WouldBlock`] while the region is busy.
     ///
@@ -62,6 +90,18 @@ impl Mapping {
     }
 
     /// Runs `with` under a guard, and returns its result. A guard that a closure holds cannot leak.
+    ///
+    /// ```
+    /// use revocable_mmio::AccessError;
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// let sum = mapping.with_access(|registers| Ok::<_, AccessError>(registers.read::<u32>(0)? + registers.read::<u32>(4)?))??;
+    /// assert_eq!(sum, 0);
+    ///
+    /// region.disable()?;
+    /// assert!(matches!(mapping.with_access(|_| ()), Err(AccessError::Disabled { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Blocking
     /// Waits while the region is busy. Inside another guard of the same region it never waits: the revocation waits for

@@ -11,6 +11,30 @@ use std::fmt;
 /// One register of a mapping. Bounds and alignment are checked when it is made, so a read is one load.
 ///
 /// `Copy`, and tied to its mapping: a driver's register block is a struct of these.
+///
+/// ```
+/// use revocable_mmio::{AccessError, Mapping, Register};
+///
+/// struct Timer<'m> {
+///     control: Register<'m, u32>,
+///     count: Register<'m, u64>,
+/// }
+///
+/// impl<'m> Timer<'m> {
+///     fn new(bar: &'m Mapping) -> Result<Self, AccessError> {
+///         Ok(Self { control: bar.register(0x0)?, count: bar.register(0x8)? }) // checked once, here
+///     }
+/// }
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+/// let timer = Timer::new(&mapping)?;
+/// timer.control.write(1)?;
+/// assert_eq!((timer.control.read()?, timer.count.offset()), (1, 8));
+///
+/// region.disable()?;
+/// assert!(matches!(timer.count.read(), Err(AccessError::Disabled { offset: 8 })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Register<'m, T> {
     at: *mut T,
     mapping: &'m Mapping,
@@ -35,6 +59,17 @@ impl<T> Copy for Register<'_, T> {}
 impl Mapping {
     /// The register at `offset`, in bytes, a multiple of the size of `T`.
     ///
+    /// ```
+    /// use revocable_mmio::AccessError;
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// let doorbell = mapping.register::<u32>(0x1000)?;
+    /// doorbell.write(1)?;
+    /// assert!(matches!(mapping.register::<u32>(0x1002), Err(AccessError::Misaligned { offset: 0x1002, align: 4 })));
+    /// assert!(matches!(mapping.register::<u32>(mapping.len()), Err(AccessError::OutOfBounds { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// Out of bounds or misaligned.
     ///
@@ -53,7 +88,7 @@ impl<T: Primitive> Register<'_, T> {
     /// As [`Mapping::read`].
     ///
     /// # Errors
-    /// See [`AccessError`].
+    /// As [`Mapping::read`], except bounds and alignment, which were checked before.
     ///
     /// # Signal safety
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
@@ -77,7 +112,7 @@ impl<T: Primitive> Register<'_, T> {
     /// As [`Mapping::write`].
     ///
     /// # Errors
-    /// See [`AccessError`].
+    /// As [`Mapping::write`], except bounds and alignment, which were checked before.
     ///
     /// # Signal safety
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.

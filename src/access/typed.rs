@@ -19,7 +19,8 @@ macro_rules! read_modify_write {
         /// As [`read`](Self::read).
         ///
         /// # Errors
-        /// See [`AccessError`].
+        /// As [`write`](Self::write). Under [`OnDisabled::AllOnes`](crate::OnDisabled) it finds all-ones and stores
+        /// nothing.
         ///
         /// # Signal safety
         /// As [`read`](Self::read).
@@ -34,12 +35,27 @@ macro_rules! read_modify_write {
 impl Mapping {
     /// One load, never torn, never a signal. `offset` is in bytes, a multiple of the size of `T`.
     ///
+    /// ```
+    /// use revocable_mmio::AccessError;
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// assert_eq!(mapping.read::<u64>(8)?, 0);
+    /// region.disable()?;
+    /// assert_eq!(mapping.read::<u64>(8), Err(AccessError::Disabled { offset: 8 })); // under OnDisabled::AllOnes: Ok(u64::MAX)
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Blocking
     /// Waits while the region is busy, and under [`OnDisabled::Block`](crate::OnDisabled::Block) while it is disabled. Where it would wait for the
     /// calling thread itself, it returns [`AccessError::Reentrant`].
     ///
     /// # Errors
-    /// See [`AccessError`].
+    /// [`AccessError::Disabled`] or [`AccessError::Gone`] while the region is revoked (under
+    /// [`OnDisabled::AllOnes`](crate::OnDisabled) it is no error). [`AccessError::OutOfBounds`],
+    /// [`AccessError::Misaligned`] and [`AccessError::Protected`] for an access that the mapping never allows.
+    /// [`AccessError::NoMemory`] if the file was truncated. [`AccessError::Reentrant`],
+    /// [`AccessError::WouldDeadlock`] and [`AccessError::Forked`] in place of a wait that would not end: make the
+    /// access later, or elsewhere.
     ///
     /// # Signal safety
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
@@ -57,11 +73,24 @@ impl Mapping {
     /// One store, never torn, never a signal. `offset` is in bytes, a multiple of the size of `T`. On an error the memory
     /// is unchanged.
     ///
+    /// ```
+    /// use revocable_mmio::AccessError;
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// mapping.write(8, 1_u64)?;
+    /// region.disable()?;
+    /// assert_eq!(mapping.write(8, 2_u64), Err(AccessError::Disabled { offset: 8 }));
+    /// region.enable()?;
+    /// assert_eq!(mapping.read::<u64>(8)?, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Blocking
     /// As [`read`](Self::read).
     ///
     /// # Errors
-    /// See [`AccessError`].
+    /// As [`read`](Self::read), and [`AccessError::ReadOnly`] through a read-only mapping. A store that fails is not
+    /// made.
     ///
     /// # Signal safety
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
@@ -79,11 +108,28 @@ impl Mapping {
     /// Compares and exchanges, as [`std::sync::atomic::AtomicU64::compare_exchange`] with `SeqCst` does: `Ok(Ok(old))`
     /// if it stored, `Ok(Err(found))` if not.
     ///
+    /// ```
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// assert_eq!(mapping.compare_exchange(0, 0_u32, 1)?, Ok(0)); // it stored
+    /// assert_eq!(mapping.compare_exchange(0, 0_u32, 2)?, Err(1)); // it found 1
+    /// assert_eq!(mapping.swap(0, 6_u32)?, 1);
+    /// assert_eq!(mapping.fetch_add(0, 1_u32)?, 6);
+    /// assert_eq!(mapping.fetch_or(0, 8_u32)?, 7);
+    /// assert_eq!(mapping.fetch_and(0, 3_u32)?, 15);
+    /// assert_eq!(mapping.fetch_xor(0, 1_u32)?, 3);
+    /// assert_eq!(mapping.read::<u32>(0)?, 2);
+    /// region.disable()?;
+    /// assert!(mapping.fetch_add(0, 1_u32).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Blocking
     /// As [`read`](Self::read).
     ///
     /// # Errors
-    /// See [`AccessError`]; under [`OnDisabled::AllOnes`](crate::OnDisabled::AllOnes) it finds all-ones.
+    /// As [`write`](Self::write). Under [`OnDisabled::AllOnes`](crate::OnDisabled) it finds all-ones and stores
+    /// nothing.
     ///
     /// # Signal safety
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
@@ -114,6 +160,18 @@ impl Mapping {
     }
 
     /// Copies out of the mapping. This is not one access: other writers may come in between.
+    ///
+    /// ```
+    /// use revocable_mmio::{AccessError, CopyError};
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// let mut block = [0; 512];
+    /// mapping.read_slice(4096, &mut block)?;
+    /// region.disable()?;
+    /// let refused = CopyError { done: 0, error: AccessError::Disabled { offset: 4096 } };
+    /// assert_eq!(mapping.read_slice(4096, &mut block), Err(refused));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Blocking
     /// As [`read`](Self::read).
@@ -147,6 +205,16 @@ impl Mapping {
     }
 
     /// Copies into the mapping. This is not one access: other writers may come in between.
+    ///
+    /// ```
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// mapping.fill(0, 0, 4096)?;
+    /// mapping.write_slice(64, b"descriptor")?;
+    /// region.disable()?;
+    /// assert_eq!(mapping.write_slice(64, b"lost").map_err(|e| e.done), Err(0)); // no byte of it
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Blocking
     /// As [`read`](Self::read).

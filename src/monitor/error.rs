@@ -3,6 +3,17 @@
 use crate::sys::SysError;
 
 /// A monitor cannot be made, or cannot go on.
+///
+/// ```
+/// use revocable_mmio::{Monitor, MonitorError};
+///
+/// assert_eq!(Monitor::with_threads(0).unwrap_err(), MonitorError::NoThreads);
+/// match Monitor::shared() {
+///     Err(e) => println!("{e}"), // which right or kernel is missing; strategy Detach needs no monitor
+///     Ok(monitor) => println!("{:?}", monitor.source()),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MonitorError {

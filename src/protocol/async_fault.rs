@@ -31,6 +31,18 @@ use ready::Ready;
 ///
 /// [`AsFd`] gives an eventfd for epoll, readable while completions wait. Cheap to clone: clones are the same queue. In a
 /// forked child it is empty and stays so.
+///
+/// ```
+/// use revocable_mmio::{Caller, FaultQueue, OnDisabled, SubmitError, Submitted, fault::FaultFlags};
+/// # let region = revocable_mmio::Region::builder(64 << 10).disabled().build()?;
+/// let queue = FaultQueue::new(1)?; // poll its AsFd
+/// let vcpu = Caller::new(FaultFlags::DEFAULT).on_disabled(OnDisabled::Block);
+/// let Submitted::Queued(token) = region.fault_async(0, vcpu, &queue)? else { unreachable!() };
+/// assert!(matches!(region.fault_async(4096, vcpu, &queue), Err(SubmitError::Full { limit: 1 })));
+/// token.cancel();
+/// assert!(queue.next().is_some_and(|done| done.result.is_err()) && queue.outstanding() == 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct FaultQueue {
     shared: Arc<QueueShared>,

@@ -15,6 +15,23 @@ use crate::sync::wait::{CancelToken, Waited};
 use crate::sync::{Mutation, RwLockReadGuard, broken};
 
 /// A caller: what it allows, and what can end its waits.
+///
+/// ```
+/// use revocable_mmio::fault::FaultFlags;
+/// use revocable_mmio::{AccessError, Caller, CancelToken, OnDisabled};
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+/// let machine_stops = CancelToken::new();
+/// let vcpu = Caller::new(FaultFlags::WAIT).cancel(&machine_stops).on_disabled(OnDisabled::Block);
+/// assert_eq!(mapping.read_with::<u32>(0, vcpu)?, 0);
+///
+/// let io_thread = FaultFlags::NOWAIT; // flags alone are a caller too
+/// region.reset(|_| {
+///     let busy = mapping.read_with::<u32>(0, io_thread);
+///     assert!(matches!(busy, Err(AccessError::WouldBlock { .. })));
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Caller<'a> {

@@ -7,6 +7,23 @@ use nix::errno::Errno;
 use std::time::{Duration, Instant};
 
 /// Guards that kept a revocation waiting.
+///
+/// ```
+/// use revocable_mmio::fault::FaultFlags;
+/// use revocable_mmio::{HeldGuard, RevokeError};
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+/// let pin = region.pin(0..4096, FaultFlags::WAIT)?;
+/// let guard = mapping.try_access()?;
+/// # std::thread::scope(|threads| threads.spawn(|| {
+/// let Err(RevokeError::Busy(holders)) = region.try_disable() else { unreachable!() };
+/// for HeldGuard { tid, count, held_for_at_least, .. } in &holders.guards {
+///     eprintln!("thread {tid} holds {count} guards, the oldest for {held_for_at_least:?}");
+/// }
+/// # assert!(holders.guards.len() == 1 && holders.to_string().contains("1 guard(s) and "));
+/// # }).join().unwrap());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Holders {
@@ -47,6 +64,23 @@ impl std::fmt::Display for Holders {
 
 /// Disabling, enabling or resetting a region failed; its state is as before, except with
 /// [`NotRestored`](Self::NotRestored). The guide says [what to do](crate::guide::errors).
+///
+/// ```
+/// use revocable_mmio::{Region, RevokeError};
+///
+/// /// The guest has cleared the memory bit.
+/// fn clear_memory_bit(bar: &Region) -> Result<(), RevokeError> {
+///     match bar.try_disable() {
+///         // A guard or a pin, held for a moment: wait. The error says by which threads.
+///         Err(RevokeError::Busy(_)) => bar.disable().map(drop),
+///         // This thread's own guard: dropping it is up to the caller.
+///         Err(e @ RevokeError::WouldDeadlock { .. }) => Err(e),
+///         other => other.map(drop),
+///     }
+/// }
+/// # clear_memory_bit(&Region::builder(4096).build()?)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RevokeError {
@@ -114,6 +148,16 @@ pub enum RevokeError {
 }
 
 /// An asynchronous fault was not submitted.
+///
+/// ```
+/// use revocable_mmio::fault::FaultFlags;
+/// use revocable_mmio::{FaultQueue, SubmitError};
+/// # let region = revocable_mmio::Region::builder(4096).disabled().build()?;
+/// let queue = FaultQueue::new(64)?;
+/// let beyond = region.fault_async(region.len(), FaultFlags::DEFAULT, &queue);
+/// assert_eq!(beyond.unwrap_err(), SubmitError::OutOfBounds { offset: 4096, len: 4096 });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubmitError {

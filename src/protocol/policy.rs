@@ -2,6 +2,18 @@
 
 /// What an access by raw pointer or in a system call gets in a mapping while its region is disabled. The guide says
 /// [which to take](crate::guide::choosing).
+///
+/// ```
+/// use revocable_mmio::{AccessError, MapOptions, OnDisabled};
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// let plain = region.map(MapOptions::new())?; // Sigbus
+/// let guest = region.map(MapOptions::new().on_disabled(OnDisabled::AllOnes))?;
+/// region.disable()?;
+/// assert_eq!(plain.read::<u32>(0), Err(AccessError::Disabled { offset: 0 }));
+/// assert_eq!(guest.read::<u32>(0), Ok(u32::MAX));
+/// guest.write(0, 1_u32)?; // lost
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum OnDisabled {

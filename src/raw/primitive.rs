@@ -4,6 +4,21 @@
 ///
 /// Every bit pattern is a valid value, because a device may give any. The trait is sealed: an access has to be one
 /// instruction, and only these types have one.
+///
+/// ```
+/// use revocable_mmio::{AccessError, Mapping, Primitive};
+///
+/// /// A device that is gone reads as all-ones.
+/// fn read_or_ones<T: Primitive>(bar: &Mapping, offset: usize) -> T {
+///     bar.read(offset).unwrap_or(T::ALL_ONES)
+/// }
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+/// assert_eq!(read_or_ones::<u16>(&mapping, 0), 0);
+/// region.disable()?;
+/// assert_eq!(read_or_ones::<u16>(&mapping, 0), 0xffff);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Primitive: sealed::Bits + Copy + Send + Sync + 'static {
     /// The size in bytes: 1, 2, 4 or 8. It is also the alignment that an access needs, on every target.
     const SIZE: usize = size_of::<Self>();
@@ -13,6 +28,19 @@ pub trait Primitive: sealed::Bits + Copy + Send + Sync + 'static {
 }
 
 /// A primitive with atomic read-modify-write operations: the integers.
+///
+/// ```
+/// use revocable_mmio::{AccessError, AtomicPrimitive, Mapping};
+///
+/// fn set_bits<T: AtomicPrimitive>(bar: &Mapping, offset: usize, bits: T) -> Result<T, AccessError> {
+///     bar.fetch_or(offset, bits)
+/// }
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+/// assert_eq!(set_bits(&mapping, 0, 0b100_u32)?, 0);
+/// assert_eq!(set_bits(&mapping, 0, 0b001_u32)?, 0b100);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait AtomicPrimitive: Primitive + Eq {}
 
 pub(crate) mod sealed {

@@ -64,6 +64,14 @@ mod chain;
 pub(super) mod tests;
 
 /// Why the handlers could not be installed.
+///
+/// ```
+/// use revocable_mmio::signal::{self, SignalError};
+///
+/// signal::install()?;
+/// assert_eq!(signal::own_handlers(), Err(SignalError::Installed)); // too late
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SignalError {
@@ -100,6 +108,14 @@ static INSTALLING: PerProcess<Mutex<()>> = PerProcess::new(|| Mutex::new(()));
 /// After [`own_handlers`] it does nothing. If sigaction(2) is refused after the handlers were installed (a seccomp filter),
 /// they are assumed to be in place.
 ///
+/// ```
+/// # // SAFETY: the default action is no code of ours.
+/// # unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGBUS, nix::sys::signal::SigHandler::SigDfl) }?;
+/// // After another library has installed a handler of SIGBUS that does not chain:
+/// revocable_mmio::signal::install()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 ///
 /// [`SignalError::Sigaction`]: a sandbox forbids sigaction(2).
@@ -133,6 +149,31 @@ pub fn install() -> Result<(), SignalError> {
 /// Install them with a full `sa_mask`: another handler that interrupts them and uses an accessor would end the process.
 ///
 /// If the promise is not kept, the process dies of SIGBUS at the first access to revoked memory.
+///
+/// ```
+/// use nix::libc::{c_int, c_void, siginfo_t};
+/// use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+/// use revocable_mmio::{AccessError, MapOptions, Region, signal};
+///
+/// extern "C" fn on_fault(number: c_int, info: *mut siginfo_t, context: *mut c_void) {
+///     // SAFETY: the kernel's arguments.
+///     if !unsafe { signal::try_handle(number, info, context) } {
+///         std::process::abort(); // or the program's own business
+///     }
+/// }
+///
+/// signal::own_handlers()?; // before the first region
+/// let action = SigAction::new(SigHandler::SigAction(on_fault), SaFlags::SA_ONSTACK, SigSet::all());
+/// for number in [Signal::SIGBUS, Signal::SIGSEGV] {
+///     // SAFETY: `on_fault` is async-signal-safe.
+///     unsafe { sigaction(number, &action) }?;
+/// }
+/// let region = Region::builder(4096).build()?;
+/// let mapping = region.map(MapOptions::new())?;
+/// region.disable()?;
+/// assert!(matches!(mapping.read::<u8>(0), Err(AccessError::Disabled { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///

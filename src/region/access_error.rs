@@ -3,6 +3,24 @@
 use crate::raw::Primitive;
 
 /// An access was refused; it has not changed the memory. The guide says [what to do](crate::guide::errors).
+///
+/// ```
+/// use revocable_mmio::{AccessError, Mapping};
+///
+/// /// What a bus gives the CPU.
+/// fn on_the_bus(bar: &Mapping, offset: usize) -> Result<u32, AccessError> {
+///     match bar.read::<u32>(offset) {
+///         Err(AccessError::Disabled { .. } | AccessError::Gone { .. }) => Ok(u32::MAX), // no device answers
+///         other => other, // the caller's mistake, or no memory
+///     }
+/// }
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+/// # region.disable()?;
+/// assert_eq!(on_the_bus(&mapping, 0), Ok(u32::MAX));
+/// assert_eq!(on_the_bus(&mapping, 2), Err(AccessError::Misaligned { offset: 2, align: 4 }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AccessError {
@@ -117,6 +135,18 @@ impl std::fmt::Display for AtOffset {
 }
 
 /// A bulk copy ended early.
+///
+/// ```
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+/// let mut buffer = [0; 8192];
+/// # region.disable()?;
+/// if let Err(e) = mapping.read_slice(0, &mut buffer) {
+///     println!("{} bytes are in the buffer; then: {}", e.done, e.error);
+/// #   assert_eq!(e.done, 0);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{done} bytes were copied, then: {error}")]
 pub struct CopyError {

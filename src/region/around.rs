@@ -3,6 +3,21 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How many pages one fault maps (Zap).
+///
+/// ```
+/// use revocable_mmio::{FaultAround, MapOptions, Region, Strategy};
+///
+/// # if !revocable_mmio::Support::current().userfaultfd() {
+/// #     eprintln!("SKIP: no userfaultfd");
+/// #     return Ok(());
+/// # }
+/// let queue = Region::builder(1 << 20).strategy(Strategy::Zap).fault_around(FaultAround::Whole).build()?;
+/// queue.owner().fill(0, 0, queue.len())?; // pages that the file has
+/// let mapping = queue.map(MapOptions::new())?;
+/// mapping.write(0, 1_u8)?;
+/// assert_eq!(queue.stats().pages_mapped, (queue.len() / queue.page_size()) as u64); // by one fault
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum FaultAround {

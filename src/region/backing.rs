@@ -12,6 +12,21 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The file that a region's memory is.
+///
+/// ```
+/// use revocable_mmio::{Backing, BuildError, Region};
+/// use std::os::fd::AsFd;
+/// # use nix::sys::memfd::{MFdFlags, memfd_create};
+///
+/// let file = memfd_create(c"ram", MFdFlags::empty())?;
+/// nix::unistd::ftruncate(&file, 1 << 20)?;
+/// let region = Region::builder(64 << 10).backing(Backing::file(file.as_fd(), 0)?).build()?;
+/// region.owner().write(0, 7_u32)?; // in the file
+///
+/// let too_long = Region::builder(2 << 20).backing(Backing::file(file.as_fd(), 0)?).build();
+/// assert!(matches!(too_long, Err(BuildError::FileTooShort { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub enum Backing {
@@ -40,6 +55,19 @@ pub enum Backing {
 }
 
 /// What happens to a device's descriptor on revocation.
+///
+/// ```
+/// use revocable_mmio::{Backing, OnRevoke, Region};
+/// # use nix::sys::memfd::{MFdFlags, memfd_create};
+/// # let bar = memfd_create(c"bar", MFdFlags::empty())?;
+/// # nix::unistd::ftruncate(&bar, 4096)?;
+///
+/// // A BAR of a vfio device: the device can be unbound while the region is disabled.
+/// let backing = Backing::File { fd: bar.into(), offset: 0, device: Some(OnRevoke::Drop) };
+/// let region = Region::builder(4096).backing(backing).build()?;
+/// assert!(region.owner().is_empty()); // a mapping of it would pin the device
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnRevoke {
     /// Kept, so that `enable()` can map it again. It pins the device.

@@ -27,6 +27,20 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// Makes a [`Region`].
+///
+/// ```
+/// use revocable_mmio::{BuildError, FaultAround, OnDisabled, Region, Strategy};
+///
+/// let bar = Region::builder(2 << 20)
+///     .name("bar2")
+///     .strategy(Strategy::Replace) // by default the best that works here
+///     .disabled() // as a device's memory is before its driver turns it on
+///     .build()?;
+/// assert!(!bar.is_enabled());
+///
+/// assert!(matches!(Region::builder(100).build(), Err(BuildError::Unaligned { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 #[must_use]
 pub struct RegionBuilder {
@@ -68,6 +82,16 @@ impl RegionBuilder {
     }
 
     /// The file that is the memory. Default: a sealed memfd of the region's own.
+    ///
+    /// ```
+    /// use revocable_mmio::{Backing, Region};
+    /// use std::os::fd::AsFd;
+    /// # let guest_memory = nix::sys::memfd::memfd_create(c"ram", nix::sys::memfd::MFdFlags::empty())?;
+    /// # nix::unistd::ftruncate(&guest_memory, 1 << 20)?;
+    ///
+    /// let region = Region::builder(64 << 10).backing(Backing::file(guest_memory.as_fd(), 512 << 10)?).build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn backing(mut self, backing: Backing) -> Self {
         self.backing = backing;
         self
@@ -93,6 +117,16 @@ impl RegionBuilder {
     /// The region takes twice its length of memory. All shared regions of a process use the same pipes, with room for a huge
     /// page (2 MiB where base pages have 4 KiB; pipe(7)); with base pages of 64 KiB a huge page has 512 MiB, and building
     /// fails. The memory must be a memfd of the region's own ([`Backing::Memfd`]).
+    ///
+    /// ```
+    /// use revocable_mmio::{MapOptions, OnDisabled, Region, ShareAccess};
+    ///
+    /// let bar = Region::builder(64 << 10).shared(OnDisabled::Sigbus).build()?;
+    /// let for_a_peer = bar.share(ShareAccess::ReadOnly)?; // hand it on, by SCM_RIGHTS for instance
+    /// bar.disable()?;
+    /// assert_eq!(nix::sys::stat::fstat(&for_a_peer)?.st_size, 0); // the file is empty, so every mapping of it is
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn shared(mut self, peers: OnDisabled) -> Self {
         self.strategy = Some(Strategy::Withdraw);
         self.shared = Some(peers);
@@ -100,12 +134,31 @@ impl RegionBuilder {
     }
 
     /// The monitor that resolves faults. Default: [`Monitor::shared`], started with the first mapping that needs it.
+    ///
+    /// ```
+    /// use revocable_mmio::{Monitor, Region, Strategy};
+    ///
+    /// # if !revocable_mmio::Support::current().userfaultfd() {
+    /// #     eprintln!("SKIP: no userfaultfd");
+    /// #     return Ok(());
+    /// # }
+    /// let monitor = Monitor::with_threads(2)?;
+    /// let region = Region::builder(64 << 10).monitor(monitor.clone()).build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn monitor(mut self, monitor: Monitor) -> Self {
         self.monitor = Some(monitor);
         self
     }
 
     /// How many pages one fault maps (Zap). Default: [`FaultAround::Adaptive`].
+    ///
+    /// ```
+    /// use revocable_mmio::{FaultAround, Region};
+    ///
+    /// let doorbells = Region::builder(64 << 10).fault_around(FaultAround::Pages(1)).build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn fault_around(mut self, around: FaultAround) -> Self {
         self.fault_around = around;
         self
@@ -147,6 +200,13 @@ impl RegionBuilder {
     /// Frees the page tables of disabled mappings (Detach) in a background thread after each `disable()`. Without this they
     /// are kept (up to 2 MiB for 1 GiB), so that `enable()` need not fill them again. For regions that are mostly revoked
     /// for good.
+    ///
+    /// ```
+    /// use revocable_mmio::Region;
+    ///
+    /// let rarely_on = Region::builder(1 << 30).disabled().trim_detached().build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn trim_detached(mut self) -> Self {
         self.trim_detached = true;
         self
@@ -155,7 +215,14 @@ impl RegionBuilder {
     /// Makes the region.
     ///
     /// # Errors
-    /// Nothing is left behind: see [`BuildError`].
+    /// Nothing is made.
+    /// * [`BuildError::Empty`], [`BuildError::Unaligned`], [`BuildError::TooLarge`], [`BuildError::FileTooShort`],
+    ///   [`BuildError::Name`]: what was asked for; the numbers are in the error.
+    /// * [`BuildError::Strategy`]: the strategy is not possible here, and why. Leave the choice to the builder.
+    /// * [`BuildError::Monitor`]: Zap without a userfaultfd.
+    /// * [`BuildError::Signal`]: a sandbox forbids sigaction(2). Build the first region before it, or see
+    ///   [`signal::own_handlers`](crate::signal::own_handlers).
+    /// * [`BuildError::Sys`]: out of memory, descriptors or huge pages. Its message names the limit to raise.
     ///
     /// # Signal safety
     /// Not for signal handlers.

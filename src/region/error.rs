@@ -6,6 +6,19 @@ use crate::sys::SysError;
 use crate::view::Strategy;
 
 /// Building a region failed; nothing was made.
+///
+/// ```
+/// use revocable_mmio::{Backing, BuildError, Region, Strategy};
+///
+/// let odd = Region::builder(100).build();
+/// assert!(matches!(odd, Err(BuildError::Unaligned { what: "length", value: 100, .. })));
+/// match Region::builder(2 << 20).backing(Backing::Huge2M).strategy(Strategy::Detach).build() {
+///     Err(e @ BuildError::Strategy { .. }) => println!("{e}"), // not for hugetlb: leave the choice to the builder
+///     Err(e) => println!("{e}"), // no huge page is free: see vm.nr_hugepages
+///     Ok(_) => unreachable!(),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
@@ -71,6 +84,17 @@ fn because(source: &Option<SysError>) -> String {
 }
 
 /// Mapping a region failed; nothing was mapped.
+///
+/// ```
+/// use revocable_mmio::{MapError, MapOptions};
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// let page = region.page_size();
+/// let error = region.map(MapOptions::new().offset(page / 2)).unwrap_err();
+/// assert!(matches!(error, MapError::Unaligned { what: "offset", .. }));
+/// let error = region.map(MapOptions::new().len(region.len() + page)).unwrap_err();
+/// assert!(matches!(error, MapError::OutOfRange { .. }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapError {
@@ -130,6 +154,16 @@ pub enum MapError {
 }
 
 /// The rights of a part of a mapping are as before.
+///
+/// ```
+/// use revocable_mmio::{MapOptions, Prot, ProtectError};
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// let page = region.page_size();
+/// let mapping = region.map(MapOptions::new().read_only())?;
+/// assert_eq!(mapping.protect(0..page, Prot::ReadWrite), Err(ProtectError::ReadOnly));
+/// assert_eq!(mapping.protect(0..100, Prot::None), Err(ProtectError::Unaligned { value: 100, page }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProtectError {
@@ -163,6 +197,18 @@ pub enum ProtectError {
 }
 
 /// A fault could not be tried, or not be resolved.
+///
+/// ```
+/// use revocable_mmio::FaultError;
+/// use revocable_mmio::fault::{FaultFlags, NoLock, NotResolved};
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// region.disable()?;
+/// let refused = region.fault_in(0, FaultFlags::WAIT, &mut NoLock::default());
+/// assert_eq!(refused, Err(FaultError::NotResolved(NotResolved::Sigbus)));
+/// let illegal = region.fault_in(0, FaultFlags::RETRY_NOWAIT, &mut NoLock::default());
+/// assert!(matches!(illegal, Err(FaultError::Flags(_))));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FaultError {
@@ -183,6 +229,20 @@ pub enum FaultError {
 }
 
 /// Nothing was pinned.
+///
+/// ```
+/// use revocable_mmio::PinError;
+/// use revocable_mmio::fault::FaultFlags;
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// region.reset(|_| {
+///     let busy = region.pin(0..4096, FaultFlags::NOWAIT);
+///     assert_eq!(busy.unwrap_err(), PinError::WouldBlock); // later
+/// })?;
+/// region.disable()?;
+/// let disabled = region.pin(0..4096, FaultFlags::WAIT);
+/// assert_eq!(disabled.unwrap_err(), PinError::Disabled); // after enable()
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PinError {

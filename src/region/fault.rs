@@ -35,6 +35,21 @@ impl Region {
     /// The caller's own lock, a VMM's address-space lock for instance, takes the part that mmap_lock has in the kernel:
     /// [`Outcome::Retry`] says whether it was released on the way.
     ///
+    /// ```
+    /// use revocable_mmio::fault::{FaultFlags, LockAfter, NoLock, Outcome};
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// let mut lock = NoLock::default(); // a caller without a lock of its own
+    /// assert_eq!(region.fault(0, FaultFlags::DEFAULT, &mut lock)?, Outcome::Mapped);
+    ///
+    /// region.reset(|_| {
+    ///     let busy = region.fault(0, FaultFlags::NOWAIT, &mut NoLock::default());
+    ///     assert_eq!(busy, Ok(Outcome::Retry { lock: LockAfter::Held })); // at once
+    /// })?;
+    /// region.disable()?;
+    /// assert_eq!(region.fault(0, FaultFlags::DEFAULT, &mut lock)?, Outcome::Sigbus);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Blocking
     /// As the flags say. With `RETRY_NOWAIT` it never sleeps on a lock, not even for a moment.
     ///
@@ -57,11 +72,28 @@ impl Region {
     /// check for cancellation between them, until the fault is decided. The caller's lock is held again when this returns;
     /// the result says whether it was released in between.
     ///
+    /// ```
+    /// use revocable_mmio::fault::{FaultFlags, NoLock, NotResolved};
+    /// use revocable_mmio::{Caller, CancelToken, FaultError, OnDisabled};
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// assert!(!region.fault_in(0, FaultFlags::WAIT, &mut NoLock::default())?.unlocked);
+    ///
+    /// region.disable()?;
+    /// let stop = CancelToken::new();
+    /// let caller = Caller::new(FaultFlags::WAIT).cancel(&stop).on_disabled(OnDisabled::Block);
+    /// # stop.cancel();
+    /// // Waits for enable(), until another thread calls `stop.cancel()`.
+    /// let ended = region.fault_in(0, caller, &mut NoLock::default());
+    /// assert_eq!(ended, Err(FaultError::NotResolved(NotResolved::Killed)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Blocking
     /// As the flags say.
     ///
     /// # Errors
-    /// See [`FaultError`].
+    /// [`FaultError::OutOfBounds`], [`FaultError::Flags`]: the caller's mistake. [`FaultError::NotResolved`] says how
+    /// the fault was decided: refused, cancelled, would have to wait, or would wait for its own thread.
     ///
     /// # Signal safety
     /// Async-signal-safe if `lock` is and the caller has no [`CancelToken`](crate::CancelToken); it may wait as an access does.
@@ -80,6 +112,17 @@ impl Region {
 impl Mapping {
     /// One try at a fault on the byte at `offset`, as [`Region::fault`]; under Zap it also maps the page in this mapping,
     /// which the kernel does under the other strategies. [`Caller::on_disabled`] is replaced by the mapping's own policy.
+    ///
+    /// ```
+    /// use revocable_mmio::fault::{FaultFlags, NoLock, Outcome};
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// let prefault = mapping.fault(0, FaultFlags::WAIT | FaultFlags::WRITE, &mut NoLock::default())?;
+    /// assert_eq!(prefault, Outcome::Mapped);
+    /// region.disable()?;
+    /// assert_eq!(mapping.fault(0, FaultFlags::WAIT, &mut NoLock::default())?, Outcome::Sigbus);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Blocking
     /// As the flags say.

@@ -10,11 +10,33 @@ impl Region {
     /// busy. Otherwise returns a token that completes once the region is enabled, or once it is certain that it will not
     /// be. [`Caller::on_disabled`] says whether a disabled region is waited for.
     ///
+    /// ```
+    /// use revocable_mmio::fault::FaultFlags;
+    /// use revocable_mmio::{Caller, Completion, FaultQueue, OnDisabled, Submitted};
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// let queue = FaultQueue::new(64)?;
+    /// let vcpu = Caller::new(FaultFlags::DEFAULT).on_disabled(OnDisabled::Block);
+    /// assert!(matches!(region.fault_async(0, vcpu, &queue)?, Submitted::Ready)); // enabled: access it
+    ///
+    /// region.disable()?;
+    /// let Submitted::Queued(token) = region.fault_async(0x10, vcpu, &queue)? else { unreachable!() };
+    /// assert!(matches!(region.fault_async(0x20, vcpu, &queue)?, Submitted::Pending { id } if id == token.id())); // that page
+    ///
+    /// region.enable()?;
+    /// let done: Completion = queue.next().ok_or("nothing has completed")?;
+    /// assert_eq!((done.id, done.offset, done.result), (token.id(), 0, Ok(())));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Blocking
     /// Never waits for the region; waits for a moment on the lock of its list of faults.
     ///
     /// # Errors
-    /// Nothing is queued: see [`SubmitError`].
+    /// Nothing is queued.
+    /// * [`SubmitError::Full`]: the queue is at its limit. Take completions, or wait with
+    ///   [`fault_in`](Self::fault_in).
+    /// * [`SubmitError::OutOfBounds`], [`SubmitError::Flags`]: the caller's mistake.
+    /// * [`SubmitError::Forked`]: the region or the queue is the parent's.
     ///
     /// # Signal safety
     /// Not for signal handlers.

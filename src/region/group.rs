@@ -18,6 +18,20 @@ use std::time::Duration;
 
 /// A change of a group's state failed. Every member is as before, except those that could not be put back: each method says
 /// which state that leaves them in.
+///
+/// ```
+/// use revocable_mmio::{GroupError, ResetGroup};
+///
+/// fn hot_reset(slot: &ResetGroup) -> Result<(), GroupError> {
+///     match slot.try_disable() {
+///         Err(e) if e.is_busy() => slot.disable().map(drop), // someone's guard or pin: wait for it
+///         other => other.map(drop),
+///     }
+/// }
+/// # let region = revocable_mmio::Region::builder(4096).build()?;
+/// # hot_reset(&ResetGroup::new([&region]))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("member {member} of the group: {source}")]
 pub struct GroupError {
@@ -39,6 +53,25 @@ impl GroupError {
 ///
 /// A region may be in any number of groups. The group keeps its members' memory, but not the [`Region`]s: if one was
 /// dropped, the group fails with [`RevokeError::Gone`].
+///
+/// ```
+/// use revocable_mmio::{MapOptions, Region, ResetGroup};
+///
+/// let (bar0, bar2) = (Region::builder(4096).name("bar0").build()?, Region::builder(4096).name("bar2").build()?);
+/// let function = ResetGroup::new([&bar0, &bar2]);
+/// assert!(function.len() == 2 && !function.is_empty());
+///
+/// let pin = bar2.pin(0..4096, revocable_mmio::fault::FaultFlags::WAIT)?;
+/// let failed = function.try_disable().unwrap_err();
+/// assert!(failed.is_busy() && failed.member == "bar2");
+/// assert!(bar0.is_enabled()); // none, because not all
+///
+/// drop(pin);
+/// function.disable()?;
+/// assert!(!bar0.is_enabled() && !bar2.is_enabled());
+/// function.enable()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct ResetGroup {
     /// Each once, in the one order in which every group and device takes them.
@@ -94,6 +127,25 @@ impl ResetGroup {
 
     /// [`disable`](Self::disable) that gives up after `patience`, for all members together.
     ///
+    /// ```
+    /// use revocable_mmio::{Region, ResetGroup, RevokeError};
+    /// use std::time::Duration;
+    ///
+    /// let bars = [Region::builder(4096).build()?, Region::builder(4096).build()?];
+    /// let function = ResetGroup::new(&bars);
+    /// let pin = bars[1].pin(0..4096, revocable_mmio::fault::FaultFlags::WAIT)?;
+    /// let failed = function.disable_timeout(Duration::from_millis(5)).unwrap_err();
+    /// assert!(matches!(failed.source, RevokeError::TimedOut { .. }));
+    /// assert!(function.reset_timeout(Duration::ZERO, |_| ()).unwrap_err().is_busy());
+    /// assert!(function.try_reset(|_| ()).unwrap_err().is_busy());
+    ///
+    /// drop(pin);
+    /// assert!(function.disable_timeout(Duration::from_secs(1))?);
+    /// assert!(function.enable_timeout(Duration::from_secs(1))?);
+    /// assert!(!function.try_enable()?); // it is enabled already
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`RevokeError::TimedOut`] says what it waited for.
     ///
@@ -145,6 +197,15 @@ impl ResetGroup {
     /// Runs `reset` while nothing reaches the memory of any member through any mapping. Accesses to enabled members wait
     /// for its end; disabled members stay disabled. `reset` gets the owner's view of each member, in the group's order. As
     /// for [`Region::reset`], it must not change a member's state, and a panic in it passes on once the mappings are back.
+    ///
+    /// ```
+    /// use revocable_mmio::{Region, ResetGroup};
+    ///
+    /// let bars = [Region::builder(4096).build()?, Region::builder(4096).build()?];
+    /// let function = ResetGroup::new(&bars);
+    /// function.reset(|memories| memories.iter().try_for_each(|memory| memory.fill(0, 0, memory.len())))??;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Blocking
     /// As [`disable`](Self::disable).

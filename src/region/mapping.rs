@@ -29,6 +29,23 @@ use std::sync::atomic::AtomicUsize;
 /// A mapping may outlive its region: it then refuses for good. Dropping it unmaps it. A thread that still uses its raw
 /// pointer, or waits in a fault of it, then gets what any unmapped address gives (SIGSEGV, EFAULT). A part that a
 /// [`DmaSpace`](crate::pci::DmaSpace) has mapped stays, and is revoked with its region, until it is unmapped there too.
+///
+/// ```
+/// use revocable_mmio::{AccessError, MapOptions, OnDisabled, Region};
+///
+/// let bar = Region::builder(64 << 10).build()?;
+/// let mapping = bar.map(MapOptions::new())?;
+/// assert_eq!((mapping.offset(), mapping.len()), (0, bar.len()));
+/// assert!(mapping.is_writable() && mapping.on_disabled() == OnDisabled::Sigbus);
+///
+/// mapping.write(0x100, 0xcafe_u16)?;
+/// assert_eq!(mapping.read::<u16>(0x100)?, 0xcafe);
+/// assert!(matches!(mapping.read::<u16>(0x101), Err(AccessError::Misaligned { .. })));
+///
+/// bar.disable()?;
+/// assert!(matches!(mapping.read::<u16>(0x100), Err(AccessError::Disabled { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Mapping {
     pub(crate) served: Arc<Served>,
     /// Dropped after `served`, so `served` is never the last reference.
@@ -130,6 +147,16 @@ impl Mapping {
     /// code in the process has done there meanwhile. Use [`protect`](Self::protect) to change the rights of a part; the
     /// next `enable()` undoes a change by mprotect. Nothing else may be mapped there. A part that mremap has moved away is
     /// not revoked, but counted ([`RegionStats::degraded`](crate::RegionStats)).
+    ///
+    /// ```
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// let at = mapping.as_ptr(); // for KVM, io_uring, vhost, C code
+    /// // SAFETY: aligned, inside the mapping, which lives; the region is enabled, and nothing disables it meanwhile.
+    /// unsafe { at.cast::<u32>().write_volatile(7) };
+    /// assert_eq!(mapping.read::<u32>(0)?, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn as_ptr(&self) -> *mut u8 {
         self.served.view.range.as_ptr()
     }

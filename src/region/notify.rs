@@ -29,6 +29,35 @@ pub type NotifyError = Box<dyn Error + Send + Sync>;
 /// Both methods run in the thread that changes the region's state. They must not change the state of that region
 /// ([`RevokeError::Reentrant`](crate::RevokeError::Reentrant)), nor wait for another thread that does. Errors and panics
 /// are counted and go no further: whatever a notifier does, the region is revoked as requested.
+///
+/// ```
+/// use revocable_mmio::{InvalidateNotifier, NotifyError};
+/// use std::ops::Range;
+///
+/// /// A BAR that an IOMMU maps for another device's DMA.
+/// struct PeerToPeer {
+///     iova: u64,
+/// }
+///
+/// impl InvalidateNotifier for PeerToPeer {
+///     fn before_revoke(&self, range: Range<usize>) -> Result<(), NotifyError> {
+///         iommu_unmap(self.iova + range.start as u64, range.len())?; // must be done when this returns
+///         Ok(())
+///     }
+///
+///     fn after_restore(&self, range: Range<usize>) -> Result<(), NotifyError> {
+///         iommu_map(self.iova + range.start as u64, range.len())?; // an error is counted, and stops nothing
+///         Ok(())
+///     }
+/// }
+/// # fn iommu_unmap(_: u64, _: usize) -> Result<(), std::io::Error> { Ok(()) }
+/// # fn iommu_map(_: u64, _: usize) -> Result<(), std::io::Error> { Ok(()) }
+/// # let region = revocable_mmio::Region::builder(4096).build()?;
+/// # let _told = region.subscribe(0..4096, std::sync::Arc::new(PeerToPeer { iova: 0 }));
+/// # region.disable()?;
+/// # assert_eq!(region.stats().notifier_errors, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait InvalidateNotifier: Send + Sync {
     /// The memory of `range` (offsets in the region, in bytes) is about to go away. It is still reachable, and the state is
     /// as before. Once this returns, nothing may reach the memory by the subscriber's own ways.

@@ -32,6 +32,23 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 ///
 /// If the region's device is dropped on revocation ([`OnRevoke::Drop`](crate::OnRevoke)), the view is empty: a mapping
 /// would pin the device.
+///
+/// ```
+/// use revocable_mmio::AccessError;
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+/// region.disable()?;
+/// let memory = region.owner();
+/// memory.write(8, 1_u32)?;
+/// memory.write_slice(16, b"state")?;
+/// memory.fill(64, 0xff, 16)?;
+/// let mut state = [0; 5];
+/// memory.read_slice(16, &mut state)?;
+/// assert_eq!((memory.read::<u32>(8)?, &state), (1, b"state"));
+/// assert!(matches!(memory.read::<u32>(memory.len()), Err(AccessError::OutOfBounds { .. })));
+/// assert!(!memory.is_empty() && !memory.as_ptr().is_null()); // for the device's code in C
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct OwnerView {
     at: Place,
     /// The process that it is mapped in. A forked child has something else there, or nothing.

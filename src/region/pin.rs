@@ -20,6 +20,23 @@ use std::sync::Arc;
 ///
 /// While it lives, `disable()` waits, `try_disable()` returns `Busy`, and `disable_timeout()` gives up.
 ///
+/// ```
+/// use revocable_mmio::PinError;
+/// use revocable_mmio::fault::FaultFlags;
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// let pin = region.pin(0x10..0x20, FaultFlags::WAIT | FaultFlags::WRITE)?;
+/// assert_eq!(pin.range(), 0..region.page_size()); // rounded out to pages
+/// // SAFETY: the page is pinned, and no Rust reference to it exists.
+/// unsafe { pin.as_ptr().write_volatile(7) }; // as DMA would
+/// assert!(region.try_disable().is_err()); // busy
+/// assert!(!pin.is_wanted_back()); // no revocation waits for it
+///
+/// drop(pin);
+/// region.disable()?;
+/// assert!(matches!(region.pin(0..4096, FaultFlags::WAIT), Err(PinError::Disabled)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Signal safety
 /// Pinning and dropping a pin are not for signal handlers.
 #[must_use = "a pin that is dropped at once pins nothing"]
@@ -47,6 +64,20 @@ impl Pin {
 
     /// Calls `told`, in the revoking thread, each time a revocation begins to wait for pins. `told` should stop the DMA and
     /// have the pin dropped, at once or soon, from any thread; it must not change the region's state.
+    ///
+    /// ```
+    /// use revocable_mmio::fault::FaultFlags;
+    /// use std::sync::{Arc, Mutex};
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// let held = Arc::new(Mutex::new(None));
+    /// let dma = Arc::clone(&held);
+    /// let pin = region.pin(0..4096, FaultFlags::WAIT)?.on_revoke(move || drop(dma.lock().unwrap().take()));
+    /// *held.lock().unwrap() = Some(pin);
+    ///
+    /// region.disable()?; // tells the holder, who stops the DMA and drops the pin, and goes on
+    /// assert!(held.lock().unwrap().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Signal safety
     /// Not for signal handlers.
@@ -91,7 +122,14 @@ impl Region {
     /// the guard.
     ///
     /// # Errors
-    /// Nothing is pinned: see [`PinError`].
+    /// Nothing is pinned.
+    /// * [`PinError::Disabled`]: pin it after `enable()`. [`PinError::WouldBlock`]: busy, and the flags forbid
+    ///   waiting.
+    /// * [`PinError::OutOfRange`], [`PinError::Flags`]: the caller's mistake.
+    /// * [`PinError::Cancelled`]: the caller's token was cancelled during the wait.
+    /// * [`PinError::NoMemory`]: the file has no page there and gives none.
+    /// * [`PinError::Reentrant`], [`PinError::WouldDeadlock`]: the wait would not end; pin later, or drop the guard.
+    /// * [`PinError::Forked`]: the region is the parent's.
     ///
     /// # Signal safety
     /// Not for signal handlers.

@@ -6,6 +6,18 @@ use crate::view::Strategy;
 use std::os::fd::OwnedFd;
 
 /// The rights of a descriptor that is handed to another process.
+///
+/// ```
+/// use revocable_mmio::{OnDisabled, Region, ShareAccess, ShareError};
+///
+/// let shared = Region::builder(4096).shared(OnDisabled::AllOnes).build()?;
+/// let viewer = shared.share(ShareAccess::ReadOnly)?;
+/// let driver = shared.share(ShareAccess::ReadWrite)?;
+///
+/// let own = Region::builder(4096).build()?; // reaches this process only
+/// assert!(matches!(own.share(ShareAccess::ReadOnly), Err(ShareError::Strategy { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShareAccess {
     /// Mapping it for loads only. Its holder delays a revocation by no more than the kernel takes to visit its mappings:
@@ -54,8 +66,23 @@ impl Region {
     ///
     /// The guide has a page on [peers](crate::guide::peers).
     ///
+    /// ```
+    /// use revocable_mmio::{OnDisabled, Region, ShareAccess};
+    /// use std::os::fd::{AsRawFd, OwnedFd};
+    ///
+    /// let bar = Region::builder(4096).shared(OnDisabled::Sigbus).build()?;
+    /// let file: OwnedFd = bar.share(ShareAccess::ReadWrite)?;
+    /// let message = [nix::sys::socket::ControlMessage::ScmRights(&[file.as_raw_fd()])]; // to a vfio-user client
+    /// # let _ = message;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
-    /// See [`ShareError`].
+    /// * [`ShareError::Strategy`]: the region was not built with
+    ///   [`RegionBuilder::shared`](crate::RegionBuilder::shared).
+    /// * [`ShareError::Sys`]: the file could not be opened anew by /proc/self/fd: /proc is not mounted, another user
+    ///   built the region, or descriptors ran out.
+    /// * [`ShareError::Forked`]: the region is the parent's.
     ///
     /// # Signal safety
     /// Not for signal handlers.

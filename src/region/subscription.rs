@@ -12,6 +12,30 @@ use std::sync::atomic::Ordering;
 ///
 /// Dropping it waits for a call of the notifier that another thread is making. Inside any notifier it does not wait: two
 /// threads in each other's notifiers would wait for each other.
+///
+/// ```
+/// use revocable_mmio::{InvalidateNotifier, NotifyError};
+/// use std::ops::Range;
+/// use std::sync::Arc;
+///
+/// struct Log;
+/// impl InvalidateNotifier for Log {
+///     fn before_revoke(&self, range: Range<usize>) -> Result<(), NotifyError> {
+///         println!("{range:?} goes away");
+///         Ok(())
+///     }
+///     fn after_restore(&self, range: Range<usize>) -> Result<(), NotifyError> {
+///         println!("{range:?} is back");
+///         Ok(())
+///     }
+/// }
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// let subscription = region.subscribe(0..4096, Arc::new(Log));
+/// assert_eq!(subscription.range(), 0..4096);
+/// region.disable()?;
+/// assert!(subscription.is_revoked());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "a subscription that is dropped at once hears nothing"]
 pub struct Subscription {
     region: Arc<RegionCore>,
@@ -62,6 +86,22 @@ impl Region {
     /// Tells `notifier` of every revocation of `range` (offsets in bytes, cut to the region's length) and of its end, until
     /// the returned subscription is dropped. Regions are revoked whole; the range is passed on to the notifier, so that it
     /// knows which memory is meant.
+    ///
+    /// ```
+    /// # use revocable_mmio::{InvalidateNotifier, NotifyError};
+    /// # struct Memslot;
+    /// # impl InvalidateNotifier for Memslot {
+    /// #     fn before_revoke(&self, _: std::ops::Range<usize>) -> Result<(), NotifyError> { Ok(()) }
+    /// #     fn after_restore(&self, _: std::ops::Range<usize>) -> Result<(), NotifyError> { Ok(()) }
+    /// # }
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// let memslot = std::sync::Arc::new(Memslot); // implements InvalidateNotifier
+    /// let told = region.subscribe(0..region.len(), memslot);
+    /// region.disable()?; // before_revoke() comes first, then the mappings go
+    /// region.enable()?; // the mappings come back, then after_restore()
+    /// drop(told); // and no more
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Signal safety
     /// Not for signal handlers.

@@ -123,6 +123,25 @@ impl fmt::Debug for Event {
 /// regions, a virtual machine's vCPUs for instance.
 ///
 /// [`KILLABLE`]: crate::fault::FaultFlags::KILLABLE
+///
+/// ```
+/// use revocable_mmio::fault::FaultFlags;
+/// use revocable_mmio::{AccessError, Caller, CancelToken};
+/// use std::thread;
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+/// let machine_stops = CancelToken::new();
+/// region.reset(|_| {
+///     thread::scope(|threads| {
+///         // A vCPU waits for the end of the reset, or for the token.
+///         let vcpu = threads.spawn(|| mapping.read_with::<u32>(0, Caller::new(FaultFlags::WAIT).cancel(&machine_stops)));
+///         assert!(machine_stops.cancel());
+///         assert_eq!(vcpu.join().unwrap(), Err(AccessError::Cancelled { offset: 0 }));
+///     });
+/// })?;
+/// assert!(machine_stops.is_cancelled());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct CancelToken(Arc<Token>);
 

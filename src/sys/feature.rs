@@ -34,12 +34,12 @@ impl Feature {
     pub(super) fn lines() -> [(Self, &'static str, &'static str); 10] {
         [
             (Self::UFFD_DEVICE, "userfaultfd by /dev/userfaultfd", "Linux 6.1, access to the device file"),
-            (Self::UFFD_SYSCALL, "userfaultfd by system call", "CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1"),
+            (Self::UFFD_SYSCALL, "userfaultfd by system call", "root, or vm.unprivileged_userfaultfd=1"),
             (Self::UFFD_USER_MODE, "userfaultfd, user-mode faults only", "Linux 5.11"),
             (Self::MINOR_SHMEM, "minor faults on shared memory (Zap)", "Linux 5.14"),
             (Self::MINOR_HUGETLB, "minor faults on hugetlb", "Linux 5.13"),
-            (Self::UFFD_SIGBUS, "faults resolved by the faulting thread", "Linux 4.14"),
-            (Self::UFFD_EVENT_REMAP, "mappings moved with their userfaultfd", "Linux 4.11"),
+            (Self::UFFD_SIGBUS, "faults resolved by their own thread", "Linux 4.14"),
+            (Self::UFFD_EVENT_REMAP, "mappings moved with a userfaultfd", "Linux 4.11"),
             (Self::DONTUNMAP, "page tables moved aside (Detach)", "Linux 5.13"),
             (Self::MEMBARRIER, "guards without a fence", "Linux 4.14, not refused by seccomp"),
             (Self::HUGETLB_2M, "huge pages of 2 MiB", "vm.nr_hugepages > 0"),

@@ -10,6 +10,17 @@ use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Access rights of memory, from the fewest; see [`Mapping::protect`](crate::Mapping::protect).
+///
+/// ```
+/// use revocable_mmio::{MapOptions, Prot};
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+/// let page = region.page_size();
+/// mapping.protect(page..2 * page, Prot::None)?; // the MSI-X table: a guest's vCPU exits there
+/// assert!(mapping.read::<u32>(page).is_err());
+/// assert!(Prot::None < Prot::Read && Prot::Read < Prot::ReadWrite);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Prot {
     /// Neither loads nor stores: SIGSEGV, and EFAULT for system calls and for a DMA mapping of it.

@@ -17,6 +17,21 @@ use std::sync::OnceLock;
 
 /// The features of this kernel that this process can use, as [`Support::probe`] found them. `Display` prints a table. The
 /// guide's page on [kernels and privileges](crate::guide::kernels) says what each lack costs.
+///
+/// ```
+/// use revocable_mmio::{Feature, Support};
+///
+/// let support = Support::probe();
+/// print!("{support}"); // a table: what is there, and what each needs
+/// if !support.sees_kernel_faults() {
+///     println!("a system call on a busy region gets EFAULT instead of waiting");
+/// }
+/// if !support.has(Feature::DONTUNMAP) && !support.userfaultfd() {
+///     println!("regions are revoked by Strategy::Replace");
+/// }
+/// assert_eq!(support.features(), Support::current().features());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Support {
     features: Feature,
@@ -85,11 +100,11 @@ impl fmt::Display for Support {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (feature, what, needs) in Feature::lines() {
             let there = if self.has(feature) { "yes" } else { "no " };
-            writeln!(f, "{there}  {what:<40} {needs}")?;
+            writeln!(f, "{there}  {what:<35} {needs}")?;
         }
         if !self.sees_kernel_faults() {
             let what = if self.userfaultfd() { "system calls get EFAULT where loads wait" } else { "nothing can wait" };
-            writeln!(f, "     without a full userfaultfd {what}; Detach and Replace revoke all the same")?;
+            writeln!(f, "     without a full userfaultfd {what};\n     Detach and Replace revoke all the same")?;
         }
         Ok(())
     }

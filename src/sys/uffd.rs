@@ -44,6 +44,19 @@ impl UffdFeatures {
 }
 
 /// Where a userfaultfd is from, which decides which faults it sees.
+///
+/// ```
+/// use revocable_mmio::{Monitor, UffdSource};
+///
+/// # if !revocable_mmio::Support::current().userfaultfd() {
+/// #     eprintln!("SKIP: no userfaultfd");
+/// #     return Ok(());
+/// # }
+/// if Monitor::shared()?.source() == UffdSource::UserModeOnly {
+///     println!("system calls get EFAULT where loads would wait");
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UffdSource {

@@ -3,6 +3,19 @@
 use std::fmt;
 
 /// How a region's mappings are revoked. The guide has a [table of decisions](crate::guide::choosing).
+///
+/// ```
+/// use revocable_mmio::{BuildError, Region, Strategy};
+///
+/// println!("{}", Region::builder(4096).build()?.strategy()); // the best that works here
+///
+/// match Region::builder(4096).strategy(Strategy::Zap).build() {
+///     Ok(region) => assert_eq!(region.strategy(), Strategy::Zap),
+///     Err(BuildError::Strategy { why, .. }) => println!("{why}"),
+///     Err(e) => return Err(e.into()),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Strategy {

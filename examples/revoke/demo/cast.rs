@@ -4,8 +4,9 @@ use super::pagemap::PageMap;
 use crate::output::Failed;
 use crate::peer::{Access, NoValue, Peer};
 use crate::raw;
+use crate::spread::Spread;
 use nix::errno::Errno;
-use revocable_mmio::{AccessError, BUCKETS, Latency, MapOptions, Mapping, OnDisabled, Region, Strategy, Support};
+use revocable_mmio::{AccessError, MapOptions, Mapping, OnDisabled, Region, Strategy, Support};
 use std::fs::File;
 use std::io;
 use std::sync::Mutex;
@@ -124,8 +125,7 @@ pub(super) struct Actor {
     /// When the access that is under way began, in nanoseconds since `born`; 0 for none.
     began: AtomicU64,
     born: Instant,
-    buckets: [AtomicU64; BUCKETS],
-    sum_ns: AtomicU64,
+    took: Spread,
 }
 
 impl Actor {
@@ -146,8 +146,7 @@ impl Actor {
             waited: AtomicU64::new(0),
             began: AtomicU64::new(0),
             born: Instant::now(),
-            buckets: [const { AtomicU64::new(0) }; BUCKETS],
-            sum_ns: AtomicU64::new(0),
+            took: Spread::new(),
         })
     }
 
@@ -163,9 +162,7 @@ impl Actor {
         if took > WAITING {
             self.waited.fetch_add(1, Relaxed);
         }
-        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.buckets[((u64::BITS - ns.leading_zeros()) as usize).min(BUCKETS - 1)].fetch_add(1, Relaxed);
-        self.sum_ns.fetch_add(ns, Relaxed);
+        self.took.record(took);
         *self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = met;
         met
     }
@@ -225,7 +222,8 @@ impl Actor {
         }
     }
 
-    pub(super) fn latency(&self) -> Latency {
-        Latency { buckets: std::array::from_fn(|i| self.buckets[i].load(Relaxed)), sum_ns: self.sum_ns.load(Relaxed) }
+    /// How long its accesses took.
+    pub(super) fn took(&self) -> &Spread {
+        &self.took
     }
 }

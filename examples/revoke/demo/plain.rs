@@ -17,11 +17,11 @@ pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool, as_json: bool)
     let mut out: Box<dyn Write> = if as_json { Box::new(io::sink()) } else { Box::new(io::stdout()) };
     writeln!(
         out,
-        "{} of device memory, mapped {} times in this process{}; revoked by {}\n",
+        "{} of device memory, revoked by {};\nmapped {} times in this process{}\n",
         figures::bytes(scene.region.len()),
+        scene.region.strategy(),
         scene.actors.len() - usize::from(scene.has_peer()),
-        if scene.has_peer() { " and once in another" } else { "" },
-        scene.region.strategy()
+        if scene.has_peer() { " and once in another" } else { "" }
     )?;
     let mut acts = Vec::new();
     for scenario in &SCRIPT {
@@ -29,7 +29,8 @@ pub(super) fn play(scene: &Arc<Scene>, asked_to_end: &AtomicBool, as_json: bool)
             break;
         }
         let at = scene.elapsed();
-        writeln!(out, "{:>5.1} s  {:<24} {}", at.as_secs_f64(), scenario.act.call(), scenario.why(scene.has_peer()))?;
+        writeln!(out, "{:>5.1} s  {}", at.as_secs_f64(), scenario.act.call())?;
+        writeln!(out, "         {}", scenario.why(scene.has_peer()))?;
         let before: Vec<Counts> = scene.actors.iter().map(Actor::counts).collect();
         let took = scene.perform(scenario.act)?;
         wait(scenario.then, asked_to_end);

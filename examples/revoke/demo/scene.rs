@@ -4,6 +4,7 @@ use super::cast::{Actor, Met, Role};
 use super::script::Act;
 use crate::device::{self, Way};
 use crate::output::Failed;
+use crate::spread::Spread;
 use revocable_mmio::Region;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,6 +21,9 @@ pub(super) struct Scene {
     pub(super) actors: Vec<Actor>,
     /// How often the device itself has counted, through the owner's view, in every state of the region.
     pub(super) heartbeats: AtomicU64,
+    /// How long the owner's calls took.
+    pub(super) disables: Spread,
+    pub(super) enables: Spread,
     /// The driver's last store that returned Ok, by page.
     stored: Vec<AtomicU64>,
     stop: AtomicBool,
@@ -36,6 +40,8 @@ impl Scene {
             region,
             actors,
             heartbeats: AtomicU64::new(0),
+            disables: Spread::new(),
+            enables: Spread::new(),
             stored,
             stop: AtomicBool::new(false),
             began: Instant::now(),
@@ -110,19 +116,38 @@ impl Scene {
         let since = Instant::now();
         match act {
             Act::Watch => {}
-            Act::Disable => drop(self.region.disable()?),
-            Act::Enable => drop(self.region.enable()?),
+            Act::Disable => self.disable()?,
+            Act::Enable => self.enable()?,
             Act::Reset(busy) => self.region.reset(|_| thread::sleep(busy))?,
             Act::Flap(times) => {
                 for _ in 0..times {
-                    self.region.disable()?;
+                    self.disable()?;
                     thread::sleep(Duration::from_millis(1));
-                    self.region.enable()?;
+                    self.enable()?;
                     thread::sleep(Duration::from_millis(1));
                 }
             }
         }
         Ok(since.elapsed())
+    }
+
+    fn disable(&self) -> Result<(), Failed> {
+        let since = Instant::now();
+        self.region.disable()?;
+        self.disables.record(since.elapsed());
+        Ok(())
+    }
+
+    fn enable(&self) -> Result<(), Failed> {
+        let since = Instant::now();
+        self.region.enable()?;
+        self.enables.record(since.elapsed());
+        Ok(())
+    }
+
+    /// True if all wait, as they do during a reset. Another process does not.
+    pub(super) fn is_busy(&self) -> bool {
+        self.actors.iter().filter(|a| a.role != Role::Peer).all(|a| a.waiting().is_some())
     }
 
     /// Ends all actors, with the region enabled so that none waits for ever.

@@ -1,11 +1,13 @@
 //! The demonstration as a live picture.
 
-use super::cast::{Actor, Role};
+use super::cast::Actor;
 use super::pagemap::PageMap;
 use super::scene::Scene;
 use super::script::{Act, SCRIPT};
+use super::strip::Strip;
 use crate::figures;
 use crate::output::Failed;
+use crate::spread::Spread;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
@@ -20,9 +22,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const FRAME: Duration = Duration::from_millis(50);
-const SMALLEST_WIDTH: u16 = 72;
-/// With less the times are left out, so that the log has its last line.
-const LOWEST_TIMES: u16 = 5;
+const SMALLEST_WIDTH: u16 = 80;
+/// Columns of an actor's name.
+pub(super) const NAME: usize = 19;
+/// With less the tail of the times is left out.
+const WIDE: u16 = 90;
+/// The log's lines that the script fills, and its border. What is left then goes to the page tables.
+const LOG: u16 = 8;
+/// The most lines for one mapping's page tables.
+const MOST_LINES: u16 = 3;
 
 /// The state of the script that the picture shows.
 #[derive(Default)]
@@ -103,11 +111,13 @@ fn draw_until_end(
     director: &thread::JoinHandle<Result<(), Failed>>,
 ) -> Result<(), Failed> {
     let look = Look::new();
+    let mut strip = Strip::new(scene);
     let pages: Vec<_> = scene.actors.iter().map(|actor| actor.page_map(&scene.region).ok()).collect();
     let mut next = Instant::now();
     while !asked_to_end.load(Ordering::Relaxed) && !director.is_finished() {
         if Instant::now() >= next {
-            terminal.draw(|frame| picture(frame, scene, &lock(caption), &pages, &look))?;
+            strip.look(scene);
+            terminal.draw(|frame| picture(frame, scene, &lock(caption), &pages, &strip, &look))?;
             next = Instant::now() + FRAME;
         }
         if !event::poll(next.saturating_duration_since(Instant::now()))? {
@@ -131,10 +141,10 @@ fn draw_until_end(
 }
 
 /// Colours, unless NO_COLOR asks for none (no-color.org). The words say the same as the colours.
-struct Look {
-    good: Style,
-    bad: Style,
-    wait: Style,
+pub(super) struct Look {
+    pub(super) good: Style,
+    pub(super) bad: Style,
+    pub(super) wait: Style,
     dim: Style,
     bold: Style,
 }
@@ -161,7 +171,14 @@ impl Look {
     }
 }
 
-fn picture(frame: &mut Frame<'_>, scene: &Scene, caption: &Caption, pages: &[Option<PageMap>], look: &Look) {
+fn picture(
+    frame: &mut Frame<'_>,
+    scene: &Scene,
+    caption: &Caption,
+    pages: &[Option<PageMap>],
+    strip: &Strip,
+    look: &Look,
+) {
     let area = frame.area();
     let rows = u16::try_from(scene.actors.len()).unwrap_or(5);
     let (w, h) = (SMALLEST_WIDTH, 2 * rows + 14);
@@ -170,29 +187,31 @@ fn picture(frame: &mut Frame<'_>, scene: &Scene, caption: &Caption, pages: &[Opt
         frame.render_widget(Paragraph::new(text).wrap(ratatui::widgets::Wrap { trim: true }), area);
         return;
     }
-    let [state, met, tables, low, keys] = Layout::vertical([
+    let spare = area.height - h;
+    let strip_height = if spare >= rows + 3 { rows + 3 } else { 0 };
+    let lines = (1 + (3 + spare - strip_height).saturating_sub(LOG) / rows).min(MOST_LINES);
+    let [state, met, tables, seconds, log, keys] = Layout::vertical([
         Constraint::Length(4),
         Constraint::Length(rows + 4),
-        Constraint::Length(rows + 2),
+        Constraint::Length(lines * rows + 2),
+        Constraint::Length(strip_height),
         Constraint::Min(3),
         Constraint::Length(1),
     ])
     .areas(area);
-    let times = if low.height < LOWEST_TIMES { 0 } else { 34 };
-    let [times, log] = Layout::horizontal([Constraint::Length(times), Constraint::Min(20)]).areas(low);
     draw_state(frame, state, scene, caption, look);
     draw_met(frame, met, scene, look);
-    draw_tables(frame, tables, scene, pages, look);
-    draw_times(frame, times, scene);
-    draw_log(frame, log, caption);
+    draw_tables(frame, tables, scene, pages, lines.into(), look);
+    let cells = usize::from(area.width) - 2 - NAME;
+    let block = Block::bordered().title(Strip::title(cells));
+    frame.render_widget(Paragraph::new(strip.lines(scene, cells, look)).block(block), seconds);
+    draw_log(frame, log, scene, caption);
     let help = " q quit   space revoke or restore by hand   r reset";
     frame.render_widget(Paragraph::new(help).style(look.dim), keys);
 }
 
 fn draw_state(frame: &mut Frame<'_>, area: Rect, scene: &Scene, caption: &Caption, look: &Look) {
-    // Another process does not wait.
-    let busy = scene.actors.iter().filter(|a| a.role != Role::Peer).all(|a| a.waiting().is_some());
-    let (word, style) = match (busy, scene.region.is_enabled()) {
+    let (word, style) = match (scene.is_busy(), scene.region.is_enabled()) {
         (true, _) => (" BUSY     ", look.wait),
         (false, true) => (" ENABLED  ", look.good),
         (false, false) => (" DISABLED ", look.bad),
@@ -217,88 +236,81 @@ fn draw_state(frame: &mut Frame<'_>, area: Rect, scene: &Scene, caption: &Captio
 }
 
 fn draw_met(frame: &mut Frame<'_>, area: Rect, scene: &Scene, look: &Look) {
-    let right = |n: u64| Cell::from(Line::from(figures::count(n)).right_aligned());
-    let head = ["access", "gets now", "reached", "refused", "waited"];
-    let head = head
-        .into_iter()
-        .enumerate()
-        .map(|(i, name)| Cell::from(if i < 2 { Line::from(name) } else { Line::from(name).right_aligned() }));
+    let right = |text: String| Cell::from(Line::from(text).right_aligned());
+    let count = |n: u64| right(figures::rounded(n));
+    let heads = ["access", "gets now", "reached", "refused", "waited", "median", "99%"];
+    let head =
+        heads.into_iter().enumerate().map(|(i, name)| if i < 2 { Cell::from(name) } else { right(name.to_owned()) });
     let mut rows: Vec<Row<'_>> = Vec::new();
     for actor in &scene.actors {
         let counts = actor.counts();
+        let within = |share| right(actor.took().quantile(share).map_or_else(|| "-".to_owned(), figures::duration));
         rows.push(Row::new(vec![
             Cell::from(actor.role.name()),
             Cell::from(Span::styled(Scene::gets(actor), look.of(actor))),
-            right(counts.reached),
-            right(counts.refused),
-            right(counts.waited),
+            count(counts.reached),
+            count(counts.refused),
+            count(counts.waited),
+            within(0.5),
+            within(0.99),
         ]));
     }
     let beats = scene.heartbeats.load(Ordering::Relaxed);
     rows.push(Row::new(vec![
         Cell::from("owner's view"),
         Cell::from(Span::styled(format!("Ok, stored {beats:#x}"), look.good)),
-        right(beats),
-        right(0),
-        right(0),
+        count(beats),
+        count(0),
+        count(0),
     ]));
-    let widths = [
-        Constraint::Length(18),
-        Constraint::Min(26),
-        Constraint::Length(9),
-        Constraint::Length(9),
-        Constraint::Length(8),
-    ];
-    let block = Block::bordered().title(" what each access gets ");
-    frame.render_widget(Table::new(rows, widths).header(Row::new(head).style(look.dim)).block(block), area);
+    let widths = [17, 25 + (area.width - SMALLEST_WIDTH).min(10), 8, 8, 7, 8, if area.width < WIDE { 0 } else { 8 }];
+    let block = Block::bordered().title(" what each access gets, and how long it takes ");
+    let table = Table::new(rows, widths.map(Constraint::Length)).header(Row::new(head).style(look.dim)).block(block);
+    frame.render_widget(table, area);
 }
 
 /// One character for each part of a mapping: the share of it that is in the page tables.
-fn draw_tables(frame: &mut Frame<'_>, area: Rect, scene: &Scene, pages: &[Option<PageMap>], look: &Look) {
-    let cells = usize::from(area.width).saturating_sub(2 + 19).min(64);
+fn draw_tables(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    scene: &Scene,
+    pages: &[Option<PageMap>],
+    height: usize,
+    look: &Look,
+) {
+    let width = usize::from(area.width) - 2 - NAME;
     let mut lines = Vec::new();
     for (actor, pages) in scene.actors.iter().zip(pages) {
-        let mut line = vec![Span::raw(format!("{:<19}", actor.role.name()))];
-        match pages.as_ref().and_then(|pages| pages.present(cells).ok()) {
-            None => line.push(Span::styled("/proc/PID/pagemap cannot be read", look.dim)),
-            Some(shares) => {
-                // Under AllOnes the pages of a disabled mapping are not the device's.
-                let mine = scene.region.is_enabled() || actor.role.policy() != revocable_mmio::OnDisabled::AllOnes;
-                let glyph = |share: f64| match share {
-                    s if s <= 0.0 => '·',
-                    _ if !mine => '1',
-                    s if s < 0.5 => '░',
-                    s if s < 1.0 => '▒',
-                    _ => '█',
-                };
-                let style = if mine { look.good } else { look.bad };
-                line.push(Span::styled(shares.into_iter().map(glyph).collect::<String>(), style));
-            }
+        let name = |row: usize| Span::raw(format!("{:<NAME$}", if row == 0 { actor.role.name() } else { "" }));
+        let Some(shares) = pages.as_ref().and_then(|pages| pages.present(width * height).ok()) else {
+            lines.push(Line::from(vec![name(0), Span::styled("/proc/PID/pagemap cannot be read", look.dim)]));
+            lines.extend((1..height).map(|_| Line::default()));
+            continue;
+        };
+        // Under AllOnes the pages of a disabled mapping are not the device's.
+        let mine = scene.region.is_enabled() || actor.role.policy() != revocable_mmio::OnDisabled::AllOnes;
+        let glyph = |share: &f64| match *share {
+            s if s <= 0.0 => '·',
+            _ if !mine => '1',
+            s if s < 0.5 => '░',
+            s if s < 1.0 => '▒',
+            _ => '█',
+        };
+        let style = if mine { look.good } else { look.bad };
+        for (row, part) in shares.chunks(shares.len().div_ceil(height)).enumerate() {
+            lines.push(Line::from(vec![name(row), Span::styled(String::from_iter(part.iter().map(glyph)), style)]));
         }
-        lines.push(Line::from(line));
     }
     let block = Block::bordered().title(" page tables: █ mapped  · not mapped  1 pages of ones, not the device's ");
     frame.render_widget(Paragraph::new(lines).block(block), area);
 }
 
-fn draw_times(frame: &mut Frame<'_>, area: Rect, scene: &Scene) {
-    let stats = scene.region.stats();
-    let mut rows = vec![Line::from(format!("{:<14}{:>8} {:>8}", "", "p50 <", "p99 <"))];
-    let mut row = |name: &str, latency: revocable_mmio::Latency| {
-        let below = |share| latency.quantile(share).map_or_else(|| "-".to_owned(), figures::duration);
-        rows.push(Line::from(format!("{name:<14}{:>8} {:>8}", below(0.5), below(0.99))));
-    };
-    row("disable()", stats.disable);
-    row("enable()", stats.enable);
-    for actor in &scene.actors {
-        row(&actor.role.name().replace(", ", " ").replace("raw *ptr", "*ptr"), actor.latency());
-    }
-    frame.render_widget(Paragraph::new(rows).block(Block::bordered().title(" how long it takes ")), area);
-}
-
-fn draw_log(frame: &mut Frame<'_>, area: Rect, caption: &Caption) {
+fn draw_log(frame: &mut Frame<'_>, area: Rect, scene: &Scene, caption: &Caption) {
     let room = usize::from(area.height).saturating_sub(2);
     let skip = caption.log.len().saturating_sub(room);
     let lines: Vec<Line<'_>> = caption.log.iter().skip(skip).map(|line| Line::from(line.as_str())).collect();
-    frame.render_widget(Paragraph::new(lines).block(Block::bordered().title(" what the owner did ")), area);
+    let median = |took: &Spread| took.quantile(0.5).map_or_else(|| "-".to_owned(), figures::duration);
+    let (disable, enable) = (median(&scene.disables), median(&scene.enables));
+    let title = format!(" what the owner did; medians: disable() {disable}, enable() {enable} ");
+    frame.render_widget(Paragraph::new(lines).block(Block::bordered().title(title)), area);
 }

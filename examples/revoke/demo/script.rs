@@ -52,7 +52,7 @@ const fn scenario(act: Act, then_ms: u64, why: &'static str) -> Scenario {
 pub(super) const SCRIPT: [Scenario; 6] = [
     scenario(Act::Watch, 1200, "the guest's driver, the kernel and the VMM use the device's memory")
         .with_peer("driver, kernel, VMM and another process use the device's memory"),
-    scenario(Act::Disable, 1800, "the guest clears PCI_COMMAND.MEM: no access gets through, no thread dies")
+    scenario(Act::Disable, 1800, "the guest clears PCI_COMMAND.MEM: no access gets through, none kills")
         .with_peer("the guest clears PCI_COMMAND.MEM: no access of anyone gets through"),
     scenario(Act::Enable, 1200, "the guest sets it again: waiting accesses go on, the content is there"),
     scenario(

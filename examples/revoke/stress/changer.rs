@@ -3,15 +3,18 @@
 use super::ledger::Ledger;
 use super::random::Random;
 use super::window::{Clock, Window};
+use crate::spread::Spread;
 use revocable_mmio::Region;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(super) struct Changer<'a> {
     pub(super) region: &'a Region,
     pub(super) clock: &'a Clock,
     pub(super) ledger: &'a Ledger,
     pub(super) random: Random,
+    pub(super) disables: &'a Spread,
+    pub(super) enables: &'a Spread,
 }
 
 impl Changer<'_> {
@@ -23,12 +26,16 @@ impl Changer<'_> {
 
     fn revoke_and_restore(&mut self) -> Result<(), String> {
         self.clock.turn(Window::Disabling);
+        let since = Instant::now();
         let changed = self.region.disable().map_err(|e| format!("disable() failed: {e}"))?;
+        self.disables.record(since.elapsed());
         self.clock.turn(Window::Disabled);
         let looked = if changed { self.while_unreachable("disabled") } else { Err("disable() did nothing".to_owned()) };
         self.clock.turn(Window::Enabling);
         // After a violation too, so that waiting threads end.
+        let since = Instant::now();
         let enabled = self.region.enable().map_err(|e| format!("enable() failed: {e}"));
+        self.enables.record(since.elapsed());
         self.clock.turn(Window::Enabled);
         looked.and(enabled.map(drop))
     }

@@ -117,9 +117,9 @@ impl Report<'_> {
             writeln!(out, "{number:>2}  {:<22} {reached:>15} {refused:>15} {inside:>15}", way.name())?;
         }
         writeln!(out)?;
-        for (what, latency) in [("disable()", stats.disable), ("enable()", stats.enable)] {
-            let below = |share| latency.quantile(share).map_or_else(|| "-".to_owned(), figures::duration);
-            writeln!(out, "{what:<10} p50 < {:>8}   p99 < {:>8}", below(0.5), below(0.99))?;
+        for (what, took) in [("disable()", &self.shared.disables), ("enable()", &self.shared.enables)] {
+            let within = |share| took.quantile(share).map_or_else(|| "-".to_owned(), figures::duration);
+            writeln!(out, "{what:<10} median {:>8}   99% within {:>8}", within(0.5), within(0.99))?;
         }
         writeln!(
             out,
@@ -158,8 +158,8 @@ impl Report<'_> {
             "faults_parked": s.faults_parked,
             "faults_failed": s.faults_failed,
             "degraded": s.degraded,
-            "disable_ns": { "p50_below": output::json_nanos(s.disable.quantile(0.5)), "p99_below": output::json_nanos(s.disable.quantile(0.99)) },
-            "enable_ns": { "p50_below": output::json_nanos(s.enable.quantile(0.5)), "p99_below": output::json_nanos(s.enable.quantile(0.99)) },
+            "disable": self.shared.disables.json(),
+            "enable": self.shared.enables.json(),
             "workers": workers.collect::<Vec<_>>(),
         })
     }

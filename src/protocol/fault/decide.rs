@@ -3,6 +3,15 @@
 use super::{CallerLock, FaultFlags, LockAfter, Outcome, Woken};
 
 /// What to do about a fault that cannot be resolved right now.
+///
+/// ```
+/// use revocable_mmio::fault::{FaultFlags, NoLock, Outcome, Rules, Woken, on_contention};
+///
+/// let decision = on_contention(FaultFlags::WAIT, Rules::CRATE);
+/// let outcome = decision.carry_out(&mut NoLock::default(), |_sleep| Woken::Killed); // the sleep was ended early
+/// assert_eq!(outcome, Some(Outcome::Killed));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Decision {
@@ -53,6 +62,16 @@ pub enum Then {
 
 /// The rules for a contended lock, by the names of those that the review of the vfio-pci patch compared. The table in the
 /// [module's documentation](super) shows the result of each.
+///
+/// ```
+/// use revocable_mmio::fault::{Decision, FaultFlags, Outcome, Rules, on_contention};
+///
+/// let no_retry = FaultFlags::KILLABLE;
+/// assert_eq!(on_contention(no_retry, Rules::PATCH_V1), Decision::Answer(Outcome::Sigbus)); // for a lock merely held
+/// assert!(matches!(on_contention(no_retry, Rules::CRATE), Decision::Wait { .. }));
+/// assert_eq!(Rules::default(), Rules::CRATE);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
     /// On which tries RETRY_NOWAIT keeps the caller from sleeping.
@@ -132,6 +151,15 @@ const RETRY_HELD: Outcome = Outcome::Retry { lock: LockAfter::Held };
 const RETRY_RELEASED: Outcome = Outcome::Retry { lock: LockAfter::Released };
 
 /// What to do about a fault, given everything that it found.
+///
+/// ```
+/// use revocable_mmio::fault::{Decision, FaultFlags, Outcome, Rules, Seen, Situation, decide};
+///
+/// let disabled = Seen::Disabled(Situation { exiting: false, sigbus: true });
+/// assert_eq!(decide(FaultFlags::DEFAULT, disabled, Rules::CRATE), Decision::Answer(Outcome::Sigbus));
+/// assert_eq!(decide(FaultFlags::DEFAULT, Seen::Enabled, Rules::CRATE), Decision::Answer(Outcome::Mapped));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn decide(flags: FaultFlags, seen: Seen, rules: Rules) -> Decision {
     match seen {
         Seen::Contended => on_contention(flags, rules),
@@ -144,6 +172,16 @@ pub fn decide(flags: FaultFlags, seen: Seen, rules: Rules) -> Decision {
 ///
 /// WRITE, USER and INTERRUPTIBLE are ignored. A set that [`FaultFlags::validate`] refuses is decided as the kernel's code
 /// would: without ALLOW_RETRY, NOWAIT and TRIED are ignored too.
+///
+/// ```
+/// use revocable_mmio::fault::{Decision, FaultFlags, LockAfter, Outcome, Rules, Then, on_contention};
+///
+/// let at_once = Decision::Answer(Outcome::Retry { lock: LockAfter::Held });
+/// assert_eq!(on_contention(FaultFlags::NOWAIT, Rules::CRATE), at_once);
+/// let merged = on_contention(FaultFlags::NOWAIT, Rules::PATCH_V2); // the patch, as merged
+/// assert!(matches!(merged, Decision::Wait { done: Then::Proceed, .. })); // waits, with the lock held
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[inline]
 pub fn on_contention(flags: FaultFlags, rules: Rules) -> Decision {
     if flags.contains(FaultFlags::RETRY_NOWAIT) && rules.nowait.include(flags) {
@@ -180,6 +218,15 @@ pub fn on_contention(flags: FaultFlags, rules: Rules) -> Decision {
 ///    for contention.
 ///
 /// The sleep is interruptible, killable or neither, by the strongest flag. TRIED is ignored.
+///
+/// ```
+/// use revocable_mmio::fault::{Decision, FaultFlags, LockFirst, Situation, Sleep, on_disabled};
+///
+/// let blocks = Situation { exiting: false, sigbus: false };
+/// let Decision::Wait { sleep, lock, .. } = on_disabled(FaultFlags::WAIT, blocks) else { unreachable!() };
+/// assert_eq!((sleep, lock), (Sleep::Killable, LockFirst::Release));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[inline]
 pub fn on_disabled(flags: FaultFlags, situation: Situation) -> Decision {
     let sleep = if flags.contains(FaultFlags::INTERRUPTIBLE) {

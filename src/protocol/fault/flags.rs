@@ -6,6 +6,16 @@ bitflags::bitflags! {
     /// What access a faulting caller makes, and what it allows the fault to do.
     ///
     /// Names and values are the kernel's `enum fault_flag` (include/linux/mm_types.h).
+    ///
+    /// ```
+    /// use revocable_mmio::fault::{FaultFlags, IllegalFlags};
+    ///
+    /// let store = FaultFlags::WAIT | FaultFlags::WRITE;
+    /// assert!(store.allow_retry_first()); // its first try may be retried
+    /// assert_eq!(store.validate(), Ok(store));
+    /// assert!(matches!(FaultFlags::RETRY_NOWAIT.validate(), Err(IllegalFlags::NowaitWithoutRetry { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct FaultFlags: u32 {
         /// The access is a store.
@@ -73,6 +83,15 @@ impl fmt::Display for FaultFlags {
 }
 
 /// A set of flags that contradicts itself.
+///
+/// ```
+/// use revocable_mmio::fault::{FaultFlags, IllegalFlags};
+///
+/// let flags = FaultFlags::TRIED | FaultFlags::KILLABLE;
+/// assert_eq!(flags.validate(), Err(IllegalFlags::TriedWithoutRetry { flags }));
+/// assert_eq!(FaultFlags::from_bits_retain(1 << 10).validate(), Err(IllegalFlags::Unknown { flags: 1 << 10 }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IllegalFlags {

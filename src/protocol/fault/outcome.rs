@@ -1,6 +1,19 @@
 //! How a fault ends, and the lock that its caller holds.
 
 /// How one try at a fault ended.
+///
+/// ```
+/// use revocable_mmio::fault::{FaultFlags, LockAfter, NoLock, Outcome};
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// match region.fault(0, FaultFlags::NOWAIT, &mut NoLock::default())? {
+///     Outcome::Mapped => {} // repeat the access
+///     Outcome::Retry { lock: LockAfter::Held } => {} // NOWAIT: later
+///     Outcome::Retry { lock: LockAfter::Released } => {} // look everything up again, and add TRIED
+///     Outcome::Sigbus => {} // refuse the access
+///     other => eprintln!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 #[non_exhaustive]
@@ -37,6 +50,35 @@ pub enum LockAfter {
 ///
 /// A fault that has to wait releases it, if the caller's flags allow, so that the thread that holds up the fault can make
 /// progress. It is the outermost lock: no lock of this crate is held when `acquire` is called.
+///
+/// ```
+/// use revocable_mmio::fault::{CallerLock, FaultFlags, Outcome};
+/// use std::sync::{RwLock, RwLockReadGuard};
+///
+/// /// A VMM's lock of its address space, held for reading.
+/// struct AddressSpace<'a> {
+///     lock: &'a RwLock<()>,
+///     held: Option<RwLockReadGuard<'a, ()>>,
+/// }
+///
+/// impl CallerLock for AddressSpace<'_> {
+///     fn release(&mut self) {
+///         self.held = None;
+///     }
+///     fn acquire(&mut self) {
+///         self.held = Some(self.lock.read().unwrap());
+///     }
+///     fn is_held(&self) -> bool {
+///         self.held.is_some()
+///     }
+/// }
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// let lock = RwLock::new(());
+/// let mut space = AddressSpace { lock: &lock, held: Some(lock.read().unwrap()) };
+/// // Where it would have to wait it would release the lock first, and tell.
+/// assert!(!region.fault_in(0, FaultFlags::DEFAULT, &mut space)?.unlocked);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait CallerLock {
     /// Releases it. Called at most once per try, and only while it is held.
     fn release(&mut self);
@@ -47,6 +89,15 @@ pub trait CallerLock {
 }
 
 /// For a caller without a lock. It only remembers whether the lock would have been released.
+///
+/// ```
+/// use revocable_mmio::fault::{CallerLock, FaultFlags, NoLock};
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// let mut none = NoLock::default();
+/// region.fault_in(0, FaultFlags::WAIT, &mut none)?;
+/// assert!(none.is_held());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NoLock {
     released: bool,

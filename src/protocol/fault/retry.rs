@@ -10,6 +10,16 @@ pub struct Resolved {
 }
 
 /// Why the memory is not there. The caller's lock is held.
+///
+/// ```
+/// use revocable_mmio::fault::{FaultFlags, NoLock, NotResolved, Outcome, resolve};
+///
+/// let refused = resolve(FaultFlags::WAIT, &mut NoLock::default(), || false, |_, _| Outcome::Sigbus);
+/// assert_eq!(refused, Err(NotResolved::Sigbus)); // -EFAULT
+/// let killed = resolve(FaultFlags::WAIT, &mut NoLock::default(), || true, |_, _| Outcome::Mapped);
+/// assert_eq!(killed, Err(NotResolved::Killed)); // -EINTR
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotResolved {
@@ -41,6 +51,19 @@ pub enum NotResolved {
 ///
 /// The caller's lock is held at every `attempt`, and when this returns. If the caller is KILLABLE, `cancelled` is asked
 /// before each attempt.
+///
+/// ```
+/// use revocable_mmio::fault::{FaultFlags, LockAfter, NoLock, Outcome, Resolved, resolve};
+///
+/// let mut tries = Vec::new();
+/// let resolved = resolve(FaultFlags::DEFAULT, &mut NoLock::default(), || false, |flags, _| {
+///     tries.push(flags.contains(FaultFlags::TRIED));
+///     if tries.len() == 1 { Outcome::Retry { lock: LockAfter::Released } } else { Outcome::Mapped }
+/// })?;
+/// assert_eq!(tries, [false, true]);
+/// assert_eq!(resolved, Resolved { unlocked: false }); // this attempt has kept the lock, whatever it said
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///

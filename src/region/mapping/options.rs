@@ -5,6 +5,19 @@ use crate::region::core::RegionCore;
 use crate::region::error::MapError;
 
 /// How to map a region; see [`Region::map`](crate::Region::map).
+///
+/// ```
+/// use revocable_mmio::{AccessError, MapOptions, OnDisabled};
+/// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+/// let page = region.page_size();
+/// let window = region.map(MapOptions::new().offset(page).len(2 * page).read_only().on_disabled(OnDisabled::AllOnes))?;
+/// assert_eq!(window.read::<u32>(0)?, 0);
+/// assert!(matches!(window.write(0, 1_u32), Err(AccessError::ReadOnly { .. })));
+///
+/// region.disable()?;
+/// assert_eq!(window.read::<u32>(0)?, 0xffff_ffff); // a PCI Unsupported Request
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct MapOptions {
@@ -48,6 +61,14 @@ impl MapOptions {
     /// Maps for this crate's accessors only (Zap): the faulting thread resolves its own fault, with no monitor and no
     /// hand-over. A raw pointer or a system call that touches a page which is not mapped gets SIGBUS or EFAULT, even while
     /// the region is enabled. Under Detach and Replace the kernel resolves faults and this changes nothing.
+    ///
+    /// ```
+    /// use revocable_mmio::MapOptions;
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// let mapping = region.map(MapOptions::new().accessors_only())?;
+    /// mapping.write(0, 7_u32)?; // fine; a store by `as_ptr()` could be SIGBUS
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn accessors_only(mut self) -> Self {
         self.accessors_only = true;
         self

@@ -13,11 +13,26 @@ impl Mapping {
     /// Under [`Strategy::Detach`](crate::Strategy) a mapping with several rights is revoked and restored as under Replace: its
     /// page tables are not kept.
     ///
+    /// ```
+    /// use revocable_mmio::{AccessError, Prot};
+    /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
+    /// # let mapping = region.map(revocable_mmio::MapOptions::new())?;
+    /// let page = region.page_size();
+    /// mapping.protect(0..page, Prot::Read)?; // a table that the guest must not write
+    /// assert!(matches!(mapping.write(0, 1_u32), Err(AccessError::Protected { .. })));
+    /// mapping.write(page, 1_u32)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Blocking
     /// Waits for a change of state that is working on this very mapping.
     ///
     /// # Errors
-    /// The rights are as before: see [`ProtectError`].
+    /// The rights are as before.
+    /// * [`ProtectError::OutOfRange`], [`ProtectError::Unaligned`]: the part; give whole pages of the mapping.
+    /// * [`ProtectError::ReadOnly`]: more rights than the mapping was made with.
+    /// * [`ProtectError::Sys`]: out of mappings, since each part takes one. The message names the limit.
+    /// * [`ProtectError::Forked`]: the mapping is the parent's.
     ///
     /// # Signal safety
     /// Not for signal handlers: it takes a lock.
