@@ -307,7 +307,8 @@ impl Mapping {
     /// True if a copy of `len` bytes may be tried at once, without a look at the state: a revoked range faults.
     #[inline(always)]
     fn fits(&self, offset: usize, len: usize, kind: AccessKind) -> bool {
-        raw::RECOVERABLE && offset.checked_add(len).is_some_and(|end| end <= self.limit(kind))
+        // Nothing fits at offset 0 for whom the limit is 0, not even no bytes: the slow path says why.
+        raw::RECOVERABLE && offset.checked_add(len).is_some_and(|end| end.wrapping_sub(1) < self.limit(kind))
     }
 
     /// A copy or fill of `len` bytes of which a first try, if there was one, has done so many; `step(done)` goes on from there
