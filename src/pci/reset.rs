@@ -36,7 +36,8 @@ impl PciDevice {
     ///
     /// # Errors
     /// The device has no way to be reset (EINVAL; nothing is zapped), or the reset itself failed: [`PciError::Reset`] says
-    /// what the device is then.
+    /// what the device is then. [`PciError::Place`], or the IOMMU's error: the function was reset, and a BAR or a DMA mapping
+    /// of it could not be put back.
     pub fn reset(&self) -> Result<(), PciError> {
         self.reset_within(Patience::Forever)
     }
@@ -45,7 +46,7 @@ impl PciDevice {
     /// once begun, is not interrupted.
     ///
     /// # Errors
-    /// As `reset`; and EBUSY: nothing was reset.
+    /// As [`reset`](Self::reset); and EBUSY: nothing was reset.
     pub fn reset_timeout(&self, patience: Duration) -> Result<(), PciError> {
         self.reset_within(Patience::within(patience))
     }
@@ -106,7 +107,8 @@ impl Bus {
     ///
     /// # Errors
     /// A function that is not the caller's (EINVAL); no function at all (ENODEV); a function that another thread is
-    /// changing, or that is guarded or pinned (EBUSY; undone in reverse); or the error of `reset`.
+    /// changing, or that is guarded or pinned (EBUSY; undone in reverse); or the error of `reset` ([`PciError::Reset`]). As for [`PciDevice::reset`]
+    /// where a BAR or a DMA mapping could not be put back.
     pub fn hot_reset(
         &self,
         owned: impl Fn(&PciDevice) -> bool,
