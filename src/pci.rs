@@ -41,7 +41,7 @@
 //!
 //! What keeps a BAR reachable at an address of the guest's (memslots, an MMIO bus, DMA mappings of a peer device) follows it
 //! as an [`AddressMap`]. It is told where each BAR is decoded: before memory comes back, and after it is gone. A size probe
-//! moves nothing, whether memory is on or off. A move that is refused is an error of the write
+//! moves nothing, whether memory is on or off. [`BarSlots`] is the map of a BAR's memslots and ioeventfds. A move that is refused is an error of the write
 //! ([`PciError::Place`]); the old place is given up all the same, since that is what the guest's register says.
 //!
 //! | the register | a BAR that is decoded | a BAR that is not, once it would be |
@@ -72,6 +72,7 @@ mod address_map;
 mod bar;
 mod bar_builder;
 mod bar_register;
+mod bar_slots;
 mod begun;
 mod buffer;
 mod builder;
@@ -104,6 +105,7 @@ pub use crate::ioeventfd::Width;
 pub use address_map::AddressMap;
 pub use bar_builder::Bar;
 pub use bar_register::{BarRegister, BarType};
+pub use bar_slots::BarSlots;
 pub use begun::BegunWrite;
 pub use buffer::{BufferFault, MappingPart, Sink, Source};
 pub use builder::PciBuilder;
