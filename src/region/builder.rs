@@ -114,9 +114,10 @@ impl RegionBuilder {
     /// a word that is half ones, and reads its own stores back until `enable()`. Pages that a peer has copied for itself (a
     /// private mapping) stay with it; with SIGBUS they go too.
     ///
-    /// The region takes twice its length of memory. All shared regions of a process use the same pipes, with room for a huge
-    /// page (2 MiB where base pages have 4 KiB; pipe(7)); with base pages of 64 KiB a huge page has 512 MiB, and building
-    /// fails. The memory must be a memfd of the region's own ([`Backing::Memfd`]).
+    /// The region takes twice its length of memory and, without its mappings, of address space. All shared regions of a
+    /// process use the same pipes, with room for a huge page (2 MiB where base pages have 4 KiB; pipe(7)); with base
+    /// pages of 64 KiB a huge page has 512 MiB, and building fails. The memory must be a memfd of the region's own
+    /// ([`Backing::Memfd`]).
     ///
     /// ```
     /// use revocable_mmio::{MapOptions, OnDisabled, Region, ShareAccess};
