@@ -5,12 +5,11 @@ use crate::support;
 use crate::support::count::thread_time;
 use crate::support::matrix::{every_case_at_once_with, every_case_with};
 use crate::support::watchdog::Watchdog;
-use crate::support::{a_moment, eventually, on_slow_machine, raw, stress_time};
+use crate::support::{a_moment, eventually, on_slow_machine, raw, storm, stress_time};
 use nix::errno::Errno;
-use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use revocable_mmio::{OnDisabled, Support};
-use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
@@ -46,7 +45,7 @@ fn a_system_call_is_refused_at_once_and_a_signal_leaves_loads_waiting() {
         }
         assert!(!load.is_finished(), "{case}: the load waits");
 
-        pthread_kill(load.as_pthread_t(), Signal::SIGUSR1).expect("the thread lives");
+        storm::send(Pid::from_raw(tid.load(Ordering::SeqCst)), Signal::SIGUSR1);
         let before = thread_time(tid.load(Ordering::SeqCst));
         thread::sleep(Duration::from_millis(200));
         let burned = thread_time(tid.load(Ordering::SeqCst)) - before;

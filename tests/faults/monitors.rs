@@ -101,8 +101,8 @@ fn a_storm_of_signals_loses_no_fault_and_stops_no_monitor() {
                 }
             });
             let since = Instant::now();
-            let mut rounds = 0;
-            while since.elapsed() < stress_time(200) {
+            let mut rounds = 0_u32;
+            while since.elapsed() < stress_time(200) || rounds <= 3 {
                 region.disable().expect("it revokes");
                 region.enable().expect("it comes back");
                 for at in (0..1 << 20).step_by(64 << 10) {
@@ -113,7 +113,6 @@ fn a_storm_of_signals_loses_no_fault_and_stops_no_monitor() {
                 rounds += 1;
             }
             end.store(true, Ordering::Relaxed);
-            assert!(rounds > 3, "{rounds}");
         });
     });
     ended.well();
@@ -143,7 +142,7 @@ fn one_regions_long_reset_does_not_hold_up_anothers_faults() {
             assert!(!waiting.is_finished());
             let since = Instant::now();
             assert_eq!(raw::load64(addr(&elsewhere)), Ok(0));
-            assert!(since.elapsed() < Duration::from_millis(200), "{:?}", since.elapsed());
+            assert!(since.elapsed() < support::patience(Duration::from_millis(200)), "{:?}", since.elapsed());
             assert!(!waiting.is_finished());
         })
         .expect("it resets");

@@ -21,6 +21,7 @@ fn disable_waits_for_a_guard_says_whose_and_gives_up_when_told() {
         let (told, tell) = mpsc::channel();
         let let_go = AtomicBool::new(false);
         thread::scope(|scope| {
+            let _let_go = support::AtTheEnd(&let_go);
             scope.spawn(|| {
                 let access = mapping.try_access().expect("enabled");
                 told.send(nix::unistd::gettid().as_raw()).expect("the test listens");
@@ -43,7 +44,11 @@ fn disable_waits_for_a_guard_says_whose_and_gives_up_when_told() {
                 }
                 other => panic!("{case}: {other:?}"),
             }
-            assert!(since.elapsed() < Duration::from_millis(100), "{case}: try_ never waits: {:?}", since.elapsed());
+            assert!(
+                since.elapsed() < support::patience(Duration::from_millis(100)),
+                "{case}: try_ never waits: {:?}",
+                since.elapsed()
+            );
             match region.disable_timeout(Duration::from_millis(20)) {
                 Err(RevokeError::TimedOut { waited, holders }) => {
                     assert!(waited >= Duration::from_millis(20), "{case}: {waited:?}");
@@ -163,12 +168,15 @@ fn a_copy_whose_buffer_waits_holds_no_revocation_up() {
         let mapping = case.map(&region);
         for out in [true, false] {
             slow.disable().expect("nothing is in the way");
+            let (begins, begun) = mpsc::channel();
             thread::scope(|scope| {
                 let copy = scope.spawn(|| {
+                    begins.send(()).expect("the test listens");
                     // SAFETY: the mapping outlives the test, and nothing else uses its memory.
                     let buffer = unsafe { std::slice::from_raw_parts_mut(buffer.as_ptr(), 64) };
                     if out { mapping.read_slice(0, buffer) } else { mapping.write_slice(0, buffer) }
                 });
+                begun.recv().expect("the thread runs");
                 a_moment();
                 assert!(!copy.is_finished(), "{case}: the buffer is there");
                 let revoked = region.disable_timeout(Duration::from_secs(1));

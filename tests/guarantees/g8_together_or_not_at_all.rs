@@ -76,7 +76,7 @@ fn a_reset_of_a_group_is_seen_as_one() {
             });
             let since = Instant::now();
             let mut resets = 0u64;
-            while since.elapsed() < time {
+            while since.elapsed() < time || resets == 0 {
                 let reset = group.try_reset(|views| {
                     for view in views {
                         view.write(0, resets + 1).expect("the owner writes");
@@ -91,7 +91,6 @@ fn a_reset_of_a_group_is_seen_as_one() {
                 }
             }
             end.store(true, Ordering::Relaxed);
-            assert!(resets > 0, "{case}");
         });
     });
 }

@@ -185,7 +185,7 @@ fn huge_pages_duplicates_and_map_files_give_nothing() {
                     lookers.push(Lookers::see_nothing(&region, copy, &format!("{what}: a duplicate")));
                 }
                 let allowed = raw::advise(base, len, libc::MADV_HUGEPAGE);
-                let collapsed = raw::advise(base, len, libc::MADV_COLLAPSE);
+                let collapsed = raw::advise(base, len, raw::MADV_COLLAPSE);
                 let what = format!("{what}: {allowed:?} {collapsed:?}");
                 for at in [base, base + len / 2] {
                     lookers.push(Lookers::see_nothing(&region, at, &what));

@@ -68,6 +68,7 @@ pub(crate) fn again_with(vars: &[(&str, &str)]) -> Ended {
 
 /// Runs a command of [`this_test`]'s to its end.
 fn run(command: &mut Command, patience: Duration) -> Ended {
+    let patience = super::patience(patience);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the test binary starts");
     let mut out = child.stdout.take().expect("piped");

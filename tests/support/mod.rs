@@ -109,11 +109,11 @@ pub(crate) fn busy<R>(region: &Region, meanwhile: impl FnOnce(mpsc::Sender<()>) 
     })
 }
 
-/// Waits until `done`, and panics after ten seconds.
+/// Waits until `done`, and panics after ten seconds, or what that is on a slow machine.
 pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let since = Instant::now();
+    let (since, patience) = (Instant::now(), patience(Duration::from_secs(10)));
     while !done() {
-        assert!(since.elapsed() < Duration::from_secs(10), "waited for ten seconds until {what}");
+        assert!(since.elapsed() < patience, "waited for {patience:?} until {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -123,9 +123,14 @@ pub(crate) fn on_slow_machine() -> bool {
     std::env::var_os("REVOCABLE_VM").is_some()
 }
 
+/// How long to wait for what takes less than `usual`, before it counts as a hang.
+pub(crate) fn patience(usual: Duration) -> Duration {
+    if on_slow_machine() { usual * 8 } else { usual }
+}
+
 /// Long enough for a thread to get to where it waits.
 pub(crate) fn a_moment() {
-    std::thread::sleep(Duration::from_millis(30));
+    std::thread::sleep(patience(Duration::from_millis(30)));
 }
 
 /// How long a stress test runs: `REVOCABLE_STRESS_SECONDS`, or this many milliseconds.

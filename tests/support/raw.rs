@@ -144,6 +144,9 @@ impl Drop for Filler {
     }
 }
 
+/// The advice that not every C library has a name for.
+pub(crate) const MADV_COLLAPSE: i32 = 25;
+
 /// madvise(2).
 pub(crate) fn advise(addr: usize, len: usize, advice: c_int) -> Result<(), Errno> {
     // SAFETY: as `protect`.

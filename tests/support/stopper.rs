@@ -7,7 +7,6 @@ use nix::errno::Errno;
 use nix::libc;
 use std::fs::File;
 use std::io::Read;
-use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::null_mut;
 
@@ -119,15 +118,11 @@ fn enters_ioctl(tid: i32, status: i32) -> bool {
     if libc::WSTOPSIG(status) != libc::SIGTRAP | 0x80 {
         return false;
     }
-    // SAFETY: all zeroes is a valid value.
-    let mut info: libc::ptrace_syscall_info = unsafe { zeroed() };
-    let size = size_of::<libc::ptrace_syscall_info>();
-    // SAFETY: the structure of this request, and its size.
-    let got = unsafe { libc::ptrace(libc::PTRACE_GET_SYSCALL_INFO, tid, size, &raw mut info) };
-    if got <= 0 || info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
-        return false;
-    }
-    // SAFETY: `op` says that this member was written.
-    let entry = unsafe { info.u.entry };
-    i64::try_from(entry.nr) == Ok(libc::SYS_ioctl)
+    // `struct ptrace_syscall_info`, which not every C library has: `op` is the first byte, of an entry `nr` is the fourth word.
+    const ENTRY: u8 = 1;
+    // PTRACE_GET_SYSCALL_INFO is 0x420e.
+    let mut info = [0_u64; 11];
+    // SAFETY: room for the structure of this request, and its size.
+    let got = unsafe { libc::ptrace(0x420e, tid, size_of_val(&info), &raw mut info) };
+    got > 0 && info[0].to_ne_bytes()[0] == ENTRY && i64::try_from(info[3]) == Ok(libc::SYS_ioctl)
 }

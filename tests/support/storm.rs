@@ -1,14 +1,16 @@
 //! Signals: each thread that asks for them gets SIGPROF a thousand times a second wherever it is, asleep or not.
 //! Children that come and go make SIGCHLD. The handlers are installed without `SA_RESTART`, so every wait is
 //! interrupted.
-#![expect(unsafe_code, reason = "signal handlers")]
+#![expect(unsafe_code, reason = "signal handlers and timers")]
 
 use crate::support::forking;
 use nix::errno::Errno;
-use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction};
-use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+use nix::libc;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::time::ClockId;
+use nix::unistd::{Pid, getpid};
 use std::ffi::c_int;
+use std::ptr::null_mut;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -66,15 +68,50 @@ pub(crate) fn handled() -> u64 {
     SIGNALS.load(Ordering::Relaxed)
 }
 
+/// Sends signals until it is dropped.
+pub(crate) struct Timer(c_int);
+
+/// `struct sigevent` for one thread, which not every C library has.
+#[repr(C)]
+struct ToThread {
+    value: u64,
+    signal: c_int,
+    notify: c_int,
+    thread: c_int,
+    unused: [c_int; 11],
+}
+
 /// Sends SIGPROF to the calling thread each millisecond, as long as the timer lives. The clock is of real time, because
 /// the thread's own clock stands still while it waits.
 pub(crate) fn on_this_thread() -> Timer {
-    let notify =
-        SigevNotify::SigevThreadId { signal: Signal::SIGPROF, thread_id: nix::unistd::gettid().as_raw(), si_value: 0 };
-    let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify)).expect("a timer can be had");
-    let each = Expiration::Interval(Duration::from_millis(1).into());
-    timer.set(each, TimerSetTimeFlags::empty()).expect("it starts");
-    timer
+    const SIGEV_THREAD_ID: c_int = 4;
+    let thread = nix::unistd::gettid().as_raw();
+    let event = ToThread { value: 0, signal: libc::SIGPROF, notify: SIGEV_THREAD_ID, thread, unused: [0; 11] };
+    let mut timer: c_int = 0;
+    // SAFETY: the kernel reads one structure, and writes a number.
+    let made =
+        unsafe { libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw const event, &raw mut timer) };
+    assert_eq!(made, 0, "a timer can be had");
+    let each = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+    let times = libc::itimerspec { it_interval: each, it_value: each };
+    // SAFETY: the kernel reads one structure, and writes nothing.
+    let set = unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const times, null_mut::<u8>()) };
+    assert_eq!(set, 0, "it starts");
+    Timer(timer)
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        // SAFETY: takes a number, which is this timer's alone.
+        unsafe { libc::syscall(libc::SYS_timer_delete, self.0) };
+    }
+}
+
+/// Sends a signal to a thread of this process. (Not by its `pthread_t`, whose type differs between C libraries.)
+pub(crate) fn send(thread: Pid, signal: Signal) {
+    // SAFETY: takes numbers.
+    let rc = unsafe { libc::syscall(libc::SYS_tgkill, getpid().as_raw(), thread.as_raw(), signal as c_int) };
+    assert_eq!(rc, 0, "the thread lives");
 }
 
 /// Makes one child that ends at once.

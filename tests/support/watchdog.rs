@@ -1,7 +1,7 @@
 //! A watchdog thread: if nothing makes progress for too long, it prints the state of every thread and ends the process.
 //! Otherwise a hang would leave no trace.
 
-use super::{on_slow_machine, read_text};
+use super::read_text;
 use std::io::Write;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -17,7 +17,7 @@ impl Watchdog {
     /// Ends the process if `patience` passes without a [`beat`](Self::beat). The patience is longer on an emulated
     /// machine.
     pub(crate) fn new(what: &str, patience: Duration) -> Self {
-        let patience = if on_slow_machine() { patience * 4 } else { patience };
+        let patience = super::patience(patience);
         let (beats, heard) = channel();
         let what = what.to_owned();
         let watch = move || {

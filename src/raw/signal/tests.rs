@@ -151,7 +151,9 @@ fn looking_whether_the_handlers_are_in_place_takes_less_than_a_microsecond() {
     });
     let best = best.min().unwrap();
     eprintln!("looking takes {best:?}");
-    assert!(best < std::time::Duration::from_micros(1), "{best:?}");
+    // A system call of an emulated machine takes ten times as long.
+    let limit = if std::env::var_os("REVOCABLE_VM").is_some() { 100 } else { 1 };
+    assert!(best < std::time::Duration::from_micros(limit), "{best:?}");
 }
 
 #[test]

@@ -57,9 +57,9 @@ fn collapsing_into_huge_pages_opens_nothing() {
     let me = nix::unistd::getpid().as_raw();
     every_case(|strategy, policy, region, mapping| {
         let base = addr(mapping);
-        let here = || raw::advise(base, LEN, libc::MADV_COLLAPSE);
+        let here = || raw::advise(base, LEN, raw::MADV_COLLAPSE);
         let from_elsewhere =
-            || forking::exit_code(|| i32::from(advise_process(me, base, LEN, libc::MADV_COLLAPSE).is_ok()));
+            || forking::exit_code(|| i32::from(advise_process(me, base, LEN, raw::MADV_COLLAPSE).is_ok()));
         for disabled in [false, true, false] {
             let when = format!("{strategy} {policy:?} disabled: {disabled}");
             if disabled {
@@ -84,7 +84,7 @@ fn collapsing_into_huge_pages_opens_nothing() {
 fn allow_and_collapse(base: usize) -> nix::Result<()> {
     raw::advise(base, LEN, libc::MADV_HUGEPAGE)?;
     for _ in 0..200 {
-        match raw::advise(base, LEN, libc::MADV_COLLAPSE) {
+        match raw::advise(base, LEN, raw::MADV_COLLAPSE) {
             // The kernel is using one of the pages, or has no free huge page: see madvise(2).
             Err(Errno::EAGAIN | Errno::EBUSY | Errno::ENOMEM) => std::thread::sleep(Duration::from_millis(10)),
             other => return other,
@@ -157,9 +157,8 @@ fn huge_pages_that_were_allowed_before_are_none_afterwards() {
         for _ in 0..2 {
             allow_and_collapse(base).unwrap_or_else(|e| panic!("{when}: {e}"));
             region.disable().expect("it revokes");
-            let here = raw::advise(base, LEN, libc::MADV_COLLAPSE);
-            let elsewhere =
-                forking::exit_code(|| i32::from(advise_process(me, base, LEN, libc::MADV_COLLAPSE).is_ok()));
+            let here = raw::advise(base, LEN, raw::MADV_COLLAPSE);
+            let elsewhere = forking::exit_code(|| i32::from(advise_process(me, base, LEN, raw::MADV_COLLAPSE).is_ok()));
             check_refused(mapping, &when);
             assert!(here.is_err() && elsewhere == 0, "{when}: a revoked mapping was collapsed");
             region.enable().expect("it comes back");
@@ -168,7 +167,7 @@ fn huge_pages_that_were_allowed_before_are_none_afterwards() {
         allow_and_collapse(base).unwrap_or_else(|e| panic!("{when}: {e}"));
         region
             .reset(|_| {
-                let _ = raw::advise(base, LEN, libc::MADV_COLLAPSE);
+                let _ = raw::advise(base, LEN, raw::MADV_COLLAPSE);
                 assert_eq!(resident(base), Some(0), "{when}: mapped during a reset");
             })
             .expect("it resets");

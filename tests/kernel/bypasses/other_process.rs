@@ -170,7 +170,7 @@ fn another_process_advises_nothing_into_a_disabled_region() {
         mapping.write(0, SECRET).expect("enabled");
         let advise = || {
             forking::exit_code(|| {
-                let advices = [libc::MADV_WILLNEED, libc::MADV_COLD, libc::MADV_PAGEOUT, libc::MADV_COLLAPSE];
+                let advices = [libc::MADV_WILLNEED, libc::MADV_COLD, libc::MADV_PAGEOUT, raw::MADV_COLLAPSE];
                 for advice in advices {
                     let _ = advise_process(me, base, len, advice);
                 }

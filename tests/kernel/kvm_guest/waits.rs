@@ -3,9 +3,8 @@
 
 use super::guest::{BAR, Mode, PATTERN, code, kvm_or_skip};
 use super::{RETENTIONS, SLOT, STRATEGIES, bar, guest, load, mapping};
-use crate::support;
+use crate::support::{self, storm};
 use kvm_ioctls::VcpuExit;
-use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use revocable_mmio::CancelToken;
 use revocable_mmio::kvm::{ExitHandler, Handled, WhenDisabled};
@@ -73,14 +72,14 @@ fn a_vcpu_that_runs_in_a_disabled_bar_is_kicked_by_a_signal() {
         let (mut guest, slots, mut exits) = guest(&kvm, Mode::Real, code::LOADS_16, WhenDisabled::UnsupportedRequest);
         let _slot = slots.add(SLOT, BAR, mapping(&bar), retention).expect("the slot is free");
         bar.disable().expect("nothing is in the way");
-        let vcpu = pthread_self();
+        let vcpu = nix::unistd::gettid();
         let kicked = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
                 thread::sleep(Duration::from_millis(30));
                 // Repeated, because a signal between two entries of the guest interrupts nothing.
                 while !kicked.load(Ordering::SeqCst) {
-                    pthread_kill(vcpu, Signal::SIGUSR1).expect("the thread lives");
+                    storm::send(vcpu, Signal::SIGUSR1);
                     thread::sleep(Duration::from_millis(1));
                 }
             });

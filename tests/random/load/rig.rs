@@ -6,8 +6,8 @@ use super::ledger::Ledger;
 use super::random::Random;
 use super::window::Clock;
 use super::worker::{self, Worker};
+use crate::support;
 use crate::support::matrix::{Case, Memory};
-use crate::support::on_slow_machine;
 use crate::support::watchdog::Watchdog;
 use parking_lot::Mutex;
 use revocable_mmio::{FaultAround, MapOptions, Mapping, Region, ResetGroup, Strategy};
@@ -147,7 +147,7 @@ impl Rig {
         let bursts = |tally: &Tally| tally.bursts.load(Ordering::Relaxed);
         let before: Vec<u64> = self.tallies.iter().map(bursts).collect();
         let since = Instant::now();
-        let patience = Duration::from_secs(if on_slow_machine() { 120 } else { 30 });
+        let patience = support::patience(Duration::from_secs(30));
         loop {
             // Two: the first burst may have ended before, and was only counted late.
             let waits = |(_, (tally, before)): &(usize, (&Tally, &u64))| bursts(tally) < *before + 2;

@@ -5,12 +5,17 @@ use super::{chains, masks};
 use crate::raw::test_memory::{PAGE, bus, good, segv};
 use crate::raw::{self, Faulted, signal};
 use nix::libc::{self, c_int};
-use nix::sys::pthread::{pthread_kill, pthread_self};
-use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork};
+use nix::unistd::{ForkResult, Pid, fork, getpid, gettid};
 use std::ptr::null_mut;
 use std::sync::atomic::Ordering::SeqCst;
+
+/// Sends a signal to a thread of this process. (A `pthread_t` is a pointer in some C libraries, and stays in its thread.)
+fn send(to: Pid, signal: c_int) {
+    // SAFETY: takes numbers.
+    let rc = unsafe { libc::syscall(libc::SYS_tgkill, getpid().as_raw(), to.as_raw(), signal) };
+    assert_eq!(rc, 0);
+}
 
 /// Runs a scenario by its name; prints "survived" at its end.
 pub(super) fn scenario(name: &str) {
@@ -90,10 +95,10 @@ pub(super) fn scenario(name: &str) {
             }
             signal::install().unwrap();
             let page = good(PAGE);
-            let thread = pthread_self();
+            let thread = gettid();
             let sender = std::thread::spawn(move || {
                 for _ in 0..20_000 {
-                    pthread_kill(thread, Signal::SIGBUS).unwrap();
+                    send(thread, libc::SIGBUS);
                 }
             });
             while !sender.is_finished() {
@@ -151,11 +156,11 @@ pub(super) fn scenario(name: &str) {
             signal::install().unwrap();
             OPEN_UP.store(bus(PAGE) as usize, SeqCst);
             set_handler(libc::SIGPROF, accesses as extern "C" fn(c_int) as usize, 0);
-            let thread = pthread_self();
+            let thread = gettid();
             let sender = std::thread::spawn(move || {
                 let since = std::time::Instant::now();
                 while CALLS.load(SeqCst) < 2000 && since.elapsed() < std::time::Duration::from_secs(20) {
-                    pthread_kill(thread, Signal::SIGPROF).unwrap();
+                    send(thread, libc::SIGPROF);
                 }
             });
             let (bus, segv) = (bus(PAGE), segv(PAGE));
