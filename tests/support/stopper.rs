@@ -79,17 +79,19 @@ fn wait_for(child: libc::pid_t) {
     while unsafe { libc::waitpid(child, &raw mut status, 0) } < 0 && Errno::last() == Errno::EINTR {}
 }
 
-/// The child attaches, writes a byte, stops the thread, writes a byte, and waits until `release` is closed.
+/// The child attaches and writes a byte: from now on the thread stops at the next place to stop. It writes a byte once the
+/// thread is there, and waits until `release` is closed.
 fn trace(tid: i32, stop: Stop, release: i32, tell: i32) -> i32 {
-    let mut byte = 0u8;
+    let byte = 0u8;
     // SAFETY: attaches to a thread of the parent. No memory is involved.
     if unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, null_mut::<u8>(), libc::PTRACE_O_TRACESYSGOOD as usize) } < 0 {
         return 1;
     }
-    // SAFETY: one byte of this frame.
-    unsafe { libc::write(tell, (&raw const byte).cast(), 1) };
+    // SAFETY: one byte of this frame, in all calls.
+    let tell = || unsafe { libc::write(tell, (&raw const byte).cast(), 1) };
     // SAFETY: stops the thread that was just attached to.
     unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, tid, null_mut::<u8>(), null_mut::<u8>()) };
+    let mut attached = false;
     loop {
         let mut status = 0;
         // SAFETY: a traced thread, and a live integer.
@@ -104,11 +106,18 @@ fn trace(tid: i32, stop: Stop, release: i32, tell: i32) -> i32 {
         }
         // SAFETY: goes on to the next system call, without a signal.
         unsafe { libc::ptrace(libc::PTRACE_SYSCALL, tid, null_mut::<u8>(), null_mut::<u8>()) };
+        // Not before: the thread would get past a call that comes at once.
+        if !std::mem::replace(&mut attached, true) {
+            tell();
+        }
     }
-    // SAFETY: as above.
-    unsafe { libc::write(tell, (&raw const byte).cast(), 1) };
-    // SAFETY: as above. The parent closes the pipe to end the stop.
-    unsafe { libc::read(release, (&raw mut byte).cast(), 1) };
+    if !attached {
+        tell();
+    }
+    tell();
+    let mut end = 0u8;
+    // SAFETY: a byte of this frame. The parent closes the pipe to end the stop.
+    unsafe { libc::read(release, (&raw mut end).cast(), 1) };
     // SAFETY: resumes the thread.
     unsafe { libc::ptrace(libc::PTRACE_DETACH, tid, null_mut::<u8>(), null_mut::<u8>()) };
     0
