@@ -3,7 +3,8 @@
 use nix::libc::{self, c_int};
 use std::ptr::null_mut;
 
-pub(in crate::raw) const PAGE: usize = 4096;
+/// A whole number of pages, whatever their size.
+pub(in crate::raw) const PAGE: usize = 64 << 10;
 
 fn map(len: usize, protection: c_int, fd: c_int) -> *mut u8 {
     let flags = if fd < 0 { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS } else { libc::MAP_SHARED };

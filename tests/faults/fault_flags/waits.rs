@@ -89,10 +89,10 @@ fn system_calls_of_a_blocking_mapping_are_refused_before_and_after_its_region_is
     }
 }
 
-/// A system call that writes to `address`.
+/// A system call that writes to `address`. Not by the C library's function: musl's writes there itself, in user mode.
 #[expect(unsafe_code, reason = "a system call's buffer is the mapping")]
 fn stat_into(address: usize) -> Result<(), Errno> {
     let into = std::ptr::with_exposed_provenance_mut::<nix::libc::stat>(address);
     // SAFETY: the mapping outlives the call, and only the kernel writes to it.
-    Errno::result(unsafe { nix::libc::fstat(0, into) }).map(drop)
+    Errno::result(unsafe { nix::libc::syscall(nix::libc::SYS_fstat, 0, into) }).map(drop)
 }
