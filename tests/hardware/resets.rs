@@ -129,16 +129,28 @@ fn a_reset_of_the_bus_takes_both_functions_and_refuses_no_access() {
         mapping.write(8, 0x70_u64 + i as u64).expect("on");
     }
     let group = ResetGroup::new(regions.iter().copied());
+    let mut refusals = 0;
     let loads = loads_beside(&mappings.iter().collect::<Vec<_>>(), 8, || {
         for _ in 0..3 {
             // Without every group: refused, and nothing is lost.
             let refused = group.reset(|_| first.device.hot_reset(&[])).expect("ours");
             assert!(refused.is_err(), "the kernel's needs the groups");
             group.reset(|_| first.device.hot_reset(&[first.group.as_fd()])).expect("ours").expect("the kernel's");
-            first.device.hot_reset(&[first.group.as_fd()]).expect("the kernel's alone");
+            // The kernel of 6.1 gives up (EBUSY) if a fault of one of the functions is under way. Inside of the crate's own
+            // reset there is none.
+            let busy = |done: &Result<(), VfioError>| matches!(done, Err(VfioError::Sys(e)) if e.errno == Errno::EBUSY);
+            let mut done = first.device.hot_reset(&[first.group.as_fd()]);
+            for _ in 0..1000 {
+                if !busy(&done) {
+                    break;
+                }
+                refusals += 1;
+                done = first.device.hot_reset(&[first.group.as_fd()]);
+            }
+            done.expect("the kernel's alone");
         }
     });
-    println!("6 resets of the bus beside {loads} loads, none refused");
+    println!("6 resets of the bus beside {loads} loads, none refused; the kernel alone was busy {refusals} times");
     for (i, mapping) in mappings.iter().enumerate() {
         assert_eq!(mapping.read::<u64>(8), Ok(0x70 + i as u64), "plain memory");
     }
