@@ -77,36 +77,41 @@ fn floats_load_and_store_bit_for_bit() {
     }
 }
 
+/// The bytes before the page's edge that copies are made in, and some more that they must leave alone.
+const NEAR: usize = 4096;
+const SEEN: usize = NEAR + 64;
+
 /// Copies of every kind that reach the page's edge after `edge` bytes, with the other side `misaligned`.
 fn copy_stops_at(edge: usize, len: usize, misaligned: usize, medium: Medium, region: impl Fn() -> *mut u8) {
     let buffer: Vec<u8> = (0..len + misaligned).map(|i| u8::try_from(i % 251).unwrap() + 1).collect();
     let page = region();
-    // SAFETY: inside of the page.
-    let start = unsafe { page.add(PAGE - edge) };
+    // SAFETY: inside of the page, here and below.
+    let (start, seen) = unsafe { (page.add(PAGE - edge), page.add(PAGE - SEEN)) };
     // SAFETY: the first page is accessible, and only this test knows it.
-    let before = unsafe { std::slice::from_raw_parts(page, PAGE) }.to_vec();
+    let before = unsafe { std::slice::from_raw_parts(seen, SEEN) }.to_vec();
     // SAFETY: `buffer` has `len` bytes from there on; what is beyond the page faults, and the copy recovers.
     let done = unsafe { raw::copy_in(start, buffer[misaligned..].as_ptr(), len, medium) };
     assert_eq!(done, edge.min(len), "copy_in");
     // SAFETY: as for `before`.
-    let after = unsafe { std::slice::from_raw_parts(page, PAGE) };
-    assert!(after[PAGE - edge..][..done] == buffer[misaligned..][..done], "copied wrongly into it");
-    assert!(after[..PAGE - edge] == before[..PAGE - edge], "wrote before it");
-    assert!(after[PAGE - edge + done..] == before[PAGE - edge + done..], "wrote beyond it");
+    let after = unsafe { std::slice::from_raw_parts(seen, SEEN) };
+    assert!(after[SEEN - edge..][..done] == buffer[misaligned..][..done], "copied wrongly into it");
+    assert!(after[..SEEN - edge] == before[..SEEN - edge], "wrote before it");
+    assert!(after[SEEN - edge + done..] == before[SEEN - edge + done..], "wrote beyond it");
 
     let mut out = vec![0xee; len + misaligned + 64];
     // SAFETY: as for `copy_in`; `out` has `len` bytes from there on.
     let done = unsafe { raw::copy_out(out[misaligned..].as_mut_ptr(), start, len, medium) };
     assert_eq!(done, edge.min(len), "copy_out");
-    assert!(out[misaligned..][..done] == after[PAGE - edge..][..done], "copied wrongly out of it");
-    assert!(out[..misaligned].iter().chain(&out[misaligned + done..]).all(|byte| *byte == 0xee), "wrote beyond");
+    assert!(out[misaligned..][..done] == after[SEEN - edge..][..done], "copied wrongly out of it");
+    assert!(out[..misaligned] == [0xee; 64][..misaligned], "wrote before");
+    assert!(out[misaligned + done..] == vec![0xee; len + 64 - done], "wrote beyond");
 
     // SAFETY: as for `copy_in`.
     let done = unsafe { raw::fill(start, 0x77, len, medium) };
     assert_eq!(done, edge.min(len), "fill");
     // SAFETY: as for `before`.
-    let after = unsafe { std::slice::from_raw_parts(page, PAGE) };
-    assert!(after[PAGE - edge..][..done].iter().all(|byte| *byte == 0x77));
+    let after = unsafe { std::slice::from_raw_parts(seen, SEEN) };
+    assert!(after[SEEN - edge..][..done] == vec![0x77; done]);
     // SAFETY: the pages that `region` has made; nothing uses them any more.
     unsafe { libc::munmap(page.cast(), 3 * PAGE) };
 }
@@ -133,7 +138,7 @@ fn protected() -> *mut u8 {
 #[test]
 fn a_whole_copy_is_whole() {
     signal::install().unwrap();
-    for len in (0..=130).chain([191, 192, 193, 255, 256, 257, 511, 512, 575, 1023, 1024, 1055, 2222, 2559, 2560, PAGE])
+    for len in (0..=130).chain([191, 192, 193, 255, 256, 257, 511, 512, 575, 1023, 1024, 1055, 2222, 2559, 2560, NEAR])
     {
         copies_stop_at(len, len, || good(3 * PAGE));
     }
@@ -142,20 +147,20 @@ fn a_whole_copy_is_whole() {
 #[test]
 fn a_copy_that_meets_revoked_memory_says_how_far_it_came() {
     needs_recovery!();
-    for edge in (0..=200).chain([1000, 1024, 1055, 1056, 2047, 2048, 4000, PAGE]) {
+    for edge in (0..=200).chain([1000, 1024, 1055, 1056, 2047, 2048, 4000, NEAR]) {
         copies_stop_at(edge, edge + 1, || bus_after(PAGE, 3 * PAGE));
         copies_stop_at(edge, edge + 200, protected);
     }
 }
 
-/// At every position of a page, for a copy that ends right there and for one that is long enough for each of the ways.
+/// At every position of a page of 4 KiB, for a copy that ends right there and for one that is long enough for each of the ways.
 #[test]
 fn a_fault_anywhere_in_a_copy_is_found_to_the_byte() {
     needs_recovery!();
-    for edge in 0..=PAGE {
+    for edge in 0..=NEAR {
         for medium in MEDIA {
             copy_stops_at(edge, edge + 1, edge * 7 % 64, medium, protected);
-            copy_stops_at(edge, PAGE + edge, edge * 13 % 64, medium, || bus_after(PAGE, 3 * PAGE));
+            copy_stops_at(edge, NEAR + edge, edge * 13 % 64, medium, || bus_after(PAGE, 3 * PAGE));
         }
     }
 }
