@@ -270,3 +270,25 @@ fn bytes_that_were_tampered_with_do_no_harm() {
     }
     assert!(accepted > 0, "some bits are the guest's to change");
 }
+
+#[test]
+fn a_state_with_a_begun_write_that_no_device_could_begin_changes_nothing() {
+    let source = build();
+    write(&source, 0x10, 0xe000_0000);
+    command(&source, 2);
+    let good = source.save().to_bytes();
+    // The length of the list comes last. Each write is its place, its length and its bytes.
+    let (head, none) = good.split_at(good.len() - 8);
+    assert_eq!(none, [0; 8]);
+    for at in [255, 256, u64::MAX - 1, u64::MAX] {
+        let job = [at.to_le_bytes(), 2_u64.to_le_bytes()].concat();
+        let list = [&job[..], &[0, 0]].concat();
+        let bytes = [head, &(list.len() as u64).to_le_bytes(), &list].concat();
+        let state = DeviceState::from_bytes(&bytes).expect("whole");
+        let destination = build();
+        let before = destination.save();
+        let refused = destination.restore(&state).expect_err("outside of configuration space");
+        assert_eq!(refused.errno(), EINVAL, "{at:#x}: {refused}");
+        assert_eq!(destination.save(), before, "{at:#x}");
+    }
+}
