@@ -292,3 +292,21 @@ fn a_state_with_a_begun_write_that_no_device_could_begin_changes_nothing() {
         assert_eq!(destination.save(), before, "{at:#x}");
     }
 }
+
+#[test]
+fn a_failed_resets_state_that_cannot_be_restored_is_not_half_restored() {
+    let build = || describe().revoked_after_failed_reset().on_reset(|_, _| Err(io::Error::other("no"))).build();
+    let (source, destination) = (build().expect("a device"), build().expect("a device"));
+    command(&source, 2);
+    command(&destination, 2);
+    source.reset().expect_err("it fails");
+    let (state, before) = (state(&source), destination.save());
+    assert!(source.has_failed() && state != before);
+    let mapping = destination.map(BAR, MapOptions::new()).expect("it maps");
+    let guard = mapping.try_access().expect("enabled");
+    destination.restore(&state).expect_err("this thread's guard would be waited for");
+    assert_eq!((destination.save(), mapping.read::<u8>(0)), (before, Ok(0)));
+    drop(guard);
+    destination.restore(&state).expect("nothing is in the way");
+    assert!(destination.has_failed() && mapping.read::<u8>(0).is_err());
+}
