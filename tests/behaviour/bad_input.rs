@@ -375,12 +375,13 @@ fn bars_of_impossible_sizes_are_refused() {
         let device = file_in("/dev/shm", LEN);
         let all = RegionFlags::all();
         let page = PAGE as u64;
+        let last = !(page - 1);
         let infos = [
             RegionInfo::new(0, u64::MAX, all),
-            RegionInfo::new(0, u64::MAX & !(page - 1), all),
+            RegionInfo::new(0, last, all),
             RegionInfo::new(u64::MAX, page, all),
-            RegionInfo::new(u64::MAX & !(page - 1), 2 * page, all).with_areas([page..2 * page]),
-            RegionInfo::new(0, u64::MAX, all).with_areas([u64::MAX - page..u64::MAX]),
+            RegionInfo::new(last, 2 * page, all).with_areas(std::iter::once(page..2 * page)),
+            RegionInfo::new(0, u64::MAX, all).with_areas(std::iter::once(last - 1..u64::MAX)),
         ];
         for info in infos {
             let built = VfioBar::builder(info.clone()).build(device.as_fd());
