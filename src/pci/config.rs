@@ -213,6 +213,12 @@ impl ConfigSpace {
         if self.bytes.len() != state.config.len() || !self.bytes.iter().zip(&state.config).enumerate().all(same) {
             return Err(OTHER);
         }
+        let inside = |(at, bytes): &(u64, Vec<u8>)| {
+            at.checked_add(bytes.len() as u64).is_some_and(|end| end <= self.bytes.len() as u64)
+        };
+        if !state.begun.iter().all(inside) {
+            return Err(CORRUPT);
+        }
         let mut settled = [None; SLOTS];
         for (slot, (own, theirs)) in self.bars.iter().zip(&state.bars).enumerate() {
             let (Some(own), Some(theirs)) = (own, theirs) else {

@@ -110,7 +110,11 @@ impl Device {
             // The bit does not gate a virtual function's memory; the driver zaps its mappings all the same.
             self.zap(turn, patience)?;
         }
-        self.update(turn, patience, |config| config.write(at, bytes))?;
-        if resets { self.function_level_reset(turn, patience) } else { Ok(()) }
+        match &self.reset {
+            Some(reset) if resets => {
+                self.function_level_reset(turn, patience, &**reset, |config| config.write(at, bytes))
+            }
+            _ => self.update(turn, patience, |config| config.write(at, bytes)),
+        }
     }
 }

@@ -298,8 +298,9 @@ impl DmaSpace {
                 // The subscription comes first: no revocation is missed from here on. If a step fails, the entry undoes it
                 // all.
                 let subscription = Subscription::new(&mapping.served.region, in_region, Arc::clone(&part) as _);
-                let revoked = subscription.is_revoked();
-                let _ = part.change(|place| place.revoked |= revoked);
+                // Asked while nothing else changes the part: that the memory is back is told after this, or is in the
+                // answer.
+                let _ = part.change(|place| place.revoked |= subscription.is_revoked());
                 Some(subscription)
             }
         };

@@ -2,9 +2,10 @@
 //!
 //! While a reset runs, nothing reaches memory and accesses to an enabled device wait for its end; none is refused.
 
+use super::config::ConfigSpace;
 use super::error::{AfterFailedReset, PciError};
 use super::regs::D0;
-use super::state::{Device, PciDevice, Reach, ResetKind, TurnGuard};
+use super::state::{Device, PciDevice, Reach, ResetFn, ResetKind, TurnGuard};
 use crate::protocol::{Changes, WaitFor};
 use crate::region::shared::RegionShared;
 use crate::sync::wait::Patience;
@@ -15,15 +16,20 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 impl Device {
-    /// FLR through configuration space. The bit always reads as 0, so the guest is not told of a failure.
+    /// FLR through configuration space. The bit always reads as 0, so the guest is not told of a failure. `write` makes the
+    /// rest of the write, once nothing can hold it up any more.
     pub(super) fn function_level_reset(
         self: &Arc<Self>,
         turn: &TurnGuard<'_>,
         patience: Patience,
+        reset: &ResetFn,
+        write: impl FnOnce(&mut ConfigSpace),
     ) -> Result<(), PciError> {
-        let Some(reset) = &self.reset else { return Ok(()) };
         let device = PciDevice { device: Arc::clone(self) };
-        reset_all(&[(self, turn)], &self.members, patience, || reset(&device, ResetKind::FunctionLevel))
+        reset_all(&[(self, turn)], &self.members, patience, || {
+            write(&mut self.config.lock());
+            reset(&device, ResetKind::FunctionLevel)
+        })
     }
 }
 

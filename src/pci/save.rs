@@ -1,9 +1,10 @@
 //! Saving a device's state, and restoring it into another.
 
 use super::config::ConfigSpace;
+use super::decode::MemoryStep;
 use super::error::PciError;
 use super::saved::DeviceState;
-use super::state::PciDevice;
+use super::state::{Device, PciDevice};
 use crate::sync::wait::Patience;
 use std::sync::atomic::Ordering;
 
@@ -70,8 +71,7 @@ impl PciDevice {
         // BARs whose registers hold no address come to their places as if theirs did; then the registers hold what they held.
         let mut restored =
             device.transition(&turn, Patience::Forever, state.low_power, |config| config.load(state, &settled));
-        let arrived = device.reach().low_power == state.low_power && device.config.lock().holds(&state.config);
-        if !arrived {
+        if !device.has_arrived_at(state) {
             device.failed.store(failed, Ordering::Relaxed);
             return restored;
         }
@@ -81,6 +81,15 @@ impl PciDevice {
             restored = restored.and(self.begin_write(*at, bytes).map(drop));
         }
         restored
+    }
+}
+
+impl Device {
+    /// True if nothing is left to change for this state: the registers may be the same, and the memory not.
+    fn has_arrived_at(&self, state: &DeviceState) -> bool {
+        let config = self.config.lock();
+        let steps = config.decoded.steps(&config.decode(self.ungated()));
+        self.reach().low_power == state.low_power && steps.memory == MemoryStep::Stay && config.holds(&state.config)
     }
 }
 

@@ -59,12 +59,12 @@ impl VfioBarBuilder {
             return Err(VfioError::NotMappable { size });
         }
         let areas = parts.into_iter().map(|part| {
-            let len = (part.end - part.start).next_multiple_of(page);
-            // A length that does not fit is too large for the region as well.
-            let mut region = Region::builder(usize::try_from(len).unwrap_or(usize::MAX / 4096 * 4096));
+            let len = (part.end - part.start).checked_next_multiple_of(page).and_then(|len| usize::try_from(len).ok());
+            // A length or an offset that does not fit is too large for the region as well.
+            let mut region = Region::builder(len.unwrap_or(usize::MAX - usize::MAX % page_size()));
             region = region.name(format!("{} {:#x}", self.name, part.start)).backing(Backing::File {
                 fd: map::dup(device)?,
-                offset: self.info.offset() + part.start,
+                offset: self.info.offset().checked_add(part.start).unwrap_or(u64::MAX - u64::MAX % page),
                 device: Some(self.on_revoke),
             });
             if !self.info.flags().contains(RegionFlags::WRITE) {

@@ -86,8 +86,11 @@ impl Worker {
                 changed.notify_all();
                 Some(done)
             }
-            // The thread has not run yet, and calls nothing.
-            Task::Asked { .. } | Task::None => None,
+            // The thread has not run yet, and calls nothing. Another caller may be waiting for that.
+            Task::Asked { .. } | Task::None => {
+                changed.notify_all();
+                None
+            }
             Task::UnderWay | Task::Abandoned => {
                 state.task = Task::Abandoned;
                 abandon();
@@ -170,5 +173,28 @@ mod tests {
     #[test]
     fn a_call_that_does_not_get_on_is_left() {
         assert_eq!(slow_call(|_| false), None);
+    }
+
+    #[test]
+    fn a_call_that_is_given_up_before_it_begins_makes_room_for_the_next() {
+        let desk = Arc::<Desk>::default();
+        let worker = Worker(Arc::clone(&desk));
+        let soon = |seconds| Some(Instant::now() + Duration::from_secs(seconds));
+        std::thread::scope(|scope| {
+            // There is no thread yet, as if it had not been scheduled.
+            let first = scope.spawn(|| worker.run(|| panic!("it was given up"), || (), || (), soon(1), || None));
+            while matches!(desk.state.lock().task, Task::None) {
+                std::thread::yield_now();
+            }
+            let second = scope.spawn(|| worker.run(|| Ok(()), || (), || (), soon(20), || None));
+            assert_eq!(first.join().expect("no panic"), None);
+            scope.spawn(|| desk.work());
+            let since = Instant::now();
+            let second = second.join().expect("no panic");
+            desk.state.lock().ended = true;
+            desk.changed.notify_all();
+            assert_eq!(second, Some(Ok(())));
+            assert!(since.elapsed() < Duration::from_secs(10), "it waited for nothing");
+        });
     }
 }

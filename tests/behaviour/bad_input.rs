@@ -365,3 +365,27 @@ fn dma_segments_that_are_no_whole_pages_or_outside_are_refused() {
     assert_eq!(space.unmap(last, PAGE), PAGE);
     assert_eq!(space.unmap(0, usize::MAX), PAGE);
 }
+
+#[cfg(feature = "vfio")]
+#[test]
+fn bars_of_impossible_sizes_are_refused() {
+    use revocable_mmio::vfio::{RegionFlags, RegionInfo, VfioBar, VfioError};
+    use std::os::fd::AsFd;
+    leaves_nothing(|| {
+        let device = file_in("/dev/shm", LEN);
+        let all = RegionFlags::all();
+        let page = PAGE as u64;
+        let last = !(page - 1);
+        let infos = [
+            RegionInfo::new(0, u64::MAX, all),
+            RegionInfo::new(0, last, all),
+            RegionInfo::new(u64::MAX, page, all),
+            RegionInfo::new(last, 2 * page, all).with_areas(std::iter::once(page..2 * page)),
+            RegionInfo::new(0, u64::MAX, all).with_areas(std::iter::once(last - 1..u64::MAX)),
+        ];
+        for info in infos {
+            let built = VfioBar::builder(info.clone()).build(device.as_fd());
+            assert!(matches!(built, Err(VfioError::Build(_))), "{info:x?}: {built:?}");
+        }
+    });
+}

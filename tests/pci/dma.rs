@@ -314,3 +314,28 @@ fn a_device_that_ceases_to_be_a_bus_master_while_something_is_mapped_does_not_ke
     space.set_bus_master(true).expect("nothing is refused");
     assert_eq!(ends.0.mapped(), [A, A + LEN as u64]);
 }
+
+#[test]
+fn memory_that_comes_back_while_it_is_mapped_is_mapped() {
+    let _watchdog = Watchdog::new("mapping while memory comes back", Duration::from_secs(120));
+    let (space, table) = space(Table::default());
+    let (region, mapping) = region();
+    for round in 0..10_000_u32 {
+        region.disable().expect("nothing is in the way");
+        let barrier = std::sync::Barrier::new(2);
+        thread::scope(|scope| {
+            let mapped = scope.spawn(|| {
+                barrier.wait();
+                for _ in 0..round % 64 {
+                    std::hint::spin_loop();
+                }
+                space.map(A, &[whole(&mapping)], DmaAccess::Read)
+            });
+            barrier.wait();
+            region.enable().expect("nothing is in the way");
+            mapped.join().expect("no panic").expect("accepted");
+        });
+        assert_eq!((table.mapped(), reasons(&space)), (vec![A], vec![]), "round {round}");
+        assert_eq!(space.unmap(A, LEN), LEN);
+    }
+}

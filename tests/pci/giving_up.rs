@@ -21,6 +21,8 @@ const CONTROL: u64 = 0x58;
 const OFF: (u64, [u8; 2]) = (COMMAND, [0, 0]);
 const D3HOT: (u64, [u8; 2]) = (POWER, [3, 0]);
 const FLR: (u64, [u8; 2]) = (CONTROL, [0, 0x80]);
+/// And bits of the same register that stay.
+const FLR_AND_MORE: (u64, [u8; 2]) = (CONTROL, [0xf, 0x80]);
 const EIO: i32 = 5;
 const EAGAIN: i32 = 11;
 const EBUSY: i32 = 16;
@@ -71,7 +73,7 @@ fn a_write_that_guards_hold_up_gives_up_in_time_or_at_once_and_has_changed_nothi
     let pin = device.region(BAR).expect("memory").pin(0..1, FaultFlags::NOWAIT).expect("enabled");
     let before = registers(&device);
     while_guarded(&mapping, || {
-        for (at, bytes) in [OFF, D3HOT, FLR] {
+        for (at, bytes) in [OFF, D3HOT, FLR, FLR_AND_MORE] {
             let since = Instant::now();
             let refused = device.write_timeout(at, &bytes, PATIENCE).expect_err("held");
             assert_eq!(refused.errno(), EBUSY, "{refused}");
@@ -86,7 +88,8 @@ fn a_write_that_guards_hold_up_gives_up_in_time_or_at_once_and_has_changed_nothi
     drop(pin);
     assert_eq!(resets.load(SeqCst), 0);
     // And with nothing in the way.
-    device.write_timeout(FLR.0, &FLR.1, PATIENCE).expect("a reset");
+    device.write_timeout(FLR_AND_MORE.0, &FLR_AND_MORE.1, PATIENCE).expect("a reset");
+    assert_eq!(registers(&device)[0x58..0x5a], [0xf, 0]);
     device.reset_timeout(PATIENCE).expect("a reset");
     assert_eq!(resets.load(SeqCst), 2);
     let refused = device.write_with(Space::Config, FLR.0, &FLR.1[..], FaultFlags::NOWAIT).expect_err("a reset waits");

@@ -270,3 +270,43 @@ fn bytes_that_were_tampered_with_do_no_harm() {
     }
     assert!(accepted > 0, "some bits are the guest's to change");
 }
+
+#[test]
+fn a_state_with_a_begun_write_that_no_device_could_begin_changes_nothing() {
+    let source = build();
+    write(&source, 0x10, 0xe000_0000);
+    command(&source, 2);
+    let good = source.save().to_bytes();
+    // The length of the list comes last. Each write is its place, its length and its bytes.
+    let (head, none) = good.split_at(good.len() - 8);
+    assert_eq!(none, [0; 8]);
+    for at in [255, 256, u64::MAX - 1, u64::MAX] {
+        let job = [at.to_le_bytes(), 2_u64.to_le_bytes()].concat();
+        let list = [&job[..], &[0, 0]].concat();
+        let bytes = [head, &(list.len() as u64).to_le_bytes(), &list].concat();
+        let state = DeviceState::from_bytes(&bytes).expect("whole");
+        let destination = build();
+        let before = destination.save();
+        let refused = destination.restore(&state).expect_err("outside of configuration space");
+        assert_eq!(refused.errno(), EINVAL, "{at:#x}: {refused}");
+        assert_eq!(destination.save(), before, "{at:#x}");
+    }
+}
+
+#[test]
+fn a_failed_resets_state_that_cannot_be_restored_is_not_half_restored() {
+    let build = || describe().revoked_after_failed_reset().on_reset(|_, _| Err(io::Error::other("no"))).build();
+    let (source, destination) = (build().expect("a device"), build().expect("a device"));
+    command(&source, 2);
+    command(&destination, 2);
+    source.reset().expect_err("it fails");
+    let (state, before) = (state(&source), destination.save());
+    assert!(source.has_failed() && state != before);
+    let mapping = destination.map(BAR, MapOptions::new()).expect("it maps");
+    let guard = mapping.try_access().expect("enabled");
+    destination.restore(&state).expect_err("this thread's guard would be waited for");
+    assert_eq!((destination.save(), mapping.read::<u8>(0)), (before, Ok(0)));
+    drop(guard);
+    destination.restore(&state).expect("nothing is in the way");
+    assert!(destination.has_failed() && mapping.read::<u8>(0).is_err());
+}
