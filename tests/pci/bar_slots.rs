@@ -62,7 +62,7 @@ fn device(
 
 /// Two halves of the BAR, each with a slot of its own.
 fn halves(bar: BarSlots, nic: &PciDevice) -> BarSlots {
-    let half = SIZE as usize / 2;
+    let half = usize::try_from(SIZE / 2).expect("small");
     [0, 1].into_iter().fold(bar, |bar, index| {
         let options = MapOptions::new().offset(index * half).len(half).on_disabled(OnDisabled::AllOnes);
         let mapping = Arc::new(nic.map(Space::Bar(0), options).expect("a mapping"));
