@@ -20,6 +20,7 @@
 //! | `GuestMemoryBackend`, `GuestMemory`, `Bytes<GuestAddress>` | yes, by `GuestRegionCollection<RevocableRegion>` or of [`AnyRegion`] | vm-memory's own, by slices |
 //! | `Bytes<GuestAddress>` for all mappings | [`Recoverable`] | calls each region's own `Bytes`. A short part ends a transfer, where vm-memory goes on in the next region, and an error after the first part is an error |
 //! | `file_offset` | no | the file can be mapped again, and no revocation would reach that mapping |
+//! | `IommuMemory` (vm-memory's feature `iommu`) | no | it replaces the bitmaps of slices, and with them the guards: the bitmap that it asks for cannot be made |
 //! | `GuestMemoryMmap`, `GuestRegionMmap` | no | vm-memory's own types, which access by address without a guard |
 //!
 //! Dirty tracking works as in vm-memory: bytes that are written through a region are marked in its bitmap.

@@ -39,7 +39,10 @@ impl Entry {
 pub(super) struct Core {
     pub(super) vm: Theirs<dyn SetIoEventFd>,
     pub(super) region: Arc<RegionCore>,
+    /// Where they are wished.
     pub(super) gpa: Mutex<u64>,
+    /// The last place that was not refused.
+    accepted: Mutex<u64>,
     pub(super) list: Mutex<Vec<Arc<Entry>>>,
     pub(super) on_error: RwLock<Option<Theirs<OnError>>>,
     placed: Placed,
@@ -48,7 +51,7 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(vm: Theirs<dyn SetIoEventFd>, region: Arc<RegionCore>, gpa: u64) -> Self {
         let (list, on_error, placed) = (Mutex::default(), RwLock::default(), Placed::default());
-        Self { vm, region, gpa: Mutex::new(gpa), list, on_error, placed }
+        Self { vm, region, gpa: Mutex::new(gpa), accepted: Mutex::new(gpa), list, on_error, placed }
     }
 
     /// # Errors
@@ -65,7 +68,7 @@ impl Core {
         self.own()?;
         let _inside = self.region.protocol.inside();
         // What was refused is not tried again by itself: as far as possible it is as wanted.
-        let changed = self.placed.change_as(wish, |wanted| (wanted, self.settle(wanted)));
+        let changed = self.placed.change_as(wish, |wanted| (wanted, self.settle_or_stay(wanted)));
         changed.map(drop).map_err(|refused| match refused {
             Refused::By(error) => error,
             Refused::Panicked => IoEventFdError::Vm { gpa: *self.gpa.lock(), source: SysError::new(CALL, Errno::EIO) },
@@ -85,9 +88,27 @@ impl Core {
         self.change_anew(|| ())
     }
 
-    fn settle(&self, wanted: bool) -> Result<(), IoEventFdError> {
+    /// If a place is refused, all of them go back to the one before. No other thread can make a wish meanwhile; the user's
+    /// code may have made one, which stays.
+    fn settle_or_stay(&self, wanted: bool) -> Result<(), IoEventFdError> {
+        let tried = *self.gpa.lock();
+        let accepted = *self.accepted.lock();
+        let settled = self.settle(wanted, tried);
+        if settled.is_ok() {
+            *self.accepted.lock() = tried;
+        } else if tried != accepted {
+            let mut gpa = self.gpa.lock();
+            if *gpa == tried {
+                *gpa = accepted;
+            }
+            drop(gpa);
+            let _ = self.settle(wanted, accepted);
+        }
+        settled
+    }
+
+    fn settle(&self, wanted: bool, gpa: u64) -> Result<(), IoEventFdError> {
         let entries = self.list.lock().clone();
-        let gpa = *self.gpa.lock();
         let mut first = Ok(());
         let wished = |entry: &Entry| (wanted && !entry.gone.load(Ordering::Relaxed)).then(|| gpa + entry.offset);
         // All that goes before all that comes: with a BAR that moves a little, one's new place is another's old one.

@@ -118,6 +118,8 @@ impl IoEventFds {
         let there = entry.at.lock().is_some();
         match changed {
             Err(error) if !there => {
+                // Another thread's change may come before this: it tries again what was refused.
+                let _ = self.core.change_anew(|| entry.gone.store(true, Ordering::Relaxed));
                 self.core.list.lock().retain(|known| !Arc::ptr_eq(known, &entry));
                 Err(error)
             }
@@ -155,12 +157,7 @@ impl IoEventFds {
     /// takes them there.
     pub fn move_to(&self, gpa: u64) -> Result<(), IoEventFdError> {
         core_range(&self.core, gpa)?;
-        let mut old = gpa;
-        let moved = self.core.change_anew(|| old = std::mem::replace(&mut *self.core.gpa.lock(), gpa));
-        if moved.is_err() {
-            let _ = self.core.change_anew(|| *self.core.gpa.lock() = old);
-        }
-        moved
+        self.core.change_anew(|| *self.core.gpa.lock() = gpa)
     }
 
     /// Registers or withdraws again what the hypervisor has refused.

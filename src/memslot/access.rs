@@ -10,6 +10,14 @@ pub(super) enum ExitAccess<'a> {
 }
 
 impl ExitAccess<'_> {
+    /// The size in bytes.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            ExitAccess::Load(data) => data.len(),
+            ExitAccess::Store(data) => data.len(),
+        }
+    }
+
     /// What a load of memory that is not there reads.
     pub(super) fn ones(&mut self) {
         if let ExitAccess::Load(data) = self {
@@ -33,10 +41,7 @@ impl ExitAccess<'_> {
                 }
             };
         }
-        let len = match self {
-            ExitAccess::Load(data) => data.len(),
-            ExitAccess::Store(data) => data.len(),
-        };
+        let len = self.len();
         match len {
             2 if at % 2 == 0 => as_one!(u16),
             4 if at % 4 == 0 => as_one!(u32),

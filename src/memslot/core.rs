@@ -49,7 +49,7 @@ pub(super) fn is_slot_address(gpa: u64, mapping: &Mapping) -> Result<(), Memslot
 }
 
 /// How the slot is to be when it is there.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Wish {
     pub(super) gpa: u64,
     pub(super) log_dirty: bool,
@@ -133,7 +133,11 @@ impl SlotCore {
         }
         let _inside = self.protocol().inside();
         let changed = self.placed.change_as(wish, |wanted| {
+            let tried = *self.wish.lock();
             let answer = self.aside(|| if wanted { self.install() } else { self.uninstall() });
+            if answer.is_err() {
+                self.take_back(tried);
+            }
             (self.installed().is_some(), answer)
         });
         changed.map_err(|refused| match refused {
@@ -148,11 +152,17 @@ impl SlotCore {
             change(&mut self.wish.lock());
             place.anew = true;
         });
-        changed.map(drop).inspect_err(|_| {
-            if let Some(SlotMemory { gpa, log_dirty, .. }) = self.installed() {
-                *self.wish.lock() = Wish { gpa, log_dirty };
-            }
-        })
+        changed.map(drop)
+    }
+
+    /// What was tried and refused is wished no longer. Called before another thread can make a wish; the user's code may
+    /// have made one meanwhile, which stays.
+    fn take_back(&self, tried: Wish) {
+        let Some(SlotMemory { gpa, log_dirty, .. }) = self.installed() else { return };
+        let mut wish = self.wish.lock();
+        if *wish == tried {
+            *wish = Wish { gpa, log_dirty };
+        }
     }
 
     fn refused(&self, source: SysError) -> MemslotError {

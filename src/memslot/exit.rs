@@ -175,7 +175,9 @@ impl Exits {
         let region = &core.mapping.served.region;
         let slot = core.slot;
         let at = core.mapping.offset().saturating_add(usize::try_from(offset).unwrap_or(usize::MAX));
-        if matches!(&access, ExitAccess::Store(_)) && !core.mapping.is_writable() {
+        // What is beyond the slot's end is not the guest's, whatever the region has there.
+        let crosses = offset.saturating_add(access.len() as u64) > core.mapping.len() as u64;
+        if crosses || matches!(&access, ExitAccess::Store(_)) && !core.mapping.is_writable() {
             return Ok(unsupported(&core, &mut access));
         }
         let policy = if self.when == WhenDisabled::Wait { OnDisabled::Block } else { OnDisabled::Sigbus };

@@ -117,7 +117,8 @@ impl Drop for Memslot {
         // No notification is to put it back, or count on it.
         self.subscription = None;
         self.set.forget(&self.core);
-        if self.is_installed() {
+        // Not `is_installed`, which is false while a call that this thread is in puts it there.
+        if self.core.installed().is_some() {
             // The guest still reaches this address range: nothing else may ever be mapped there.
             std::mem::forget(Arc::clone(&self.core.mapping));
         }

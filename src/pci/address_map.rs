@@ -24,6 +24,10 @@ pub trait AddressMap: Send + Sync {
 
     /// The BAR is no longer decoded there. If the device's memory goes with the same change, this is after it is gone.
     fn remove(&self, place: &BarPlace);
+
+    /// For a map that leaves something at a place that was removed: it goes now, unless the BAR was inserted since. The
+    /// device's memory is about to come back, or the map follows no longer.
+    fn settle(&self) {}
 }
 
 /// The maps that follow a device, in the order in which they began to. They are the process's that made the device.
@@ -82,6 +86,12 @@ impl Followers {
         let followers = self.list.lock().clone();
         followers.iter().rev().for_each(|follower| follower.remove(place));
     }
+
+    /// Memory is about to come back: nothing is to be reached but at the places that were inserted.
+    pub(super) fn settle(&self) {
+        let followers = self.list.lock().clone();
+        followers.iter().rev().for_each(|follower| follower.settle());
+    }
 }
 
 impl Drop for Followers {
@@ -110,6 +120,7 @@ impl Follower {
                 // It stopped following meanwhile: in that very call, or by a thread that could not wait for its end.
                 if self.gone.load(Ordering::Acquire) {
                     self.remove(place);
+                    self.settle();
                 }
                 Ok(())
             }
@@ -129,6 +140,10 @@ impl Follower {
         }
     }
 
+    fn settle(&self) {
+        let _ = guarded(|| self.map.settle());
+    }
+
     fn set(&self, place: &BarPlace, to: Option<BarPlace>) -> Option<BarPlace> {
         let mut places = self.places.lock();
         slot_of(place.space).and_then(|slot| std::mem::replace(&mut places[slot], to))
@@ -141,5 +156,6 @@ impl Follower {
         for place in places.iter().flatten().rev() {
             let _ = guarded(|| self.map.remove(place));
         }
+        self.settle();
     }
 }

@@ -65,6 +65,8 @@ struct There {
     /// Dropped first: the guest's stores are accesses to memory again before that goes.
     doorbells: Option<IoEventFds>,
     memslots: Vec<Memslot>,
+    /// The BAR is decoded where they are. If not, they stay there while memory is off.
+    decoded: bool,
 }
 
 impl BarSlots {
@@ -90,8 +92,8 @@ impl BarSlots {
         self
     }
 
-    /// Slots stay where they are while memory is off, until the BAR is decoded at another place, so that no instruction of
-    /// the guest's exits there ([`Retention::AllOnes`]). The range is not the BAR's then: choose this where no other device is
+    /// Slots stay where they are while memory is off, until the BAR is decoded at another place, or memory comes back and it
+    /// is decoded nowhere, so that no instruction of the guest's exits there ([`Retention::AllOnes`]). The range is not the BAR's then: choose this where no other device is
     /// put there meanwhile, as guests do that size BARs and leave them.
     pub fn stays_while_off(mut self) -> Self {
         self.stays = true;
@@ -129,6 +131,7 @@ impl AddressMap for BarSlots {
         self.put(&mut there.memslots, place.address)?;
         there.doorbells =
             self.doorbells.as_ref().map(|make| make(place.address)).transpose().map_err(io::Error::other)?;
+        there.decoded = true;
         *self.there.lock() = there;
         Ok(())
     }
@@ -139,9 +142,19 @@ impl AddressMap for BarSlots {
         }
         let mut there = std::mem::take(&mut *self.there.lock());
         drop(there.doorbells.take());
+        there.decoded = false;
         if self.stays && self.is_off() {
             *self.there.lock() = there;
         }
+    }
+
+    fn settle(&self) {
+        let left = {
+            let mut there = self.there.lock();
+            if there.decoded { There::default() } else { std::mem::take(&mut *there) }
+        };
+        // The user's code that takes them out runs under no lock.
+        drop(left);
     }
 }
 

@@ -67,6 +67,7 @@ impl Device {
         }
         let mut restored = Ok(());
         if from != to && to.mapped() {
+            self.followers.settle();
             match self.restore(to, patience) {
                 Ok(done) => restored = done,
                 Err(e) => {

@@ -42,7 +42,7 @@ pub(super) trait Rounds {
         None
     }
 
-    /// Into memory, as `memory_out`. As in `rounds_in`, bytes beyond the count may have been stored.
+    /// Into memory, as `memory_out`. The count has what was stored before the store that faults, as in `rounds_in`.
     #[inline(always)]
     unsafe fn memory_in(_dst: *mut u8, _src: *const u8, _len: usize) -> Option<usize> {
         None

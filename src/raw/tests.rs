@@ -1,7 +1,8 @@
 //! Accesses of every kind and width: whole on good memory, an error on revoked memory, never a signal that kills.
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "each block's operations have one proof")]
 
-use super::{self as raw, Faulted, Medium, signal};
+use super::contract::Rounds;
+use super::{self as raw, Cpu, Faulted, Medium, signal};
 use crate::raw::signal::tests::handlers::needs_recovery;
 use crate::raw::test_memory::{PAGE, bus, bus_after, good, segv};
 use nix::libc;
@@ -161,6 +162,29 @@ fn a_fault_anywhere_in_a_copy_is_found_to_the_byte() {
         for medium in MEDIA {
             copy_stops_at(edge, edge + 1, edge * 7 % 64, medium, protected);
             copy_stops_at(edge, NEAR + edge, edge * 13 % 64, medium, || bus_after(PAGE, 3 * PAGE));
+        }
+    }
+}
+
+/// Whatever follows a fault may find all of the memory revoked: so what was stored before it has to be in the count.
+#[test]
+fn a_copy_into_memory_counts_all_that_it_stored_before_a_fault() {
+    needs_recovery!();
+    for edge in (0..=200).chain([256, 600, 1024, 3000, PAGE]) {
+        for more in [1, 36, 64, 100, 200, 2560] {
+            let (page, buffer) = (protected(), vec![0x77; edge + more]);
+            // SAFETY: inside of the first page, which only this test knows; beyond it the copy faults, and recovers.
+            let done = unsafe { Cpu::memory_in(page.add(PAGE - edge), buffer.as_ptr(), buffer.len()) };
+            let Some(done) = done else {
+                eprintln!("SKIP: this processor has no copy of its own for memory of {} bytes", buffer.len());
+                continue;
+            };
+            // SAFETY: as above; the first page is accessible.
+            let after = unsafe { std::slice::from_raw_parts(page, PAGE) };
+            let stored = after.iter().filter(|byte| **byte == 0x77).count();
+            assert_eq!(stored, done, "{edge} bytes before the edge, {more} beyond it");
+            // SAFETY: the pages that `protected` has made; nothing uses them any more.
+            unsafe { libc::munmap(page.cast(), 3 * PAGE) };
         }
     }
 }

@@ -9,7 +9,17 @@ use std::rc::Rc;
 
 /// The bitmap of a [`RevocableRegion`](super::RevocableRegion): the one it was made with, and for slices of memory a guard
 /// of the mapping.
-#[derive(Debug, Default)]
+///
+/// Only a region has one: vm-memory's `IommuMemory` puts the slices of a bitmap of its own, of this type, in place of those
+/// that have guards, and its slices would outlive the region's enabled state.
+///
+/// ```compile_fail,E0277
+/// fn make<T: Default>() -> T {
+///     T::default()
+/// }
+/// let bitmap: revocable_mmio::vm_memory::Guarded<()> = make();
+/// ```
+#[derive(Debug)]
 pub struct Guarded<B>(pub(super) B);
 
 /// A slice of a [`Guarded`] bitmap. The one in a slice of memory keeps its region enabled, like an

@@ -7,8 +7,9 @@ use revocable_mmio::Region;
 use revocable_mmio::ioeventfd::{IoEvent, IoEventFdError, IoEventFds, SetIoEventFd, Width};
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread;
 
 const LEN: usize = 0x4000;
 const HERE: u64 = 0x10_0000;
@@ -148,4 +149,74 @@ fn a_move_that_fails_leaves_all_of_them_where_they_were() {
     assert_eq!(vm.there().len(), 3);
     drop(doorbells);
     assert_eq!(vm.there(), NOWHERE);
+}
+
+#[test]
+fn a_move_that_fails_takes_no_other_threads_move_back() {
+    support::start();
+    let vm = Arc::new(Vm::default());
+    let (_bar, doorbells, _bell) = doorbells(&vm);
+    vm.refuse(2 * THERE);
+    for round in 0..500 {
+        let place = if round % 2 == 0 { THERE } else { HERE };
+        let start = Barrier::new(2);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                doorbells.move_to(2 * THERE).expect_err("it is refused");
+            });
+            start.wait();
+            doorbells.move_to(place).expect("it is not");
+        });
+        assert_eq!(vm.there(), [place, place + 8], "round {round}");
+    }
+}
+
+/// Refuses the next registration.
+#[derive(Default)]
+struct RefusesOnce {
+    refuses: AtomicBool,
+    there: AtomicUsize,
+}
+
+impl SetIoEventFd for RefusesOnce {
+    fn assign(&self, _: &IoEvent<'_>) -> io::Result<()> {
+        if self.refuses.swap(false, Ordering::SeqCst) {
+            return Err(Errno::ENOSPC.into());
+        }
+        self.there.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn withdraw(&self, _: &IoEvent<'_>) -> io::Result<()> {
+        self.there.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn an_ioeventfd_that_was_refused_is_not_registered_later() {
+    support::start();
+    let (vm, bar) = (Arc::new(RefusesOnce::default()), Region::builder(LEN).build().expect("a region"));
+    let doorbells = IoEventFds::new(Arc::clone(&vm), &bar, HERE).expect("nothing is in the way");
+    let (bell, over) = (EventFd::new().expect("an eventfd"), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    // It may be the one that is refused.
+                    let _ = doorbells.retry();
+                }
+            });
+        }
+        for _ in 0..100_000 {
+            vm.refuses.store(true, Ordering::SeqCst);
+            if doorbells.add(64, Width::Four, None, bell.as_fd()).is_ok() {
+                doorbells.remove(64, Width::Four, None).expect("it is there");
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(doorbells.registered(), 0);
+    assert_eq!(vm.there.load(Ordering::SeqCst), 0, "signals that nobody can end");
 }

@@ -8,7 +8,7 @@ use revocable_mmio::memslot::{
 use revocable_mmio::pci::{Bar, PciDevice, Space};
 use revocable_mmio::{CancelToken, MapOptions, Mapping, OnDisabled, Region};
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -228,4 +228,108 @@ fn an_instruction_that_cannot_be_emulated_is_a_suspect() {
     let turns = (0..1000).take_while(|_| vcpu.efault().is_ok_and(|a| a == Answer::Reenter)).count();
     assert!(turns < 100, "{turns}");
     drop(broken);
+}
+
+/// Refuses one address.
+struct Refuses(u64);
+
+impl SetMemslot for Refuses {
+    // SAFETY: nothing is done with the address.
+    unsafe fn install(&self, memory: &SlotMemory) -> io::Result<()> {
+        if memory.gpa == self.0 { Err(io::Error::from_raw_os_error(nix::libc::EEXIST)) } else { Ok(()) }
+    }
+
+    fn remove(&self, _: &SlotMemory) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn changes_in_place(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_move_that_fails_takes_no_other_threads_move_back() {
+    support::start();
+    let slots = Memslots::new(Arc::new(Refuses(2 * THERE)));
+    let slot = slots.add(1, HERE, mapped(&bar(), OnDisabled::AllOnes), Retention::AllOnes).expect("it is installed");
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    slot.move_to(2 * THERE).expect_err("it is refused");
+                }
+            });
+        }
+        let places = (0..20_000).map(|round| if round % 2 == 0 { THERE } else { HERE });
+        // The place that is refused shows while it is being tried.
+        let lost = places.filter(|place| {
+            slot.move_to(*place).expect("it is not refused");
+            let now = slot.range().start;
+            now != *place && now != 2 * THERE
+        });
+        let lost = lost.count();
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(lost, 0, "moves that were made, and are not");
+    });
+}
+
+#[test]
+fn an_access_that_crosses_the_end_of_a_slot_reaches_nothing_beyond_it() {
+    support::start();
+    let (map, bar) = (Arc::new(Map::default()), bar());
+    let slots = Memslots::new(Arc::clone(&map));
+    let half = MapOptions::new().len(LEN / 2).on_disabled(OnDisabled::AllOnes);
+    let mapping = Arc::new(bar.map(half).expect("it maps"));
+    let _slot = slots.add(1, HERE, mapping, Retention::AllOnes).expect("it is installed");
+    bar.owner().write(LEN / 2, 0x5ec2e7_u32).expect("the half that the guest is not to see");
+    let mut vcpu = exits(&slots, WhenDisabled::default());
+    let across = HERE + LEN as u64 / 2 - 4;
+    let mut data = [0; 8];
+    assert_eq!(vcpu.mmio_read(across, &mut data), Ok(Answer::Reenter));
+    assert_eq!(data, [0xff; 8], "an Unsupported Request");
+    assert_eq!(vcpu.mmio_write(across, &[7; 8]), Ok(Answer::Reenter));
+    assert_eq!(bar.owner().read::<u32>(LEN / 2), Ok(0x5ec2e7), "untouched");
+    assert_eq!(bar.owner().read::<u32>(LEN / 2 - 4), Ok(0), "dropped as a whole");
+}
+
+/// Drops a memslot from inside its own installation, and refuses to take it out.
+#[derive(Default)]
+struct DropsInside {
+    slot: Mutex<Option<Memslot>>,
+    refuses: AtomicBool,
+}
+
+impl SetMemslot for DropsInside {
+    // SAFETY: nothing is done with the address.
+    unsafe fn install(&self, _: &SlotMemory) -> io::Result<()> {
+        let slot = self.slot.lock().expect("no panic").take();
+        self.refuses.store(slot.is_some(), Ordering::SeqCst);
+        drop(slot);
+        Ok(())
+    }
+
+    fn remove(&self, _: &SlotMemory) -> io::Result<()> {
+        match self.refuses.load(Ordering::SeqCst) {
+            true => Err(io::Error::from_raw_os_error(nix::libc::EINVAL)),
+            false => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn a_slot_that_is_dropped_inside_its_installation_and_stays_keeps_its_mapping() {
+    support::start();
+    let (vm, bar) = (Arc::new(DropsInside::default()), bar());
+    let slots = Memslots::new(Arc::clone(&vm));
+    let mapping = mapped(&bar, OnDisabled::Sigbus);
+    let alive = Arc::downgrade(&mapping);
+    let slot = slots.add(1, HERE, mapping, Retention::Remove).expect("it is installed");
+    bar.disable().expect("nothing is in the way");
+    *vm.slot.lock().expect("no panic") = Some(slot);
+    // What the hypervisor says is the notifier's business.
+    let _ = bar.enable();
+    assert!(vm.refuses.load(Ordering::SeqCst), "it was dropped inside");
+    assert!(alive.upgrade().is_some(), "the hypervisor still has its address");
 }

@@ -4,7 +4,7 @@
 use crate::support;
 use crate::support::addr;
 use crate::support::matrix::{every_case, every_case_with};
-use crate::support::{a_moment, raw, stress_time};
+use crate::support::{AtTheEnd, a_moment, raw, stress_time};
 use revocable_mmio::{AccessError, OnDisabled};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -143,5 +143,46 @@ fn a_store_that_waits_is_done_once_and_after_enable() {
         });
         assert_eq!(region.owner().read::<u64>(0), Ok(3), "{case}");
         assert_eq!(region.owner().read::<u64>(8), Ok(7), "{case}");
+    });
+}
+
+#[test]
+fn a_copy_that_failed_stored_what_it_says_and_nothing_beyond() {
+    support::start();
+    let time = stress_time(60);
+    every_case_with(&[OnDisabled::Sigbus], |case| {
+        let region = case.region(3);
+        let mapping = case.map(&region);
+        let over = AtomicBool::new(false);
+        let page = case.page();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    region.disable().expect("it revokes");
+                    region.enable().expect("it comes back");
+                }
+            });
+            let _end = AtTheEnd(&over);
+            let since = std::time::Instant::now();
+            let (mut refused, mut byte) = (0, 0u8);
+            while since.elapsed() < time {
+                // Across a page's edge, by each way to copy.
+                for (before, len) in
+                    [(64, 100), (64, 128), (70, 128), (5, 8), (32, 64), (100, 300), (256, 700), (page, 2 * page)]
+                {
+                    let at = page - before;
+                    byte = byte.wrapping_add(1);
+                    let mut earlier = vec![0; len];
+                    region.owner().read_slice(at, &mut earlier).expect("the owner's view stays");
+                    let Err(failed) = mapping.write_slice(at, &vec![byte; len]) else { continue };
+                    refused += 1;
+                    let mut now = vec![0; len];
+                    region.owner().read_slice(at, &mut now).expect("the owner's view stays");
+                    let stored = (failed.done..len).find(|at| now[*at] != earlier[*at]);
+                    assert_eq!(stored, None, "{case}: {before} before the edge, {len} bytes, {failed:?}");
+                }
+            }
+            println!("{case}: {refused} copies were refused");
+        });
     });
 }

@@ -3,7 +3,7 @@
 
 use crate::support;
 use revocable_mmio::memslot::{Memslots, Retention, SetMemslot, SlotMemory};
-use revocable_mmio::pci::{Bar, BarSlots, PciDevice, Space};
+use revocable_mmio::pci::{AddressMap, Bar, BarPlace, BarSlots, PciDevice, Space};
 use revocable_mmio::{MapOptions, OnDisabled};
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -62,7 +62,7 @@ fn device(
 
 /// Two halves of the BAR, each with a slot of its own.
 fn halves(bar: BarSlots, nic: &PciDevice) -> BarSlots {
-    let half = usize::try_from(SIZE).expect("small") / 2;
+    let half = usize::try_from(SIZE / 2).expect("small");
     [0, 1].into_iter().fold(bar, |bar, index| {
         let options = MapOptions::new().offset(index * half).len(half).on_disabled(OnDisabled::AllOnes);
         let mapping = Arc::new(nic.map(Space::Bar(0), options).expect("a mapping"));
@@ -125,4 +125,62 @@ fn a_place_that_the_virtual_machine_refuses_leaves_no_slot_anywhere() {
         nic.retry_places().expect("it can be there now");
         assert_eq!(vm.map(), at(B), "stays: {stays}");
     }
+}
+
+/// Memory is off, and the slots are where it was.
+fn staying() -> (PciDevice, Arc<Vm>, revocable_mmio::pci::Following) {
+    let (nic, vm, following) = device(|bar, nic| halves(bar, nic).stays_while_off());
+    write(&nic, BAR0, &A.to_le_bytes()).expect("an address");
+    write(&nic, COMMAND, &[2, 0]).expect("on");
+    write(&nic, COMMAND, &[0, 0]).expect("off");
+    assert_eq!(vm.map(), at(A));
+    (nic, vm, following)
+}
+
+#[test]
+fn memslots_that_stayed_are_gone_when_memory_comes_back_with_the_bar_nowhere() {
+    // No address, and a size probe that was not ended.
+    for nowhere in [0, u32::MAX] {
+        let (nic, vm, _following) = staying();
+        write(&nic, BAR0, &nowhere.to_le_bytes()).expect("no address");
+        write(&nic, COMMAND, &[2, 0]).expect("on");
+        assert_eq!(nic.place(Space::Bar(0)), None);
+        assert_eq!(vm.map(), [], "the BAR is decoded nowhere: {nowhere:#x}");
+    }
+}
+
+/// Refuses every place.
+struct Refusing;
+
+impl AddressMap for Refusing {
+    fn insert(&self, _: &BarPlace) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(17))
+    }
+
+    fn remove(&self, _: &BarPlace) {}
+}
+
+#[test]
+fn memslots_that_stayed_are_gone_when_another_map_refuses_the_place_and_memory_comes_back() {
+    let (nic, vm, _following) = staying();
+    let _refusing = nic.follow(Arc::new(Refusing)).expect("nothing is decoded");
+    write(&nic, COMMAND, &[2, 0]).expect_err("a place that is refused");
+    assert_eq!(nic.place(Space::Bar(0)), None);
+    assert_eq!(vm.map(), [], "the BAR is decoded nowhere");
+}
+
+#[test]
+fn memslots_that_stayed_are_gone_when_the_map_no_longer_follows() {
+    support::start();
+    let nic = PciDevice::builder(0x8086, 0x10d3).bar(0, Bar::memory(SIZE)).build().expect("a device");
+    let vm = Arc::new(Vm::default());
+    let slots = BarSlots::new(Space::Bar(0), Memslots::new(Arc::clone(&vm)));
+    let bar = Arc::new(halves(slots, &nic).stays_while_off());
+    let following = nic.follow(Arc::clone(&bar) as _).expect("nothing is decoded yet");
+    write(&nic, BAR0, &A.to_le_bytes()).expect("an address");
+    write(&nic, COMMAND, &[2, 0]).expect("on");
+    write(&nic, COMMAND, &[0, 0]).expect("off");
+    drop(following);
+    assert_eq!(vm.map(), [], "nobody tells it where the BAR is");
+    drop(bar);
 }

@@ -36,7 +36,7 @@ macro_rules! masked {
                 return unsafe { $long(dst, src, len) };
             }
             // SAFETY: the caller's contract.
-            if len > 0 && unsafe { $short(dst, src, len) } { len } else { 0 }
+            if len > 0 { unsafe { $short(dst, src, len) } } else { 0 }
         }
 
         /// More than a round.
@@ -45,8 +45,8 @@ macro_rules! masked {
             let mut done = 0;
             if len >= ALIGN_FROM {
                 done = dst.addr().wrapping_neg() % VECTOR;
-                // SAFETY: the caller's contract; `done` is less than `len`.
-                if done > 0 && !unsafe { $short(dst, src, done) } {
+                // SAFETY: the caller's contract; `done` is less than `len` and than a vector.
+                if done > 0 && unsafe { $short(dst, src, done) } < done {
                     return 0;
                 }
             }
@@ -55,9 +55,9 @@ macro_rules! masked {
             let moved = unsafe { $rounds(dst.wrapping_add(done), src.wrapping_add(done), whole) };
             done += moved;
             let rest = len - done;
-            // SAFETY: the caller's contract, for the rest.
-            if moved == whole && rest > 0 && unsafe { $short(dst.wrapping_add(done), src.wrapping_add(done), rest) } {
-                return len;
+            if moved == whole && rest > 0 {
+                // SAFETY: the caller's contract, for the rest.
+                done += unsafe { $short(dst.wrapping_add(done), src.wrapping_add(done), rest) };
             }
             done
         }
@@ -67,15 +67,16 @@ macro_rules! masked {
 masked!(masked_out, long_out, short_out, vectors_out);
 masked!(masked_in, long_in, short_in, vectors_in);
 
-/// 1 to 128 bytes by one or two moves of which the last is masked; false if one faulted, or would have been slow. `$load`
-/// and `$store` are the labels of the loads and stores, and `$side` the region's.
+/// 1 to 128 bytes by one or two moves of which the last is masked; returns how many were moved: not all if one faulted, none
+/// if one would have been slow. `$load` and `$store` are the labels of the loads and stores, `$side` is the region's, and
+/// `$first` what is moved when the second faults.
 macro_rules! short {
-    ($dst:ident, $src:ident, $len:ident, $side:literal, [$load_1:literal, $load_2:literal], [$store_1:literal, $store_2:literal]) => {{
+    ($dst:ident, $src:ident, $len:ident, $side:literal, $first:literal, [$load_1:literal, $load_2:literal], [$store_1:literal, $store_2:literal]) => {{
         let last = ($len - 1) / VECTOR * VECTOR;
         if !in_one_page($dst, last) || !in_one_page($src, last) {
-            return false;
+            return 0;
         }
-        let mask: u64;
+        let moved: usize;
         if last == 0 {
             // SAFETY: moves the `$len` bytes that the mask has, within the caller's contract.
             unsafe {
@@ -85,10 +86,10 @@ macro_rules! short {
                     concat!($load_1, " vmovdqu8 zmm16 {{k1}} {{z}}, [{src}]"),
                     concat!($store_1, " vmovdqu8 [{dst}] {{k1}}, zmm16"),
                     "3:",
-                    recovery!("20b" => "3b", set "{mask}" = "0", addr $side + "64"),
-                    mask = out(reg) mask,
+                    recovery!("20b" => "3b", set "{len}" = "0", addr $side + "64"),
+                    mask = out(reg) _,
                     all = in(reg) u64::MAX,
-                    len = in(reg) $len,
+                    len = inout(reg) $len => moved,
                     dst = in(reg) $dst,
                     src = in(reg) $src,
                     out("zmm16") _,
@@ -101,18 +102,19 @@ macro_rules! short {
             // SAFETY: moves 64 bytes and then those that the mask has, within the caller's contract.
             unsafe {
                 core::arch::asm!(
-                    "bzhi {mask}, {all}, {len}",
+                    "lea {mask}, [{len} - 64]",
+                    "bzhi {mask}, {all}, {mask}",
                     "kmovq k1, {mask}",
                     concat!($load_1, " vmovdqu8 zmm16, [{src}]"),
                     concat!($load_2, " vmovdqu8 zmm17 {{k1}} {{z}}, [{src} + 64]"),
                     concat!($store_1, " vmovdqu8 [{dst}], zmm16"),
                     concat!($store_2, " vmovdqu8 [{dst} + 64] {{k1}}, zmm17"),
                     "3:",
-                    recovery!("20b" => "3b", set "{mask}" = "0", addr $side + "128"),
-                    recovery!("21b" => "3b", set "{mask}" = "0", addr $side + "128"),
-                    mask = out(reg) mask,
+                    recovery!("20b" => "3b", set "{len}" = "0", addr $side + "128"),
+                    recovery!("21b" => "3b", set "{len}" = $first, addr $side + "128"),
+                    mask = out(reg) _,
                     all = in(reg) u64::MAX,
-                    len = in(reg) $len - last,
+                    len = inout(reg) $len => moved,
                     dst = in(reg) $dst,
                     src = in(reg) $src,
                     out("zmm16") _,
@@ -123,8 +125,7 @@ macro_rules! short {
                 );
             }
         }
-        // The mask has a bit for each byte, of which there is at least one.
-        mask != 0
+        moved
     }};
 }
 
@@ -132,16 +133,16 @@ macro_rules! short {
 ///
 /// As `memory_out`, the machine has masks, and `len` is 1 to 128.
 #[inline(always)]
-unsafe fn short_out(dst: *mut u8, src: *const u8, len: usize) -> bool {
-    short!(dst, src, len, "{src}", ["20:", "21:"], ["", ""])
+unsafe fn short_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    short!(dst, src, len, "{src}", "0", ["20:", "21:"], ["", ""])
 }
 
 /// # Safety
 ///
 /// As `memory_in`, the machine has masks, and `len` is 1 to 128.
 #[inline(always)]
-unsafe fn short_in(dst: *mut u8, src: *const u8, len: usize) -> bool {
-    short!(dst, src, len, "{dst}", ["", ""], ["20:", "21:"])
+unsafe fn short_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    short!(dst, src, len, "{dst}", "64", ["", ""], ["20:", "21:"])
 }
 
 /// # Safety
