@@ -40,7 +40,7 @@ type Doorbells = dyn Fn(u64) -> Result<IoEventFds, IoEventFdError> + Send + Sync
 /// let _following = nic.follow(Arc::new(bar))?;
 ///
 /// nic.write(Space::Config, 0x10, &0xe000_0000_u32.to_le_bytes()[..])?; // the guest
-/// nic.write(Space::Config, 4, &[2, 0])?; // the memslot is there
+/// nic.write(Space::Config, 4, &[2, 0][..])?; // the memslot is there
 /// # Ok(())
 /// # }
 /// ```
