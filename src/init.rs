@@ -14,6 +14,35 @@ use std::fmt;
 use std::sync::Arc;
 
 /// What a program will do with regions; see [`init`]. What every region needs is always included.
+///
+/// ```
+/// use revocable_mmio::{InitError, Missing, Need, Needs, init};
+///
+/// let needs = Needs::new().zap().detach().resets().block().all_ones(64 << 20).shared().ioeventfds();
+/// let ready = init(needs).or_else(|InitError { missing, .. }| {
+///     for Missing { need, source, .. } in missing {
+///         match need {
+///             Need::Zap | Need::Block => eprintln!("BARs are slower to revoke: {source}"),
+///             _ => eprintln!("{need:?}: {source}"),
+///         }
+///     }
+///     init(Needs::new()) // what every region needs
+/// })?;
+/// # drop(ready);
+/// # Ok::<(), InitError>(())
+/// ```
+///
+/// A monitor of the program's own, whose thread gets a seccomp filter of its own:
+/// ```
+/// use revocable_mmio::{Monitor, Needs, init};
+///
+/// if let Ok(monitor) = Monitor::with_threads(1) {
+///     monitor.on_thread_start(|| { /* seccomp(2) */ });
+///     let ready = init(Needs::new().monitor(monitor))?;
+///     assert!(ready.monitor().is_some());
+/// }
+/// # Ok::<(), revocable_mmio::InitError>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct Needs {
@@ -85,6 +114,18 @@ impl Needs {
 }
 
 /// What [`init`] has made. It stays made as long as this lives.
+///
+/// ```
+/// use revocable_mmio::pci::{Bar, PciDevice};
+/// use revocable_mmio::{Needs, init};
+///
+/// let ready = init(Needs::new().ioeventfds())?;
+/// assert!(ready.monitor().is_none(), "Zap was not asked for");
+/// let kicks = ready.io_event_loop().ok_or("asked for")?.clone();
+/// let nic = PciDevice::builder(0x8086, 0x10d3).bar(0, Bar::memory(0x20000)).io_event_loop(kicks).build()?;
+/// # drop(nic);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "dropped at once, threads end and files are closed at once"]
 pub struct Ready {

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// ```
 /// # use nix::sys::eventfd::EventFd;
 /// use revocable_mmio::Region;
-/// use revocable_mmio::ioeventfd::{IoEvent, IoEventFds, SetIoEventFd, Width};
+/// use revocable_mmio::ioeventfd::{IoEvent, IoEventFdError, IoEventFds, SetIoEventFd, Width};
 /// use std::os::fd::AsFd;
 /// use std::sync::Arc;
 ///
@@ -41,10 +41,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// # let queue = EventFd::new()?;
 /// let bar = Region::builder(64 << 10).build()?;
 /// let doorbells = IoEventFds::new(Arc::new(Vm), &bar, 0xe000_0000)?;
+/// doorbells.on_error(|refused| eprintln!("a doorbell exits, or is heard: {refused}; see retry"));
 /// doorbells.add(0x1000, Width::Four, None, queue.as_fd())?;
 /// bar.disable()?; // withdrawn
+/// assert_eq!(doorbells.registered(), 0);
 /// doorbells.move_to(0xe800_0000)?; // the guest has written the BAR's address
 /// bar.enable()?; // registered again, there
+/// if doorbells.registered() == 0 {
+///     doorbells.retry()?; // what the hypervisor had refused
+/// }
+/// doorbells.remove(0x1000, Width::Four, None)?;
+/// let none = doorbells.remove(0x1000, Width::Four, None);
+/// assert!(matches!(none, Err(IoEventFdError::NotFound { offset: 0x1000 })));
 /// # Ok(())
 /// # }
 /// ```

@@ -25,6 +25,36 @@ pub enum Handled<'vcpu> {
 }
 
 /// Handles the exits of one vCPU.
+///
+/// ```no_run
+/// use kvm_ioctls::{VcpuExit, VcpuFd};
+/// use revocable_mmio::CancelToken;
+/// use revocable_mmio::kvm::{ExitError, ExitHandler, Handled, Memslots, WhenDisabled};
+///
+/// /// Runs a vCPU until it is stopped.
+/// fn run(slots: Memslots, mut vcpu: VcpuFd, mut kick: CancelToken) -> Result<(), ExitError> {
+///     let mut exits = ExitHandler::new(slots, WhenDisabled::Wait, kick);
+///     let mut open = false;
+///     loop {
+///         let handled = if open { exits.again(&mut vcpu)? } else { exits.handle(vcpu.run())? };
+///         open = match handled {
+///             Handled::Reenter => false,
+///             Handled::Again => true, // `again`, before the vCPU is entered
+///             Handled::Cancelled => {
+///                 println!("kicked while its access waited");
+///                 kick = CancelToken::new(); // and known to the thread that kicks
+///                 exits.set_cancel(kick);
+///                 true
+///             }
+///             Handled::Other(Ok(VcpuExit::Shutdown)) => return Ok(()),
+///             Handled::Other(exit) => {
+///                 println!("the VMM's own: {exit:?}");
+///                 false
+///             }
+///         };
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 pub struct ExitHandler {
     exits: Exits,

@@ -52,7 +52,7 @@ const TURN: Duration = Duration::from_millis(5);
 ///
 /// # Example
 /// ```
-/// use revocable_mmio::memslot::{Answer, Exits, Memslots, Retention, WhenDisabled};
+/// use revocable_mmio::memslot::{Answer, ExitError, Exits, Memslots, Retention, WhenDisabled};
 /// # use revocable_mmio::memslot::{SetMemslot, SlotMemory};
 /// use revocable_mmio::{CancelToken, MapOptions, OnDisabled, Region};
 /// use std::sync::Arc;
@@ -63,6 +63,29 @@ const TURN: Duration = Duration::from_millis(5);
 /// #     unsafe fn install(&self, _: &SlotMemory) -> std::io::Result<()> { Ok(()) }
 /// #     fn remove(&self, _: &SlotMemory) -> std::io::Result<()> { Ok(()) }
 /// # }
+/// /// An exit, as the hypervisor tells it.
+/// enum Exit<'a> {
+///     Load(u64, &'a mut [u8]),
+///     Store(u64, &'a [u8]),
+///     NoMemory(Option<u64>),
+///     NotEmulated,
+///     Io,
+/// }
+///
+/// fn answer(exits: &mut Exits, exit: Exit<'_>) -> Result<Answer, ExitError> {
+///     match exit {
+///         Exit::Load(gpa, data) => exits.mmio_read(gpa, data),
+///         Exit::Store(gpa, data) => exits.mmio_write(gpa, data),
+///         Exit::NoMemory(Some(gpa)) => exits.memory_fault(gpa),
+///         Exit::NoMemory(None) => exits.efault(),
+///         Exit::NotEmulated => exits.internal_error(),
+///         Exit::Io => {
+///             exits.other();
+///             Ok(Answer::NotOurs)
+///         }
+///     }
+/// }
+///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let bar = Region::builder(64 << 10).build()?;
 /// let mapping = Arc::new(bar.map(MapOptions::new().on_disabled(OnDisabled::AllOnes))?);
@@ -73,11 +96,16 @@ const TURN: Duration = Duration::from_millis(5);
 /// let mut exits = Exits::new(slots, WhenDisabled::UnsupportedRequest, CancelToken::new());
 /// bar.disable()?;
 /// let mut data = [0; 4]; // what the hypervisor gave with the exit
-/// match exits.mmio_read(0xe000_0010, &mut data)? {
+/// match answer(&mut exits, Exit::Load(0xe000_0010, &mut data))? {
 ///     Answer::Reenter => assert_eq!(data, [0xff; 4]), // completes the guest's load
-///     Answer::Cancelled => {}                         // asked again before the vCPU is entered
-///     Answer::NotOurs => {}                           // the VMM's own bus
+///     Answer::Cancelled => exits.set_cancel(CancelToken::new()), // and asks again before the vCPU is entered
+///     Answer::NotOurs => {} // the VMM's own bus
 /// }
+/// bar.enable()?;
+/// assert_eq!(answer(&mut exits, Exit::Store(0xe000_0010, &7_u32.to_le_bytes()))?, Answer::Reenter);
+/// assert_eq!(bar.owner().read::<u32>(0x10)?, 7);
+/// assert_eq!(answer(&mut exits, Exit::Load(0xd000_0000, &mut data))?, Answer::NotOurs);
+/// assert_eq!(answer(&mut exits, Exit::Io)?, Answer::NotOurs);
 /// # Ok(())
 /// # }
 /// ```

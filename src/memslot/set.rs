@@ -19,6 +19,30 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 /// A virtual machine's revocable memslots. Cheap to clone: clones are the same set.
+///
+/// ```
+/// use revocable_mmio::memslot::{MemslotError, Memslots, Retention};
+/// # use revocable_mmio::memslot::{SetMemslot, SlotMemory};
+/// use revocable_mmio::{MapOptions, OnDisabled, Region};
+/// use std::sync::Arc;
+/// # struct Vm;
+/// # #[allow(unsafe_code)]
+/// # impl SetMemslot for Vm {
+/// #     unsafe fn install(&self, _: &SlotMemory) -> std::io::Result<()> { Ok(()) }
+/// #     fn remove(&self, _: &SlotMemory) -> std::io::Result<()> { Ok(()) }
+/// # }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let slots = Memslots::new(Arc::new(Vm)); // with feature `kvm` a `kvm_ioctls::VmFd`
+/// slots.on_error(|error| eprintln!("the guest's accesses exit now: {error}"));
+///
+/// let bar = Region::builder(64 << 10).build()?;
+/// let mapping = Arc::new(bar.map(MapOptions::new().on_disabled(OnDisabled::AllOnes))?);
+/// let _slot = slots.add(1, 0xe000_0000, Arc::clone(&mapping), Retention::AllOnes)?;
+/// let second = slots.add(2, 0xe000_0000, mapping, Retention::AllOnes);
+/// assert!(matches!(second, Err(MemslotError::Overlap { other: 1, .. })));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Memslots {
     pub(super) shared: Arc<Set>,

@@ -10,6 +10,40 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// A mapping in the guest's physical address space. Dropping it takes the memslot out.
+///
+/// ```
+/// use revocable_mmio::memslot::{MemslotStats, Memslots, Retention};
+/// # use revocable_mmio::memslot::{SetMemslot, SlotMemory};
+/// use revocable_mmio::{MapOptions, OnDisabled, Region};
+/// use std::sync::Arc;
+/// # struct Vm;
+/// # #[allow(unsafe_code)]
+/// # impl SetMemslot for Vm {
+/// #     unsafe fn install(&self, _: &SlotMemory) -> std::io::Result<()> { Ok(()) }
+/// #     fn remove(&self, _: &SlotMemory) -> std::io::Result<()> { Ok(()) }
+/// # }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let bar = Region::builder(64 << 10).build()?;
+/// let mapping = Arc::new(bar.map(MapOptions::new().on_disabled(OnDisabled::AllOnes))?);
+/// let mut slot = Memslots::new(Arc::new(Vm)).add(1, 0xe000_0000, mapping, Retention::Remove)?;
+/// slot.log_dirty(true)?; // a live migration begins
+/// bar.disable()?;
+/// assert!(!slot.is_installed());
+/// assert!(slot.take_log_lost(), "any page may have been stored to");
+///
+/// slot.move_to(0xe800_0000)?; // the guest has written the BAR's address
+/// bar.enable()?;
+/// if !slot.is_installed() {
+///     slot.retry()?; // the hypervisor had refused it
+/// }
+/// assert_eq!((slot.slot(), slot.range()), (1, 0xe800_0000..0xe801_0000));
+///
+/// let MemslotStats { installs, removals, .. } = slot.stats();
+/// assert_eq!(installs, removals + 1);
+/// slot.remove()?; // what dropping it does, with the error
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "dropped at once, the memslot is taken out at once"]
 pub struct Memslot {
     set: Arc<dyn Neighbours>,

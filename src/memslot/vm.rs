@@ -49,7 +49,7 @@ impl SlotMemory {
 ///
 /// # impl Partition {
 /// #     unsafe fn map(&self, _gfn: u64, _host: u64, _size: u64, _writable: bool) -> io::Result<()> { Ok(()) }
-/// #     fn unmap(&self, _gfn: u64, _size: u64) -> io::Result<()> { Ok(()) }
+/// #     fn unmap(&self, _: std::ops::Range<u64>) -> io::Result<()> { Ok(()) }
 /// # }
 /// impl SetMemslot for Partition {
 ///     unsafe fn install(&self, memory: &SlotMemory) -> io::Result<()> {
@@ -58,7 +58,11 @@ impl SlotMemory {
 ///     }
 ///
 ///     fn remove(&self, memory: &SlotMemory) -> io::Result<()> {
-///         self.unmap(memory.gpa >> 12, memory.size)
+///         self.unmap(memory.range())
+///     }
+///
+///     fn changes_in_place(&self) -> bool {
+///         false // what is mapped must be unmapped first
 ///     }
 /// }
 /// ```

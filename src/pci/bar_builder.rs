@@ -12,6 +12,35 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// The description of a BAR, for [`PciBuilder::bar`](super::PciBuilder::bar).
+///
+/// ```
+/// use revocable_mmio::Backing;
+/// use revocable_mmio::pci::{Bar, PciDevice, PortIo, Space};
+/// use std::sync::Arc;
+///
+/// /// An index register, emulated.
+/// struct Ports;
+///
+/// impl PortIo for Ports {
+///     fn read(&self, offset: u64, into: &mut [u8]) {
+///         into.fill(offset as u8);
+///     }
+///     fn write(&self, offset: u64, bytes: &[u8]) {
+///         println!("{offset:#x}: {bytes:x?}");
+///     }
+/// }
+///
+/// let registers = Bar::memory(0x20000).at(0xe000_0000).exclude(0x1_0000..0x1_1000); // the MSI-X table
+/// let packets = Bar::memory(2 << 20).wide().prefetchable().backing(Backing::Memfd); // BARs 1 and 2
+/// let nic = PciDevice::builder(0x8086, 0x10d3).command(3).bar(0, registers).bar(1, packets);
+/// let nic = nic.bar(3, Bar::io(32, Arc::new(Ports))).build()?;
+/// let mut value = [0; 4];
+/// nic.read(Space::Bar(0), 0x1_0000, &mut value[..])?;
+/// assert_eq!(value, [0xff; 4], "excluded");
+/// nic.read(Space::Bar(3), 4, &mut value[..])?;
+/// assert_eq!(value, [4; 4]);
+/// # Ok::<(), revocable_mmio::pci::PciError>(())
+/// ```
 #[derive(Debug)]
 #[must_use]
 pub struct Bar {

@@ -45,6 +45,25 @@ impl BarType {
 }
 
 /// A base address register (two, for a BAR that is 64 bits wide), as last written.
+///
+/// ```
+/// use revocable_mmio::pci::{BarRegister, BarType};
+///
+/// let mut bar = BarRegister::new(BarType::Memory64, 0x4000);
+/// assert!(bar.kind().is_memory());
+/// assert_eq!(bar.address(), None, "no guest has written it");
+/// bar.write(0, &0xe000_0004_u32.to_le_bytes());
+/// bar.write(4, &1_u32.to_le_bytes());
+/// assert_eq!((bar.address(), bar.size()), (Some(0x1_e000_0000), 0x4000));
+///
+/// bar.write(4, &[0xff; 4]); // a size probe of the high half
+/// assert!(bar.is_sizing() && !bar.is_settled());
+/// assert_eq!((bar.address(), bar.written()), (None, 0xffff_ffff_e000_0004));
+///
+/// let mut rom = BarRegister::new(BarType::Rom, 0x800);
+/// rom.write(0, &0xf000_0001_u32.to_le_bytes());
+/// assert!(rom.is_enabled());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BarRegister {
     kind: BarType,

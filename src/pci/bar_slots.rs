@@ -21,7 +21,9 @@ type Doorbells = dyn Fn(u64) -> Result<IoEventFds, IoEventFdError> + Send + Sync
 /// [`stays_while_off`](Self::stays_while_off) says otherwise.
 ///
 /// ```
+/// # use revocable_mmio::ioeventfd::{IoEvent, SetIoEventFd};
 /// # use revocable_mmio::memslot::{SetMemslot, SlotMemory};
+/// use revocable_mmio::ioeventfd::IoEventFds;
 /// use revocable_mmio::memslot::{Memslots, Retention};
 /// use revocable_mmio::pci::{Bar, BarSlots, PciDevice, Space};
 /// use revocable_mmio::{MapOptions, OnDisabled};
@@ -32,15 +34,24 @@ type Doorbells = dyn Fn(u64) -> Result<IoEventFds, IoEventFdError> + Send + Sync
 /// #     unsafe fn install(&self, _: &SlotMemory) -> std::io::Result<()> { Ok(()) }
 /// #     fn remove(&self, _: &SlotMemory) -> std::io::Result<()> { Ok(()) }
 /// # }
+/// # impl SetIoEventFd for Vm {
+/// #     fn assign(&self, _: &IoEvent<'_>) -> std::io::Result<()> { Ok(()) }
+/// #     fn withdraw(&self, _: &IoEvent<'_>) -> std::io::Result<()> { Ok(()) }
+/// # }
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let nic = PciDevice::builder(0x8086, 0x10d3).bar(0, Bar::memory(0x20000)).build()?;
 /// let mapping = nic.map(Space::Bar(0), MapOptions::new().on_disabled(OnDisabled::AllOnes))?;
 /// let slots = Memslots::new(Arc::new(Vm)); // with feature `kvm` a `kvm_ioctls::VmFd`
 /// let bar = BarSlots::new(Space::Bar(0), slots).memslot(1, Arc::new(mapping), Retention::AllOnes);
+/// let bar = bar.stays_while_off(); // the guest's loads of disabled memory read ones, without an exit
+/// let device = nic.clone(); // held until `_following` is dropped
+/// let bar = bar.doorbells(move |gpa| {
+///     IoEventFds::new(Arc::new(Vm), device.region(Space::Bar(0)).expect("a memory BAR"), gpa) // and `add`
+/// });
 /// let _following = nic.follow(Arc::new(bar))?;
 ///
 /// nic.write(Space::Config, 0x10, &0xe000_0000_u32.to_le_bytes()[..])?; // the guest
-/// nic.write(Space::Config, 4, &[2, 0])?; // the memslot is there
+/// nic.write(Space::Config, 4, &[2, 0][..])?; // the memslot is there
 /// # Ok(())
 /// # }
 /// ```

@@ -17,6 +17,21 @@ use std::time::{Duration, Instant};
 
 /// A write to configuration space that was begun by [`PciDevice::begin_write`](super::PciDevice::begin_write). Dropping it
 /// does not call the write off: only its result is lost.
+///
+/// ```
+/// use revocable_mmio::CancelToken;
+/// use revocable_mmio::pci::{Bar, PciDevice};
+/// use std::time::Duration;
+///
+/// let nic = PciDevice::builder(0x8086, 0x10d3).command(2).bar(0, Bar::memory(0x20000)).build()?;
+/// let write = nic.begin_write(4, &[0, 0])?; // PCI_COMMAND: memory off
+/// let kick = CancelToken::new(); // cancelled to get the thread back
+/// while !write.wait_unless(&kick) { /* interrupts, and a new token */ }
+/// assert!(write.is_done() && write.wait_timeout(Duration::ZERO));
+/// assert!(matches!(write.result(), Some(Ok(()))));
+/// assert!(write.result().is_none(), "taken");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct BegunWrite(Arc<Completion>);
 
 pub(super) struct Completion {

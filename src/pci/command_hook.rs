@@ -7,6 +7,18 @@ pub(super) type CommandFn = dyn Fn(Command, Command) + Send + Sync;
 
 bitflags::bitflags! {
     /// PCI_COMMAND.
+    ///
+    /// ```
+    /// use revocable_mmio::pci::{Bar, Command, PciDevice, Space};
+    ///
+    /// let nic = PciDevice::builder(0x8086, 0x10d3).bar(0, Bar::memory(0x20000)).on_command(|before, now| {
+    ///     if (before ^ now).contains(Command::MASTER) {
+    ///         println!("DMA and MSI: {}", now.contains(Command::MASTER));
+    ///     }
+    /// });
+    /// nic.build()?.write(Space::Config, 4, &Command::MASTER.bits().to_le_bytes()[..])?;
+    /// # Ok::<(), revocable_mmio::pci::PciError>(())
+    /// ```
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct Command: u16 {
         /// The device decodes accesses to its I/O ports.

@@ -62,6 +62,23 @@ impl PciDevice {
     /// Users' code that it runs (a reset, notifiers, maps, an IOMMU) is not interrupted: for a thread that must not wait for
     /// that either, there is [`begin_write`](Self::begin_write).
     ///
+    /// ```
+    /// use revocable_mmio::MapOptions;
+    /// use revocable_mmio::pci::{Bar, PciDevice, Space};
+    /// use std::time::Duration;
+    ///
+    /// let nic = PciDevice::builder(0x8086, 0x10d3).command(2).bar(0, Bar::memory(0x20000)).build()?;
+    /// let mapping = nic.map(Space::Bar(0), MapOptions::new())?;
+    /// let bar = nic.region(Space::Bar(0)).ok_or("memory")?;
+    /// let pin = bar.pin(0..4096, revocable_mmio::fault::FaultFlags::NOWAIT)?;
+    /// let busy = nic.write_timeout(4, &[0, 0], Duration::from_millis(1)).unwrap_err();
+    /// assert_eq!(busy.errno(), 16); // EBUSY: memory is on, as before
+    /// drop(pin);
+    /// nic.write_timeout(4, &[0, 0], Duration::from_secs(5))?;
+    /// assert!(mapping.read::<u32>(0).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`write`](Self::write). If it gave up, EBUSY: the register is as before, and so is the memory.
     pub fn write_timeout(&self, offset: u64, bytes: &[u8], patience: Duration) -> Result<(), PciError> {

@@ -88,6 +88,31 @@ struct Decoded {
 }
 
 /// Follows the registers of a function. Its only state is what the function decodes now.
+///
+/// ```
+/// use revocable_mmio::pci::{BarPlace, BarRegister, BarType, Decode, Decoder, MemoryStep, Space, Steps};
+///
+/// let mut bar = BarRegister::new(BarType::Memory32, 0x4000);
+/// bar.write(0, &0xe000_0000_u32.to_le_bytes());
+/// let mut registers = Decode { command: 2, ..Decode::default() };
+/// registers.bars[0] = Some(bar);
+///
+/// let mut decoder = Decoder::default();
+/// let steps: Steps = decoder.steps(&registers);
+/// assert!(steps.memory == MemoryStep::Restore && steps.decodes_memory() && steps.leave().next().is_none());
+/// let refused: Vec<BarPlace> = steps.enter().filter(|place| place.address < 0xd000_0000).collect();
+/// decoder.take(&steps); // done
+/// refused.iter().for_each(|place| decoder.refuse(place.space));
+///
+/// assert_eq!(decoder.place(Space::Bar(0)).map(|place| place.address), Some(0xe000_0000));
+/// assert!(decoder.steps(&registers).is_nothing());
+///
+/// registers.power_state = 3; // D3hot
+/// let steps = decoder.steps(&registers);
+/// assert_eq!((steps.memory, steps.leave().count()), (MemoryStep::Revoke, 1));
+/// decoder.take(&steps);
+/// assert!(!decoder.decodes_memory() && decoder.places().next().is_none());
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decoder {
     now: Decoded,

@@ -47,6 +47,20 @@ impl PciDevice {
 
     /// [`read`](Self::read) for a caller with flags: with `RETRY_NOWAIT` it never waits.
     ///
+    /// ```
+    /// use revocable_mmio::fault::FaultFlags;
+    /// use revocable_mmio::pci::{Bar, PciDevice, PciError, Space};
+    ///
+    /// let nic = PciDevice::builder(0x8086, 0x10d3).command(2).bar(0, Bar::memory(0x20000)).build()?;
+    /// nic.write_with(Space::Bar(0), 8, &[7, 0, 0, 0][..], FaultFlags::NOWAIT)?;
+    /// let mut value = [0; 4];
+    /// match nic.read_with(Space::Bar(0), 8, &mut value[..], FaultFlags::NOWAIT) {
+    ///     Err(PciError::WouldBlock { .. }) => {} // a reset is under way: later
+    ///     done => assert_eq!((done?, value), (4, [7, 0, 0, 0])),
+    /// }
+    /// # Ok::<(), PciError>(())
+    /// ```
+    ///
     /// # Errors
     /// See [`PciError`].
     pub fn read_with<'a, B: Sink + ?Sized>(
@@ -135,6 +149,15 @@ impl PciDevice {
     /// zapped; pages that are mapped already go on reaching the memory meanwhile. Reads and writes by call, faults,
     /// ioeventfds and changes of state wait for the end of `work`. So `work` must touch the device's mappings by `try_`
     /// accesses only: a page fault there would wait for its end too.
+    ///
+    /// ```
+    /// use revocable_mmio::pci::{Bar, PciDevice, Space};
+    ///
+    /// let nic = PciDevice::builder(0x8086, 0x10d3).bar(0, Bar::memory(0x20000)).build()?; // memory is off
+    /// let table = 0x1_0000; // of MSI-X vectors
+    /// nic.privileged(|nic| nic.owner(Space::Bar(0)).map(|bar| bar.write(table, 0xfee0_0000_u32)))?.ok_or("memory")??;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Blocking
     /// Waits for single accesses and for changes of state.

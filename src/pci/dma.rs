@@ -23,6 +23,47 @@ use std::sync::atomic::AtomicPtr;
 /// An I/O address space whose mappings follow the revocation of their memory.
 ///
 /// It belongs to the process that made it: a forked child cannot change it, and dropping it there reaches no IOMMU.
+///
+/// ```
+/// # #![allow(unsafe_code)]
+/// use revocable_mmio::pci::{DmaAccess, DmaSegment, DmaSpace, Iommu, Unmapped, WhyUnmapped};
+/// use revocable_mmio::{MapOptions, Region};
+///
+/// /// 39 bits of I/O addresses, with pages of 4 KiB.
+/// struct Vtd;
+///
+/// impl Iommu for Vtd {
+///     fn map(&self, iova: u64, addr: *mut u8, len: usize, _: DmaAccess) -> std::io::Result<()> {
+///         Ok(println!("{iova:#x}: {len:#x} bytes at {addr:?}"))
+///     }
+///     fn unmap(&self, iova: u64, len: usize) {
+///         println!("{iova:#x}: {len:#x} bytes are out of reach");
+///     }
+///     fn ranges(&self) -> Vec<std::ops::RangeInclusive<u64>> {
+///         vec![0..=0xfedf_ffff, 0xfef0_0000..=(1 << 39) - 1] // without the interrupts
+///     }
+///     fn page_size(&self) -> usize {
+///         4096
+///     }
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let space = std::sync::Arc::new(DmaSpace::new(std::sync::Arc::new(Vtd)));
+/// let bar = Region::builder(64 << 10).disabled().build()?;
+/// let mapping = bar.map(MapOptions::new())?;
+/// let segments = [DmaSegment::device(&mapping, 0..64 << 10)];
+/// assert!(space.map_now(0xe000_0000, &segments, DmaAccess::ReadWrite).is_err(), "revoked");
+/// space.map(0xe000_0000, &segments, DmaAccess::ReadWrite)?; // mapped with `enable()`
+/// assert!(matches!(space.unmapped()[..], [Unmapped { why: WhyUnmapped::Revoked, .. }]));
+/// bar.enable()?;
+/// assert!(space.unmapped().is_empty());
+/// space.set_bus_master(false)?; // as `PciBuilder::bus_master` does it
+/// space.set_bus_master(true)?;
+/// space.retry()?; // what the IOMMU has refused
+/// assert_eq!(space.unmap(0xe000_0000, 64 << 10), 64 << 10);
+/// # Ok(())
+/// # }
+/// ```
 pub struct DmaSpace {
     iommu: Theirs<dyn Iommu>,
     /// By first I/O address. Locked for single looks and changes only: neither the IOMMU nor a region is called under it.

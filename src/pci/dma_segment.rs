@@ -65,6 +65,28 @@ impl<'a> DmaSegment<'a> {
 
     /// Memory that is never revoked: `len` bytes from `addr` on, whole pages.
     ///
+    /// ```
+    /// # #![allow(unsafe_code)]
+    /// # use revocable_mmio::pci::Iommu;
+    /// use revocable_mmio::pci::{DmaAccess, DmaSegment, DmaSpace};
+    /// use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
+    /// # struct Agrees;
+    /// # impl Iommu for Agrees {
+    /// #     fn map(&self, _: u64, _: *mut u8, _: usize, _: DmaAccess) -> std::io::Result<()> { Ok(()) }
+    /// #     fn unmap(&self, _: u64, _: usize) {}
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let iommu = std::sync::Arc::new(Agrees);
+    /// let ram = GuestRegionMmap::<()>::from_range(GuestAddress(0), 64 << 10, None)?;
+    /// let space = DmaSpace::new(iommu);
+    /// // SAFETY: the guest's RAM, which no reference points into. It is mapped until after `space` is dropped.
+    /// let segment = unsafe { DmaSegment::plain(ram.get_host_address(MemoryRegionAddress(0))?, 64 << 10) };
+    /// space.map(0, &[segment], DmaAccess::ReadWrite)?;
+    /// drop(space);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Safety
     /// As long as it is mapped in a [`DmaSpace`](super::DmaSpace), devices read it at any time, and write it if they are
     /// allowed to. Until it is unmapped it must be the caller's own memory, stay mapped, and have no reference to it that

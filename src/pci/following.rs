@@ -27,7 +27,7 @@ impl PciDevice {
     /// mappings stay as they are. Size probes move nothing, see [`Decoder`](super::Decoder).
     ///
     /// ```
-    /// use revocable_mmio::pci::{AddressMap, Bar, BarPlace, PciDevice, Space};
+    /// use revocable_mmio::pci::{AddressMap, Bar, BarPlace, Following, PciDevice, Space};
     /// use std::sync::{Arc, Mutex};
     ///
     /// #[derive(Default)]
@@ -46,7 +46,7 @@ impl PciDevice {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let nic = PciDevice::builder(0x8086, 0x10d3).bar(0, Bar::memory(0x20000)).build()?;
     /// let bus = Arc::new(MmioBus::default());
-    /// let _following = nic.follow(Arc::clone(&bus) as _)?;
+    /// let _following: Following = nic.follow(Arc::clone(&bus) as _)?;
     /// nic.write(Space::Config, 0x10, &0xe000_0000u32.to_le_bytes()[..])?;
     /// assert!(bus.0.lock().unwrap().is_empty(), "memory is off");
     /// nic.write(Space::Config, 4, &2u16.to_le_bytes()[..])?;
@@ -79,6 +79,31 @@ impl PciDevice {
     }
 
     /// Tries once more to enter the places that an [`AddressMap`] refused.
+    ///
+    /// ```
+    /// use revocable_mmio::pci::{AddressMap, Bar, BarPlace, PciDevice, PciError, Space};
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    ///
+    /// /// A bus with another device in the way, at first.
+    /// #[derive(Default)]
+    /// struct Bus(AtomicBool);
+    ///
+    /// impl AddressMap for Bus {
+    ///     fn insert(&self, _: &BarPlace) -> std::io::Result<()> {
+    ///         if self.0.swap(true, Ordering::Relaxed) { Ok(()) } else { Err(std::io::ErrorKind::AlreadyExists.into()) }
+    ///     }
+    ///     fn remove(&self, _: &BarPlace) {}
+    /// }
+    ///
+    /// let nic = PciDevice::builder(0x8086, 0x10d3).bar(0, Bar::memory(0x20000).at(0xe000_0000)).build()?;
+    /// let _following = nic.follow(Arc::new(Bus::default()))?;
+    /// assert!(matches!(nic.write(Space::Config, 4, &[2, 0][..]), Err(PciError::Place { .. })));
+    /// assert!(nic.place(Space::Bar(0)).is_none());
+    /// nic.retry_places()?; // the other device has gone
+    /// assert!(nic.place(Space::Bar(0)).is_some());
+    /// # Ok::<(), PciError>(())
+    /// ```
     ///
     /// # Errors
     /// The first that is refused again; the others are entered all the same.

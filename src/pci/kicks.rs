@@ -21,6 +21,24 @@ use std::thread::JoinHandle;
 /// [`PciBuilder::io_event_loop`](super::PciBuilder::io_event_loop). A clone is the same loop.
 ///
 /// It serves the process that made it: a forked child makes one of its own, and cannot use its parent's.
+///
+/// ```
+/// use nix::sys::eventfd::EventFd;
+/// use revocable_mmio::pci::{Bar, IoEventLoop, PciDevice, Space, Width};
+/// use std::os::fd::AsFd;
+///
+/// let kicks = IoEventLoop::manual()?; // `shared` has a thread of its own
+/// let nic = PciDevice::builder(0x8086, 0x10d3).command(2).bar(0, Bar::memory(0x20000));
+/// let nic = nic.io_event_loop(kicks.clone()).build()?;
+/// let queue = EventFd::new()?;
+/// nic.add_ioeventfd(0, 0x3818, Width::Four, 7, queue.as_fd())?;
+///
+/// queue.write(1)?;
+/// kicks.handle_ready()?; // once `kicks` polls readable
+/// assert_eq!(nic.owner(Space::Bar(0)).ok_or("memory")?.read::<u32>(0x3818)?, 7);
+/// nic.remove_ioeventfd(0, 0x3818, Width::Four, 7)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct IoEventLoop {
     core: Arc<LoopCore>,

@@ -26,6 +26,27 @@ impl DmaSpace {
     /// physical address at which it is decoded. The mapping in the IOMMU follows the BAR: it moves when the BAR moves, and
     /// is there only while the memory is.
     ///
+    /// ```
+    /// use revocable_mmio::MapOptions;
+    /// use revocable_mmio::pci::{Bar, DmaAccess, DmaSpace, Following, Iommu, PciDevice, Space};
+    /// use std::sync::Arc;
+    /// # struct Agrees;
+    /// # impl Iommu for Agrees {
+    /// #     fn map(&self, _: u64, _: *mut u8, _: usize, _: DmaAccess) -> std::io::Result<()> { Ok(()) }
+    /// #     fn unmap(&self, _: u64, _: usize) {}
+    /// # }
+    /// # let iommu = Arc::new(Agrees);
+    ///
+    /// let gpu = PciDevice::builder(0x10de, 0x2330).bar(0, Bar::memory(2 << 20)).build()?;
+    /// let mapping = gpu.map(Space::Bar(0), MapOptions::new())?;
+    /// let nics = Arc::new(DmaSpace::new(iommu)); // the I/O addresses of the NICs
+    /// let _following: Following = nics.follow_bar(&gpu, Space::Bar(0), mapping, DmaAccess::ReadWrite)?;
+    /// gpu.write(Space::Config, 0x10, &0xe000_0000_u32.to_le_bytes()[..])?;
+    /// gpu.write(Space::Config, 4, &[2, 0][..])?; // memory on: the NICs reach it at 0xe000_0000
+    /// assert_eq!(nics.unmap(0xe000_0000, 2 << 20), 2 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// The mapping is not one of the whole BAR (EINVAL), or the place where the BAR is decoded now cannot be mapped
     /// ([`PciError::Place`]). Later, the error is that of the write that moves the BAR, or enables its memory.

@@ -14,6 +14,20 @@ impl PciDevice {
     /// [`exit_low_power`](Self::exit_low_power). Calls still work, since a call wakes the device for its duration; an
     /// access through a mapping never wakes it. BARs stay decoded where they are.
     ///
+    /// ```
+    /// use revocable_mmio::MapOptions;
+    /// use revocable_mmio::pci::{Bar, PciDevice, Space};
+    ///
+    /// let nic = PciDevice::builder(0x8086, 0x10d3).command(2).bar(0, Bar::memory(0x20000)).build()?;
+    /// let mapping = nic.map(Space::Bar(0), MapOptions::new())?;
+    /// nic.enter_low_power()?;
+    /// assert!(nic.is_low_power() && mapping.read::<u32>(0).is_err());
+    /// nic.read(Space::Bar(0), 0, &mut [0; 4][..])?; // a call wakes it
+    /// nic.exit_low_power()?;
+    /// mapping.read::<u32>(0)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Blocking
     /// As [`Region::disable`](crate::Region::disable).
     ///

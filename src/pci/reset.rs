@@ -51,6 +51,22 @@ impl PciDevice {
     /// [`reset`](Self::reset) that gives up after `patience` if guards, pins or other changes hold it up. The reset itself,
     /// once begun, is not interrupted.
     ///
+    /// ```
+    /// use revocable_mmio::pci::{AfterFailedReset, Bar, PciDevice, PciError, ResetKind};
+    /// use std::time::Duration;
+    ///
+    /// let nic = PciDevice::builder(0x8086, 0x10d3).command(2).bar(0, Bar::memory(0x20000)).revoked_after_failed_reset();
+    /// let nic = nic.on_reset(|_, kind| if kind == ResetKind::Call { Err(std::io::Error::other("stuck")) } else { Ok(()) });
+    /// let nic = nic.build()?;
+    /// match nic.reset_timeout(Duration::from_secs(1)) {
+    ///     Err(PciError::Reset { now: AfterFailedReset::Revoked, .. }) => assert!(nic.has_failed()),
+    ///     Err(busy) => eprintln!("nothing was reset: {busy}"),
+    ///     Ok(()) => {}
+    /// }
+    /// # assert!(nic.has_failed());
+    /// # Ok::<(), PciError>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`reset`](Self::reset); and EBUSY: nothing was reset.
     pub fn reset_timeout(&self, patience: Duration) -> Result<(), PciError> {
@@ -72,6 +88,22 @@ impl PciDevice {
 }
 
 /// The functions that one reset of their bus reaches.
+///
+/// ```
+/// use revocable_mmio::pci::{Bar, Bus, PciDevice, PciError};
+///
+/// let function = |name| PciDevice::builder(0x8086, 0x10d3).name(name).bar(0, Bar::memory(0x20000)).build();
+/// let bus = Bus::new([function("port 0")?, function("port 1")?]);
+/// bus.hot_reset(
+///     |function| function.name().starts_with("port"), // may the caller reset it?
+///     |functions| functions.iter().try_for_each(|_| Ok(())), // by their owner's views
+/// )?;
+/// assert_eq!(bus.functions().len(), 2);
+///
+/// let shared = bus.with_foreign("0000:01:00.2");
+/// assert!(matches!(shared.hot_reset(|_| true, |_| Ok(())), Err(PciError::NotOwned { .. })));
+/// # Ok::<(), PciError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Bus {
     /// In the one order in which every bus takes its functions.

@@ -24,6 +24,50 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 /// A PCI device whose memory is revoked and given back as vfio-pci does it; see the [module](crate::pci).
 ///
 /// A clone is the same device. When the last one is dropped, the memory goes for good: mappings refuse.
+///
+/// ```
+/// use revocable_mmio::pci::{Bar, DmaSpace, IoEventLoop, PciBuilder, PciDevice, PciError, Space};
+/// use revocable_mmio::{MapOptions, Monitor, Strategy};
+/// use std::sync::Arc;
+///
+/// /// A NIC of PCI Express. Its reset clears the first register.
+/// fn describe() -> PciBuilder {
+///     PciDevice::builder(0x8086, 0x10d3)
+///         .name("nic")
+///         .subsystem(0x8086, 0xa01f)
+///         .class(0x02_00_00, 1)
+///         .bar(0, Bar::memory(0x20000))
+///         .rom(b"\x55\xaa")
+///         .power(0x40) // or `power_with_d1_d2`
+///         .express(0x50)
+///         .extended()
+///         .config(0x100, &[0x03, 0, 1, 0], &[]) // a capability, read-only
+///         .on_reset(|nic, _| nic.owner(Space::Bar(0)).map_or(Ok(()), |owner| owner.write(0, 0_u32)).map_err(std::io::Error::other))
+///         .revoked_after_failed_reset()
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let nic = describe().strategy(Strategy::Replace).command(2).build()?; // memory on
+/// let mapping = nic.map(Space::Bar(0), MapOptions::new())?;
+/// mapping.write(0, 7_u32)?;
+/// nic.reset()?;
+/// assert_eq!(mapping.read::<u32>(0)?, 0);
+///
+/// nic.write(Space::Config, 4, &[0, 0][..])?; // the guest clears PCI_COMMAND.MEM
+/// assert!(!nic.is_memory_enabled() && mapping.read::<u32>(0).is_err());
+/// let error: PciError = nic.read(Space::Bar(0), 0, &mut [0; 4][..]).unwrap_err();
+/// assert_eq!(error.errno(), 5); // EIO, as vfio-pci returns it
+/// nic.write(Space::Config, 0x44, &[3, 0][..])?;
+/// assert_eq!((nic.name(), nic.power_state()), ("nic", 3));
+/// assert_eq!(nic.region(Space::Bar(0)).map(|bar| bar.stats().pins), Some(0));
+///
+/// /// The same as a virtual function, with what a process has already.
+/// fn virtual_nic(monitor: Monitor, kicks: IoEventLoop, dma: Arc<DmaSpace>) -> Result<PciDevice, PciError> {
+///     describe().virtual_function().monitor(monitor).io_event_loop(kicks).bus_master(dma).build()
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct PciDevice {
     pub(super) device: Arc<Device>,

@@ -15,6 +15,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// queue.owner().fill(0, 0, queue.len())?; // pages that the file has
 /// let mapping = queue.map(MapOptions::new())?;
 /// mapping.write(0, 1_u8)?;
+/// while queue.stats().pages_mapped == 0 {
+///     std::thread::yield_now(); // counted after the thread goes on
+/// }
 /// assert_eq!(queue.stats().pages_mapped, (queue.len() / queue.page_size()) as u64); // by one fault
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -170,6 +170,17 @@ impl RegionBuilder {
     ///
     /// Every region over a file that can't be written is one, whether asked for or not, and its owner's view refuses
     /// stores. Zap is not possible there: userfaultfd registers only memory that could be written.
+    ///
+    /// ```
+    /// use revocable_mmio::{MapOptions, Region};
+    ///
+    /// let rom = Region::builder(64 << 10).read_only().build()?;
+    /// rom.owner().write(0, 0xaa55_u16)?;
+    /// assert!(!rom.is_writable());
+    /// assert!(rom.map(MapOptions::new()).is_err());
+    /// assert_eq!(rom.map(MapOptions::new().read_only())?.read::<u16>(0)?, 0xaa55);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
@@ -184,6 +195,19 @@ impl RegionBuilder {
     ///
     /// It gets the region's file, and must return soon: a `disable()` that drops the device waits for it. It must not use
     /// this region. A panic counts as true.
+    ///
+    /// ```
+    /// use revocable_mmio::Region;
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    ///
+    /// let on = Arc::new(AtomicBool::new(true)); // of a real device: its register, see `vfio::MemoryBit`
+    /// let asked = Arc::clone(&on);
+    /// let bar = Region::builder(64 << 10).memory_enabled(move |_| asked.load(Ordering::Relaxed)).build()?;
+    /// on.store(false, Ordering::Relaxed); // the device turns itself off
+    /// assert!(bar.pin(0..4096, revocable_mmio::fault::FaultFlags::NOWAIT).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Signal safety
     /// An access in a signal handler calls it there.

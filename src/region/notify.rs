@@ -49,6 +49,14 @@ pub type NotifyError = Box<dyn Error + Send + Sync>;
 ///         iommu_map(self.iova + range.start as u64, range.len())?; // an error is counted, and stops nothing
 ///         Ok(())
 ///     }
+///
+///     fn before_reset(&self, range: Range<usize>) -> Result<(), NotifyError> {
+///         self.before_revoke(range) // as by default: DMA must not reach a device under reset
+///     }
+///
+///     fn stays_revoked(&self, _: Range<usize>) -> Result<(), NotifyError> {
+///         Ok(println!("out of the IOMMU until enable()"))
+///     }
 /// }
 /// # fn iommu_unmap(_: u64, _: usize) -> Result<(), std::io::Error> { Ok(()) }
 /// # fn iommu_map(_: u64, _: usize) -> Result<(), std::io::Error> { Ok(()) }

@@ -102,6 +102,39 @@ impl Area {
 }
 
 /// A BAR of a vfio device, as regions that are revoked together. See the [module](crate::vfio).
+///
+/// ```
+/// use nix::sys::memfd::{MFdFlags, memfd_create};
+/// use revocable_mmio::vfio::{Area, MemoryBit, RegionFlags, RegionInfo, VfioBar, VfioBarBuilder, VfioError};
+/// use revocable_mmio::{MapOptions, OnRevoke};
+/// use std::os::fd::{AsFd, BorrowedFd};
+///
+/// /// Lets accesses see that a real device has turned itself off.
+/// fn of_real(builder: VfioBarBuilder, device: BorrowedFd<'_>) -> Result<VfioBar, VfioError> {
+///     builder.memory_bit(MemoryBit::of(device)?).build(device)
+/// }
+///
+/// // Stands for a device of vfio, which is opened from it again.
+/// let device = std::fs::File::from(memfd_create("bar", MFdFlags::empty())?);
+/// device.set_len(0x4000)?;
+/// let info = RegionInfo::new(0, 0x4000, RegionFlags::READ | RegionFlags::WRITE | RegionFlags::MMAP);
+/// let builder: VfioBarBuilder = VfioBar::builder(info).name("nic BAR0").on_revoke(OnRevoke::Drop);
+/// let bar = builder.disabled().build(device.as_fd())?;
+/// assert_eq!((bar.size(), bar.areas().len()), (0x4000, 1));
+/// let area: &Area = &bar.areas()[0];
+/// assert_eq!((area.range(), area.region().len()), (0..0x4000, 0x4000));
+///
+/// let registers = bar.region().ok_or("mapped as a whole")?.map(MapOptions::new())?;
+/// bar.supply(device.as_fd())?; // a disabled bar that drops its device holds none
+/// bar.group().enable()?;
+/// registers.write(0, 7_u32)?;
+/// bar.group().disable()?; // nothing holds the device now
+/// assert!(registers.read::<u32>(0).is_err());
+/// bar.supply(device.as_fd())?; // opened again
+/// bar.group().enable()?;
+/// assert_eq!(registers.read::<u32>(0)?, 7);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct VfioBar {
     size: u64,

@@ -13,6 +13,43 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// A PCI device of the kernel's vfio, by its descriptor. It holds the descriptor, and so the device; a clone is the same.
+///
+/// ```no_run
+/// use revocable_mmio::vfio::{Function, MemoryBit, VfioDevice, VfioError};
+/// use revocable_mmio::MapOptions;
+/// # use std::os::fd::{AsFd, OwnedFd};
+/// # fn open() -> OwnedFd { unimplemented!() }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let device = VfioDevice::new(open())?; // `virtual_function()` if it is one
+/// let bar = device.bar(0)?.build(device.as_fd())?;
+/// let mapping = bar.region().ok_or("the whole BAR can be mapped")?.map(MapOptions::new())?;
+///
+/// let mut command = [0; 2];
+/// device.read_config(4, &mut command)?;
+/// device.write_config(4, &[command[0] | 2, command[1]])?; // memory on
+/// assert!(device.is_memory_enabled() && device.config_size() >= 256);
+///
+/// if device.can_be_reset()? {
+///     bar.group().reset(|_| device.reset().map_err(std::io::Error::other))?; // accesses wait meanwhile
+/// } else {
+///     for Function { group, bus, devfn, .. } in device.hot_reset_functions()? {
+///         println!("the bus's reset reaches {bus:02x}:{devfn:02x} of group {group}");
+///     }
+/// }
+///
+/// device.enter_low_power()?; // the kernel revokes
+/// assert!(mapping.read::<u32>(0).is_err());
+/// let memory: &MemoryBit = device.memory_bit();
+/// assert!(!memory.is_on(device.as_fd()));
+/// device.exit_low_power()?;
+///
+/// /// A device of another library's descriptor: its registers only.
+/// fn registers(device: std::os::fd::BorrowedFd<'_>) -> Result<MemoryBit, VfioError> {
+///     Ok(MemoryBit::of(device)?.virtual_function())
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct VfioDevice {
     fd: Arc<OwnedFd>,

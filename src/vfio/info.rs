@@ -23,6 +23,23 @@ bitflags::bitflags! {
 }
 
 /// A region of a device, as `VFIO_DEVICE_GET_REGION_INFO` describes it.
+///
+/// ```
+/// use revocable_mmio::vfio::{RegionFlags, RegionInfo, VfioError};
+///
+/// let flags = RegionFlags::READ | RegionFlags::WRITE | RegionFlags::MMAP;
+/// let bar = RegionInfo::new(0, 0x4000, flags);
+/// assert_eq!((bar.offset(), bar.size(), bar.flags()), (0, 0x4000, flags));
+/// assert_eq!(bar.mappable(4096), [0..0x4000]);
+/// let bar = bar.with_areas([0..0x1000, 0x2800..0x4000]); // the MSI-X table is in between
+/// assert_eq!(bar.mappable(4096), [0..0x1000, 0x3000..0x4000]);
+/// assert!(matches!(RegionInfo::parse(&[0; 8]), Err(VfioError::Reply { .. })), "too short");
+///
+/// /// The BAR of a device.
+/// fn first_bar(device: std::os::fd::BorrowedFd<'_>) -> Result<RegionInfo, VfioError> {
+///     RegionInfo::ask(device, 0)
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegionInfo {
     offset: u64,

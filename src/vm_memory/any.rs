@@ -11,6 +11,25 @@ use ::vm_memory::{
 use std::sync::atomic::Ordering;
 
 /// Ordinary guest memory or a revocable region: the region type of a collection that has both.
+///
+/// ```
+/// use revocable_mmio::vm_memory::{AnyRegion, Recoverable, RevocableRegion};
+/// use revocable_mmio::{MapOptions, Region};
+/// use std::sync::Arc;
+/// use vm_memory::{Bytes, GuestAddress, GuestRegionCollection, GuestRegionMmap};
+///
+/// let bar = Region::builder(64 << 10).build()?;
+/// let bar_memory = RevocableRegion::new(GuestAddress(0x1_0000), Arc::new(bar.map(MapOptions::new())?))?;
+/// let ram = GuestRegionMmap::<()>::from_range(GuestAddress(0), 64 << 10, None)?;
+/// let memory = GuestRegionCollection::from_regions(vec![AnyRegion::Ram(ram), AnyRegion::Revocable(bar_memory)])?;
+///
+/// memory.write_slice(&[7; 16], GuestAddress(0xfff8))?; // across the border
+/// bar.disable()?;
+/// assert_eq!(memory.read_obj::<u64>(GuestAddress(0xfff8))?, u64::from_ne_bytes([7; 8]));
+/// assert!(memory.read_obj::<u64>(GuestAddress(0x1_0000)).is_err());
+/// assert!(Recoverable(&memory).write_slice(&[0; 16], GuestAddress(0xfff8)).is_err(), "not as a whole");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub enum AnyRegion<R: GuestMemoryRegion> {
     /// Memory that is always there, of any backend.

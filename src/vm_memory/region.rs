@@ -12,6 +12,29 @@ use ::vm_memory::{
 use std::sync::Arc;
 
 /// A [`Mapping`] as a region of guest memory, with a bitmap of the bytes that were written through it.
+///
+/// ```
+/// use revocable_mmio::vm_memory::{RegionError, RevocableRegion};
+/// use revocable_mmio::{MapOptions, Region};
+/// use std::num::NonZeroUsize;
+/// use std::sync::Arc;
+/// use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryRegion, MemoryRegionAddress};
+///
+/// let bar = Region::builder(64 << 10).build()?;
+/// let mapping = Arc::new(bar.map(MapOptions::new())?);
+/// let bitmap = AtomicBitmap::new(64 << 10, NonZeroUsize::new(4096).ok_or("no page")?);
+/// let region = RevocableRegion::with_bitmap(GuestAddress(0xe000_0000), Arc::clone(&mapping), bitmap)?;
+/// region.write_obj(7_u32, MemoryRegionAddress(0x2000))?;
+/// assert!(GuestMemoryRegion::bitmap(&region).dirty_at(0x2000));
+/// assert_eq!(region.mapping().read::<u32>(0x2000)?, 7);
+///
+/// bar.disable()?;
+/// assert!(region.get_slice(MemoryRegionAddress(0), 4).is_err());
+/// let too_high = RevocableRegion::new(GuestAddress(u64::MAX - 4095), mapping);
+/// assert!(matches!(too_high, Err(RegionError::TooHigh { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct RevocableRegion<B = ()> {
     start: GuestAddress,
