@@ -6,6 +6,7 @@ use super::config::ConfigSpace;
 use super::decode::Steps;
 use super::error::PciError;
 use super::regs::*;
+use super::space::Space;
 use super::state::{Device, PciDevice, Reach, TurnGuard};
 use crate::protocol::{Changes, State, WaitFor};
 use crate::raw::signal::{self, SignalError};
@@ -44,6 +45,10 @@ impl Device {
             write(&mut written);
             (config.command(), written.command(), config.decoded.steps(&written.decode(self.ungated())))
         };
+        if patience == Patience::Never && self.dma.is_some() && is.difference(was).contains(Command::MASTER) {
+            // Memory is mapped for DMA then, which waits for regions that are busy.
+            return Err(PciError::WouldBlock { space: Space::Config, offset: COMMAND as u64 });
+        }
         let from = self.reach();
         let to = Reach { decoding: steps.decodes_memory(), low_power };
         if from != to && !to.mapped() {

@@ -74,7 +74,8 @@ impl PciDevice {
     }
 
     /// [`write`](Self::write) for a caller with flags: with `RETRY_NOWAIT` it waits for no guard, pin, access or other change
-    /// of the device, in configuration space either, and begins no reset. What the write has to do (revoke memory, tell
+    /// of the device, in configuration space either. It begins no reset, and does not let a device with a
+    /// [`DmaSpace`](crate::pci::DmaSpace) of its own become a bus master, since that maps memory. What the write has to do (revoke memory, tell
     /// notifiers and maps) it does; [`begin_write`](Self::begin_write) leaves that to another thread. Without that flag a
     /// write to configuration space waits as `write` does.
     ///

@@ -4,6 +4,8 @@ mod refused;
 
 use crate::support;
 use crate::support::watchdog::Watchdog;
+use nix::libc;
+use revocable_mmio::fault::FaultFlags;
 use revocable_mmio::pci::{
     Bar, Command, DmaAccess, DmaSegment, DmaSpace, Iommu, PciDevice, PciError, Space, WhyUnmapped,
 };
@@ -167,6 +169,10 @@ fn no_dma_reaches_anything_while_the_device_is_no_bus_master() {
     space.map(B, &[whole(&mapping)], DmaAccess::Read).expect("accepted");
     assert_eq!((table.mapped(), noted()), (vec![], vec![]));
     assert_eq!(reasons(&space), [(A, "no master"), (B, "no master")]);
+    // Mapping memory waits for regions that are busy, so a caller that must not wait does not begin it.
+    let nowait = device.write_with(Space::Config, 4, &4_u16.to_le_bytes()[..], FaultFlags::NOWAIT);
+    assert_eq!(nowait.map_err(|e| e.errno()), Err(libc::EAGAIN));
+    assert_eq!((device.command(), table.mapped()), (0, vec![]));
     command(&device, 4).expect("a master");
     assert_eq!((table.mapped(), noted()), (vec![A, B], vec![('+', 4), ('+', 4)]));
     // Memory that comes back meanwhile does not.
