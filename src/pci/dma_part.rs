@@ -118,8 +118,10 @@ impl DmaPart {
         let offset = mapping.served.offset.0;
         let in_region = offset + range.start..offset + range.end;
         loop {
-            let pin = match mapping.served.region.pin_elsewhere(in_region.clone(), &Caller::new(FaultFlags::WAIT)) {
-                Err(PinError::Disabled) if revoked == Revoked::Later => return Ok(()),
+            let region = &mapping.served.region;
+            let pin = match region.pin_elsewhere(in_region.clone(), &Caller::new(FaultFlags::WAIT)) {
+                // But no `enable()` follows where the device has turned its memory off by itself.
+                Err(PinError::Disabled) if revoked == Revoked::Later && !region.is_off() => return Ok(()),
                 pin => pin.map_err(|e| match e {
                     PinError::Disabled => bad("its memory is revoked"),
                     PinError::Reentrant => PciError::Reentrant,

@@ -5,7 +5,9 @@
 //! store's value comes out of a `black_box` for the same reason.
 #![expect(unsafe_code, reason = "raw accesses to compare with")]
 
+mod copies;
 #[expect(dead_code, reason = "each bench needs a part of it")]
+#[path = "../support/mod.rs"]
 mod support;
 
 use arc_swap::ArcSwap;
@@ -30,7 +32,7 @@ const PAUSE: Duration = Duration::ZERO;
 fn main() {
     let mut samples = Samples::default();
     single(&mut samples);
-    copies(&mut samples);
+    copies::measure(&mut samples);
     failing(&mut samples);
     samples.table("one access");
     let mut ratios = Ratios::default();
@@ -48,7 +50,7 @@ fn main() {
     ] {
         ratios.of(&samples, &format!("access.{of}/{to}"), of, to, at_most);
     }
-    for (size, len, shape) in copied() {
+    for (size, len, shape) in copies::copied() {
         let at_most = Some(if len < 4 << 10 { 1.15 } else { 1.03 });
         for way in ["out", "in"] {
             let (of, to) = (format!("copy_{way}_{size}{shape}"), format!("memcpy_{way}_{size}{shape}"));
@@ -201,67 +203,6 @@ fn single(samples: &mut Samples) {
 #[cold]
 fn refused() -> ! {
     panic!("an enabled region refused");
-}
-
-/// What is copied: sizes, and whether both sides are aligned like a page or neither is.
-fn copied() -> impl Iterator<Item = (&'static str, usize, &'static str)> {
-    const SIZES: [(&str, usize); 8] = [
-        ("64", 64),
-        ("256", 256),
-        ("1k", 1 << 10),
-        ("4k", 4 << 10),
-        ("16k", 16 << 10),
-        ("64k", 64 << 10),
-        ("1m", 1 << 20),
-        ("16m", 16 << 20),
-    ];
-    SIZES.into_iter().flat_map(|(size, len)| [(size, len, ""), (size, len, "_unaligned")])
-}
-
-fn copies(samples: &mut Samples) {
-    let (_region, mapping) = stamped();
-    for (size, len, shape) in copied() {
-        // Unlike each other too, so that no way of copying has both sides aligned after some bytes.
-        let (ours, theirs) = if shape.is_empty() { (0, 0) } else { (13, 24 + PAGE / 2) };
-        let at = mapping.as_ptr().wrapping_add(ours);
-        // One buffer for both sides, because its place in memory matters more than the code.
-        let mut memory = vec![0_u8; len + 2 * PAGE];
-        let skip = memory.as_ptr().align_offset(PAGE) + theirs;
-        let buffer = std::cell::RefCell::new(&mut memory[skip..][..len]);
-        let mut contest = Contest::new("copy", PAUSE);
-        contest.many(&format!("memcpy_out_{size}{shape}"), TURN, |n| {
-            let buffer = &mut **buffer.borrow_mut();
-            for _ in 0..n {
-                // SAFETY: inside the mapping; the buffer is as long.
-                unsafe { std::ptr::copy_nonoverlapping(black_box(at), buffer.as_mut_ptr(), black_box(len)) };
-                black_box(&mut *buffer);
-            }
-        });
-        contest.many(&format!("copy_out_{size}{shape}"), TURN, |n| {
-            let buffer = &mut **buffer.borrow_mut();
-            for _ in 0..n {
-                mapping.read_slice(black_box(ours), buffer).expect("an enabled region");
-                black_box(&mut *buffer);
-            }
-        });
-        contest.many(&format!("memcpy_in_{size}{shape}"), TURN, |n| {
-            let buffer = &**buffer.borrow();
-            for _ in 0..n {
-                // SAFETY: inside the mapping, writable; the buffer is as long.
-                unsafe { std::ptr::copy_nonoverlapping(black_box(buffer.as_ptr()), at, black_box(len)) };
-            }
-        });
-        contest.many(&format!("copy_in_{size}{shape}"), TURN, |n| {
-            let buffer = &**buffer.borrow();
-            for _ in 0..n {
-                mapping.write_slice(black_box(ours), black_box(buffer)).expect("an enabled region");
-            }
-        });
-        contest.run(pick(200, 20), samples);
-        drop(contest);
-        let stamp = STAMP.to_ne_bytes();
-        assert!(buffer.borrow().iter().enumerate().all(|(i, byte)| *byte == stamp[(i + ours) % 8]), "copied as it was");
-    }
 }
 
 /// Accesses to a region that is disabled.
