@@ -93,7 +93,7 @@ fn the_stats_and_the_refusals_name_who_holds_guards() {
         let error = region.disable_timeout(A_WHILE).expect_err("a guard is held");
         assert!(error.to_string().contains(&format!("thread {tid}: 2 for at least")), "{error}");
         let RevokeError::TimedOut { waited, holders } = error else { panic!("{error}") };
-        assert!(waited >= A_WHILE && holders.guards[0].held_for_at_least >= A_WHILE, "{waited:?} {holders:?}");
+        assert!(waited >= A_WHILE / 2 && holders.guards[0].held_for_at_least >= A_WHILE / 2, "{waited:?} {holders:?}");
         assert!(region.is_enabled());
         assert_eq!(mapping.read::<u8>(0), Ok(0), "given up: all is as before");
         drop(end);
