@@ -6,7 +6,7 @@ use crate::support::watchdog::Watchdog;
 use revocable_mmio::fault::{FaultFlags, NoLock};
 use revocable_mmio::pci::{Bar, DmaAccess, DmaSegment, DmaSpace, Iommu, PciDevice, PortIo, Space};
 use revocable_mmio::{
-    FaultQueue, FaultToken, InvalidateNotifier, MapOptions, NotifyError, Pin, ResetGroup, Strategy, Submitted,
+    FaultQueue, FaultToken, InvalidateNotifier, MapOptions, NotifyError, Pin, ResetGroup, Strategy, Submitted, Support,
 };
 use std::any::Any;
 use std::collections::HashMap;
@@ -113,6 +113,8 @@ fn fine_or<T, E: Debug>(answer: Result<T, E>) -> Option<T> {
                 "WouldBlock",
                 "Busy",
                 "Disabled",
+                // Of a fault, the same.
+                "Sigbus",
                 "NoReset",
                 "LowPower",
                 "revoked",
@@ -183,16 +185,24 @@ pub(super) fn world(place: &str, code: &Arc<Code>, strategy: Strategy) -> Option
         "memslot" => {
             use revocable_mmio::memslot::{Memslots, Retention};
             let slots = Memslots::new(Arc::new(user()));
-            let slot = slots.add(0, 1 << 32, Arc::clone(&mapping), Retention::Remove).expect("it is added");
-            dropped.push(Box::new(slot));
+            let added = slots.add(0, 1 << 32, Arc::clone(&mapping), Retention::Remove);
+            if added.is_err() && !Support::current().sees_kernel_faults() {
+                // Under Zap, without a userfaultfd for a vCPU's faults.
+                return None;
+            }
+            dropped.push(Box::new(added.expect("it is added")));
         }
         "memslot's error" => {
             use revocable_mmio::memslot::{Memslots, Retention};
             let slots = Memslots::new(Arc::new(super::memslots::Refuses::default()));
             let code = Arc::clone(code);
             slots.on_error(move |_| code.run());
-            let slot = slots.add(0, 1 << 32, Arc::clone(&mapping), Retention::Remove).expect("it is added");
-            dropped.push(Box::new(slot));
+            let added = slots.add(0, 1 << 32, Arc::clone(&mapping), Retention::Remove);
+            if added.is_err() && !Support::current().sees_kernel_faults() {
+                // Under Zap, without a userfaultfd for a vCPU's faults.
+                return None;
+            }
+            dropped.push(Box::new(added.expect("it is added")));
         }
         "ioeventfd" => {
             use revocable_mmio::ioeventfd::{IoEventFds, Width};
