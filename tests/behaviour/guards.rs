@@ -42,6 +42,9 @@ fn while_disable_waits(region: &Region, mapping: &Mapping, holder: impl FnOnce()
     thread::scope(|scope| {
         let access = mapping.try_access().expect("enabled");
         let disabler = scope.spawn(|| region.disable());
+        let is_shut =
+            || thread::scope(|scope| scope.spawn(|| mapping.try_access().map(drop)).join()).expect("no panic");
+        support::eventually("it waits for the guard", || is_shut().is_err());
         thread::sleep(A_WHILE);
         assert!(!disabler.is_finished(), "it does not wait for the guard");
         holder();

@@ -193,6 +193,8 @@ pub(crate) fn advices(s: &mut Suite, mapping: &Mapping) {
     s.row("MADV_DONTFORK / MADV_DOFORK", format!("{dont} / {}", advise(at(0xa000), 4096, libc::MADV_DOFORK)));
     advise(at(0xa000), 4096, libc::MADV_DONTFORK);
     let pipe = Pipe::new();
+    // Faulted in by a load: the faults of system calls take rights that not every process has.
+    mapping.read::<u32>(0xa040).expect("enabled");
     // SAFETY: the kernel checks the argument's address, to which it writes a number.
     let asked = sys(unsafe { libc::ioctl(pipe.0.as_raw_fd(), libc::FIONREAD, at(0xa040)) } as isize);
     s.row("enabled: ioctl with its argument in the BAR (GET_REGION_INFO)", asked);
