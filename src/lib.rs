@@ -34,13 +34,15 @@
 //! | be told of a change | [`InvalidateNotifier`], [`Subscription`] |
 //! | change several regions together | [`ResetGroup`] |
 //! | take it away from other processes too | [`RegionBuilder::shared`], [`Region::share`], [`Strategy::Withdraw`] |
-//! | emulate a PCI device | [`pci`] |
-//! | use vCPUs, virtio queues, drivers | the features `kvm`, `vm-memory`, `safe-mmio` |
+//! | emulate a PCI device, or revoke a real one's BARs | [`pci`]; the feature `vfio` |
+//! | have it in a guest's memory map | [`memslot`], [`ioeventfd`]; the feature `kvm` |
+//! | use virtio queues, drivers | the features `vm-memory`, `safe-mmio` |
+//! | start before a sandbox closes | [`init`](crate::init()) |
 //! | choose who resolves faults | [`Monitor`], [`FaultAround`], [`Strategy`] |
 //! | find out what this machine can do, and what happened | [`Support`], [`RegionStats`], [`MonitorStats`] |
 //! | have signal handlers of your own | [`signal`] |
 //!
-//! SECURITY.md in the repository has what is a boundary and what is not; SECCOMP.md the system calls of each kind of thread.
+//! The [`guide`] has a page for each of these. SECURITY.md in the repository has what is a boundary and what is not; SECCOMP.md the system calls of each kind of thread.
 //!
 //! # What it costs
 //!
