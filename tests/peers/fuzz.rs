@@ -51,17 +51,10 @@ fn the_corpus_does_what_its_model_does() {
     }
 }
 
-/// The binary has its own copy of the corpus, as it also runs where the sources are not.
 #[test]
 fn every_file_of_the_corpus_is_tried() {
     support::start();
-    let Ok(files) = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/peers/fuzz/corpus")) else {
-        support::skip("the sources are not here", false);
-        return;
-    };
-    let mut names: Vec<_> = files.flatten().map(|file| file.file_name().into_string().expect("a name")).collect();
-    names.sort();
-    assert_eq!(names, CORPUS.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+    support::fuzz::has_every_file("peers", CORPUS);
 }
 
 #[test]

@@ -30,6 +30,18 @@ macro_rules! regressions {
     };
 }
 
+/// Checks that a binary's copy of a corpus, which it has as it also runs where the sources are not, is all of the folder
+/// `tests/FOLDER/fuzz/corpus`.
+pub(crate) fn has_every_file(folder: &str, corpus: &[(&str, &str)]) {
+    let Ok(files) = std::fs::read_dir(format!("{}/tests/{folder}/fuzz/corpus", env!("CARGO_MANIFEST_DIR"))) else {
+        super::skip("the sources are not here", false);
+        return;
+    };
+    let mut names: Vec<_> = files.flatten().map(|file| file.file_name().into_string().expect("a name")).collect();
+    names.sort();
+    assert_eq!(names, corpus.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+}
+
 /// Tries `property` on values of `strategy`. A failure is shrunk, written to the file of [`regressions!`], and shown by
 /// `show`.
 pub(crate) fn check<S: Strategy>(
