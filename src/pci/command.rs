@@ -7,12 +7,13 @@ use super::decode::Steps;
 use super::error::PciError;
 use super::regs::*;
 use super::space::Space;
-use super::state::{Device, PciDevice, Reach, TurnGuard};
+use super::state::{Device, PciDevice, Reach};
 use crate::protocol::{Changes, State, WaitFor};
 use crate::raw::signal::{self, SignalError};
 use crate::region::group::GroupError;
 use crate::sync::wait::Patience;
 use crate::users::guarded;
+use crate::users::turn::TurnGuard;
 
 impl Device {
     /// A write of registers, with all that follows from it.

@@ -6,9 +6,10 @@ use super::config::{ConfigSpace, piece, touches_bars};
 use super::error::PciError;
 use super::regs::*;
 use super::space::Space;
-use super::state::{Device, TurnGuard};
+use super::state::Device;
 use crate::protocol::fault::FaultFlags;
 use crate::sync::wait::Patience;
+use crate::users::turn::TurnGuard;
 use std::sync::Arc;
 
 /// How long a write to configuration space may take for a caller who waits like this.

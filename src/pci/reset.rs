@@ -5,10 +5,11 @@
 use super::config::ConfigSpace;
 use super::error::{AfterFailedReset, PciError};
 use super::regs::D0;
-use super::state::{Device, PciDevice, Reach, ResetFn, ResetKind, TurnGuard};
+use super::state::{Device, PciDevice, Reach, ResetFn, ResetKind};
 use crate::protocol::{Changes, WaitFor};
 use crate::region::shared::RegionShared;
 use crate::sync::wait::Patience;
+use crate::users::turn::TurnGuard;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;

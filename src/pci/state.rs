@@ -12,14 +12,14 @@ use super::space::Space;
 use crate::protocol::State;
 use crate::region::Region;
 use crate::region::shared::RegionShared;
-use crate::sync::current_tid;
 use crate::sync::inside::Mutex;
 use crate::sync::wait::Patience;
 use crate::users::Theirs;
+use crate::users::turn::{Turn, TurnGuard};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A PCI device whose memory is revoked and given back as vfio-pci does it; see the [module](crate::pci).
 ///
@@ -77,6 +77,7 @@ pub(super) struct Device {
     pub(super) name: String,
     /// Locked for single looks and changes only; no thread waits while it holds the lock.
     pub(super) config: Mutex<ConfigSpace>,
+    /// The turn to change its registers.
     pub(super) turn: Turn,
     pub(super) slots: [Option<BarSlot>; 6],
     pub(super) rom: Option<Memory>,
@@ -135,51 +136,6 @@ pub(super) struct Memory {
 pub(super) struct Ports {
     pub(super) ports: Theirs<dyn PortIo>,
     pub(super) size: u64,
-}
-
-/// The turn to change the device's registers: one thread at a time, and not from inside another change.
-#[derive(Default)]
-pub(super) struct Turn {
-    /// Its holder may run callbacks.
-    taken: parking_lot::Mutex<()>,
-    by: AtomicI32,
-}
-
-pub(super) struct TurnGuard<'a> {
-    turn: &'a Turn,
-    _taken: parking_lot::MutexGuard<'a, ()>,
-}
-
-impl Turn {
-    pub(super) fn try_take(&self) -> Option<TurnGuard<'_>> {
-        self.taken.try_lock().map(|taken| self.guard(taken))
-    }
-
-    fn take(&self, patience: Patience) -> Option<TurnGuard<'_>> {
-        let taken = match patience {
-            Patience::Forever => Some(self.taken.lock()),
-            Patience::Never => self.taken.try_lock(),
-            Patience::Until(deadline) => self.taken.try_lock_until(deadline),
-        };
-        taken.map(|taken| self.guard(taken))
-    }
-
-    /// True if it is the calling thread's turn.
-    pub(super) fn is_caller(&self) -> bool {
-        // Relaxed, here and below: only ever compared with the reading thread's own id.
-        self.by.load(Ordering::Relaxed) == current_tid()
-    }
-
-    fn guard<'a>(&'a self, taken: parking_lot::MutexGuard<'a, ()>) -> TurnGuard<'a> {
-        self.by.store(current_tid(), Ordering::Relaxed);
-        TurnGuard { turn: self, _taken: taken }
-    }
-}
-
-impl Drop for TurnGuard<'_> {
-    fn drop(&mut self) {
-        self.turn.by.store(0, Ordering::Relaxed);
-    }
 }
 
 pub(super) type ResetFn = dyn Fn(&PciDevice, ResetKind) -> io::Result<()> + Send + Sync;
