@@ -113,6 +113,7 @@ mod region;
 
 mod access;
 
+pub mod bar;
 pub mod ioeventfd;
 pub mod memslot;
 

@@ -6,10 +6,9 @@ use super::config::{ConfigSpace, piece, touches_bars};
 use super::error::PciError;
 use super::regs::*;
 use super::space::Space;
-use super::state::Device;
+use super::state::{Device, DeviceTurn};
 use crate::protocol::fault::FaultFlags;
 use crate::sync::wait::Patience;
-use crate::users::turn::TurnGuard;
 use std::sync::Arc;
 
 /// How long a write to configuration space may take for a caller who waits like this.
@@ -94,7 +93,7 @@ impl Device {
 
     fn write_loud(
         self: &Arc<Self>,
-        turn: &TurnGuard<'_>,
+        turn: &DeviceTurn<'_>,
         at: usize,
         bytes: &[u8],
         patience: Patience,
