@@ -20,7 +20,7 @@
 //! registers change the state, of all BARs as one, and [`BarSlots`](crate::pci::BarSlots) moves the memslots. By itself a
 //! [`Bar`] is for a monitor with a configuration space of its own, which moves the memslots with [`Areas::move_to`].
 //!
-//! A signal handler must not call anything in this module.
+//! The guide has a page on [BARs of several parts](crate::guide::areas). A signal handler must not call anything in this module.
 
 mod access;
 mod area;

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// An area of a BAR. Dropping it removes it: its memslots are taken out, and its memory goes for good, as with a dropped
-/// [`Region`]. If another thread is changing the BAR at that moment, or this one is in a callback of such a change, the area
-/// is removed at the end of that change.
+/// [`Region`]. It waits for nothing: if another thread is changing the BAR at that moment, or this one is in a callback of such a
+/// change, the area is removed at the end of that change. [`remove`](Self::remove) waits.
 ///
 /// ```
 /// use revocable_mmio::Region;
@@ -79,6 +79,7 @@ impl Drop for Area {
             return;
         }
         self.core.leaving.store(true, Ordering::Relaxed);
+        // Its region does not end here: a change that is under way counts on its members.
         shared.settle();
     }
 }

@@ -6,6 +6,7 @@ use super::error::BarError;
 use super::guest::Guest;
 use super::pieces;
 use crate::protocol::error::RevokeError;
+use crate::region::core::RegionCore;
 use crate::region::shared::RegionShared;
 use crate::region::{Region, RegionBuilder};
 use crate::sync::inside::Mutex;
@@ -91,6 +92,12 @@ impl Shared {
 
     pub(super) fn areas_now(&self) -> Vec<Arc<AreaCore>> {
         self.list.lock().clone()
+    }
+
+    /// Where the first area is that `is` says of.
+    pub(crate) fn find(&self, is: impl Fn(&Range<u64>, &RegionCore) -> bool) -> Option<u64> {
+        let areas = self.areas_now();
+        areas.iter().find(|area| is(&area.range, &area.region.shared)).map(|area| area.range.start)
     }
 
     /// What changes with the BAR's state, in the order in which all groups and devices take regions.

@@ -9,7 +9,7 @@ use revocable_mmio::memslot::{
 use revocable_mmio::pci::{Bar, PciDevice, Space};
 use revocable_mmio::{CancelToken, MapOptions, Mapping, OnDisabled, Region};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
