@@ -102,6 +102,7 @@ mod slot_access;
 mod space;
 mod state;
 
+#[doc(inline)]
 pub use crate::bar::DeviceIo as PortIo;
 pub use crate::ioeventfd::Width;
 pub use address_map::AddressMap;
