@@ -393,7 +393,8 @@ impl Drop for DmaSpace {
 
 impl fmt::Debug for DmaSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(maps) = self.maps.try_lock() else { return f.write_str("DmaSpace { .. }") };
-        f.debug_map().entries(maps.iter().map(|(iova, taken)| (iova, taken.last))).finish()
+        let shown = self.maps.try_lock().map(|maps| Vec::from_iter(maps.iter().map(|(iova, of)| (*iova, of.last))));
+        let Some(shown) = shown else { return f.write_str("DmaSpace { .. }") };
+        f.debug_map().entries(shown).finish()
     }
 }
