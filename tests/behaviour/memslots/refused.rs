@@ -5,8 +5,8 @@ use crate::support;
 use revocable_mmio::memslot::{MemslotError, Memslots, Retention, SetMemslot, SlotMemory};
 use revocable_mmio::{Mapping, OnDisabled};
 use std::io;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 
 /// Calls a closure at its calls, one that it takes out first.
@@ -64,8 +64,9 @@ fn a_removal_that_fails_while_the_region_comes_back_leaves_the_slot_where_it_was
         }
         let changes = Arc::clone(&bar);
         let (call, joins) = in_the_middle(move || {
-            changes.enable().expect("it comes back");
-            changes.disable().expect("nothing is in the way");
+            if !revoked_first {
+                changes.disable().expect("nothing is in the way");
+            }
             changes.enable().expect("it comes back");
         });
         *vm.at_removal.lock().expect("no panic") = Some(Box::new(call));
@@ -79,36 +80,6 @@ fn a_removal_that_fails_while_the_region_comes_back_leaves_the_slot_where_it_was
         assert_eq!(vm.map.places(), [HERE]);
         slot.remove().expect("nothing refuses any more");
     }
-}
-
-#[test]
-fn a_removal_that_fails_beside_a_change_of_state_leaves_the_slot_in_step() {
-    support::start();
-    let (map, bar) = (Arc::new(Map::default()), bar());
-    let slots = Memslots::new(Arc::clone(&map));
-    let add = || slots.add(1, HERE, mapped(&bar, OnDisabled::Sigbus), Retention::Remove).expect("it is free");
-    let (mut slot, mut refused) = (add(), 0);
-    for round in 0..5000 {
-        // It may be the revocation's that is refused.
-        map.refuses_removals.store(1, Ordering::SeqCst);
-        let start = Barrier::new(2);
-        let removed = thread::scope(|scope| {
-            scope.spawn(|| {
-                start.wait();
-                bar.disable().expect("nothing is in the way");
-                bar.enable().expect("it comes back");
-            });
-            start.wait();
-            slot.remove()
-        });
-        if removed.is_ok() {
-            slot = add();
-            continue;
-        }
-        refused += 1;
-        assert_eq!((map.places(), slot.is_installed()), (vec![HERE], true), "round {round}");
-    }
-    assert!(refused > 0, "no removal was refused");
 }
 
 #[test]
@@ -177,23 +148,43 @@ fn of_two_slots_that_come_to_one_place_at_once_one_is_refused() {
     assert_eq!((places.len(), in_the_way), (2, None));
 }
 
+/// Lets two threads go on at the same moment, as near as can be.
+fn together(arrived: &AtomicUsize, round: usize) {
+    arrived.fetch_add(1, Ordering::SeqCst);
+    for spins in 0_u64.. {
+        match arrived.load(Ordering::SeqCst) < 2 * (round + 1) {
+            // In case there is one processor only.
+            true if spins % 1000 == 999 => thread::yield_now(),
+            true => std::hint::spin_loop(),
+            false => return,
+        }
+    }
+}
+
 #[test]
 fn of_two_slots_that_are_added_at_one_place_at_once_one_is_refused() {
+    const ROUNDS: usize = 5000;
     support::start();
-    let (vm, bar) = (Arc::new(Calls::default()), bar());
+    let vm = Arc::new(Calls::default());
     let slots = Memslots::new(Arc::clone(&vm));
-    let mappings = [1_u32, 2].map(|slot| (slot, mapped(&bar, OnDisabled::AllOnes)));
-    for round in 0..20_000 {
-        let start = Barrier::new(2);
-        let add = |(slot, mapping): &(u32, Arc<Mapping>)| {
-            start.wait();
-            slots.add(*slot, HERE + u64::from(*slot) * 0x1000, Arc::clone(mapping), Retention::AllOnes)
-        };
-        let added = thread::scope(|scope| {
-            let other = scope.spawn(|| add(&mappings[1]));
-            [add(&mappings[0]), other.join().expect("no panic")]
-        });
-        assert_eq!(vm.map.places().len(), 1, "round {round}");
-        assert_eq!(added.iter().filter(|added| added.is_ok()).count(), 1, "round {round}: {added:?}");
-    }
+    let [starts, added, ends] = [const { AtomicUsize::new(0) }; 3];
+    // Of two regions: changes of one come one after the other.
+    let adds = |slot: u32| {
+        let mapping = mapped(&bar(), OnDisabled::AllOnes);
+        let gpa = HERE + u64::from(slot) * 0x1000;
+        for round in 0..ROUNDS {
+            together(&starts, round);
+            (0..round % 20 * slot as usize).for_each(|_| std::hint::spin_loop());
+            let done = slots.add(slot, gpa, Arc::clone(&mapping), Retention::AllOnes);
+            together(&added, round);
+            let there = vm.map.places();
+            together(&ends, round);
+            assert_eq!(there.len(), 1, "round {round}: {there:x?}");
+            assert_eq!(done.is_ok(), there == [gpa], "round {round}: {done:?}");
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| adds(1));
+        adds(0);
+    });
 }
