@@ -2,8 +2,8 @@
 
 use super::{HERE, Map, NOWHERE, THERE, bar, mapped};
 use crate::support;
+use revocable_mmio::OnDisabled;
 use revocable_mmio::memslot::{MemslotError, Memslots, Retention, SetMemslot, SlotMemory};
-use revocable_mmio::{Mapping, OnDisabled};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
