@@ -57,8 +57,8 @@ impl PciDevice {
         Ok(begun)
     }
 
-    /// A write to configuration space that gives up after `patience`, if it takes memory away or resets the function and
-    /// guards, pins or other changes hold that up.
+    /// A write to configuration space that gives up after `patience`, if it takes memory away, resets the function or makes
+    /// the device a bus master, and guards, pins or other changes hold that up.
     ///
     /// Users' code that it runs (a reset, notifiers, maps, an IOMMU) is not interrupted: for a thread that must not wait for
     /// that either, there is [`begin_write`](Self::begin_write).
