@@ -4,7 +4,7 @@ use super::config::ConfigSpace;
 use super::decode::MemoryStep;
 use super::error::PciError;
 use super::saved::DeviceState;
-use super::state::{Device, PciDevice, TurnGuard};
+use super::state::{Device, DeviceTurn, PciDevice};
 use crate::sync::wait::Patience;
 use std::sync::atomic::Ordering;
 
@@ -86,14 +86,14 @@ impl PciDevice {
 
 impl Device {
     /// Takes the turn when every write that was begun before is made.
-    fn take_turn_after_begun_writes(&self) -> Result<TurnGuard<'_>, PciError> {
+    fn take_turn_after_begun_writes(&self) -> Result<DeviceTurn<'_>, PciError> {
         loop {
             let turn = self.take_turn(Patience::Forever)?;
             if self.begun.is_empty() {
                 return Ok(turn);
             }
             drop(turn);
-            if self.members.iter().any(|member| member.protocol.gate.held_by_caller() > 0) {
+            if self.members_now().iter().any(|member| member.protocol.gate.held_by_caller() > 0) {
                 // One of the writes may be waiting for it.
                 return Err(PciError::WouldDeadlock);
             }

@@ -1,7 +1,8 @@
 //! Memslots that are refused while other threads change the same region, or the same addresses.
 
-use super::{HERE, Map, NOWHERE, THERE, bar, mapped};
+use super::{HERE, NOWHERE, THERE, bar, mapped};
 use crate::support;
+use crate::support::memory_map::Map;
 use revocable_mmio::OnDisabled;
 use revocable_mmio::memslot::{MemslotError, Memslots, Retention, SetMemslot, SlotMemory};
 use std::io;
