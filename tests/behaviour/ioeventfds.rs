@@ -221,11 +221,13 @@ fn an_ioeventfd_that_was_refused_is_not_registered_later() {
     assert_eq!(vm.there.load(Ordering::SeqCst), 0, "signals that nobody can end");
 }
 
+type Call = dyn FnOnce() -> io::Result<()> + Send;
+
 /// Calls a closure at the next call for an address, before it does what it is asked.
 #[derive(Default)]
 struct Calls {
     vm: Vm,
-    at: Mutex<Option<(u64, Box<dyn FnOnce() -> io::Result<()> + Send>)>>,
+    at: Mutex<Option<(u64, Box<Call>)>>,
 }
 
 impl Calls {

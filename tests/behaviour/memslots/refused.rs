@@ -10,12 +10,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 
+type Call = dyn FnOnce(&SlotMemory) + Send;
+
 /// Calls a closure at its calls, one that it takes out first.
 #[derive(Default)]
 struct Calls {
     map: Map,
-    at_installation: Mutex<Option<Box<dyn FnOnce(&SlotMemory) + Send>>>,
-    at_removal: Mutex<Option<Box<dyn FnOnce(&SlotMemory) + Send>>>,
+    at_installation: Mutex<Option<Box<Call>>>,
+    at_removal: Mutex<Option<Box<Call>>>,
 }
 
 impl SetMemslot for Calls {
