@@ -76,6 +76,7 @@ mod bar_slots;
 mod begun;
 mod buffer;
 mod builder;
+mod bus_master;
 mod command;
 mod command_hook;
 mod config;

@@ -205,6 +205,10 @@ impl DeviceTurn<'_> {
 impl Device {
     /// Takes the turn; waits for it as long as `patience` allows, unless its holder may be waiting for the caller.
     pub(super) fn take_turn(&self, patience: Patience) -> Result<DeviceTurn<'_>, PciError> {
+        if !self.begun.are_of_this_process() {
+            // Its holder at the fork is not in this process: it is never given back.
+            return Err(PciError::Forked);
+        }
         if self.is_changed_by_caller() {
             return Err(PciError::Reentrant);
         }
