@@ -81,7 +81,7 @@ impl Device {
     }
 
     pub(super) fn inside(&self, at: u64, len: usize) -> Result<usize, PciError> {
-        let size = self.config.lock().size();
+        let size = self.config_size;
         let start = usize::try_from(at).ok().filter(|start| start.checked_add(len).is_some_and(|end| end <= size));
         start.ok_or(PciError::ConfigRange { offset: at, len, size })
     }

@@ -80,6 +80,8 @@ pub(super) struct Device {
     pub(super) name: String,
     /// Locked for single looks and changes only; no thread waits while it holds the lock.
     pub(super) config: Mutex<ConfigSpace>,
+    /// The size of `config` in bytes, which never changes.
+    pub(super) config_size: usize,
     pub(super) turn: Turn,
     pub(super) slots: [Option<BarSlot>; 6],
     pub(super) rom: Option<Memory>,
