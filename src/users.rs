@@ -82,6 +82,10 @@ pub(crate) struct Calling {
     before: (usize, [usize; DEPTH]),
 }
 
+/// The calls that a thread is in the middle of.
+#[derive(Clone, Copy)]
+pub(crate) struct Calls((usize, [usize; DEPTH]));
+
 impl Calling {
     pub(crate) fn of<T>(object: &T) -> Self {
         // A signal handler must not see it half-written.
@@ -100,6 +104,17 @@ impl Calling {
     pub(crate) fn is_in<T>(object: &T) -> bool {
         let (depth, objects) = INSIDE.get();
         objects[..depth].contains(&std::ptr::from_ref(object).addr())
+    }
+
+    /// The calling thread's calls, for [`resumed`](Self::resumed) in a thread that acts on its behalf.
+    pub(crate) fn all() -> Calls {
+        Calls(INSIDE.get())
+    }
+
+    /// While it lives, the calling thread is in all calls that another one is in, which waits for it.
+    pub(crate) fn resumed(calls: Calls) -> Self {
+        let _inside = inside::enter();
+        Self { before: INSIDE.replace(calls.0) }
     }
 
     /// True if it is, on behalf of any object.

@@ -23,7 +23,7 @@ pub(crate) enum Answers<'a> {
 }
 
 impl Shared {
-    /// What answers at an offset, and how wide an access of at most `left` bytes is there.
+    /// What answers at an offset, and how wide an access of at most `left` bytes is there. Not for a forked child.
     pub(crate) fn at(&self, offset: u64, left: usize) -> (Answers<'_>, usize) {
         let after = self.traps.partition_point(|trap| trap.range.end <= offset);
         let next = self.traps.get(after);
@@ -154,6 +154,9 @@ impl Areas {
         if offset.checked_add(len as u64).is_none_or(|end| end > size) {
             let [offset, of] = [offset, size].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
             return Err(AccessError::OutOfBounds { offset, size: len, len: of });
+        }
+        if self.shared.is_inherited() {
+            return Err(AccessError::Forked { offset: usize::try_from(offset).unwrap_or(usize::MAX) });
         }
         let mut done = 0;
         while done < len {

@@ -70,7 +70,7 @@ impl Areas {
 
     /// Which bytes of the BAR are areas now, in order.
     pub fn ranges(&self) -> Vec<Range<u64>> {
-        self.shared.list.lock().iter().map(|area| area.range.clone()).collect()
+        self.shared.areas_now().iter().map(|area| area.range.clone()).collect()
     }
 
     /// Makes a region of what `region` describes the memory at `offset`, until the returned value is dropped. The region gets

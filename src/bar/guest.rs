@@ -5,7 +5,7 @@
 
 use super::area_core::{AreaCore, Piece};
 use super::error::BarError;
-use crate::memslot::{MemslotError, Memslots, Retention};
+use crate::memslot::{Memslot, MemslotError, Memslots, Retention};
 use crate::protocol::policy::OnDisabled;
 use crate::region::mapping::{MapOptions, Mapping};
 use crate::sync::inside::Mutex;
@@ -31,18 +31,23 @@ struct Place {
     base: Option<u64>,
     /// The numbers that no slot has, the next one last.
     free: Vec<u32>,
+    /// Their areas were removed from inside of the virtual machine's own call for the slot, at whose end it goes. Until then
+    /// its number is not free.
+    going: Vec<Memslot>,
     log_dirty: bool,
 }
 
 impl Guest {
     pub(super) fn new(slots: Memslots, numbers: Range<u32>, retention: Retention) -> Self {
-        let place = Mutex::new(Place { base: None, free: numbers.rev().collect(), log_dirty: false });
+        let place =
+            Mutex::new(Place { base: None, free: numbers.rev().collect(), going: Vec::new(), log_dirty: false });
         Self { slots, retention, place, leaving: AtomicBool::new(false), log_lost: AtomicBool::new(false) }
     }
 
     /// Maps parts of a new area, and adds their memslots; or does nothing.
     pub(super) fn put_in(&self, area: &AreaCore, parts: Vec<Range<u64>>) -> Result<(), BarError> {
         let mut pieces = Vec::with_capacity(parts.len());
+        self.collect_gone();
         {
             let mut place = self.place.lock();
             let (needed, left) = (parts.len(), place.free.len());
@@ -102,7 +107,8 @@ impl Guest {
         let slot = self.slots.add(number, gpa, Arc::clone(&piece.mapping), self.retention)?;
         let logs = if log_dirty { slot.log_dirty(true) } else { Ok(()) };
         piece.memslot = Some(slot);
-        Ok(logs?)
+        // It must not stay without the log: what the guest stores there would be told nowhere.
+        logs.inspect_err(|_| self.remove_for_good(piece)).map_err(BarError::from)
     }
 
     /// Takes a piece's slot out. On an error it stays.
@@ -113,8 +119,25 @@ impl Guest {
         if slot.take_log_lost() {
             self.log_lost.store(true, Ordering::Release);
         }
-        piece.memslot = None;
+        let slot = piece.memslot.take();
+        if slot.as_ref().is_some_and(Memslot::is_going) {
+            piece.number = None;
+            self.place.lock().going.extend(slot);
+        }
         Ok(())
+    }
+
+    /// Gives back the numbers of slots that went later than their areas.
+    fn collect_gone(&self) {
+        let gone: Vec<_> = {
+            let mut place = self.place.lock();
+            let (going, gone) = std::mem::take(&mut place.going).into_iter().partition(Memslot::is_going);
+            place.going = going;
+            gone
+        };
+        // Dropped under no lock, before another slot has its number.
+        let numbers: Vec<_> = gone.into_iter().map(|slot| slot.slot()).collect();
+        self.place.lock().free.extend(numbers);
     }
 
     /// Takes a piece's slot out, whatever it takes: one that cannot be taken out keeps its number and its address range.

@@ -72,7 +72,7 @@ impl Areas {
 
     /// Where the guest has the BAR.
     pub fn guest_address(&self) -> Option<u64> {
-        self.shared.guest.as_ref().and_then(Guest::base)
+        self.shared.guest.as_ref().filter(|_| !self.shared.is_inherited()).and_then(Guest::base)
     }
 
     /// Switches the log of the pages that the guest stores to, of all memslots and of those that come; see

@@ -35,7 +35,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn is_inherited(&self) -> bool {
+    pub(crate) fn is_inherited(&self) -> bool {
         self.anchor.shared.protocol.is_inherited()
     }
 
@@ -90,8 +90,9 @@ impl Shared {
         }
     }
 
+    /// None in a forked child: another thread of the parent's may have had the lock when the child was made.
     pub(super) fn areas_now(&self) -> Vec<Arc<AreaCore>> {
-        self.list.lock().clone()
+        if self.is_inherited() { Vec::new() } else { self.list.lock().clone() }
     }
 
     /// Where the first area is that `is` says of.
@@ -103,7 +104,7 @@ impl Shared {
     /// What changes with the BAR's state, in the order in which all groups and devices take regions.
     pub(crate) fn members(&self) -> Vec<Arc<RegionShared>> {
         let mut members = vec![Arc::clone(&self.anchor.shared)];
-        members.extend(self.list.lock().iter().map(|area| Arc::clone(&area.region.shared)));
+        members.extend(self.areas_now().iter().map(|area| Arc::clone(&area.region.shared)));
         crate::region::group::in_order(&mut members);
         members
     }
@@ -124,6 +125,7 @@ impl Drop for Shared {
         if self.is_inherited() {
             // A forked child's: another thread of the parent's may have been changing the list when the child was made.
             std::mem::forget(std::mem::take(self.list.get_mut()));
+            std::mem::forget(self.guest.take());
         }
     }
 }

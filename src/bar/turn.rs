@@ -7,6 +7,7 @@
 use super::shared::Shared;
 use crate::protocol::error::{Holders, RevokeError};
 use crate::sync::wait::Patience;
+use crate::users::Calling;
 use crate::users::turn::TurnGuard;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Instant;
@@ -23,20 +24,26 @@ impl Shared {
         if self.is_inherited() {
             return Err(RevokeError::Forked);
         }
-        let members = self.members();
-        if self.turn.is_caller() || members.iter().any(|member| member.protocol.is_changed_by_caller()) {
+        if self.is_changed_by_caller() {
             return Err(RevokeError::Reentrant);
         }
         if let Some(turn) = self.try_turn() {
             return Ok(turn);
         }
-        let guards = members.iter().map(|member| member.protocol.gate.held_by_caller()).sum();
+        let guards = self.members().iter().map(|member| member.protocol.gate.held_by_caller()).sum();
         if guards > 0 {
             return Err(RevokeError::WouldDeadlock { guards });
         }
         let since = Instant::now();
         let own = self.turn.take(patience).ok_or_else(|| RevokeError::gave_up(patience, since, Holders::default()))?;
         Ok(AreasTurn { areas: self, own: Some(own) })
+    }
+
+    /// True if the calling thread is inside of a change of the BAR, or of one of its regions, or acts for a thread that is.
+    pub(crate) fn is_changed_by_caller(&self) -> bool {
+        self.turn.is_caller()
+            || self.guest.as_ref().is_some_and(Calling::is_in)
+            || self.members().iter().any(|member| member.protocol.is_changed_by_caller())
     }
 
     /// Takes the turn if it is free.

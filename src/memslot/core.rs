@@ -17,7 +17,7 @@ use crate::region::notify::{InvalidateNotifier, NotifyError};
 use crate::region::placed::{Place, Placed, Refused};
 use crate::stats::count;
 use crate::sys::{SysError, may_fail, thread};
-use crate::users::{Theirs, guarded};
+use crate::users::{Calling, Theirs, guarded};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use std::fmt;
@@ -249,9 +249,11 @@ impl SlotCore {
         }
         std::thread::scope(|scope| {
             let helper = std::thread::Builder::new().name("mmio-memslot".to_owned());
-            // The helper thread acts for this call, and counts as inside it.
-            let run = || {
-                let _inside = (region.protocol.inside(), self.placed.inside());
+            // The helper thread acts for this one, and counts as inside of the calls that this one is in: of the region and
+            // the slot, and of the BAR, say, whose area it is.
+            let calls = Calling::all();
+            let run = move || {
+                let _inside = Calling::resumed(calls);
                 change()
             };
             let started = thread::blocking_signals(|| helper.spawn_scoped(scope, run));

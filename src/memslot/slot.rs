@@ -65,6 +65,11 @@ impl Memslot {
         Arc::clone(&self.core)
     }
 
+    /// True if the guest reaches it still: it was [removed](Self::remove) from inside the virtual machine's own call, say.
+    pub(crate) fn is_going(&self) -> bool {
+        self.core.installed().is_some()
+    }
+
     /// The memslot's number.
     pub fn slot(&self) -> u32 {
         self.core.slot

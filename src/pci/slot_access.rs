@@ -56,11 +56,14 @@ impl Device {
     }
 
     fn slot(&self, space: Space) -> Result<&BarSlot, PciError> {
-        match space {
+        let slot = match space {
             Space::Bar(index) => self.slots.get(index).and_then(Option::as_ref),
             Space::Rom | Space::Config => None,
+        };
+        match slot.ok_or(PciError::NoSuchSpace { space, why: "the device has none" })? {
+            BarSlot::Areas(bar) if bar.areas().shared.is_inherited() => Err(PciError::Forked),
+            slot => Ok(slot),
         }
-        .ok_or(PciError::NoSuchSpace { space, why: "the device has none" })
     }
 
     fn access(

@@ -254,12 +254,12 @@ impl Device {
         members
     }
 
-    /// True if the calling thread is inside a change of the device, or of one of its regions.
+    /// True if the calling thread is inside a change of the device, or of one of its regions or areas.
     pub(super) fn is_changed_by_caller(&self) -> bool {
         let changed = |member: &Arc<RegionShared>| member.protocol.is_changed_by_caller();
         self.turn.is_caller()
             || self.fixed.iter().any(changed)
-            || self.areas().any(|areas| areas.shared.members().iter().any(changed))
+            || self.areas().any(|areas| areas.shared.is_changed_by_caller())
     }
 
     #[inline]

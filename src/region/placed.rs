@@ -57,11 +57,6 @@ impl Placed {
         self.state.lock().place
     }
 
-    /// While it lives, the calling thread counts as running the user's code, on behalf of the thread that started it.
-    pub(crate) fn inside(&self) -> Calling {
-        Calling::of(self)
-    }
-
     /// Makes a wish, and calls the user's code until what is there is what is wanted. True if a call was needed.
     ///
     /// # Errors

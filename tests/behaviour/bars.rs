@@ -1,6 +1,7 @@
 //! A BAR of areas that come and go: what answers where, one state, one list of memslots.
 
 mod answers;
+mod callbacks;
 mod changes;
 mod model;
 mod slots;
