@@ -30,6 +30,7 @@ type Callback = dyn Fn() + Send + Sync;
 #[derive(Default)]
 struct Calls {
     install: OnceLock<Box<Callback>>,
+    remove: OnceLock<Box<Callback>>,
     log: Mutex<Vec<SlotMemory>>,
     refuses_log: AtomicBool,
     /// Its slot is not taken out.
@@ -54,6 +55,9 @@ impl SetMemslot for Calls {
             return Err(io::ErrorKind::Unsupported.into());
         }
         self.log.lock().expect("no panic").retain(|there| there.slot != memory.slot);
+        if let Some(callback) = self.remove.get() {
+            callback();
+        }
         Ok(())
     }
 
@@ -292,4 +296,23 @@ fn a_child_that_is_forked_while_another_thread_changes_the_areas_does_not_wait_f
         stop.store(true, Ordering::Relaxed);
         assert!(forked);
     });
+}
+
+/// Of two areas the second is being removed, and the first, which was looked at already, is dropped meanwhile.
+#[test]
+fn an_area_that_is_dropped_while_marks_are_carried_out_goes_too() {
+    support::start();
+    let vm = Arc::new(Calls::default());
+    let bar = Bar::builder(SIZE).memslots(&Memslots::new(Arc::clone(&vm)), 0..8, Retention::AllOnes);
+    let bar = bar.build().expect("a BAR");
+    bar.areas().move_to(Some(HERE)).expect("there is no slot");
+    let first = Mutex::new(Some(bar.areas().insert(0, memory()).expect("it is free")));
+    let second = bar.areas().insert(0x8000, memory()).expect("it is free");
+    let _ = vm.remove.set(Box::new(move || {
+        let first = first.lock().expect("no panic").take();
+        drop(first);
+    }));
+    drop(second);
+    assert!(bar.areas().ranges().is_empty());
+    assert!(vm.log.lock().expect("no panic").is_empty());
 }
