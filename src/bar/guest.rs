@@ -144,8 +144,11 @@ impl Guest {
     fn remove_for_good(&self, piece: &mut Piece) {
         if self.remove(piece).is_err() {
             let _calling = Calling::of(self);
-            piece.memslot = None;
-            piece.number = None;
+            let tried_again = piece.memslot.take().map(Memslot::end);
+            match tried_again {
+                Some(Some(log_lost)) => self.log_lost.fetch_or(log_lost, Ordering::AcqRel),
+                _ => std::mem::take(&mut piece.number).is_some(),
+            };
         }
     }
 

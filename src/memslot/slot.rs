@@ -70,6 +70,13 @@ impl Memslot {
         self.core.installed().is_some()
     }
 
+    /// Drops it. Whether its log was lost, if it is out now.
+    pub(crate) fn end(self) -> Option<bool> {
+        let core = Arc::clone(&self.core);
+        drop(self);
+        core.installed().is_none().then(|| core.log_lost.swap(false, Ordering::AcqRel))
+    }
+
     /// The memslot's number.
     pub fn slot(&self) -> u32 {
         self.core.slot

@@ -127,6 +127,23 @@ fn a_slot_that_cannot_be_taken_out_keeps_its_area_and_at_last_its_number() {
 }
 
 #[test]
+fn a_slot_that_is_taken_out_at_the_second_try_gives_its_number_back() {
+    support::start();
+    let (bar, map) = in_map(Retention::AllOnes);
+    let bar = bar.build().expect("a BAR");
+    bar.areas().move_to(Some(HERE)).expect("there is no slot");
+    bar.areas().log_dirty(true).expect("there is no slot");
+    for _ in 0..5 {
+        let area = bar.areas().insert(0, memory()).expect("one of four numbers is free");
+        let _ = bar.areas().take_log_lost();
+        map.refuses_removals.store(1, Ordering::SeqCst);
+        drop(area);
+        assert_eq!(there(&map), []);
+        assert!(bar.areas().take_log_lost());
+    }
+}
+
+#[test]
 fn a_slot_that_could_not_follow_is_tried_again() {
     support::start();
     let (bar, map) = in_map(Retention::Remove);
