@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// An area of a BAR. Dropping it removes it: its memslots are taken out, and its memory goes for good, as with a dropped
-/// [`Region`]. It waits for nothing: if another thread is changing the BAR at that moment, or this one is in a callback of such a
+/// [`Region`]: guards and pins keep what they promise, and a later change that revokes the BAR waits for them. It waits for nothing: if another thread is changing the BAR at that moment, or this one is in a callback of such a
 /// change, the area is removed at the end of that change. [`remove`](Self::remove) waits.
 ///
 /// ```

@@ -161,6 +161,7 @@ impl BarBuilder {
                 turn: Default::default(),
                 ended: Default::default(),
                 list,
+                ending: Mutex::default(),
                 traps,
                 rest,
                 guest,

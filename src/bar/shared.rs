@@ -6,6 +6,8 @@ use super::error::BarError;
 use super::guest::Guest;
 use super::pieces;
 use crate::protocol::error::RevokeError;
+use crate::protocol::gate::Phase;
+use crate::protocol::{Changes, Failed, State, WaitFor};
 use crate::region::core::RegionCore;
 use crate::region::shared::RegionShared;
 use crate::region::{Region, RegionBuilder};
@@ -14,6 +16,7 @@ use crate::sys::page_size;
 use crate::users::Theirs;
 use crate::users::turn::Turn;
 use std::ops::Range;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,6 +31,8 @@ pub(crate) struct Shared {
     pub(super) ended: AtomicBool,
     /// In order. Changed by the holder of the turn.
     pub(super) list: Mutex<Vec<Arc<AreaCore>>>,
+    /// Regions of areas that are removed, which end when their guards and pins are gone.
+    pub(super) ending: Mutex<Vec<Arc<RegionShared>>>,
     /// In order, and apart.
     pub(super) traps: Vec<Trap>,
     pub(super) rest: Option<Theirs<dyn DeviceIo>>,
@@ -109,10 +114,32 @@ impl Shared {
         members
     }
 
-    /// An area that the guest no longer has: nothing reaches it any more, and its memory goes.
+    /// An area that the guest no longer has: its memory goes, once it has no guards and pins.
     pub(super) fn forget(&self, area: &Arc<AreaCore>) {
         self.list.lock().retain(|known| !Arc::ptr_eq(known, area));
         area.region.end();
+        if area.region.shared.protocol.phase() != Phase::Gone {
+            self.ending.lock().push(Arc::clone(&area.region.shared));
+        }
+    }
+
+    /// Ends the regions of areas that were removed while they had guards or pins: a change that revokes memory waits for
+    /// these too. The caller has the turn.
+    pub(crate) fn end_removed(&self, wait: WaitFor) -> Result<(), Failed<Arc<RegionShared>>> {
+        let ending = self.ending.lock().clone();
+        for region in &ending {
+            match Changes::make(slice::from_ref(region), State::Gone, wait) {
+                Ok(_) | Err(Failed { source: RevokeError::Gone, .. }) => {}
+                Err(failed) => return Err(failed),
+            }
+            let gone = {
+                let mut ending = self.ending.lock();
+                let at = ending.iter().position(|known| Arc::ptr_eq(known, region));
+                at.map(|at| ending.swap_remove(at))
+            };
+            drop(gone);
+        }
+        Ok(())
     }
 
     fn is_leaving(&self, area: &AreaCore) -> bool {
@@ -125,6 +152,7 @@ impl Drop for Shared {
         if self.is_inherited() {
             // A forked child's: another thread of the parent's may have been changing the list when the child was made.
             std::mem::forget(std::mem::take(self.list.get_mut()));
+            std::mem::forget(std::mem::take(self.ending.get_mut()));
             std::mem::forget(self.guest.take());
         }
     }

@@ -159,6 +159,9 @@ impl Bar {
         let shared = &self.areas.shared;
         span!(DEBUG, "change", bar = %shared.name, to = ?to);
         let _turn = shared.take_turn(patience).map_err(|source| self.failed(source))?;
+        if to == State::Disabled {
+            shared.end_removed(wait(patience))?;
+        }
         Ok(Changes::make(&shared.members(), to, wait(patience))?)
     }
 
@@ -170,6 +173,7 @@ impl Bar {
         let shared = &self.areas.shared;
         span!(DEBUG, "reset", bar = %shared.name);
         let _turn = shared.take_turn(patience).map_err(|source| self.failed(source))?;
+        shared.end_removed(wait(patience))?;
         let areas = shared.areas_now();
         let memories: Vec<_> = areas.iter().map(|area| (area.range.start, &area.region.shared.owner)).collect();
         let members = shared.members();

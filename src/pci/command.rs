@@ -157,6 +157,9 @@ impl Device {
         patience: Patience,
     ) -> Result<Result<(), PciError>, PciError> {
         let wait = WaitFor::from(patience);
+        if state == State::Disabled {
+            turn.end_removed(wait)?;
+        }
         let members = turn.members();
         let ended = wait.again_if_held_up(|| {
             let Some(mut changes) = Changes::begin(&members, |_| None, wait)? else {
@@ -174,6 +177,7 @@ impl Device {
 
     /// Drops every page-table entry of every mapping; the next accesses fault them in again.
     pub(super) fn zap(&self, turn: &DeviceTurn<'_>, patience: Patience) -> Result<(), PciError> {
+        turn.end_removed(patience.into())?;
         let ((), released) = Changes::reset(&turn.members(), patience, || (), |_| None)?;
         Ok(released?)
     }

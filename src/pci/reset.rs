@@ -187,6 +187,8 @@ fn reset_all(
     wait: impl Into<WaitFor>,
     reset: impl FnOnce() -> io::Result<()>,
 ) -> Result<(), PciError> {
+    let wait = wait.into();
+    devices.iter().try_for_each(|(_, turn)| turn.end_removed(wait))?;
     let of: Vec<_> = devices.iter().map(|(device, turn)| (device, turn.members())).collect();
     let mut members: Vec<_> = of.iter().flat_map(|(_, members)| members.iter().cloned()).collect();
     crate::region::group::in_order(&mut members);

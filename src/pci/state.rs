@@ -10,8 +10,8 @@ use super::hardware::Real;
 use super::ioeventfd_table::IoEventFds;
 use super::space::Space;
 use crate::bar::{self, Areas, AreasTurn, DeviceIo};
-use crate::protocol::State;
 use crate::protocol::error::RevokeError;
+use crate::protocol::{Failed, State, WaitFor};
 use crate::region::Region;
 use crate::region::shared::RegionShared;
 use crate::sync::inside::Mutex;
@@ -201,6 +201,11 @@ impl DeviceTurn<'_> {
             true => Cow::Borrowed(&self.device.fixed),
             false => Cow::Owned(self.device.members_now()),
         }
+    }
+
+    /// Ends what is left of areas that were removed: before memory is revoked.
+    pub(super) fn end_removed(&self, wait: WaitFor) -> Result<(), Failed<Arc<RegionShared>>> {
+        self.device.areas().try_for_each(|areas| areas.shared.end_removed(wait))
     }
 }
 

@@ -94,6 +94,22 @@ fn the_memory_bit_gates_areas_and_traps_alike() {
 }
 
 #[test]
+fn what_is_left_of_a_removed_area_is_waited_for() {
+    let (gpu, ..) = gpu(2);
+    let blob = gpu.areas(WINDOW).expect("areas").insert(0x8000, memory()).expect("it is free");
+    let mapping = blob.region().map(MapOptions::new()).expect("it maps");
+    let pin = blob.region().pin(0..0x4000, FaultFlags::WAIT).expect("it is on");
+    drop(blob);
+    let busy = gpu.write_timeout(COMMAND, &[0, 0], Duration::from_millis(5)).expect_err("it is pinned");
+    assert_eq!((busy.errno(), gpu.is_memory_enabled(), mapping.read::<u8>(0)), (16, true, Ok(0)));
+    assert_eq!(gpu.reset_timeout(Duration::from_millis(5)).unwrap_err().errno(), 16, "pinned");
+    assert_eq!(Bus::new([gpu.clone()]).hot_reset(|_| true, |_| Ok(())).unwrap_err().errno(), 16, "pinned");
+    drop(pin);
+    set_memory(&gpu, false);
+    assert_eq!(mapping.read::<u8>(0), Err(AccessError::Gone { offset: 0 }));
+}
+
+#[test]
 fn low_power_revokes_mappings_and_calls_work() {
     let (gpu, ..) = gpu(2);
     let blob = gpu.areas(WINDOW).expect("areas").insert(0x8000, memory()).expect("it is free");

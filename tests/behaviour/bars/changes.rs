@@ -238,3 +238,30 @@ fn marks_are_carried_out_by_a_holder_of_the_turn() {
     });
     assert_eq!(bar.areas().ranges(), [] as [Range<u64>; 0], "after {inserted:?}");
 }
+
+/// An area that is removed while it is pinned is in no list any more, and its memory is there until the pin goes.
+#[test]
+fn what_is_left_of_a_removed_area_is_waited_for() {
+    support::start();
+    let bar = Bar::builder(SIZE).area(0, memory()).build().expect("a BAR");
+    let area = bar.areas().insert(0x8000, memory().name("blob")).expect("it is free");
+    let mapping = area.region().map(MapOptions::new()).expect("it maps");
+    let pin = area.region().pin(0..LEN, FaultFlags::WAIT).expect("it is enabled");
+    drop(area);
+    assert_eq!((bar.areas().ranges().len(), mapping.read::<u32>(0)), (1, Ok(0)), "the pin keeps what it promises");
+    let busy = bar.try_disable().expect_err("it is pinned");
+    assert!(busy.is_busy() && busy.member == "blob", "{busy}");
+    assert!(bar.disable_timeout(Duration::from_millis(5)).expect_err("it is pinned").is_busy());
+    assert!(bar.try_reset(|_| ()).expect_err("it is pinned").is_busy());
+    assert_eq!((byte(bar.areas(), 0), byte(bar.areas(), 0x8000)), (Ok(0), Ok(0xff)), "nothing is revoked");
+    thread::scope(|threads| {
+        let disabled = threads.spawn(|| bar.disable());
+        thread::sleep(Duration::from_millis(20));
+        assert!(!disabled.is_finished());
+        drop(pin);
+        assert!(disabled.join().expect("no panic").expect("nothing is in the way"));
+    });
+    assert_eq!(mapping.read::<u32>(0), Err(AccessError::Gone { offset: 0 }));
+    bar.enable().expect("it comes back");
+    bar.reset(|_| ()).expect("nothing is in the way");
+}
