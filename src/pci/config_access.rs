@@ -58,29 +58,29 @@ impl Device {
     }
 
     pub(super) fn inside(&self, at: u64, len: usize) -> Result<usize, PciError> {
-        let size = self.config.lock().size();
+        let size = self.config_size;
         let start = usize::try_from(at).ok().filter(|start| start.checked_add(len).is_some_and(|end| end <= size));
         start.ok_or(PciError::ConfigRange { offset: at, len, size })
     }
 
     fn write_piece(self: &Arc<Self>, at: usize, bytes: &[u8], patience: Patience) -> Result<(), PciError> {
-        {
-            let mut config = self.config.lock();
-            if self.is_quiet(&config, at, bytes) {
-                // Not even a reset that is under way holds it up.
+        let write_if_quiet = |config: &mut ConfigSpace| {
+            let quiet = self.is_quiet(config, at, bytes);
+            if quiet {
                 config.write(at, bytes);
-                return Ok(config.take_failed()?);
             }
+            quiet
+        };
+        // Not even a reset that is under way holds it up.
+        if let (true, told) = self.change_registers(write_if_quiet) {
+            return Ok(told?);
         }
         let would_wait = |e: PciError| match (patience, e) {
             (Patience::Never, e) if e.is_busy() => PciError::WouldBlock { space: Space::Config, offset: at as u64 },
             (_, e) => e,
         };
         let turn = self.take_turn(patience).map_err(would_wait)?;
-        let written = self.write_loud(&turn, at, bytes, patience).map_err(would_wait);
-        // A real device that did not take the write is the less important error.
-        let taken = self.config.lock().take_failed();
-        written.and(taken.map_err(PciError::from))
+        self.write_loud(&turn, at, bytes, patience).map_err(would_wait)
     }
 
     /// True if a write has no effect but on the bytes.
