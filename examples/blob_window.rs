@@ -8,7 +8,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use revocable_mmio::bar::{self, Area, BarError, DeviceIo};
 use revocable_mmio::memslot::{Memslots, Retention, SetMemslot, SlotMemory};
 use revocable_mmio::pci::{Bar, BarSlots, PciDevice, Space};
-use revocable_mmio::{Backing, BuildError, Region};
+use revocable_mmio::{Backing, Region};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
@@ -60,7 +60,7 @@ impl Gpu {
     /// VIRTIO_GPU_CMD_RESOURCE_MAP_BLOB. In any state of the device.
     fn map_blob(&mut self, id: u32, offset: u64, file: impl AsFd, len: usize) -> Result<(), BarError> {
         let Some(areas) = self.pci.areas(WINDOW) else { return Ok(()) };
-        let backing = Backing::file(file.as_fd(), 0).map_err(BuildError::from)?;
+        let backing = Backing::file(file.as_fd(), 0)?;
         let blob = Region::builder(len).name(format!("blob {id}")).backing(backing);
         self.mapped.insert(id, areas.insert(offset, blob)?);
         Ok(())

@@ -32,7 +32,7 @@ use std::time::Duration;
 ///
 /// /// What the device does with RESOURCE_MAP_BLOB.
 /// fn map_blob(areas: &Areas, offset: u64, blob: &OwnedFd, len: usize) -> Result<revocable_mmio::bar::Area, BarError> {
-///     let backing = Backing::file(blob.as_fd(), 0).map_err(revocable_mmio::BuildError::from)?;
+///     let backing = Backing::file(blob.as_fd(), 0)?;
 ///     areas.insert(offset, Region::builder(len).name("blob").backing(backing))
 /// }
 ///

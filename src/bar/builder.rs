@@ -23,6 +23,7 @@ const LARGEST: u64 = 1 << 63;
 /// ```
 /// use revocable_mmio::Region;
 /// use revocable_mmio::bar::{Bar, BarBuilder, BarError, DeviceIo};
+/// use revocable_mmio::memslot::{Memslots, Retention};
 /// use std::sync::Arc;
 ///
 /// /// Registers that read as their offset.
@@ -34,13 +35,19 @@ const LARGEST: u64 = 1 << 63;
 ///     fn write(&self, _: u64, _: &[u8]) {}
 /// }
 ///
-/// /// A page of registers, then a window for blobs.
+/// /// A page of registers, memory that stays, and registers behind it.
 /// fn describe() -> BarBuilder {
-///     Bar::builder(256 << 20).name("gpu BAR2").trap(0..0x1000, Arc::new(Registers))
+///     let bar = Bar::builder(256 << 20).name("gpu BAR2").trap(0..0x1000, Arc::new(Registers));
+///     bar.area(0x1000, Region::builder(0x4000)).rest(Arc::new(Registers))
+/// }
+///
+/// /// The same in a guest's memory map.
+/// fn for_a_guest(slots: &Memslots) -> BarBuilder {
+///     describe().memslots(slots, 8..16, Retention::AllOnes)
 /// }
 ///
 /// let bar = describe().disabled().build()?;
-/// assert!(!bar.is_enabled() && bar.areas().ranges().is_empty());
+/// assert!(!bar.is_enabled() && bar.areas().ranges() == [0x1000..0x5000]);
 /// bar.enable()?;
 /// let mut value = [0; 2];
 /// bar.areas().read(0x22, &mut value)?;

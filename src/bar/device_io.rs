@@ -6,6 +6,35 @@ use std::ops::Range;
 /// Registers without memory: the implementation emulates them. In a [`Bar`](super::Bar) the BAR's state gates them; as I/O
 /// ports of a [`PciDevice`](crate::pci::PciDevice) nothing does.
 ///
+/// ```
+/// use revocable_mmio::bar::{Bar, DeviceIo};
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicU8, Ordering};
+///
+/// /// A register of one byte.
+/// struct Scratch(AtomicU8);
+///
+/// impl DeviceIo for Scratch {
+///     fn read(&self, _offset: u64, into: &mut [u8]) {
+///         into.fill(self.0.load(Ordering::Relaxed));
+///     }
+///     fn write(&self, _offset: u64, bytes: &[u8]) {
+///         self.0.store(bytes[0], Ordering::Relaxed);
+///     }
+/// }
+///
+/// let scratch = Arc::new(Scratch(AtomicU8::new(0)));
+/// let bar = Bar::builder(16).rest(Arc::clone(&scratch) as _).build()?;
+/// bar.areas().write(3, &[7])?;
+/// bar.disable()?;
+/// assert!(bar.areas().write(3, &[8]).is_err()); // the device hears nothing of it
+/// let mut value = [0];
+/// scratch.read(3, &mut value);
+/// scratch.write(3, &[9]); // the device's own doing depends on no state
+/// assert_eq!(value, [7]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// It is called by the thread that reads or writes, without any lock of the crate, and may change the device's state. A read
 /// that panics reads all-ones, and a write that panics counts as made. So a call that began before a revocation may still be
 /// running when that has returned: what it does is the device's own doing, as of its owner's view.

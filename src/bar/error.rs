@@ -6,6 +6,24 @@ use crate::region::error::{BuildError, MapError};
 use std::ops::Range;
 
 /// A BAR's areas could not be changed; nothing was, unless a verb says otherwise.
+///
+/// ```
+/// use revocable_mmio::Region;
+/// use revocable_mmio::bar::{Area, Areas, Bar, BarError};
+///
+/// fn map_blob(areas: &Areas, offset: u64) -> Result<Area, BarError> {
+///     match areas.try_insert(offset, Region::builder(0x4000)) {
+///         Err(e) if e.is_busy() => areas.insert(offset, Region::builder(0x4000)), // a reset: wait for its end
+///         other => other, // the caller's mistake, or no memory
+///     }
+/// }
+///
+/// let bar = Bar::builder(1 << 20).build()?;
+/// let _blob = map_blob(bar.areas(), 0x1_0000)?;
+/// let twice = map_blob(bar.areas(), 0x1_2000);
+/// assert!(matches!(twice, Err(BarError::Overlap { other, .. }) if other == (0x1_0000..0x1_4000)));
+/// # Ok::<(), BarError>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BarError {

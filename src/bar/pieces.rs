@@ -32,11 +32,15 @@ mod tests {
 
     #[test]
     fn a_table_in_the_middle_of_a_page_keeps_that_page_out() {
-        let pieces = |area, traps: &[Range<u64>]| mappable(&area, traps, 0x1000);
-        assert_eq!(pieces(0..0x4000, &[0x1010..0x1020]), [0..0x1000, 0x2000..0x4000]);
-        assert_eq!(pieces(0x1000..0x4000, &[0..0x10, 0x2fff..0x3001]), [0x1000..0x2000]);
-        assert_eq!(pieces(0..0x1080, &[]), [0..0x1000].map(|all| all).to_vec());
-        assert_eq!(pieces(0..0x100, &[]), [] as [Range<u64>; 0]);
+        let pieces = |start, end, traps: &[(u64, u64)]| {
+            let traps: Vec<_> = traps.iter().map(|(start, end)| *start..*end).collect();
+            let pieces = mappable(&(start..end), &traps, 0x1000).into_iter();
+            pieces.map(|piece| (piece.start, piece.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(pieces(0, 0x4000, &[(0x1010, 0x1020)]), [(0, 0x1000), (0x2000, 0x4000)]);
+        assert_eq!(pieces(0x1000, 0x4000, &[(0, 0x10), (0x2fff, 0x3001)]), [(0x1000, 0x2000)]);
+        assert_eq!(pieces(0, 0x1080, &[]), [(0, 0x1000)]);
+        assert_eq!(pieces(0, 0x100, &[]), []);
     }
 
     proptest! {

@@ -33,7 +33,11 @@ impl Areas {
     /// let _blob = bar.areas().insert(0x1_0000, Region::builder(0x4000))?; // a memslot at 0xe001_0000
     /// bar.areas().log_dirty(true)?; // a live migration begins
     /// bar.areas().move_to(Some(0xe800_0000))?;
-    /// assert!(!bar.areas().take_log_lost() || cfg!(miri), "it was moved, not taken out");
+    /// assert_eq!(bar.areas().guest_address(), Some(0xe800_0000));
+    /// if bar.areas().take_log_lost() {
+    ///     println!("this hypervisor takes a slot out to move it: any page may have been stored to");
+    /// }
+    /// bar.areas().retry_memslots()?; // after `Memslots::on_error` told that one could not follow
     /// # Ok(())
     /// # }
     /// ```

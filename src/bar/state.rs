@@ -34,7 +34,7 @@ use std::time::Duration;
 /// let later = bar.areas().insert(0x2_0000, Region::builder(0x4000))?;
 /// assert!(!blob.region().is_enabled() && !later.region().is_enabled());
 /// assert!(bar.enable()? && later.region().is_enabled());
-/// # assert!(!bar.try_enable()? && !bar.enable_timeout(Duration::ZERO)?);
+/// assert!(!bar.try_enable()? && !bar.enable_timeout(Duration::ZERO)?); // it is enabled already
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
@@ -122,6 +122,7 @@ impl Bar {
     /// let bar = Bar::builder(1 << 20).area(0x1000, Region::builder(0x4000)).build()?;
     /// bar.reset(|memories| memories.iter().try_for_each(|(_, memory)| memory.fill(0, 0, memory.len())))??;
     /// assert_eq!(bar.try_reset(|memories| memories[0].0)?, 0x1000);
+    /// bar.reset_timeout(std::time::Duration::from_secs(1), |_| ())?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///

@@ -19,6 +19,11 @@ fn memory() -> RegionBuilder {
     Region::builder(LEN)
 }
 
+/// An offset as errors have it.
+fn offset(at: u64) -> usize {
+    usize::try_from(at).expect("small")
+}
+
 /// A BAR whose memslots are seen.
 fn in_map(retention: Retention) -> (BarBuilder, Arc<crate::support::memory_map::Map>) {
     let map = Arc::new(crate::support::memory_map::Map::default());

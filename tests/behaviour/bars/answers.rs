@@ -1,6 +1,6 @@
 //! What answers at an offset.
 
-use super::{LEN, PAGE, Registers, SIZE, byte, in_map, memory};
+use super::{LEN, PAGE, Registers, SIZE, byte, in_map, memory, offset};
 use crate::support;
 use revocable_mmio::bar::{Bar, BarError, DeviceIo};
 use revocable_mmio::memslot::Retention;
@@ -33,7 +33,7 @@ fn a_table_of_any_alignment_is_the_devices_and_the_rest_of_its_pages_is_memory()
     whole.remove().expect("nothing keeps it");
     bar.disable().expect("nothing is in the way");
     for at in [0x1ff4, 0x1ff8, 0x2010, SIZE - 1] {
-        assert_eq!(byte(areas, at), Err(AccessError::Disabled { offset: at as usize }), "{at:#x}");
+        assert_eq!(byte(areas, at), Err(AccessError::Disabled { offset: offset(at) }), "{at:#x}");
     }
     assert_eq!(areas.write(0x1ff8, &[0]), Err(AccessError::Disabled { offset: 0x1ff8 }));
     assert_eq!(table.written.lock().expect("no panic").len(), 3, "the device hears nothing of it");

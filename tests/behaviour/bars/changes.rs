@@ -1,6 +1,6 @@
 //! One state for all areas, and areas that come and go in any of its states.
 
-use super::{LEN, Registers, SIZE, byte, memory};
+use super::{LEN, Registers, SIZE, byte, memory, offset};
 use crate::support::{self, forking};
 use revocable_mmio::bar::{Area, Areas, Bar, BarError};
 use revocable_mmio::fault::FaultFlags;
@@ -51,7 +51,7 @@ fn an_area_gets_the_state_that_the_bar_has() {
 #[test]
 fn while_it_is_busy_areas_wait_or_say_so_and_accesses_too() {
     support::start();
-    let bar = Bar::builder(SIZE).trap(0x10_0..0x20_0, Arc::new(Registers::default())).area(0, memory()).build();
+    let bar = Bar::builder(SIZE).trap(0x100..0x200, Arc::new(Registers::default())).area(0, memory()).build();
     let bar = bar.expect("a BAR");
     let (areas, token) = (bar.areas(), CancelToken::new());
     let reset = AtomicBool::new(true);
@@ -61,8 +61,8 @@ fn while_it_is_busy_areas_wait_or_say_so_and_accesses_too() {
             assert!(matches!(areas.insert(0x8000, memory()), Err(BarError::State(RevokeError::Reentrant))));
             for at in [0, 0x100, 0x8000] {
                 let nowait = areas.read_with(at, &mut [0], FaultFlags::NOWAIT);
-                assert_eq!(nowait, Err(AccessError::WouldBlock { offset: at as usize }), "{at:#x}");
-                assert_eq!(byte(areas, at), Err(AccessError::Reentrant { offset: at as usize }), "{at:#x}");
+                assert_eq!(nowait, Err(AccessError::WouldBlock { offset: offset(at) }), "{at:#x}");
+                assert_eq!(byte(areas, at), Err(AccessError::Reentrant { offset: offset(at) }), "{at:#x}");
             }
             let insert = threads.spawn(|| {
                 let area = areas.insert(0x8000, memory()).expect("once the reset is over");
