@@ -255,6 +255,8 @@ mod tests {
         let space = Space::Bar(0);
         let areas = device.areas(space).expect("areas");
         assert_eq!(areas.ranges(), [0..0x2000, 0x4000..0x6000]);
+        let by_call = |at: u64| matches!(areas.shared.at(at, 8).0, bar::Answers::Device(_));
+        assert_eq!([0x8, 0x1008, 0x1010, 0x2008, 0x4008].map(by_call), [false, true, false, true, false]);
         for round in 0..3_u64 {
             // In an area, the table, between the areas, in the other one, after it.
             for at in [0x8, 0x1008, 0x2008, 0x3ff8, 0x4008, 0x6008, 0x7ff8] {
