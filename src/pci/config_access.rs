@@ -18,6 +18,28 @@ pub(super) fn patience(wait: Wait<'_>) -> Result<Patience, PciError> {
     Ok(if flags.contains(FaultFlags::RETRY_NOWAIT) { Patience::Never } else { Patience::Forever })
 }
 
+/// What makes a write to configuration space.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writer {
+    Caller,
+    /// The device's thread, a write that was begun.
+    Thread,
+}
+
+impl Writer {
+    fn write(self, config: &mut ConfigSpace, at: usize, bytes: &[u8]) {
+        config.write(at, bytes);
+        self.has_made(config, bytes);
+    }
+
+    /// Counted in one step with the registers' change, so that a saved state has each byte once.
+    fn has_made(self, config: &mut ConfigSpace, bytes: &[u8]) {
+        if self == Writer::Thread {
+            config.made_of_begun += bytes.len();
+        }
+    }
+}
+
 impl Device {
     pub(super) fn read_config<B: Sink + ?Sized>(&self, at: u64, into: &mut B) -> Result<usize, PciError> {
         let len = into.len();
@@ -42,6 +64,7 @@ impl Device {
         at: u64,
         from: &B,
         patience: Patience,
+        by: Writer,
     ) -> Result<usize, PciError> {
         let len = from.len();
         let start = self.inside(at, len)?;
@@ -51,7 +74,7 @@ impl Device {
             let mut bytes = [0; 4];
             // Before any lock is taken: the buffer may be in this device's own memory.
             from.get(done, &mut bytes[..count]).map_err(|source| PciError::Buffer { at: done, source })?;
-            self.write_piece(start + done, &bytes[..count], patience)?;
+            self.write_piece(start + done, &bytes[..count], patience, by)?;
             done += count;
         }
         Ok(len)
@@ -63,11 +86,11 @@ impl Device {
         start.ok_or(PciError::ConfigRange { offset: at, len, size })
     }
 
-    fn write_piece(self: &Arc<Self>, at: usize, bytes: &[u8], patience: Patience) -> Result<(), PciError> {
+    fn write_piece(self: &Arc<Self>, at: usize, bytes: &[u8], patience: Patience, by: Writer) -> Result<(), PciError> {
         let write_if_quiet = |config: &mut ConfigSpace| {
             let quiet = self.is_quiet(config, at, bytes);
             if quiet {
-                config.write(at, bytes);
+                by.write(config, at, bytes);
             }
             quiet
         };
@@ -80,7 +103,7 @@ impl Device {
             (_, e) => e,
         };
         let turn = self.take_turn(patience).map_err(would_wait)?;
-        self.write_loud(&turn, at, bytes, patience).map_err(would_wait)
+        self.write_loud(&turn, at, bytes, patience, by).map_err(would_wait)
     }
 
     /// True if a write has no effect but on the bytes.
@@ -97,6 +120,7 @@ impl Device {
         at: usize,
         bytes: &[u8],
         patience: Patience,
+        by: Writer,
     ) -> Result<(), PciError> {
         let (zaps, resets) = {
             let config = self.config.lock();
@@ -112,9 +136,12 @@ impl Device {
         }
         match &self.reset {
             Some(reset) if resets => {
-                self.function_level_reset(turn, patience, &**reset, |config| config.write(at, bytes))
+                self.function_level_reset(turn, patience, &**reset, |config| config.write(at, bytes))?;
+                // Until then it is to be begun again where this state is restored.
+                by.has_made(&mut self.config.lock(), bytes);
+                Ok(())
             }
-            _ => self.update(turn, patience, |config| config.write(at, bytes)),
+            _ => self.update(turn, patience, |config| by.write(config, at, bytes)),
         }
     }
 }

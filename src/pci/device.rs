@@ -2,7 +2,7 @@
 
 use super::bar::Wait;
 use super::buffer::{Sink, Source};
-use super::config_access::patience;
+use super::config_access::{Writer, patience};
 use super::error::PciError;
 use super::space::{Space, SpaceInfo};
 use super::state::{BarSlot, Device, PciDevice};
@@ -200,7 +200,7 @@ impl Device {
     ) -> Result<usize, PciError> {
         match (from.is_empty(), space) {
             (true, _) => Ok(0),
-            (_, Space::Config) => self.write_config(at, from, patience(wait)?),
+            (_, Space::Config) => self.write_config(at, from, patience(wait)?, Writer::Caller),
             (_, Space::Rom) => Err(PciError::NoSuchSpace { space, why: "the ROM is read-only" }),
             _ => self.write_space(space, at, from, wait),
         }
