@@ -34,8 +34,12 @@ fn while_held(shared: &Shared, body: impl FnOnce() + Send) {
     let (from, peers) = (addr(&buffer), &shared.peers);
     thread::scope(|scope| {
         let writing = source.reset(|_| {
-            let writing = scope.spawn(move || raw::pwrite_from(peers, from, 1));
-            thread::sleep(Duration::from_millis(50));
+            let (begins, begun) = std::sync::mpsc::channel();
+            let writing = scope.spawn(move || {
+                begins.send(nix::unistd::gettid()).expect("the test listens");
+                raw::pwrite_from(peers, from, 1)
+            });
+            support::sleeps_in_fault(begun.recv().expect("the thread runs"));
             assert!(!writing.is_finished(), "it waits for its source");
             scope.spawn(body).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             writing

@@ -7,6 +7,7 @@ mod chains;
 pub(in crate::raw) mod handlers;
 mod masks;
 mod scenarios;
+mod stack;
 
 use crate::raw::signal;
 use handlers::needs_recovery;
@@ -130,6 +131,12 @@ fn a_handler_that_takes_itself_out_is_out() {
 fn a_chained_handler_has_the_mask_that_it_has_alone() {
     needs_recovery!();
     survives("masks");
+}
+
+#[test]
+fn the_handler_takes_little_of_a_signal_stack() {
+    needs_recovery!();
+    survives("stack");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use super::calls::{fix_pages, read_from_start, read_own_memory, splice_pages, write_at_start};
 use super::{SECRET, addr};
 use crate::support::matrix::{Case, Memory, STRATEGIES, file_in};
-use crate::support::{self, a_moment, raw, skip};
+use crate::support::{self, raw, skip, sleeps_in_fault};
 use io_uring::{IoUring, opcode, squeue, types};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -68,11 +68,10 @@ fn a_process_vm_readv_under_way_outlives_a_revocation_and_a_later_one_does_not()
         let reading = other.reset(|_| {
             let (begins, begun) = std::sync::mpsc::channel();
             let reading = std::thread::spawn(move || {
-                begins.send(()).expect("the test listens");
+                begins.send(nix::unistd::gettid()).expect("the test listens");
                 read_own_memory(from, into, 8)
             });
-            begun.recv().expect("the thread runs");
-            a_moment();
+            sleeps_in_fault(begun.recv().expect("the thread runs"));
             assert!(!reading.is_finished(), "{case}: it waits for its buffer");
             region.disable().expect("the region does not know of the call");
             region.owner().write(0, LATER).expect("the owner writes");
