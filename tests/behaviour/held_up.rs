@@ -159,7 +159,12 @@ fn writers_that_come_and_go_lose_nothing() {
                         assert_eq!(region.owner().read::<u64>(16), Ok(stores), "{policy:?}");
                         region.enable().expect("it comes back");
                     }
-                    Err(RevokeError::TimedOut { .. }) => assert!(region.is_enabled(), "{policy:?}"),
+                    Err(RevokeError::TimedOut { .. }) => {
+                        assert!(region.is_enabled(), "{policy:?}");
+                        // A peer that took the lock right before the emptying, and writes again while that is undone, has the
+                        // window show zeroes for a moment (SECURITY.md).
+                        eventually("the window has its content", || mapping.read::<u64>(8) == Ok(SECRET));
+                    }
                     Err(e) => panic!("{policy:?}: {e}"),
                 }
                 assert_eq!(mapping.read::<u64>(8), Ok(SECRET), "{policy:?}");

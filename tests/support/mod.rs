@@ -86,6 +86,12 @@ pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
 }
 
+/// The size of a page of the kernel's, in bytes.
+pub(crate) fn page_size() -> usize {
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    size.and_then(|size| usize::try_from(size).ok()).expect("the kernel tells")
+}
+
 /// The address of a mapping, for accesses by raw pointer and by system call.
 pub(crate) fn addr(mapping: &Mapping) -> usize {
     mapping.as_ptr().expose_provenance()
@@ -122,13 +128,17 @@ pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
 /// Waits until a thread of this process sleeps in a page fault that a userfaultfd has seen: the access or the system call that
 /// faults has begun, however slow the machine is.
 pub(crate) fn sleeps_in_fault(thread: Pid) {
-    let told = |name| read_text(format!("/proc/self/task/{thread}/{name}"));
     eventually("the thread sleeps in its fault", || {
-        let asleep = told("stat").rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['S', 'D']));
         // Nothing, or 0, where the kernel does not tell names of functions.
-        let place = told("wchan");
-        asleep && (place.is_empty() || place == "0" || place.contains("userfault"))
+        let place = read_text(format!("/proc/self/task/{thread}/wchan"));
+        sleeps(thread) && (place.is_empty() || place == "0" || place.contains("userfault"))
     });
+}
+
+/// True if a thread of this process sleeps.
+pub(crate) fn sleeps(thread: Pid) -> bool {
+    let stat = read_text(format!("/proc/self/task/{thread}/stat"));
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['S', 'D']))
 }
 
 /// True if the processors are emulated by software. Everything takes ten times as long then, or more.
