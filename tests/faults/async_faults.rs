@@ -14,7 +14,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-const LEN: usize = 1 << 20;
+/// At least 256 pages, of whatever size.
+const LEN: usize = 16 << 20;
 
 fn region() -> Region {
     Region::builder(LEN).build().expect("it builds")
@@ -228,7 +229,7 @@ fn every_token_completes_exactly_once_beside_changes_and_cancellations() {
         // On a busy machine it takes a while until a fault is submitted while the region is disabled.
         let since = std::time::Instant::now();
         for nth in 0.. {
-            if nth >= FAULTS && (submitted.len() > 50 || since.elapsed() > Duration::from_secs(20)) {
+            if nth >= FAULTS && (submitted.len() > 50 || since.elapsed() > support::patience(Duration::from_secs(20))) {
                 break;
             }
             let policy = if nth % 3 == 0 { OnDisabled::Sigbus } else { OnDisabled::Block };
