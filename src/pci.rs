@@ -98,9 +98,11 @@ mod regs;
 mod reset;
 mod save;
 mod saved;
+mod slot_access;
 mod space;
 mod state;
 
+pub use crate::bar::DeviceIo as PortIo;
 pub use crate::ioeventfd::Width;
 pub use address_map::AddressMap;
 pub use bar_builder::Bar;
@@ -120,4 +122,4 @@ pub use kicks::IoEventLoop;
 pub use reset::Bus;
 pub use saved::DeviceState;
 pub use space::{Space, SpaceInfo};
-pub use state::{PciDevice, PortIo, ResetKind};
+pub use state::{PciDevice, ResetKind};

@@ -5,6 +5,7 @@ pub(crate) mod around;
 pub(crate) mod backing;
 mod builder;
 pub(crate) mod core;
+mod ending;
 pub(crate) mod error;
 mod fault;
 mod fault_async;
@@ -354,26 +355,6 @@ impl Region {
             page_tables_kept: mappings.values().map(|m| m.view.page_tables_kept()).sum(),
             disable: c.disable.snapshot(),
             enable: c.enable.snapshot(),
-        }
-    }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        let shared = &self.shared;
-        // Guards and pins keep what they promise: a background thread ends the region after them. A monitor that is
-        // resolving a fault is no reason to leave the memory reachable when this returns.
-        match self.change(State::Gone, WaitFor::readers_only()) {
-            Ok(_) | Err(RevokeError::Gone | RevokeError::Forked) => {}
-            Err(e) => {
-                let later = Arc::clone(shared);
-                let spawned = crate::sys::thread::spawn("mmio-drop", move || later.end());
-                // No thread can be started: waiting here is better than leaving the memory reachable, unless the wait would
-                // never end.
-                if spawned.is_err() && !matches!(e, RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant) {
-                    shared.end();
-                }
-            }
         }
     }
 }

@@ -6,7 +6,7 @@ use super::config::{ConfigSpace, piece, touches_bars};
 use super::error::PciError;
 use super::regs::*;
 use super::space::Space;
-use super::state::{Device, TurnGuard};
+use super::state::{Device, DeviceTurn};
 use crate::protocol::fault::FaultFlags;
 use crate::sync::wait::Patience;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ impl Device {
 
     fn write_loud(
         self: &Arc<Self>,
-        turn: &TurnGuard<'_>,
+        turn: &DeviceTurn<'_>,
         at: usize,
         bytes: &[u8],
         patience: Patience,

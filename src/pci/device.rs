@@ -6,6 +6,7 @@ use super::config_access::patience;
 use super::error::PciError;
 use super::space::{Space, SpaceInfo};
 use super::state::{BarSlot, Device, PciDevice};
+use crate::bar::Areas;
 use crate::protocol::Changes;
 use crate::protocol::caller::Caller;
 use crate::region::Region;
@@ -94,7 +95,7 @@ impl PciDevice {
     /// Maps a BAR, or a part of it, whatever state the device is in.
     ///
     /// # Errors
-    /// I/O ports, the ROM and configuration space cannot be mapped (EINVAL); otherwise as [`Region::map`].
+    /// I/O ports, the ROM, configuration space and a BAR of areas, which are mapped each by itself, cannot be mapped (EINVAL); otherwise as [`Region::map`].
     pub fn map(&self, bar: Space, options: MapOptions) -> Result<Mapping, PciError> {
         match self.region(bar) {
             Some(region) if bar != Space::Rom => region.map(options).map_err(|e: MapError| e.into()),
@@ -107,6 +108,14 @@ impl PciDevice {
     /// must not.
     pub fn region(&self, space: Space) -> Option<&Region> {
         self.device.memory(space).map(|memory| &memory.region)
+    }
+
+    /// The areas of a BAR that was described by [`Bar::areas`](super::Bar::areas): to insert some.
+    pub fn areas(&self, bar: Space) -> Option<&Areas> {
+        match bar {
+            Space::Bar(index) => self.device.slots.get(index)?.as_ref()?.areas(),
+            Space::Rom | Space::Config => None,
+        }
     }
 
     /// The device's own view of a memory BAR or the ROM, which no revocation touches.
@@ -166,8 +175,9 @@ impl PciDevice {
     /// # Errors
     /// It was called from inside a notifier or a reset callback.
     pub fn privileged<R>(&self, work: impl FnOnce(&Self) -> R) -> Result<R, PciError> {
-        let _turn = self.device.take_turn(Patience::Forever)?;
-        let _locked = Changes::lock_out(&self.device.members)?;
+        let turn = self.device.take_turn(Patience::Forever)?;
+        let members = turn.members();
+        let _locked = Changes::lock_out(&members)?;
         Ok(work(self))
     }
 }
@@ -208,6 +218,7 @@ impl fmt::Debug for PciDevice {
             match slot {
                 Some(BarSlot::Memory(memory)) => shown.field("bar", &(index, &memory.region)),
                 Some(BarSlot::Io(ports)) => shown.field("bar", &(index, "io", ports.size)),
+                Some(BarSlot::Areas(bar)) => shown.field("bar", &(index, bar.areas())),
                 None => &mut shown,
             };
         }
