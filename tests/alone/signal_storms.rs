@@ -281,7 +281,7 @@ fn everyone_once_more(tasks: &[Task<'_>], done: &[AtomicU64]) {
         // Twice: the first completion may be of a run that had ended before, and was only counted late.
         while done.load(Ordering::Relaxed) < before + 2 {
             thread::sleep(Duration::from_micros(200));
-            if since.elapsed() > Duration::from_secs(15) {
+            if since.elapsed() > crate::support::patience(Duration::from_secs(15)) {
                 eprintln!("{name} does not go on");
                 thread::sleep(Duration::from_secs(1000));
             }

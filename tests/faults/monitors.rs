@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 fn zap_possible() -> bool {
-    Region::builder(4096).strategy(Strategy::Zap).build().is_ok()
+    Region::builder(crate::support::page_size()).strategy(Strategy::Zap).build().is_ok()
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn an_enable_that_finds_no_userfaultfd_shows_nothing_even_for_a_moment() {
     require!(zap_possible(), "Zap is not possible");
     child::alone(|| {
         // Objects that the whole process shares exist before the count.
-        let _other = Region::builder(4 << 10).build().expect("it builds");
+        let _other = Region::builder(crate::support::page_size()).build().expect("it builds");
         let before = userfaultfds();
         let monitor = Monitor::with_threads(1).expect("a userfaultfd");
         let region = Region::builder(64 << 10).strategy(Strategy::Zap).monitor(monitor).build().expect("it builds");

@@ -31,9 +31,10 @@ pub(super) fn child<'a>(
     mappings: impl Iterator<Item = &'a Arc<Mapping>>,
 ) -> Result<(), String> {
     let (regions, mappings): (Vec<_>, Vec<_>) = (regions.collect(), mappings.collect());
+    let patience = u32::try_from(crate::support::patience(Duration::from_secs(30)).as_secs()).unwrap_or(30);
     let code = forking::exit_code(|| {
         // Kills the child if it hangs.
-        nix::unistd::alarm::set(30);
+        nix::unistd::alarm::set(patience);
         inherited(&regions, &mappings).or_else(|| own().map(|at| 50 + at)).unwrap_or(0)
     });
     match code {
