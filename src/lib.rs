@@ -137,7 +137,7 @@ pub mod guide;
 
 pub use access::guard::Access;
 pub use access::register::Register;
-pub use init::{InitError, Missing, Need, Needs, Ready, init};
+pub use init::{AllOnesTooLarge, InitError, Missing, Need, Needs, Ready, init};
 pub use monitor::Monitor;
 pub use monitor::error::MonitorError;
 pub use protocol::async_fault::{Completion, FaultQueue, FaultToken, Submitted};

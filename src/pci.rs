@@ -76,6 +76,7 @@ mod bar_slots;
 mod begun;
 mod buffer;
 mod builder;
+mod bus_master;
 mod command;
 mod command_hook;
 mod config;
@@ -102,6 +103,7 @@ mod slot_access;
 mod space;
 mod state;
 
+#[doc(inline)]
 pub use crate::bar::DeviceIo as PortIo;
 pub use crate::ioeventfd::Width;
 pub use address_map::AddressMap;

@@ -362,6 +362,7 @@ impl Region {
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shared = &self.shared;
+        let mappings = shared.shown_mappings();
         f.debug_struct("Region")
             .field("name", &shared.name)
             .field("len", &shared.len)
@@ -369,7 +370,7 @@ impl fmt::Debug for Region {
             .field("strategy", &shared.strategy)
             .field("memory", &shared.kind)
             .field("page", &shared.page)
-            .field("mappings", &shared.mappings.lock_quietly().values().map(|m| &m.view).collect::<Vec<_>>())
+            .field("mappings", &mappings)
             .field("pins", &shared.protocol.pins())
             .finish_non_exhaustive()
     }

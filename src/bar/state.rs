@@ -19,7 +19,7 @@ use std::time::Duration;
 /// ```
 /// use revocable_mmio::Region;
 /// use revocable_mmio::bar::Bar;
-/// use std::sync::atomic::Ordering;
+/// use std::time::Duration;
 ///
 /// let bar = Bar::builder(1 << 20).area(0, Region::builder(0x4000)).build()?;
 /// let blob = bar.areas().insert(0x1_0000, Region::builder(0x4000).name("blob"))?;

@@ -54,10 +54,12 @@ const WIDEST_ROM: usize = 4;
 
 impl Device {
     /// How many bytes of a transfer of `len` bytes at `at` are in the space.
+    #[inline]
     pub(super) fn extent(&self, space: Space, at: u64, len: usize, size: u64) -> Result<usize, PciError> {
-        let left = size.checked_sub(at).filter(|left| *left > 0);
-        let left = left.ok_or(PciError::OutOfRange { space, offset: at, size })?;
-        Ok(len.min(usize::try_from(left).unwrap_or(usize::MAX)))
+        if at >= size {
+            return Err(out_of_range(space, at, size));
+        }
+        Ok(len.min(usize::try_from(size - at).unwrap_or(usize::MAX)))
     }
 
     #[inline]
@@ -198,6 +200,11 @@ const ONES: [u8; 64] = [0xff; 64];
 #[inline]
 fn bytes_of<T: Primitive>() -> Range<usize> {
     if cfg!(target_endian = "little") { 0..T::SIZE } else { 8 - T::SIZE..8 }
+}
+
+#[cold]
+fn out_of_range(space: Space, offset: u64, size: u64) -> PciError {
+    PciError::OutOfRange { space, offset, size }
 }
 
 #[cold]

@@ -270,6 +270,7 @@ impl PciBuilder {
         Ok(PciDevice {
             device: Arc::new(Device {
                 name,
+                config_size: config.size(),
                 config: Mutex::new(config),
                 turn: Default::default(),
                 slots,

@@ -56,7 +56,11 @@ impl Device {
         }
         steps.leave().rev().for_each(|place| self.followers.remove(&place));
         // No DMA once the register says so, and none before.
-        let mut mastered = if was.difference(is).contains(Command::MASTER) { self.set_master(false) } else { Ok(()) };
+        let mut mastered = if was.difference(is).contains(Command::MASTER) {
+            self.set_master(false, Patience::Forever)
+        } else {
+            Ok(())
+        };
         let (before, after, steps) = {
             let mut config = self.config.lock();
             let before = config.clone();
@@ -68,7 +72,16 @@ impl Device {
         };
         let entered = self.enter(&steps);
         if is.difference(was).contains(Command::MASTER) {
-            mastered = self.set_master(true);
+            mastered = self.set_master(true, patience);
+            if patience != Patience::Forever && matches!(mastered, Err(PciError::Busy { .. })) {
+                let _ = self.set_master(false, Patience::Forever);
+                self.take_back(&before, &after, &steps);
+                if from != to && !to.mapped() {
+                    // It was revoked just now, and the turn keeps others from changing it: nothing is waited for.
+                    self.restore(turn, from, Patience::Forever)??;
+                }
+                return mastered;
+            }
         }
         let mut restored = Ok(());
         if from != to && to.mapped() {
@@ -77,7 +90,11 @@ impl Device {
                 Ok(done) => restored = done,
                 Err(e) => {
                     self.take_back(&before, &after, &steps);
-                    let _ = if was == is { Ok(()) } else { self.set_master(was.contains(Command::MASTER)) };
+                    let _ = if was == is {
+                        Ok(())
+                    } else {
+                        self.set_master(was.contains(Command::MASTER), Patience::Forever)
+                    };
                     return Err(e);
                 }
             }
@@ -88,8 +105,8 @@ impl Device {
         entered.and(mastered).and(restored)
     }
 
-    fn set_master(&self, master: bool) -> Result<(), PciError> {
-        self.dma.as_ref().map_or(Ok(()), |dma| dma.set_bus_master(master))
+    fn set_master(&self, master: bool, patience: Patience) -> Result<(), PciError> {
+        self.dma.as_ref().map_or(Ok(()), |dma| dma.set_bus_master_within(master, patience))
     }
 
     /// Enters the places of `steps`, all that can be; returns the first error.

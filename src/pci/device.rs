@@ -2,7 +2,7 @@
 
 use super::bar::Wait;
 use super::buffer::{Sink, Source};
-use super::config_access::patience;
+use super::config_access::{Writer, patience};
 use super::error::PciError;
 use super::space::{Space, SpaceInfo};
 use super::state::{BarSlot, Device, PciDevice};
@@ -127,9 +127,7 @@ impl PciDevice {
     pub fn info(&self, space: Space) -> SpaceInfo {
         let device = &*self.device;
         match space {
-            Space::Config => {
-                SpaceInfo { size: device.config.lock().size() as u64, read: true, write: true, map: false }
-            }
+            Space::Config => SpaceInfo { size: device.config_size as u64, read: true, write: true, map: false },
             Space::Rom => {
                 let size = device.rom.as_ref().map_or(0, |rom| rom.size);
                 SpaceInfo { size, read: size > 0, write: false, map: false }
@@ -202,7 +200,7 @@ impl Device {
     ) -> Result<usize, PciError> {
         match (from.is_empty(), space) {
             (true, _) => Ok(0),
-            (_, Space::Config) => self.write_config(at, from, patience(wait)?),
+            (_, Space::Config) => self.write_config(at, from, patience(wait)?, Writer::Caller),
             (_, Space::Rom) => Err(PciError::NoSuchSpace { space, why: "the ROM is read-only" }),
             _ => self.write_space(space, at, from, wait),
         }

@@ -80,6 +80,8 @@ pub(super) struct Device {
     pub(super) name: String,
     /// Locked for single looks and changes only; no thread waits while it holds the lock.
     pub(super) config: Mutex<ConfigSpace>,
+    /// The size of `config` in bytes, which never changes.
+    pub(super) config_size: usize,
     pub(super) turn: Turn,
     pub(super) slots: [Option<BarSlot>; 6],
     pub(super) rom: Option<Memory>,
@@ -205,6 +207,10 @@ impl DeviceTurn<'_> {
 impl Device {
     /// Takes the turn; waits for it as long as `patience` allows, unless its holder may be waiting for the caller.
     pub(super) fn take_turn(&self, patience: Patience) -> Result<DeviceTurn<'_>, PciError> {
+        if !self.begun.are_of_this_process() {
+            // Its holder at the fork is not in this process: it is never given back.
+            return Err(PciError::Forked);
+        }
         if self.is_changed_by_caller() {
             return Err(PciError::Reentrant);
         }

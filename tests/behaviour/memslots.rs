@@ -1,6 +1,8 @@
 //! Memslots and exits of a hypervisor that is not KVM: no changes in place, and exits that the tests make up.
 #![expect(unsafe_code, reason = "an implementor of SetMemslot")]
 
+mod refused;
+
 use crate::support::memory_map::Map;
 use crate::support::{self, forking};
 use revocable_mmio::memslot::{
