@@ -10,6 +10,9 @@ use super::saved::{CORRUPT, DeviceState, SavedBar};
 use crate::sys::SysError;
 use std::ops::Range;
 
+#[cfg(all(test, not(revocable_model)))]
+mod tests;
+
 /// The configuration space of PCI, or of PCI Express.
 #[derive(Clone, Debug)]
 pub(super) struct ConfigSpace {
