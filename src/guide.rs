@@ -7,6 +7,7 @@
 //! | choose | [which strategy, which policy](choosing) | `quickstart`, `vfio_bar` |
 //! | emulate a PCI device | [a BAR in the exit loop](exit_loop) | `mmio_dispatch` |
 //! | | [your own configuration space](own_config_space) | `hot_unplug` |
+//! | | [a BAR of several parts](areas): MSI-X holes, blobs, DAX, sparse BARs | `blob_window` |
 //! | run guests | [memslots that follow the state](memslots) (feature `kvm`) | `kvm_bar` |
 //! | | [virtio and vm-memory](virtio) (feature `vm-memory`) | `virtio_bar` |
 //! | let others reach the memory | [DMA and IOMMUs](dma) | |
@@ -22,6 +23,9 @@
 //!
 //! The fault flags that the review of the vfio-pci patch was about are in the module [`fault`](crate::fault); the example
 //! `retry_semantics` makes the review's table by running it.
+
+#[doc = include_str!("docs/areas.md")]
+pub mod areas {}
 
 #[doc = include_str!("docs/choosing.md")]
 pub mod choosing {}

@@ -6,6 +6,7 @@ use crate::pci::IoEventLoop;
 use crate::raw::signal;
 use crate::sys::feature::Feature;
 use crate::sys::identity::Identity;
+use crate::sys::memory;
 use crate::sys::probe::Support;
 use crate::view::{self, Ones};
 use crate::window;
@@ -94,7 +95,7 @@ impl Needs {
     }
 
     /// Policy `AllOnes`, for mappings of up to `largest` bytes. That takes 2 MiB of memory up to 512 MiB, and up to a 64th
-    /// of `largest` beyond.
+    /// of `largest` beyond. More than half of the machine's memory is refused with [`AllOnesTooLarge`].
     pub fn all_ones(mut self, largest: usize) -> Self {
         self.all_ones = Some(largest);
         self
@@ -191,6 +192,40 @@ impl Need {
     }
 }
 
+/// Why [`Need::AllOnes`] is missing, in [`Missing::source`]: files of ones for such mappings would leave the machine too
+/// little memory.
+///
+/// ```
+/// use revocable_mmio::{AllOnesTooLarge, Needs, init};
+///
+/// let refused = init(Needs::new().all_ones(usize::MAX)).unwrap_err();
+/// let why: &AllOnesTooLarge = refused.missing[0].source.downcast_ref().unwrap();
+/// assert!(why.largest == usize::MAX && why.needed > why.most);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "all-ones memory for mappings of {largest} bytes takes {needed} bytes, {most} at most: half of the machine's memory"
+)]
+#[non_exhaustive]
+pub struct AllOnesTooLarge {
+    /// What [`Needs::all_ones`] was given, in bytes.
+    pub largest: usize,
+    /// The memory that the files would take, in bytes.
+    pub needed: u64,
+    /// The most that they may take, in bytes.
+    pub most: u64,
+}
+
+fn make_ones(largest: usize) -> Result<Vec<Arc<Ones>>, Box<dyn Error + Send + Sync>> {
+    let sizes = Ones::sizes(largest);
+    let needed = sizes.iter().fold(0_u64, |sum, len| sum.saturating_add(Ones::size_of_file(*len) as u64));
+    let most = memory() / 2;
+    if needed > most {
+        return Err(AllOnesTooLarge { largest, needed, most }.into());
+    }
+    Ok(sizes.into_iter().map(Ones::for_range).collect::<Result<_, _>>()?)
+}
+
 /// A need that cannot be met here.
 #[derive(Debug, thiserror::Error)]
 #[error("{need:?}: {source} ({})", need.remedy())]
@@ -285,9 +320,7 @@ pub fn init(needs: Needs) -> Result<Ready, InitError> {
         need(Need::Block, WaitingRoom::prepare(Waits::UserMode).map_err(Into::into));
     }
     if let Some(largest) = needs.all_ones {
-        let sizes = Ones::sizes(largest).into_iter().map(Ones::for_range);
-        let made = sizes.collect::<Result<Vec<_>, _>>();
-        need(Need::AllOnes, made.map(|ones| ready._ones = ones).map_err(Into::into));
+        need(Need::AllOnes, make_ones(largest).map(|ones| ready._ones = ones));
     }
     if needs.shared {
         need(Need::Shared, window::prepare().map_err(Into::into));

@@ -35,6 +35,7 @@
 //! | change several regions together | [`ResetGroup`] |
 //! | take it away from other processes too | [`RegionBuilder::shared`], [`Region::share`], [`Strategy::Withdraw`] |
 //! | emulate a PCI device, or revoke a real one's BARs | [`pci`]; the feature `vfio` |
+//! | make one BAR of several parts that come and go: MSI-X holes, blobs, DAX windows | [`bar`] |
 //! | have it in a guest's memory map | [`memslot`], [`ioeventfd`]; the feature `kvm` |
 //! | use virtio queues, drivers | the features `vm-memory`, `safe-mmio` |
 //! | start before a sandbox closes | [`init`](crate::init()) |
@@ -113,6 +114,7 @@ mod region;
 
 mod access;
 
+pub mod bar;
 pub mod ioeventfd;
 pub mod memslot;
 
@@ -135,7 +137,7 @@ pub mod guide;
 
 pub use access::guard::Access;
 pub use access::register::Register;
-pub use init::{InitError, Missing, Need, Needs, Ready, init};
+pub use init::{AllOnesTooLarge, InitError, Missing, Need, Needs, Ready, init};
 pub use monitor::Monitor;
 pub use monitor::error::MonitorError;
 pub use protocol::async_fault::{Completion, FaultQueue, FaultToken, Submitted};

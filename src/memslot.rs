@@ -48,6 +48,7 @@ mod slot;
 mod stats;
 mod vm;
 
+pub(crate) use access::BusAccess;
 pub use error::{ExitError, MemslotError};
 pub use exit::{Answer, Exits, WhenDisabled};
 pub use retention::Retention;

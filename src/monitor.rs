@@ -340,10 +340,11 @@ impl TryFrom<userfaultfd::Uffd> for Monitor {
 
 impl fmt::Debug for Monitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mappings: Vec<_> = self.core.mappings.look().values().map(|(range, _)| *range).collect();
         f.debug_struct("Monitor")
             .field("source", &self.core.source)
             .field("threads", &self.threads.count)
-            .field("mappings", &self.core.mappings.look().values().map(|(range, _)| *range).collect::<Vec<_>>())
+            .field("mappings", &mappings)
             .field("dead", &self.core.dead)
             .finish()
     }

@@ -76,6 +76,7 @@ mod bar_slots;
 mod begun;
 mod buffer;
 mod builder;
+mod bus_master;
 mod command;
 mod command_hook;
 mod config;
@@ -98,9 +99,12 @@ mod regs;
 mod reset;
 mod save;
 mod saved;
+mod slot_access;
 mod space;
 mod state;
 
+#[doc(inline)]
+pub use crate::bar::DeviceIo as PortIo;
 pub use crate::ioeventfd::Width;
 pub use address_map::AddressMap;
 pub use bar_builder::Bar;
@@ -120,4 +124,4 @@ pub use kicks::IoEventLoop;
 pub use reset::Bus;
 pub use saved::DeviceState;
 pub use space::{Space, SpaceInfo};
-pub use state::{PciDevice, PortIo, ResetKind};
+pub use state::{PciDevice, ResetKind};

@@ -5,6 +5,7 @@ pub(crate) mod around;
 pub(crate) mod backing;
 mod builder;
 pub(crate) mod core;
+mod ending;
 pub(crate) mod error;
 mod fault;
 mod fault_async;
@@ -358,29 +359,10 @@ impl Region {
     }
 }
 
-impl Drop for Region {
-    fn drop(&mut self) {
-        let shared = &self.shared;
-        // Guards and pins keep what they promise: a background thread ends the region after them. A monitor that is
-        // resolving a fault is no reason to leave the memory reachable when this returns.
-        match self.change(State::Gone, WaitFor::readers_only()) {
-            Ok(_) | Err(RevokeError::Gone | RevokeError::Forked) => {}
-            Err(e) => {
-                let later = Arc::clone(shared);
-                let spawned = crate::sys::thread::spawn("mmio-drop", move || later.end());
-                // No thread can be started: waiting here is better than leaving the memory reachable, unless the wait would
-                // never end.
-                if spawned.is_err() && !matches!(e, RevokeError::WouldDeadlock { .. } | RevokeError::Reentrant) {
-                    shared.end();
-                }
-            }
-        }
-    }
-}
-
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shared = &self.shared;
+        let mappings = shared.shown_mappings();
         f.debug_struct("Region")
             .field("name", &shared.name)
             .field("len", &shared.len)
@@ -388,7 +370,7 @@ impl fmt::Debug for Region {
             .field("strategy", &shared.strategy)
             .field("memory", &shared.kind)
             .field("page", &shared.page)
-            .field("mappings", &shared.mappings.lock_quietly().values().map(|m| &m.view).collect::<Vec<_>>())
+            .field("mappings", &mappings)
             .field("pins", &shared.protocol.pins())
             .finish_non_exhaustive()
     }

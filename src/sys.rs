@@ -203,6 +203,12 @@ impl std::fmt::Debug for AddrRange {
     }
 }
 
+/// The machine's memory, in bytes (sysinfo(2)).
+pub(crate) fn memory() -> u64 {
+    let pages = nix::unistd::sysconf(nix::unistd::SysconfVar::_PHYS_PAGES).ok().flatten();
+    pages.and_then(|pages| u64::try_from(pages).ok()).map_or(u64::MAX, |pages| pages.saturating_mul(page_size() as u64))
+}
+
 /// The size of a base page, in bytes.
 pub(crate) fn page_size() -> usize {
     // No lock: signal handlers and forked children call this too. All threads find the same size.

@@ -5,7 +5,10 @@
 //!
 //! - [`guarded`] and [`discard`] end a panic where the call was made.
 //! - [`Theirs`] holds an object of a user's: a panic of its destructor goes no further. It is dropped after locks are.
+//! - [`turn`]: who may change what users' code follows.
 //! - [`Calling`] remembers the objects for which the calling thread is in users' code, where no lock's owner shows it.
+
+pub(crate) mod turn;
 
 use crate::sync::inside;
 use std::cell::Cell;

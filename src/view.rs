@@ -140,6 +140,11 @@ impl View {
         }
     }
 
+    pub(crate) fn shown(&self) -> Shown {
+        let standing = self.look().map(|standing| (standing.content, standing.aside.is_some()));
+        Shown { range: self.range, standing }
+    }
+
     /// True if the server resolves the faults of the live range.
     pub(crate) fn is_served(&self) -> bool {
         self.spec.strategy == Strategy::Zap
@@ -340,14 +345,21 @@ impl Drop for View {
 
 impl fmt::Debug for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(standing) = self.look() else { return write!(f, "{:?} of another process", self.range) };
-        write!(
-            f,
-            "{:?} {:?}{}",
-            self.range,
-            standing.content,
-            if standing.aside.is_some() { ", page tables aside" } else { "" }
-        )
+        self.shown().fmt(f)
+    }
+}
+
+/// A view as its `Debug` shows it: what is written to may be a user's, and waits for no lock.
+pub(crate) struct Shown {
+    range: AddrRange,
+    /// `None`: it is another process's.
+    standing: Option<(Content, bool)>,
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((content, aside)) = self.standing else { return write!(f, "{:?} of another process", self.range) };
+        write!(f, "{:?} {content:?}{}", self.range, if aside { ", page tables aside" } else { "" })
     }
 }
 

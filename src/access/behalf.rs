@@ -7,7 +7,6 @@
 
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::{FaultFlags, NotResolved};
-use crate::protocol::gate::Phase;
 use crate::protocol::policy::OnDisabled;
 use crate::raw::{self, Faulted, Primitive};
 use crate::region::access_error::AccessError;
@@ -187,13 +186,7 @@ impl Mapping {
             Ok(None) => Err(AccessError::Protected { offset }),
             Ok(Some(done)) => done.map(Some).map_err(|Faulted| AccessError::NoMemory { offset }),
             Err(NotResolved::Sigbus) if self.on_disabled() == OnDisabled::AllOnes => Ok(None),
-            Err(NotResolved::Sigbus) if region.protocol.phase() == Phase::Gone => Err(AccessError::Gone { offset }),
-            Err(NotResolved::Sigbus) => Err(AccessError::Disabled { offset }),
-            Err(NotResolved::WouldBlock) => Err(AccessError::WouldBlock { offset }),
-            Err(NotResolved::Killed) => Err(AccessError::Cancelled { offset }),
-            Err(NotResolved::Reentrant) => Err(AccessError::Reentrant { offset }),
-            Err(NotResolved::WouldDeadlock) => Err(AccessError::WouldDeadlock),
-            Err(NotResolved::Illegal(flags)) => Err(AccessError::Flags(flags)),
+            Err(refused) => Err(AccessError::of_refused(refused, region.protocol.phase(), offset)),
         }
     }
 }

@@ -204,7 +204,8 @@ impl Mapping {
         Ok(())
     }
 
-    /// Copies into the mapping. This is not one access: other writers may come in between.
+    /// Copies into the mapping. This is not one access: other writers may come in between, and as `memcpy` does, a copy of more
+    /// than 64 bytes may store some of them twice (never to a device's file).
     ///
     /// ```
     /// # let region = revocable_mmio::Region::builder(64 << 10).build()?;
@@ -276,7 +277,7 @@ impl Mapping {
     /// What a copy is from or to.
     #[inline(always)]
     pub(super) fn medium(&self) -> Medium {
-        if self.served.view.spec.is_device { Medium::Device } else { Medium::Memory }
+        self.served.medium
     }
 
     /// The offset below which accesses may be tried at once, as far as is known: 0, or a multiple of the page size up to the

@@ -1,6 +1,6 @@
 //! The ioeventfds of one BAR.
 
-use super::core::{Core, Entry, OnError};
+use super::core::{Core, Entry, OnError, Refusal};
 use super::error::IoEventFdError;
 use super::vm::{SetIoEventFd, Width};
 use crate::protocol::gate::Phase;
@@ -11,7 +11,6 @@ use crate::users::Theirs;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The ioeventfds of one BAR, in step with its region's state. Dropping it withdraws them.
 ///
@@ -113,27 +112,25 @@ impl IoEventFds {
         let gpa = *self.core.gpa.lock();
         let end = offset.checked_add(width.bytes() as u64).filter(|end| *end <= self.core.region.len as u64);
         end.ok_or(IoEventFdError::OutOfRange { offset, gpa })?;
-        let (at, gone) = (parking_lot::Mutex::new(None), AtomicBool::new(false));
-        let entry = Arc::new(Entry { offset, width, value, eventfd: dup(eventfd)?, at, gone });
-        {
+        let entry = Entry::new(offset, width, value, dup(eventfd)?);
+        let mut exists = false;
+        let refusals = self.core.change(|place| {
             let mut list = self.core.list.lock();
-            if list.iter().any(|known| is(known, offset, width, value)) {
-                return Err(IoEventFdError::Exists { offset });
+            exists = list.iter().any(|known| is(known, offset, width, value));
+            if !exists {
+                list.push(Arc::clone(&entry));
+                place.anew = true;
             }
-            list.push(Arc::clone(&entry));
+        })?;
+        if exists {
+            return Err(IoEventFdError::Exists { offset });
         }
-        let changed = self.core.change_anew(|| ());
-        let there = entry.at.lock().is_some();
-        match changed {
-            Err(error) if !there => {
-                // Another thread's change may come before this: it tries again what was refused.
-                let _ = self.core.change_anew(|| entry.gone.store(true, Ordering::Relaxed));
-                self.core.list.lock().retain(|known| !Arc::ptr_eq(known, &entry));
-                Err(error)
-            }
-            // An older one, which was told of then.
-            _ => Ok(()),
+        // Not tried yet: this is called by the hypervisor, and its caller registers it.
+        if entry.end_trial() {
+            return Ok(());
         }
+        // Another's refusal was told of then.
+        of(&entry, refusals)
     }
 
     /// Ends what [`add`](Self::add) began.
@@ -142,20 +139,16 @@ impl IoEventFds {
     /// [`IoEventFdError::NotFound`]; [`IoEventFdError::Vm`]: it is still there.
     pub fn remove(&self, offset: u64, width: Width, value: Option<u64>) -> Result<(), IoEventFdError> {
         self.core.own()?;
-        let known = self.core.list.lock().iter().find(|known| is(known, offset, width, value)).cloned();
-        let entry = known.ok_or(IoEventFdError::NotFound { offset })?;
-        let changed = self.core.change_anew(|| entry.gone.store(true, Ordering::Relaxed));
-        let there = entry.at.lock().is_some();
-        match changed {
-            Err(error) if there => {
-                entry.gone.store(false, Ordering::Relaxed);
-                Err(error)
+        let mut found = None;
+        let refusals = self.core.change(|place| {
+            let list = self.core.list.lock();
+            found = list.iter().find(|known| !known.is_gone() && is(known, offset, width, value)).cloned();
+            if let Some(entry) = &found {
+                entry.leave();
+                place.anew = true;
             }
-            _ => {
-                self.core.list.lock().retain(|known| !Arc::ptr_eq(known, &entry));
-                Ok(())
-            }
-        }
+        })?;
+        of(&found.ok_or(IoEventFdError::NotFound { offset })?, refusals)
     }
 
     /// Moves all of them with their BAR, in any state. A guest store in between exits.
@@ -173,13 +166,13 @@ impl IoEventFds {
     /// # Errors
     /// [`IoEventFdError::Vm`]: the first that it refuses again.
     pub fn retry(&self) -> Result<(), IoEventFdError> {
-        self.core.settle_again()
+        self.core.change_anew(|| ())
     }
 
     /// How many are registered now.
     pub fn registered(&self) -> usize {
         let list = self.core.list.lock().clone();
-        list.iter().filter(|entry| entry.at.lock().is_some()).count()
+        list.iter().filter(|entry| entry.is_registered()).count()
     }
 }
 
@@ -191,6 +184,13 @@ fn core_range(core: &Core, gpa: u64) -> Result<(), IoEventFdError> {
 
 fn is(known: &Entry, offset: u64, width: Width, value: Option<u64>) -> bool {
     (known.offset, known.width, known.value) == (offset, width, value)
+}
+
+/// # Errors
+/// The refusal of one ioeventfd, if it is among these.
+fn of(entry: &Arc<Entry>, refusals: Vec<Refusal>) -> Result<(), IoEventFdError> {
+    let own = refusals.into_iter().find(|(refused, _)| Arc::ptr_eq(refused, entry));
+    own.map_or(Ok(()), |(_, error)| Err(error))
 }
 
 impl Drop for IoEventFds {
@@ -205,9 +205,12 @@ impl Drop for IoEventFds {
 
 impl fmt::Debug for IoEventFds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Under no lock: what is written to may be a user's.
+        let gpa = *self.core.gpa.lock();
+        let ioeventfds = self.core.list.lock().len();
         f.debug_struct("IoEventFds")
-            .field("gpa", &format_args!("{:#x}", *self.core.gpa.lock()))
-            .field("ioeventfds", &self.core.list.lock().len())
+            .field("gpa", &format_args!("{gpa:#x}"))
+            .field("ioeventfds", &ioeventfds)
             .field("registered", &self.registered())
             .finish()
     }

@@ -57,7 +57,10 @@ pub struct IoEvent<'a> {
 /// Registers ioeventfds with a virtual machine. Implemented for `kvm_ioctls::VmFd` with feature `kvm`.
 ///
 /// It is called without any lock of the crate, in the thread that changes the region's state, adds, moves or removes. A
-/// panic is a failure.
+/// panic is a failure; what panicked while it was registered is withdrawn, in case it is there. Calls of [`IoEventFds`]
+/// from inside are carried out when the outer call returns, which then returns what is refused.
+///
+/// [`IoEventFds`]: super::IoEventFds
 pub trait SetIoEventFd: Send + Sync {
     /// From now on the stores that `event` describes signal its eventfd.
     ///

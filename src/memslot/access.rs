@@ -4,36 +4,36 @@ use crate::region::access_error::AccessError;
 use crate::region::owner::OwnerView;
 
 /// An access that exited with its address and data.
-pub(super) enum ExitAccess<'a> {
+pub(crate) enum BusAccess<'a> {
     Load(&'a mut [u8]),
     Store(&'a [u8]),
 }
 
-impl ExitAccess<'_> {
+impl BusAccess<'_> {
     /// The size in bytes.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
-            ExitAccess::Load(data) => data.len(),
-            ExitAccess::Store(data) => data.len(),
+            BusAccess::Load(data) => data.len(),
+            BusAccess::Store(data) => data.len(),
         }
     }
 
     /// What a load of memory that is not there reads.
-    pub(super) fn ones(&mut self) {
-        if let ExitAccess::Load(data) = self {
+    pub(crate) fn ones(&mut self) {
+        if let BusAccess::Load(data) = self {
             data.fill(0xff);
         }
     }
 
     /// Makes one access if the size and alignment allow it; otherwise accesses byte by byte, as the bus would.
-    pub(super) fn make(&mut self, view: &OwnerView, at: usize) -> Result<(), AccessError> {
+    pub(crate) fn make(&mut self, view: &OwnerView, at: usize) -> Result<(), AccessError> {
         macro_rules! as_one {
             ($t:ty) => {
                 match self {
-                    ExitAccess::Load(data) => {
+                    BusAccess::Load(data) => {
                         view.read::<$t>(at).map(|value| data.copy_from_slice(&value.to_ne_bytes()))
                     }
-                    ExitAccess::Store(data) => {
+                    BusAccess::Store(data) => {
                         let mut bytes = [0; size_of::<$t>()];
                         bytes.copy_from_slice(data);
                         view.write(at, <$t>::from_ne_bytes(bytes))
@@ -47,8 +47,8 @@ impl ExitAccess<'_> {
             4 if at % 4 == 0 => as_one!(u32),
             8 if at % 8 == 0 => as_one!(u64),
             _ => (0..len).try_for_each(|i| match self {
-                ExitAccess::Load(data) => view.read(at + i).map(|byte| data[i] = byte),
-                ExitAccess::Store(data) => view.write(at + i, data[i]),
+                BusAccess::Load(data) => view.read(at + i).map(|byte| data[i] = byte),
+                BusAccess::Store(data) => view.write(at + i, data[i]),
             }),
         }
     }

@@ -17,7 +17,7 @@ use crate::region::notify::{InvalidateNotifier, NotifyError};
 use crate::region::placed::{Place, Placed, Refused};
 use crate::stats::count;
 use crate::sys::{SysError, may_fail, thread};
-use crate::users::Theirs;
+use crate::users::{Theirs, guarded};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use std::fmt;
@@ -28,8 +28,12 @@ use std::time::Duration;
 
 /// The other memslots of the virtual machine.
 pub(super) trait Neighbours: Send + Sync {
-    /// The number of another slot that is installed in a range.
-    fn in_the_way(&self, slot: u32, range: &Range<u64>) -> Option<u32>;
+    /// Reserves the first of these ranges for a slot's installation, and the others with it. In one step with the look
+    /// whether another slot is installed there or has reserved it: of two that overlap, one is refused.
+    ///
+    /// # Errors
+    /// The number of the slot that is in the way.
+    fn reserve(&self, core: &SlotCore, ranges: Vec<Range<u64>>) -> Result<(), u32>;
     /// The number of a slot that is gone is free.
     fn forget(&self, gone: &Arc<SlotCore>);
     /// Tells the user that a change of a region's state could not be followed.
@@ -38,6 +42,7 @@ pub(super) trait Neighbours: Send + Sync {
 
 /// The name of the call in errors.
 const CALL: &str = "SetMemslot";
+const PANICKED: SysError = SysError { call: CALL, errno: Errno::EIO };
 
 /// Checks a slot's guest address.
 pub(super) fn is_slot_address(gpa: u64, mapping: &Mapping) -> Result<(), MemslotError> {
@@ -65,6 +70,9 @@ pub(super) struct SlotCore {
     wish: Mutex<Wish>,
     /// As it was installed, while it is.
     installed: Mutex<Option<SlotMemory>>,
+    /// Where it is about to be installed, and where it may have to go back to. Written under the set's lock, and by the
+    /// thread whose change it is.
+    reserved: Mutex<Vec<Range<u64>>>,
     /// Whether it is in the guest's memory map, and who changes that.
     placed: Placed,
     pub(super) log_lost: AtomicBool,
@@ -82,8 +90,8 @@ impl SlotCore {
     ) -> Self {
         let wish = Mutex::new(Wish { gpa, log_dirty: false });
         let (placed, log_lost) = (Placed::default(), AtomicBool::new(false));
-        let (installed, counters) = (Mutex::default(), SlotCounters::default());
-        Self { vm, set, slot, mapping, retention, wish, installed, placed, log_lost, counters }
+        let (installed, reserved, counters) = (Mutex::default(), Mutex::default(), SlotCounters::default());
+        Self { vm, set, slot, mapping, retention, wish, installed, reserved, placed, log_lost, counters }
     }
 
     pub(super) fn range(&self) -> Range<u64> {
@@ -92,6 +100,17 @@ impl SlotCore {
 
     pub(super) fn installed(&self) -> Option<SlotMemory> {
         *self.installed.lock()
+    }
+
+    /// True if it is installed in the range, or is about to be.
+    pub(super) fn takes(&self, range: &Range<u64>) -> bool {
+        let overlaps = |own: &Range<u64>| own.start < range.end && range.start < own.end;
+        self.reserved.lock().iter().any(overlaps) || self.installed().is_some_and(|there| overlaps(&there.range()))
+    }
+
+    /// For the set, under its lock.
+    pub(super) fn set_reserved(&self, ranges: Vec<Range<u64>>) {
+        *self.reserved.lock() = ranges;
     }
 
     pub(super) fn is_there(&self) -> bool {
@@ -111,7 +130,7 @@ impl SlotCore {
     }
 
     pub(super) fn is_due(&self, place: &Place) -> bool {
-        !place.gone && (!place.revoked || self.retention != Retention::Remove)
+        !place.gone && !place.leaving && (!place.revoked || self.retention != Retention::Remove)
     }
 
     /// Its beginning, in step with its region's state.
@@ -142,7 +161,7 @@ impl SlotCore {
         });
         changed.map_err(|refused| match refused {
             Refused::By(source) => source,
-            Refused::Panicked => self.refused(SysError::new(CALL, Errno::EIO)),
+            Refused::Panicked => self.refused(PANICKED),
         })
     }
 
@@ -175,27 +194,33 @@ impl SlotCore {
         if earlier == Some(wished) {
             return Ok(());
         }
-        let set = self.set.upgrade();
-        if let Some(other) = set.and_then(|set| set.in_the_way(self.slot, &wished.range())) {
+        let ranges = [Some(wished), earlier].into_iter().flatten().map(|memory| memory.range()).collect();
+        if let Some(Err(other)) = self.set.upgrade().map(|set| set.reserve(self, ranges)) {
             return Err(MemslotError::Overlap { slot: self.slot, gpa: wished.gpa, other });
         }
-        if earlier.is_none() || self.vm.changes_in_place() {
-            return self.put(wished);
-        }
-        self.uninstall()?;
-        self.put(wished).inspect_err(|_| {
+        let moved = match earlier.is_none() || self.vm.changes_in_place() {
+            true => self.put(wished),
+            false => self.uninstall().and_then(|()| self.put(wished)),
+        };
+        if moved.is_err() && self.installed().is_none() {
             let _ = earlier.map(|earlier| self.put(earlier));
-        })
+        }
+        self.reserved.lock().clear();
+        moved
     }
 
     fn put(&self, memory: SlotMemory) -> Result<(), MemslotError> {
         may_fail(CALL).map_err(|e| self.refused(e))?;
-        // Before the call: a guest's access may exit before it returns. If it panics, the slot counts as there.
+        // Before the call: a guest's access may exit before it returns.
         let earlier = self.installed.lock().replace(memory);
         // SAFETY: the mapping lives as long as this core, which every `Memslot` takes out before it goes (or leaks it). The
         // device, other mappings of the region and other processes reach the memory too, by accesses that expect other
         // writers: the crate has no references to region memory.
-        let done = unsafe { self.vm.install(&memory) };
+        let Some(done) = guarded(|| unsafe { self.vm.install(&memory) }) else {
+            // It may be there all the same, and counts as there unless the virtual machine takes it out.
+            let _ = self.uninstall();
+            return Err(self.refused(PANICKED));
+        };
         done.inspect_err(|_| *self.installed.lock() = earlier).map_err(|e| self.refused(errno(&e)))?;
         count(&self.counters.installs);
         Ok(())
@@ -204,7 +229,8 @@ impl SlotCore {
     fn uninstall(&self) -> Result<(), MemslotError> {
         let Some(memory) = self.installed() else { return Ok(()) };
         may_fail(CALL).map_err(|e| self.refused(e))?;
-        self.vm.remove(&memory).map_err(|e| self.refused(errno(&e)))?;
+        let removed = guarded(|| self.vm.remove(&memory));
+        removed.ok_or(PANICKED).and_then(|done| done.map_err(|e| errno(&e))).map_err(|e| self.refused(e))?;
         *self.installed.lock() = None;
         if memory.log_dirty {
             self.log_lost.store(true, Ordering::Release);
@@ -278,7 +304,7 @@ impl SlotCore {
         if self.mapping.on_disabled() != OnDisabled::AllOnes || self.is_turned_off() {
             return Ok(false);
         }
-        self.change(|place| place.wanted = !place.gone).map(|_| true)
+        self.change(|place| place.wanted = !place.gone && !place.leaving).map(|_| true)
     }
 
     /// A change of the region's state could not be followed.

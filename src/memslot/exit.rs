@@ -1,6 +1,6 @@
 //! Exits: the outcome of a vCPU's access to revoked memory.
 
-use super::access::ExitAccess;
+use super::access::BusAccess;
 use super::core::SlotCore;
 use super::error::{ExitError, MemslotError};
 use super::set::Memslots;
@@ -145,7 +145,7 @@ impl Exits {
     /// The access cannot be answered: see [`ExitError`]. It is still open, as after [`Answer::Cancelled`]; `data` is
     /// all-ones meanwhile.
     pub fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> Result<Answer, ExitError> {
-        self.mmio(gpa, ExitAccess::Load(data))
+        self.mmio(gpa, BusAccess::Load(data))
     }
 
     /// A guest store that has exited with its address and data.
@@ -156,7 +156,7 @@ impl Exits {
     /// # Errors
     /// As [`mmio_read`](Self::mmio_read).
     pub fn mmio_write(&mut self, gpa: u64, data: &[u8]) -> Result<Answer, ExitError> {
-        self.mmio(gpa, ExitAccess::Store(data))
+        self.mmio(gpa, BusAccess::Store(data))
     }
 
     /// The vCPU could not be run, for want of memory at an address that the hypervisor does not tell: `KVM_RUN` fails with
@@ -197,7 +197,7 @@ impl Exits {
         self.fault(None, SlotCore::put_back)
     }
 
-    fn mmio(&mut self, gpa: u64, mut access: ExitAccess<'_>) -> Result<Answer, ExitError> {
+    fn mmio(&mut self, gpa: u64, mut access: BusAccess<'_>) -> Result<Answer, ExitError> {
         self.other();
         let Some((core, offset)) = self.slots.find(gpa) else { return Ok(Answer::NotOurs) };
         let region = &core.mapping.served.region;
@@ -205,7 +205,7 @@ impl Exits {
         let at = core.mapping.offset().saturating_add(usize::try_from(offset).unwrap_or(usize::MAX));
         // What is beyond the slot's end is not the guest's, whatever the region has there.
         let crosses = offset.saturating_add(access.len() as u64) > core.mapping.len() as u64;
-        if crosses || matches!(&access, ExitAccess::Store(_)) && !core.mapping.is_writable() {
+        if crosses || matches!(&access, BusAccess::Store(_)) && !core.mapping.is_writable() {
             return Ok(unsupported(&core, &mut access));
         }
         let policy = if self.when == WhenDisabled::Wait { OnDisabled::Block } else { OnDisabled::Sigbus };
@@ -313,7 +313,7 @@ fn suspects(slots: &[Arc<SlotCore>]) -> Vec<(&Arc<SlotCore>, Phase)> {
     if exiting.is_empty() { away } else { exiting }
 }
 
-fn unsupported(core: &SlotCore, access: &mut ExitAccess<'_>) -> Answer {
+fn unsupported(core: &SlotCore, access: &mut BusAccess<'_>) -> Answer {
     count(&core.counters.unsupported);
     access.ones();
     Answer::Reenter

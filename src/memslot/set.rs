@@ -129,16 +129,15 @@ impl Memslots {
 }
 
 impl Neighbours for Set {
-    fn in_the_way(&self, slot: u32, range: &Range<u64>) -> Option<u32> {
-        let slots = self.slots.read();
-        let mut others = slots.iter().filter(|other| other.slot != slot);
-        let other = others.find(|other| {
-            other.installed().is_some_and(|there| {
-                let there = there.range();
-                there.start < range.end && range.start < there.end
-            })
-        });
-        other.map(|other| other.slot)
+    fn reserve(&self, core: &SlotCore, ranges: Vec<Range<u64>>) -> Result<(), u32> {
+        // For writing: no other reservation comes between the look and this one.
+        let slots = self.slots.write();
+        let mut others = slots.iter().filter(|other| other.slot != core.slot);
+        if let Some(other) = ranges.first().and_then(|wished| others.find(|other| other.takes(wished))) {
+            return Err(other.slot);
+        }
+        core.set_reserved(ranges);
+        Ok(())
     }
 
     fn forget(&self, gone: &Arc<SlotCore>) {
@@ -155,7 +154,8 @@ impl Neighbours for Set {
 
 impl fmt::Debug for Memslots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.shared.slots.read().iter()).finish()
+        // Under no lock: what is written to may be a user's.
+        f.debug_list().entries(self.all()).finish()
     }
 }
 

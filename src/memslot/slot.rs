@@ -60,6 +60,11 @@ impl Memslot {
         self.subscription = Some(subscription);
     }
 
+    /// What `Debug` shows, for a list of slots that is locked: see there.
+    pub(crate) fn shown(&self) -> impl fmt::Debug + 'static {
+        Arc::clone(&self.core)
+    }
+
     /// The memslot's number.
     pub fn slot(&self) -> u32 {
         self.core.slot
@@ -116,20 +121,20 @@ impl Memslot {
         self.core.change(|place| place.wanted = self.core.is_due(place)).map(drop)
     }
 
-    /// Takes the memslot out for good. `self` can be dropped then, and the mapping used otherwise. Idempotent.
+    /// Takes the memslot out for good. `self` can be dropped then, and the mapping used otherwise. Idempotent. Called from
+    /// inside the virtual machine's own call for this slot, it is carried out when that returns.
     ///
     /// # Errors
     /// [`MemslotError::Vm`]: the slot is still there, and follows its region's state. Dropping it tries once more; if that
     /// fails too, the mapping is never unmapped.
     pub fn remove(&mut self) -> Result<(), MemslotError> {
-        let removed = self.core.change(|place| {
-            place.gone = true;
+        self.core.change(|place| {
+            place.leaving = true;
             place.wanted = false;
-        });
-        if let Err(e) = removed {
-            // Only the mark: nothing is wanted otherwise than it is.
-            let _ = self.core.change(|place| place.gone = false);
-            return Err(e);
+        })?;
+        if self.core.installed().is_some() {
+            // Called from inside the virtual machine's own call: the slot goes when that has returned, or stays.
+            return Ok(());
         }
         self.subscription = None;
         self.set.forget(&self.core);
@@ -147,8 +152,11 @@ impl Drop for Memslot {
         if self.core.protocol().is_inherited() {
             return;
         }
-        let _ = self.remove();
-        // No notification is to put it back, or count on it.
+        let _ = self.core.change(|place| {
+            place.gone = true;
+            place.wanted = false;
+        });
+        // No notification puts it back: it is gone. One may take out what was refused to go.
         self.subscription = None;
         self.set.forget(&self.core);
         // Not `is_installed`, which is false while a call that this thread is in puts it there.

@@ -6,11 +6,12 @@
 use super::buffer::{BufferFault, Sink, Source};
 use super::error::PciError;
 use super::space::Space;
-use super::state::{BarSlot, Device, Memory, Ports};
+use super::state::{Device, Memory};
 use crate::protocol::State;
 use crate::protocol::caller::Caller;
 use crate::protocol::fault::{FaultFlags, NotResolved};
 use crate::raw::Primitive;
+use crate::region::Region;
 use crate::region::access_error::AccessError;
 use crate::region::owner::OwnerView;
 use std::ops::Range;
@@ -53,10 +54,12 @@ const WIDEST_ROM: usize = 4;
 
 impl Device {
     /// How many bytes of a transfer of `len` bytes at `at` are in the space.
-    fn extent(&self, space: Space, at: u64, len: usize, size: u64) -> Result<usize, PciError> {
-        let left = size.checked_sub(at).filter(|left| *left > 0);
-        let left = left.ok_or(PciError::OutOfRange { space, offset: at, size })?;
-        Ok(len.min(usize::try_from(left).unwrap_or(usize::MAX)))
+    #[inline]
+    pub(super) fn extent(&self, space: Space, at: u64, len: usize, size: u64) -> Result<usize, PciError> {
+        if at >= size {
+            return Err(out_of_range(space, at, size));
+        }
+        Ok(len.min(usize::try_from(size - at).unwrap_or(usize::MAX)))
     }
 
     #[inline]
@@ -67,7 +70,7 @@ impl Device {
         into: &mut B,
         wait: Wait<'_>,
     ) -> Result<usize, PciError> {
-        let Some(memory) = self.memory(space) else { return self.read_ports(space, at, into) };
+        let Some(memory) = self.memory(space) else { return self.read_slot(space, at, into, wait) };
         let len = self.extent(space, at, into.len(), memory.size)?;
         let widest = if space == Space::Rom { WIDEST_ROM } else { WIDEST };
         if space == Space::Rom && !self.decoding.load(Ordering::Relaxed) {
@@ -100,7 +103,7 @@ impl Device {
         from: &B,
         wait: Wait<'_>,
     ) -> Result<usize, PciError> {
-        let Some(memory) = self.memory(space) else { return self.write_ports(space, at, from) };
+        let Some(memory) = self.memory(space) else { return self.write_slot(space, at, from, wait) };
         let len = self.extent(space, at, from.len(), memory.size)?;
         let mut done = 0;
         while done < len {
@@ -126,7 +129,8 @@ impl Device {
         done: usize,
         wait: Wait<'_>,
     ) -> Result<usize, PciError> {
-        let value: T = self.gated(space, memory, offset, wait, |view, at| view.read(at))?;
+        let at = usize::try_from(offset).unwrap_or(usize::MAX);
+        let value: T = self.gated(space, &memory.region, offset, wait, |view| view.read(at))?;
         into.put(done, &value.to_bits().to_ne_bytes()[bytes_of::<T>()]).map_err(|source| failed(done, source))?;
         Ok(T::SIZE)
     }
@@ -144,7 +148,8 @@ impl Device {
         let mut bytes = [0; 8];
         from.get(done, &mut bytes[bytes_of::<T>()]).map_err(|source| failed(done, source))?;
         let value = T::from_bits(u64::from_ne_bytes(bytes));
-        self.gated(space, memory, offset, wait, |view, at| view.write(at, value))?;
+        let at = usize::try_from(offset).unwrap_or(usize::MAX);
+        self.gated(space, &memory.region, offset, wait, |view| view.write(at, value))?;
         Ok(T::SIZE)
     }
 
@@ -154,19 +159,18 @@ impl Device {
     pub(super) fn gated<R>(
         &self,
         space: Space,
-        memory: &Memory,
+        region: &Region,
         offset: u64,
         wait: Wait<'_>,
-        access: impl Fn(&OwnerView, usize) -> Result<R, AccessError>,
+        mut access: impl FnMut(&OwnerView) -> Result<R, AccessError>,
     ) -> Result<R, PciError> {
-        let region = &*memory.region.shared;
-        let at = usize::try_from(offset).unwrap_or(usize::MAX);
+        let region = &*region.shared;
         let disabled = || PciError::Disabled { space, offset };
         // Relaxed: it changes only under the write side of the lock whose read side is held.
         let admits = |state| state != State::Gone && self.decoding.load(Ordering::Relaxed);
         if let Some(state) = region.protocol.try_read() {
             return match admits(*state) {
-                true => access(&region.owner, at).map_err(|_| disabled()),
+                true => access(&region.owner).map_err(|_| disabled()),
                 false => Err(disabled()),
             };
         }
@@ -177,7 +181,7 @@ impl Device {
             Wait::ForEver => Caller::new(FaultFlags::WAIT),
             Wait::As(caller) => caller,
         };
-        match region.protocol.on_behalf_if(admits, &caller, || Some(access(&region.owner, at))) {
+        match region.protocol.on_behalf_if(admits, &caller, || Some(access(&region.owner))) {
             Ok(done) => done.map_err(|_| disabled()),
             Err(NotResolved::Sigbus) => Err(disabled()),
             Err(NotResolved::WouldBlock) => Err(PciError::WouldBlock { space, offset }),
@@ -186,49 +190,6 @@ impl Device {
             Err(NotResolved::Reentrant) => Err(PciError::Reentrant),
             Err(NotResolved::Illegal(flags)) => Err(flags.into()),
         }
-    }
-
-    fn ports(&self, space: Space) -> Result<&Ports, PciError> {
-        match space {
-            Space::Bar(index) => match self.slots.get(index).and_then(Option::as_ref) {
-                Some(BarSlot::Io(ports)) => Ok(ports),
-                _ => Err(PciError::NoSuchSpace { space, why: "the device has no such BAR" }),
-            },
-            _ => Err(PciError::NoSuchSpace { space, why: "the device has none" }),
-        }
-    }
-
-    /// I/O ports are not memory: PCI_COMMAND.MEM does not gate them, nor does any other state.
-    fn read_ports<B: Sink + ?Sized>(&self, space: Space, at: u64, into: &mut B) -> Result<usize, PciError> {
-        let ports = self.ports(space)?;
-        let len = self.extent(space, at, into.len(), ports.size)?;
-        let mut done = 0;
-        while done < len {
-            let offset = at + done as u64;
-            if let Step::Access(width) = step(offset, len - done, &[], WIDEST) {
-                let mut bytes = [0; WIDEST];
-                ports.ports.read(offset, &mut bytes[..width]);
-                into.put(done, &bytes[..width]).map_err(|source| failed(done, source))?;
-                done += width;
-            }
-        }
-        Ok(len)
-    }
-
-    fn write_ports<B: Source + ?Sized>(&self, space: Space, at: u64, from: &B) -> Result<usize, PciError> {
-        let ports = self.ports(space)?;
-        let len = self.extent(space, at, from.len(), ports.size)?;
-        let mut done = 0;
-        while done < len {
-            let offset = at + done as u64;
-            if let Step::Access(width) = step(offset, len - done, &[], WIDEST) {
-                let mut bytes = [0; WIDEST];
-                from.get(done, &mut bytes[..width]).map_err(|source| failed(done, source))?;
-                ports.ports.write(offset, &bytes[..width]);
-                done += width;
-            }
-        }
-        Ok(len)
     }
 }
 
@@ -242,6 +203,11 @@ fn bytes_of<T: Primitive>() -> Range<usize> {
 }
 
 #[cold]
-fn failed(at: usize, source: BufferFault) -> PciError {
+fn out_of_range(space: Space, offset: u64, size: u64) -> PciError {
+    PciError::OutOfRange { space, offset, size }
+}
+
+#[cold]
+pub(super) fn failed(at: usize, source: BufferFault) -> PciError {
     PciError::Buffer { at, source }
 }

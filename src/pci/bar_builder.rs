@@ -3,7 +3,7 @@
 use super::config::ConfigSpace;
 use super::error::PciError;
 use super::regs::*;
-use super::state::PortIo;
+use crate::bar::{BarBuilder, DeviceIo};
 use crate::protocol::policy::OnDisabled;
 use crate::region::backing::Backing;
 use crate::users::Theirs;
@@ -59,7 +59,8 @@ pub struct Bar {
 
 pub(super) enum BarKind {
     Memory(Backing),
-    Io(Theirs<dyn PortIo>),
+    Io(Theirs<dyn DeviceIo>),
+    Areas(BarBuilder),
 }
 
 impl fmt::Debug for BarKind {
@@ -67,6 +68,7 @@ impl fmt::Debug for BarKind {
         match self {
             BarKind::Memory(backing) => backing.fmt(f),
             BarKind::Io(_) => f.write_str("Io"),
+            BarKind::Areas(bar) => bar.fmt(f),
         }
     }
 }
@@ -88,8 +90,31 @@ impl Bar {
     }
 
     /// `size` I/O ports, a power of two from 4 on.
-    pub fn io(size: u64, ports: Arc<dyn PortIo>) -> Self {
+    pub fn io(size: u64, ports: Arc<dyn DeviceIo>) -> Self {
         Self { kind: BarKind::Io(Theirs::new(ports)), ..Self::memory(size) }
+    }
+
+    /// Memory of areas that come and go, and of holes that the device answers: see [`bar`](crate::bar). Its size is a power
+    /// of two from 16 on. The device changes its state, together with all other memory; [`PciDevice::areas`](super::PciDevice::areas)
+    /// inserts areas, each with a strategy and a monitor of its own.
+    ///
+    /// ```
+    /// use revocable_mmio::Region;
+    /// use revocable_mmio::pci::{Bar, PciDevice, Space};
+    ///
+    /// let window = revocable_mmio::bar::Bar::builder(256 << 20);
+    /// let gpu = PciDevice::builder(0x1af4, 0x1050).bar(2, Bar::areas(window).wide().prefetchable()).build()?;
+    /// let areas = gpu.areas(Space::Bar(2)).ok_or("a BAR of areas")?;
+    /// let blob = areas.insert(0x1_0000, Region::builder(0x4000))?;
+    /// assert!(!blob.region().is_enabled(), "memory is off");
+    /// gpu.write(Space::Config, 4, &[2, 0][..])?;
+    /// gpu.write(Space::Bar(2), 0x1_0000, &[7][..])?;
+    /// assert_eq!(blob.region().owner().read::<u8>(0)?, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn areas(bar: BarBuilder) -> Self {
+        let size = bar.size();
+        Self { kind: BarKind::Areas(bar), ..Self::memory(size) }
     }
 
     /// The file that is the memory. Default: a memfd of its own. I/O ports have none: with one, the device is not built.
@@ -97,6 +122,7 @@ impl Bar {
         match &mut self.kind {
             BarKind::Memory(of) => *of = backing,
             BarKind::Io(_) => self.mistake = Some("I/O ports have no backing: they are emulated by their PortIo"),
+            BarKind::Areas(_) => self.mistake = Some("each area has a backing of its own"),
         }
         self
     }
@@ -167,7 +193,7 @@ impl Bar {
     ) -> Result<(), PciError> {
         let wrong = |why: &str| Err(PciError::Description(format!("BAR{index}: {why}")));
         let (least, io) = match self.kind {
-            BarKind::Memory(_) => (16, false),
+            BarKind::Memory(_) | BarKind::Areas(_) => (16, false),
             BarKind::Io(_) => (4, true),
         };
         if let Some(mistake) = self.mistake {
@@ -189,6 +215,9 @@ impl Bar {
         }
         if io && self.shared.is_some() {
             return wrong("I/O ports have no memory that other processes could map");
+        }
+        if matches!(self.kind, BarKind::Areas(_)) && (self.shared.is_some() || !self.excluded.is_empty()) {
+            return wrong("a BAR of areas has traps for excluded ranges, and each area is shared by itself");
         }
         if io && !self.excluded.is_empty() {
             return wrong("I/O ports have no excluded range: their PortIo decides");

@@ -3,8 +3,10 @@
 use super::address_map::AddressMap;
 use super::decode::BarPlace;
 use super::space::Space;
+use crate::bar::Areas;
 use crate::ioeventfd::{IoEventFdError, IoEventFds};
 use crate::memslot::{Memslot, Memslots, Retention};
+use crate::protocol::Protocol;
 use crate::protocol::gate::Phase;
 use crate::region::mapping::Mapping;
 use crate::sync::inside::Mutex;
@@ -59,6 +61,7 @@ pub struct BarSlots {
     bar: Space,
     slots: Memslots,
     parts: Vec<Part>,
+    areas: Option<Areas>,
     doorbells: Option<Box<Doorbells>>,
     stays: bool,
     /// What is there. Only the device's own calls change it, one at a time; none is made under the lock.
@@ -83,13 +86,45 @@ struct There {
 impl BarSlots {
     /// For a BAR; without any memslot yet.
     pub fn new(bar: Space, slots: Memslots) -> Self {
-        Self { bar, slots, parts: Vec::new(), doorbells: None, stays: false, there: Mutex::default() }
+        Self { bar, slots, parts: Vec::new(), areas: None, doorbells: None, stays: false, there: Mutex::default() }
     }
 
     /// Adds a memslot for a mapping of the BAR, or of a part of it. Its place in the BAR is
     /// [`Mapping::offset`](crate::Mapping::offset).
     pub fn memslot(mut self, slot: u32, mapping: Arc<Mapping>, retention: Retention) -> Self {
         self.parts.push(Part { slot, mapping, retention });
+        self
+    }
+
+    /// The BAR is one of areas ([`Bar::areas`](super::Bar::areas)): the memslots that it was built with
+    /// ([`BarBuilder::memslots`](crate::bar::BarBuilder::memslots)) follow it, and those of areas that come.
+    ///
+    /// ```
+    /// # use revocable_mmio::memslot::{SetMemslot, SlotMemory};
+    /// use revocable_mmio::Region;
+    /// use revocable_mmio::memslot::{Memslots, Retention};
+    /// use revocable_mmio::pci::{Bar, BarSlots, PciDevice, Space};
+    /// use std::sync::Arc;
+    /// # struct Vm;
+    /// # #[allow(unsafe_code)]
+    /// # impl SetMemslot for Vm {
+    /// #     unsafe fn install(&self, _: &SlotMemory) -> std::io::Result<()> { Ok(()) }
+    /// #     fn remove(&self, _: &SlotMemory) -> std::io::Result<()> { Ok(()) }
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let slots = Memslots::new(Arc::new(Vm));
+    /// let window = revocable_mmio::bar::Bar::builder(1 << 20).memslots(&slots, 8..16, Retention::AllOnes);
+    /// let gpu = PciDevice::builder(0x1af4, 0x1050).bar(2, Bar::areas(window).at(0xe000_0000)).build()?;
+    /// let areas = gpu.areas(Space::Bar(2)).ok_or("a BAR of areas")?.clone();
+    /// let _following = gpu.follow(Arc::new(BarSlots::new(Space::Bar(2), slots).areas(areas.clone())))?;
+    /// gpu.write(Space::Config, 4, &[2, 0][..])?;
+    /// let _blob = areas.insert(0x1_0000, Region::builder(0x4000))?; // a memslot at 0xe001_0000
+    /// assert_eq!(areas.guest_address(), Some(0xe000_0000));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn areas(mut self, areas: Areas) -> Self {
+        self.areas = Some(areas);
         self
     }
 
@@ -126,9 +161,15 @@ impl BarSlots {
         Ok(())
     }
 
+    fn move_areas(&self, gpa: Option<u64>) -> io::Result<()> {
+        self.areas.as_ref().map_or(Ok(()), |areas| areas.move_to(gpa)).map_err(io::Error::other)
+    }
+
     /// True if memory is off, and nothing of the BAR is to be reached where its slots are.
     fn is_off(&self) -> bool {
-        self.parts.iter().all(|part| part.mapping.served.region.protocol.phase() != Phase::Open)
+        let is_off = |protocol: &Protocol| protocol.phase() != Phase::Open;
+        self.parts.iter().all(|part| is_off(&part.mapping.served.region.protocol))
+            && self.areas.iter().all(|areas| is_off(&areas.shared.anchor.shared.protocol))
     }
 }
 
@@ -140,8 +181,11 @@ impl AddressMap for BarSlots {
         let mut there = std::mem::take(&mut *self.there.lock());
         // On an error all of it is dropped, and with it taken out.
         self.put(&mut there.memslots, place.address)?;
-        there.doorbells =
-            self.doorbells.as_ref().map(|make| make(place.address)).transpose().map_err(io::Error::other)?;
+        self.move_areas(Some(place.address))?;
+        let doorbells = self.doorbells.as_ref().map(|make| make(place.address)).transpose();
+        there.doorbells = doorbells.map_err(io::Error::other).inspect_err(|_| {
+            let _ = self.move_areas(None);
+        })?;
         there.decoded = true;
         *self.there.lock() = there;
         Ok(())
@@ -156,22 +200,30 @@ impl AddressMap for BarSlots {
         there.decoded = false;
         if self.stays && self.is_off() {
             *self.there.lock() = there;
+        } else {
+            // It has no errors.
+            let _ = self.move_areas(None);
         }
     }
 
     fn settle(&self) {
         let left = {
             let mut there = self.there.lock();
-            if there.decoded { There::default() } else { std::mem::take(&mut *there) }
+            if there.decoded {
+                return;
+            }
+            std::mem::take(&mut *there)
         };
         // The user's code that takes them out runs under no lock.
         drop(left);
+        let _ = self.move_areas(None);
     }
 }
 
 impl fmt::Debug for BarSlots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let there = self.there.lock();
-        f.debug_struct("BarSlots").field("bar", &self.bar).field("memslots", &there.memslots).finish_non_exhaustive()
+        // Under no lock: what is written to may be a user's.
+        let memslots: Vec<_> = self.there.lock().memslots.iter().map(Memslot::shown).collect();
+        f.debug_struct("BarSlots").field("bar", &self.bar).field("memslots", &memslots).finish_non_exhaustive()
     }
 }

@@ -16,7 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A write to configuration space that was begun by [`PciDevice::begin_write`](super::PciDevice::begin_write). Dropping it
-/// does not call the write off: only its result is lost.
+/// does not call the write off: only its result is lost. In a forked child the write is the parent's: done, with
+/// [`PciError::Forked`].
 ///
 /// ```
 /// use revocable_mmio::CancelToken;
@@ -39,6 +40,8 @@ pub(super) struct Completion {
     ended: Event,
     /// Readable once it is done.
     signal: EventFd,
+    /// The process whose thread makes it. In a forked child that thread is not there, and may have held the lock.
+    process: Identity,
 }
 
 enum Outcome {
@@ -51,7 +54,8 @@ impl Completion {
     pub(super) fn new() -> Result<Arc<Self>, PciError> {
         let signal = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let signal = signal.map_err(|e| SysError::new("eventfd", e))?;
-        Ok(Arc::new(Self { result: Mutex::new(Outcome::UnderWay), ended: Event::new(), signal }))
+        let (result, process) = (Mutex::new(Outcome::UnderWay), Identity::current());
+        Ok(Arc::new(Self { result, ended: Event::new(), signal, process }))
     }
 
     pub(super) fn complete(&self, result: Result<(), PciError>) {
@@ -61,7 +65,7 @@ impl Completion {
     }
 
     fn is_under_way(&self) -> bool {
-        matches!(*self.result.lock(), Outcome::UnderWay)
+        self.process.is_current() && matches!(*self.result.lock(), Outcome::UnderWay)
     }
 }
 
@@ -94,8 +98,12 @@ impl BegunWrite {
         self.is_done()
     }
 
-    /// The result, once; `None` while the write is under way, and after the result was taken.
+    /// The result, once; `None` while the write is under way, and after the result was taken. In a forked child always
+    /// [`PciError::Forked`].
     pub fn result(&self) -> Option<Result<(), PciError>> {
+        if !self.0.process.is_current() {
+            return Some(Err(PciError::Forked));
+        }
         let mut result = self.0.result.lock();
         match std::mem::replace(&mut *result, Outcome::Taken) {
             Outcome::Done(done) => Some(done),
@@ -129,11 +137,11 @@ pub(super) struct Job {
 }
 
 /// The writes that have been begun, in order, and the process that makes them.
-pub(super) struct BegunWrites(Mutex<Queue>, Identity);
+pub(super) struct BegunWrites(Mutex<Queue>, Identity, Event);
 
 impl Default for BegunWrites {
     fn default() -> Self {
-        Self(Mutex::default(), Identity::current())
+        Self(Mutex::default(), Identity::current(), Event::new())
     }
 }
 
@@ -176,7 +184,16 @@ impl BegunWrites {
         let mut queue = self.0.lock();
         let next = queue.jobs.front().cloned();
         queue.running = next.is_some();
+        drop(queue);
+        if next.is_none() {
+            self.2.notify_all();
+        }
         next
+    }
+
+    /// Waits until all are made. Not for a thread that one of them waits for.
+    pub(super) fn wait(&self) {
+        let _ = self.2.wait_while(|| !self.is_empty(), None, None);
     }
 
     pub(super) fn made(&self) {
@@ -189,11 +206,15 @@ impl BegunWrites {
         self.1.is_current()
     }
 
-    /// Those that are not complete: where, and the bytes. None in a forked child.
-    pub(super) fn pending(&self) -> Vec<(u64, Vec<u8>)> {
+    /// Those that are not complete: where, and the bytes, of the first without as many as are `made`. None in a forked
+    /// child.
+    pub(super) fn pending(&self, made: usize) -> Vec<(u64, Vec<u8>)> {
         if !self.are_of_this_process() {
             return Vec::new();
         }
-        self.0.lock().jobs.iter().map(|job| (job.at, job.bytes.clone())).collect()
+        let queue = self.0.lock();
+        let made = std::iter::once(made).chain(std::iter::repeat(0));
+        let left = queue.jobs.iter().zip(made).map(|(job, made)| (job.at + made as u64, job.bytes[made..].to_vec()));
+        left.filter(|(_, bytes)| !bytes.is_empty()).collect()
     }
 }

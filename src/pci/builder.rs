@@ -245,6 +245,10 @@ impl PciBuilder {
             let what = format!("{name} BAR{index}");
             slots[index] = Some(match bar.kind {
                 BarKind::Io(ports) => BarSlot::Io(Ports { ports, size: bar.size }),
+                BarKind::Areas(bar) => {
+                    let bar = bar.name(what).starting(enabled).build();
+                    BarSlot::Areas(bar.map_err(|e| PciError::Description(format!("BAR{index}: {e}")))?)
+                }
                 BarKind::Memory(backing) => {
                     let region = self.region(what, bar.size, backing, bar.shared, enabled)?;
                     BarSlot::Memory(Memory { region, size: bar.size, excluded: apart(bar.excluded) })
@@ -261,16 +265,17 @@ impl PciBuilder {
             None => None,
         };
         let memories = slots.iter().flatten().filter_map(BarSlot::memory).chain(&rom);
-        let mut members: Vec<_> = memories.map(|memory| Arc::clone(&memory.region.shared)).collect();
-        crate::region::group::in_order(&mut members);
+        let mut fixed: Vec<_> = memories.map(|memory| Arc::clone(&memory.region.shared)).collect();
+        crate::region::group::in_order(&mut fixed);
         Ok(PciDevice {
             device: Arc::new(Device {
                 name,
+                config_size: config.size(),
                 config: Mutex::new(config),
                 turn: Default::default(),
                 slots,
                 rom,
-                members,
+                fixed,
                 decoding: AtomicBool::new(enabled),
                 low_power: AtomicBool::new(false),
                 failed: AtomicBool::new(false),

@@ -7,7 +7,7 @@ use super::decode::Steps;
 use super::error::PciError;
 use super::regs::*;
 use super::space::Space;
-use super::state::{Device, PciDevice, Reach, TurnGuard};
+use super::state::{Device, DeviceTurn, PciDevice, Reach};
 use crate::protocol::{Changes, State, WaitFor};
 use crate::raw::signal::{self, SignalError};
 use crate::region::group::GroupError;
@@ -18,7 +18,7 @@ impl Device {
     /// A write of registers, with all that follows from it.
     pub(super) fn update(
         &self,
-        turn: &TurnGuard<'_>,
+        turn: &DeviceTurn<'_>,
         patience: Patience,
         write: impl Fn(&mut ConfigSpace),
     ) -> Result<(), PciError> {
@@ -34,7 +34,7 @@ impl Device {
     /// when memory is back, undoes nothing.
     pub(super) fn transition(
         &self,
-        _turn: &TurnGuard<'_>,
+        turn: &DeviceTurn<'_>,
         patience: Patience,
         low_power: bool,
         write: impl Fn(&mut ConfigSpace),
@@ -52,11 +52,15 @@ impl Device {
         let from = self.reach();
         let to = Reach { decoding: steps.decodes_memory(), low_power };
         if from != to && !to.mapped() {
-            self.revoke(to, patience)?;
+            self.revoke(turn, to, patience)?;
         }
         steps.leave().rev().for_each(|place| self.followers.remove(&place));
         // No DMA once the register says so, and none before.
-        let mut mastered = if was.difference(is).contains(Command::MASTER) { self.set_master(false) } else { Ok(()) };
+        let mut mastered = if was.difference(is).contains(Command::MASTER) {
+            self.set_master(false, Patience::Forever)
+        } else {
+            Ok(())
+        };
         let (before, after, steps) = {
             let mut config = self.config.lock();
             let before = config.clone();
@@ -68,16 +72,29 @@ impl Device {
         };
         let entered = self.enter(&steps);
         if is.difference(was).contains(Command::MASTER) {
-            mastered = self.set_master(true);
+            mastered = self.set_master(true, patience);
+            if patience != Patience::Forever && matches!(mastered, Err(PciError::Busy { .. })) {
+                let _ = self.set_master(false, Patience::Forever);
+                self.take_back(&before, &after, &steps);
+                if from != to && !to.mapped() {
+                    // It was revoked just now, and the turn keeps others from changing it: nothing is waited for.
+                    self.restore(turn, from, Patience::Forever)??;
+                }
+                return mastered;
+            }
         }
         let mut restored = Ok(());
         if from != to && to.mapped() {
             self.followers.settle();
-            match self.restore(to, patience) {
+            match self.restore(turn, to, patience) {
                 Ok(done) => restored = done,
                 Err(e) => {
                     self.take_back(&before, &after, &steps);
-                    let _ = if was == is { Ok(()) } else { self.set_master(was.contains(Command::MASTER)) };
+                    let _ = if was == is {
+                        Ok(())
+                    } else {
+                        self.set_master(was.contains(Command::MASTER), Patience::Forever)
+                    };
                     return Err(e);
                 }
             }
@@ -88,8 +105,8 @@ impl Device {
         entered.and(mastered).and(restored)
     }
 
-    fn set_master(&self, master: bool) -> Result<(), PciError> {
-        self.dma.as_ref().map_or(Ok(()), |dma| dma.set_bus_master(master))
+    fn set_master(&self, master: bool, patience: Patience) -> Result<(), PciError> {
+        self.dma.as_ref().map_or(Ok(()), |dma| dma.set_bus_master_within(master, patience))
     }
 
     /// Enters the places of `steps`, all that can be; returns the first error.
@@ -120,22 +137,29 @@ impl Device {
         }
     }
 
-    fn revoke(&self, to: Reach, patience: Patience) -> Result<(), PciError> {
+    fn revoke(&self, turn: &DeviceTurn<'_>, to: Reach, patience: Patience) -> Result<(), PciError> {
         // As in `Protocol::claim`, which is not told the goal: the members that are it already are locked too.
         let failed = |e: SignalError| GroupError { member: self.name.clone(), source: e.into() };
         signal::install().map_err(failed)?;
-        self.change(State::Disabled, to, patience)?
+        self.change(turn, State::Disabled, to, patience)?
     }
 
     /// Gives the memory back. The inner error is of what could not follow it.
-    fn restore(&self, to: Reach, patience: Patience) -> Result<Result<(), PciError>, PciError> {
-        self.change(State::Enabled, to, patience)
+    fn restore(&self, turn: &DeviceTurn<'_>, to: Reach, patience: Patience) -> Result<Result<(), PciError>, PciError> {
+        self.change(turn, State::Enabled, to, patience)
     }
 
-    fn change(&self, state: State, to: Reach, patience: Patience) -> Result<Result<(), PciError>, PciError> {
+    fn change(
+        &self,
+        turn: &DeviceTurn<'_>,
+        state: State,
+        to: Reach,
+        patience: Patience,
+    ) -> Result<Result<(), PciError>, PciError> {
         let wait = WaitFor::from(patience);
+        let members = turn.members();
         let ended = wait.again_if_held_up(|| {
-            let Some(mut changes) = Changes::begin(&self.members, |_| None, wait)? else {
+            let Some(mut changes) = Changes::begin(&members, |_| None, wait)? else {
                 // The device has no memory BAR.
                 self.set_reach(to);
                 return Ok(Ok(()));
@@ -149,8 +173,8 @@ impl Device {
     }
 
     /// Drops every page-table entry of every mapping; the next accesses fault them in again.
-    pub(super) fn zap(&self, _turn: &TurnGuard<'_>, patience: Patience) -> Result<(), PciError> {
-        let ((), released) = Changes::reset(&self.members, patience, || (), |_| None)?;
+    pub(super) fn zap(&self, turn: &DeviceTurn<'_>, patience: Patience) -> Result<(), PciError> {
+        let ((), released) = Changes::reset(&turn.members(), patience, || (), |_| None)?;
         Ok(released?)
     }
 }

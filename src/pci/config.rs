@@ -30,6 +30,8 @@ pub(super) struct ConfigSpace {
     pub(super) real: Real,
     /// The first write that it did not take.
     failed: Option<SysError>,
+    /// How many bytes of the write that a thread of the device's makes the registers have already.
+    pub(super) made_of_begun: usize,
 }
 
 /// The next piece of a transfer at `at`: aligned, so that no piece ever touches COMMAND together with its neighbours
@@ -53,6 +55,7 @@ impl ConfigSpace {
             express: None,
             real: Real::default(),
             failed: None,
+            made_of_begun: 0,
         };
         config.allow(COMMAND, &COMMAND_WRITABLE.to_le_bytes());
         config.allow(INTERRUPT_LINE, &[0xff]);
@@ -124,18 +127,21 @@ impl ConfigSpace {
         self.bars = bars;
         if self.is_power_control(at) {
             let (now, asked) = (self.power_state(), bytes[0] & PM_CTRL_STATE);
-            let capabilities = self.u16(at - PM_CTRL + PM_PMC);
-            let supported = match asked {
-                1 => capabilities & PMC_D1 != 0,
-                2 => capabilities & PMC_D2 != 0,
-                _ => true,
-            };
             // To a deeper state, or back to D0.
-            if supported && (asked == D0 || asked >= now) {
+            if self.has_power_state(asked) && (asked == D0 || asked >= now) {
                 self.set_power_state(asked);
             }
         }
         self.tell(at, bytes);
+    }
+
+    fn has_power_state(&self, state: u8) -> bool {
+        let capabilities = self.power.map_or(0, |cap| self.u16(cap + PM_PMC));
+        match state {
+            1 => capabilities & PMC_D1 != 0,
+            2 => capabilities & PMC_D2 != 0,
+            _ => true,
+        }
     }
 
     /// Writes to the real device, if there is one, all but what begins a reset: the device's reset handler makes that, once
@@ -213,6 +219,10 @@ impl ConfigSpace {
         let power = self.power.map(|cap| cap + PM_CTRL);
         let fixed = |at: usize| !self.writable[at] & if power == Some(at) { !PM_CTRL_STATE } else { 0xff };
         let same = |(at, (own, theirs)): (usize, (&u8, &u8))| (own ^ theirs) & fixed(at) == 0;
+        let power_state = power.and_then(|at| state.config.get(at)).map_or(D0, |control| control & PM_CTRL_STATE);
+        if !self.has_power_state(power_state) {
+            return Err(OTHER);
+        }
         if self.bytes.len() != state.config.len() || !self.bytes.iter().zip(&state.config).enumerate().all(same) {
             return Err(OTHER);
         }
@@ -289,6 +299,7 @@ impl ConfigSpace {
 
     /// Takes a write back, except bytes that it did not change: others may have written those since.
     pub(super) fn undo(&mut self, before: &Self, after: &Self) {
+        self.made_of_begun = before.made_of_begun;
         for (at, (old, new)) in before.bytes.iter().zip(&after.bytes).enumerate() {
             if old != new {
                 self.bytes[at] = *old;

@@ -6,7 +6,7 @@ use super::config::{ConfigSpace, piece, touches_bars};
 use super::error::PciError;
 use super::regs::*;
 use super::space::Space;
-use super::state::{Device, TurnGuard};
+use super::state::{Device, DeviceTurn};
 use crate::protocol::fault::FaultFlags;
 use crate::sync::wait::Patience;
 use std::sync::Arc;
@@ -16,6 +16,28 @@ pub(super) fn patience(wait: Wait<'_>) -> Result<Patience, PciError> {
     let Wait::As(caller) = wait else { return Ok(Patience::Forever) };
     let flags = caller.flags.validate()?;
     Ok(if flags.contains(FaultFlags::RETRY_NOWAIT) { Patience::Never } else { Patience::Forever })
+}
+
+/// What makes a write to configuration space.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writer {
+    Caller,
+    /// The device's thread, a write that was begun.
+    Thread,
+}
+
+impl Writer {
+    fn write(self, config: &mut ConfigSpace, at: usize, bytes: &[u8]) {
+        config.write(at, bytes);
+        self.has_made(config, bytes);
+    }
+
+    /// Counted in one step with the registers' change, so that a saved state has each byte once.
+    fn has_made(self, config: &mut ConfigSpace, bytes: &[u8]) {
+        if self == Writer::Thread {
+            config.made_of_begun += bytes.len();
+        }
+    }
 }
 
 impl Device {
@@ -42,6 +64,7 @@ impl Device {
         at: u64,
         from: &B,
         patience: Patience,
+        by: Writer,
     ) -> Result<usize, PciError> {
         let len = from.len();
         let start = self.inside(at, len)?;
@@ -51,24 +74,24 @@ impl Device {
             let mut bytes = [0; 4];
             // Before any lock is taken: the buffer may be in this device's own memory.
             from.get(done, &mut bytes[..count]).map_err(|source| PciError::Buffer { at: done, source })?;
-            self.write_piece(start + done, &bytes[..count], patience)?;
+            self.write_piece(start + done, &bytes[..count], patience, by)?;
             done += count;
         }
         Ok(len)
     }
 
     pub(super) fn inside(&self, at: u64, len: usize) -> Result<usize, PciError> {
-        let size = self.config.lock().size();
+        let size = self.config_size;
         let start = usize::try_from(at).ok().filter(|start| start.checked_add(len).is_some_and(|end| end <= size));
         start.ok_or(PciError::ConfigRange { offset: at, len, size })
     }
 
-    fn write_piece(self: &Arc<Self>, at: usize, bytes: &[u8], patience: Patience) -> Result<(), PciError> {
+    fn write_piece(self: &Arc<Self>, at: usize, bytes: &[u8], patience: Patience, by: Writer) -> Result<(), PciError> {
         {
             let mut config = self.config.lock();
             if self.is_quiet(&config, at, bytes) {
                 // Not even a reset that is under way holds it up.
-                config.write(at, bytes);
+                by.write(&mut config, at, bytes);
                 return Ok(config.take_failed()?);
             }
         }
@@ -77,7 +100,7 @@ impl Device {
             (_, e) => e,
         };
         let turn = self.take_turn(patience).map_err(would_wait)?;
-        let written = self.write_loud(&turn, at, bytes, patience).map_err(would_wait);
+        let written = self.write_loud(&turn, at, bytes, patience, by).map_err(would_wait);
         // A real device that did not take the write is the less important error.
         let taken = self.config.lock().take_failed();
         written.and(taken.map_err(PciError::from))
@@ -93,10 +116,11 @@ impl Device {
 
     fn write_loud(
         self: &Arc<Self>,
-        turn: &TurnGuard<'_>,
+        turn: &DeviceTurn<'_>,
         at: usize,
         bytes: &[u8],
         patience: Patience,
+        by: Writer,
     ) -> Result<(), PciError> {
         let (zaps, resets) = {
             let config = self.config.lock();
@@ -112,9 +136,12 @@ impl Device {
         }
         match &self.reset {
             Some(reset) if resets => {
-                self.function_level_reset(turn, patience, &**reset, |config| config.write(at, bytes))
+                self.function_level_reset(turn, patience, &**reset, |config| config.write(at, bytes))?;
+                // Until then it is to be begun again where this state is restored.
+                by.has_made(&mut self.config.lock(), bytes);
+                Ok(())
             }
-            _ => self.update(turn, patience, |config| config.write(at, bytes)),
+            _ => self.update(turn, patience, |config| by.write(config, at, bytes)),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::begun::{BegunWrite, Completion, Job};
 use super::config::piece;
+use super::config_access::Writer;
 use super::error::PciError;
 use super::state::{Device, PciDevice};
 use crate::sync::wait::Patience;
@@ -56,8 +57,8 @@ impl PciDevice {
         Ok(begun)
     }
 
-    /// A write to configuration space that gives up after `patience`, if it takes memory away or resets the function and
-    /// guards, pins or other changes hold that up.
+    /// A write to configuration space that gives up after `patience`, if it takes memory away, resets the function or makes
+    /// the device a bus master, and guards, pins or other changes hold that up.
     ///
     /// Users' code that it runs (a reset, notifiers, maps, an IOMMU) is not interrupted: for a thread that must not wait for
     /// that either, there is [`begin_write`](Self::begin_write).
@@ -82,7 +83,7 @@ impl PciDevice {
     /// # Errors
     /// As [`write`](Self::write). If it gave up, EBUSY: the register is as before, and so is the memory.
     pub fn write_timeout(&self, offset: u64, bytes: &[u8], patience: Duration) -> Result<(), PciError> {
-        self.device.write_config(offset, bytes, Patience::within(patience)).map(drop)
+        self.device.write_config(offset, bytes, Patience::within(patience), Writer::Caller).map(drop)
     }
 }
 
@@ -103,11 +104,15 @@ impl Device {
 
     fn make_begun_writes(self: Arc<Self>) {
         while let Some(Job { at, bytes, completion }) = self.begun.next() {
-            let made = guarded(|| self.write_config(at, &bytes[..], Patience::Forever).map(drop));
+            let made = guarded(|| self.write_config(at, &bytes[..], Patience::Forever, Writer::Thread).map(drop));
             // A reset is the only one of users' calls whose panic passes on.
             let panicked =
                 || Err(PciError::Reset { source: io::Error::other("it panicked"), now: self.after_failure() });
-            self.begun.made();
+            {
+                let mut config = self.config.lock();
+                config.made_of_begun = 0;
+                self.begun.made();
+            }
             completion.complete(made.unwrap_or_else(panicked));
         }
     }

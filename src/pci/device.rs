@@ -2,10 +2,11 @@
 
 use super::bar::Wait;
 use super::buffer::{Sink, Source};
-use super::config_access::patience;
+use super::config_access::{Writer, patience};
 use super::error::PciError;
 use super::space::{Space, SpaceInfo};
 use super::state::{BarSlot, Device, PciDevice};
+use crate::bar::Areas;
 use crate::protocol::Changes;
 use crate::protocol::caller::Caller;
 use crate::region::Region;
@@ -94,7 +95,7 @@ impl PciDevice {
     /// Maps a BAR, or a part of it, whatever state the device is in.
     ///
     /// # Errors
-    /// I/O ports, the ROM and configuration space cannot be mapped (EINVAL); otherwise as [`Region::map`].
+    /// I/O ports, the ROM, configuration space and a BAR of areas, which are mapped each by itself, cannot be mapped (EINVAL); otherwise as [`Region::map`].
     pub fn map(&self, bar: Space, options: MapOptions) -> Result<Mapping, PciError> {
         match self.region(bar) {
             Some(region) if bar != Space::Rom => region.map(options).map_err(|e: MapError| e.into()),
@@ -109,6 +110,14 @@ impl PciDevice {
         self.device.memory(space).map(|memory| &memory.region)
     }
 
+    /// The areas of a BAR that was described by [`Bar::areas`](super::Bar::areas): to insert some.
+    pub fn areas(&self, bar: Space) -> Option<&Areas> {
+        match bar {
+            Space::Bar(index) => self.device.slots.get(index)?.as_ref()?.areas(),
+            Space::Rom | Space::Config => None,
+        }
+    }
+
     /// The device's own view of a memory BAR or the ROM, which no revocation touches.
     pub fn owner(&self, space: Space) -> Option<&OwnerView> {
         self.region(space).map(Region::owner)
@@ -118,9 +127,7 @@ impl PciDevice {
     pub fn info(&self, space: Space) -> SpaceInfo {
         let device = &*self.device;
         match space {
-            Space::Config => {
-                SpaceInfo { size: device.config.lock().size() as u64, read: true, write: true, map: false }
-            }
+            Space::Config => SpaceInfo { size: device.config_size as u64, read: true, write: true, map: false },
             Space::Rom => {
                 let size = device.rom.as_ref().map_or(0, |rom| rom.size);
                 SpaceInfo { size, read: size > 0, write: false, map: false }
@@ -166,8 +173,9 @@ impl PciDevice {
     /// # Errors
     /// It was called from inside a notifier or a reset callback.
     pub fn privileged<R>(&self, work: impl FnOnce(&Self) -> R) -> Result<R, PciError> {
-        let _turn = self.device.take_turn(Patience::Forever)?;
-        let _locked = Changes::lock_out(&self.device.members)?;
+        let turn = self.device.take_turn(Patience::Forever)?;
+        let members = turn.members();
+        let _locked = Changes::lock_out(&members)?;
         Ok(work(self))
     }
 }
@@ -192,7 +200,7 @@ impl Device {
     ) -> Result<usize, PciError> {
         match (from.is_empty(), space) {
             (true, _) => Ok(0),
-            (_, Space::Config) => self.write_config(at, from, patience(wait)?),
+            (_, Space::Config) => self.write_config(at, from, patience(wait)?, Writer::Caller),
             (_, Space::Rom) => Err(PciError::NoSuchSpace { space, why: "the ROM is read-only" }),
             _ => self.write_space(space, at, from, wait),
         }
@@ -208,6 +216,7 @@ impl fmt::Debug for PciDevice {
             match slot {
                 Some(BarSlot::Memory(memory)) => shown.field("bar", &(index, &memory.region)),
                 Some(BarSlot::Io(ports)) => shown.field("bar", &(index, "io", ports.size)),
+                Some(BarSlot::Areas(bar)) => shown.field("bar", &(index, bar.areas())),
                 None => &mut shown,
             };
         }

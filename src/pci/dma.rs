@@ -11,6 +11,7 @@ use super::error::PciError;
 use crate::region::placed::Placed;
 use crate::region::subscription::Subscription;
 use crate::sync::inside::Mutex;
+use crate::sync::wait::Patience;
 use crate::sys::identity::Identity;
 use crate::sys::page_size;
 use crate::users::{Theirs, guarded};
@@ -68,8 +69,8 @@ pub struct DmaSpace {
     iommu: Theirs<dyn Iommu>,
     /// By first I/O address. Locked for single looks and changes only: neither the IOMMU nor a region is called under it.
     maps: Mutex<BTreeMap<u64, Taken>>,
-    gate: Arc<Gate>,
-    process: Identity,
+    pub(super) gate: Arc<Gate>,
+    pub(super) process: Identity,
 }
 
 /// A range of I/O addresses.
@@ -185,7 +186,7 @@ impl DmaSpace {
         reserved.fill(entries);
         // The gate may have moved before they could be seen there.
         let mut late = parts.iter().filter(|part| part.placed.now().is_there() != part.gate.is_open());
-        late.try_for_each(|part| part.settle(Revoked::Later)).inspect_err(|_| {
+        late.try_for_each(|part| part.settle(Revoked::Later, Patience::Forever)).inspect_err(|_| {
             self.unmap(iova, len.unwrap_or(0));
         })
     }
@@ -247,33 +248,17 @@ impl DmaSpace {
     /// # Errors
     /// The first that is refused again; the others are mapped all the same.
     pub fn retry(&self) -> Result<(), PciError> {
-        self.settle(|part| matches!(self.why(part), Some(Unmapped { why: WhyUnmapped::Refused(_), .. })))
+        let refused = |part: &DmaPart| matches!(self.why(part), Some(Unmapped { why: WhyUnmapped::Refused(_), .. }));
+        self.settle(refused, Patience::Forever)
     }
 
-    /// Whether the device of this space is a bus master: if not, nothing is in the IOMMU.
-    /// [`PciBuilder::bus_master`](super::PciBuilder::bus_master) sets it with the bit of PCI_COMMAND. What is mapped
-    /// meanwhile is put in once it is set.
-    ///
-    /// # Blocking
-    /// As [`map`](Self::map).
-    ///
-    /// # Errors
-    /// The first mapping that could not be put back; the others are. EPERM in a forked child.
-    pub fn set_bus_master(&self, master: bool) -> Result<(), PciError> {
-        if !self.process.is_current() {
-            return Err(PciError::Forked);
-        }
-        self.gate.set(master);
-        self.settle(|_| true)
-    }
-
-    fn settle(&self, which: impl Fn(&DmaPart) -> bool) -> Result<(), PciError> {
+    pub(super) fn settle(&self, which: impl Fn(&DmaPart) -> bool, patience: Patience) -> Result<(), PciError> {
         if !self.process.is_current() {
             return Err(PciError::Forked);
         }
         let mut settled = Ok(());
         for part in self.parts().iter().filter(|part| which(part)) {
-            settled = settled.and(part.settle(Revoked::Later));
+            settled = settled.and(part.settle(Revoked::Later, patience));
         }
         settled
     }
@@ -346,7 +331,7 @@ impl DmaSpace {
             }
         };
         let entry = DmaEntry { part, _subscription: subscription, process: self.process };
-        entry.part.settle(revoked)?;
+        entry.part.settle(revoked, Patience::Forever)?;
         Ok(entry)
     }
 }
@@ -393,7 +378,8 @@ impl Drop for DmaSpace {
 
 impl fmt::Debug for DmaSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(maps) = self.maps.try_lock() else { return f.write_str("DmaSpace { .. }") };
-        f.debug_map().entries(maps.iter().map(|(iova, taken)| (iova, taken.last))).finish()
+        let shown = self.maps.try_lock().map(|maps| Vec::from_iter(maps.iter().map(|(iova, of)| (*iova, of.last))));
+        let Some(shown) = shown else { return f.write_str("DmaSpace { .. }") };
+        f.debug_map().entries(shown).finish()
     }
 }

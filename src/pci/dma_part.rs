@@ -11,6 +11,7 @@ use crate::region::notify::{InvalidateNotifier, NotifyError};
 use crate::region::offsets::InMapping;
 use crate::region::placed::{Place, Placed, Refused};
 use crate::sync::inside::Mutex;
+use crate::sync::wait::Patience;
 use crate::sys::SysError;
 use crate::sys::map::{self, Advice, Prot};
 use crate::users::Theirs;
@@ -19,7 +20,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Whether the mappings of a space are in the IOMMU at all: the bus-master bit of the device whose space it is.
 pub(super) struct Gate(AtomicBool);
@@ -86,9 +87,14 @@ pub(super) enum Revoked {
 
 impl DmaPart {
     /// Puts the segment into the IOMMU if it is to be there, or takes it out. Waits while the memory is busy.
-    pub(super) fn settle(&self, revoked: Revoked) -> Result<(), PciError> {
+    ///
+    /// # Errors
+    /// [`PciError::Busy`] if that takes longer than `patience`.
+    pub(super) fn settle(&self, revoked: Revoked, patience: Patience) -> Result<(), PciError> {
         match &self.memory {
-            Memory::Device { mapping, range } if self.gate.is_open() => self.map_when_free(mapping, range, revoked),
+            Memory::Device { mapping, range } if self.gate.is_open() => {
+                self.map_when_free(mapping, range, revoked, patience)
+            }
             Memory::Plain { .. } | Memory::Device { .. } => {
                 self.change(|place| place.wanted = self.is_wanted(*place)).map_err(|e| self.error(e)).map(drop)
             }
@@ -108,7 +114,13 @@ impl DmaPart {
     }
 
     /// Maps unless the memory is revoked; waits while it is busy.
-    fn map_when_free(&self, mapping: &Listed, range: &Range<usize>, revoked: Revoked) -> Result<(), PciError> {
+    fn map_when_free(
+        &self,
+        mapping: &Listed,
+        range: &Range<usize>,
+        revoked: Revoked,
+        patience: Patience,
+    ) -> Result<(), PciError> {
         let protocol = &mapping.served.region.protocol;
         let bad = |why| PciError::Dma { addr: self.addr().addr(), why };
         if protocol.is_changed_by_caller() {
@@ -119,7 +131,15 @@ impl DmaPart {
         let in_region = offset + range.start..offset + range.end;
         loop {
             let region = &mapping.served.region;
-            let pin = match region.pin_elsewhere(in_region.clone(), &Caller::new(FaultFlags::WAIT)) {
+            let flags = if patience == Patience::Forever { FaultFlags::WAIT } else { FaultFlags::NOWAIT };
+            let pin = match region.pin_elsewhere(in_region.clone(), &Caller::new(flags)) {
+                Err(PinError::WouldBlock) => {
+                    if own_guards {
+                        return Err(PciError::WouldDeadlock);
+                    }
+                    wait_a_little(patience, &region.name)?;
+                    continue;
+                }
                 // But no `enable()` follows where the device has turned its memory off by itself.
                 Err(PinError::Disabled) if revoked == Revoked::Later && !region.is_off() => return Ok(()),
                 pin => pin.map_err(|e| match e {
@@ -144,7 +164,7 @@ impl DmaPart {
                 return Err(PciError::WouldDeadlock);
             }
             drop(_guard);
-            std::thread::sleep(Duration::from_micros(50));
+            wait_a_little(patience, &region.name)?;
         }
     }
 
@@ -242,6 +262,18 @@ impl DmaPart {
         }
         Ok(())
     }
+}
+
+/// # Errors
+/// [`PciError::Busy`] at the end of the patience.
+fn wait_a_little(patience: Patience, name: &str) -> Result<(), PciError> {
+    match patience {
+        Patience::Until(deadline) if Instant::now() < deadline => {}
+        Patience::Forever => {}
+        Patience::Until(_) | Patience::Never => return Err(PciError::Busy { name: name.to_owned() }),
+    }
+    std::thread::sleep(Duration::from_micros(50));
+    Ok(())
 }
 
 impl InvalidateNotifier for DmaPart {

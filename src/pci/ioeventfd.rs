@@ -106,9 +106,8 @@ impl Device {
         let Write { bar, offset, width, value } = write;
         let space = Space::Bar(bar);
         match self.slots.get(bar).and_then(Option::as_ref) {
-            Some(BarSlot::Io(ports)) => {
-                ports.ports.write(offset, &value.to_le_bytes()[..width.bytes()]);
-                Ok(())
+            Some(BarSlot::Io(_) | BarSlot::Areas(_)) => {
+                self.write_slot(space, offset, &value.to_le_bytes()[..width.bytes()], wait).map(drop)
             }
             Some(BarSlot::Memory(memory)) => self.store_as(space, memory, offset, width, value, wait),
             None => Ok(()),
@@ -128,7 +127,8 @@ impl Device {
         wait: Wait<'_>,
     ) -> Result<(), PciError> {
         let aligned = offset % width.bytes() as u64 == 0;
-        self.gated(space, memory, offset, wait, |view, at| match width {
+        let at = usize::try_from(offset).unwrap_or(usize::MAX);
+        self.gated(space, &memory.region, offset, wait, |view| match width {
             Width::Eight if aligned => view.write(at, value),
             Width::Four if aligned => view.write(at, value as u32),
             Width::Two if aligned => view.write(at, value as u16),

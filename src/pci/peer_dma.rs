@@ -13,17 +13,20 @@ use crate::region::mapping::Mapping;
 use std::io;
 use std::sync::Arc;
 
-/// A BAR's mapping, which is mapped in the space wherever the BAR is decoded.
+/// A mapping of a BAR, or of an area, which is mapped in the space wherever the BAR is decoded.
 struct Peer {
     dma: Arc<DmaSpace>,
     bar: Space,
+    /// Where in the BAR it is.
+    at: u64,
     mapping: Mapping,
     access: DmaAccess,
 }
 
 impl DmaSpace {
-    /// Lets the devices of this I/O address space reach a BAR of `device`, through `mapping` (of the whole BAR), at the guest
-    /// physical address at which it is decoded. The mapping in the IOMMU follows the BAR: it moves when the BAR moves, and
+    /// Lets the devices of this I/O address space reach a BAR of `device`, through `mapping` (of the whole BAR, or of a whole
+    /// [area](super::Bar::areas)), at the guest physical address at which it is decoded. Stop following before the area is
+    /// removed. The mapping in the IOMMU follows the BAR: it moves when the BAR moves, and
     /// is there only while the memory is.
     ///
     /// ```
@@ -48,7 +51,7 @@ impl DmaSpace {
     /// ```
     ///
     /// # Errors
-    /// The mapping is not one of the whole BAR (EINVAL), or the place where the BAR is decoded now cannot be mapped
+    /// The mapping is not one of the whole BAR, or of an area (EINVAL), or the place where the BAR is decoded now cannot be mapped
     /// ([`PciError::Place`]). Later, the error is that of the write that moves the BAR, or enables its memory.
     pub fn follow_bar(
         self: &Arc<Self>,
@@ -57,19 +60,24 @@ impl DmaSpace {
         mapping: Mapping,
         access: DmaAccess,
     ) -> Result<Following, PciError> {
-        let size = device.info(bar).size;
-        let whole = device
-            .region(bar)
-            .is_some_and(|region| std::ptr::eq::<RegionCore>(&**region.shared, &*mapping.served.region))
-            && mapping.offset() == 0
-            && mapping.len() as u64 == size;
-        if !whole {
-            return Err(PciError::NoSuchSpace {
-                space: bar,
-                why: "give a mapping of a whole memory BAR, of whole pages",
-            });
-        }
-        device.follow(Arc::new(Peer { dma: Arc::clone(self), bar, mapping, access }))
+        let is_whole = |region: &RegionCore, size: u64| {
+            std::ptr::eq(region, &*mapping.served.region) && mapping.offset() == 0 && mapping.len() as u64 == size
+        };
+        let at = match (device.region(bar), device.areas(bar)) {
+            (Some(region), _) => is_whole(&region.shared, device.info(bar).size).then_some(0),
+            (None, Some(areas)) => areas.shared.find(|range, region| is_whole(region, range.end - range.start)),
+            (None, None) => None,
+        };
+        let why = "give a mapping of a whole memory BAR or area, of whole pages";
+        let at = at.ok_or(PciError::NoSuchSpace { space: bar, why })?;
+        device.follow(Arc::new(Peer { dma: Arc::clone(self), bar, at, mapping, access }))
+    }
+}
+
+impl Peer {
+    fn address(&self, place: &BarPlace) -> u64 {
+        // A BAR that would not end in its space is decoded nowhere.
+        place.address.saturating_add(self.at)
     }
 }
 
@@ -79,7 +87,7 @@ impl AddressMap for Peer {
             return Ok(());
         }
         let segment = DmaSegment::device(&self.mapping, 0..self.mapping.len());
-        self.dma.map(place.address, &[segment], self.access).map_err(|e| match e {
+        self.dma.map(self.address(place), &[segment], self.access).map_err(|e| match e {
             PciError::Iommu { source, .. } => source,
             e => io::Error::other(e),
         })
@@ -87,7 +95,7 @@ impl AddressMap for Peer {
 
     fn remove(&self, place: &BarPlace) {
         if place.space == self.bar {
-            self.dma.unmap(place.address, self.mapping.len());
+            self.dma.unmap(self.address(place), self.mapping.len());
         }
     }
 }

@@ -5,7 +5,7 @@
 use super::config::ConfigSpace;
 use super::error::{AfterFailedReset, PciError};
 use super::regs::D0;
-use super::state::{Device, PciDevice, Reach, ResetFn, ResetKind, TurnGuard};
+use super::state::{Device, DeviceTurn, PciDevice, Reach, ResetFn, ResetKind};
 use crate::protocol::{Changes, WaitFor};
 use crate::region::shared::RegionShared;
 use crate::sync::wait::Patience;
@@ -20,13 +20,13 @@ impl Device {
     /// rest of the write, once nothing can hold it up any more.
     pub(super) fn function_level_reset(
         self: &Arc<Self>,
-        turn: &TurnGuard<'_>,
+        turn: &DeviceTurn<'_>,
         patience: Patience,
         reset: &ResetFn,
         write: impl FnOnce(&mut ConfigSpace),
     ) -> Result<(), PciError> {
         let device = PciDevice { device: Arc::clone(self) };
-        reset_all(&[(self, turn)], &self.members, patience, || {
+        reset_all(&[(self, turn)], patience, || {
             write(&mut self.config.lock());
             reset(&device, ResetKind::FunctionLevel)
         })
@@ -77,7 +77,7 @@ impl PciDevice {
         let device = &self.device;
         let reset = device.reset.as_ref().ok_or(PciError::NoReset { what: "function" })?;
         let turn = device.take_turn(patience)?;
-        reset_all(&[(device, &turn)], &device.members, patience, || reset(self, ResetKind::Call))
+        reset_all(&[(device, &turn)], patience, || reset(self, ResetKind::Call))
     }
 
     /// True if a reset has failed and the memory is disabled until one succeeds:
@@ -165,18 +165,15 @@ impl Bus {
             if device.is_changed_by_caller() {
                 return Err(PciError::Reentrant);
             }
-            let turn = device.turn.try_take().ok_or_else(|| PciError::Busy { name: function.name().to_owned() })?;
-            turns.0.push((device, turn));
+            turns.0.push((device, device.try_turn()?));
         }
-        let mut members: Vec<_> = self.functions.iter().flat_map(|f| f.device.members.iter().cloned()).collect();
-        crate::region::group::in_order(&mut members);
         let held: Vec<_> = turns.0.iter().map(|(device, turn)| (*device, turn)).collect();
-        reset_all(&held, &members, WaitFor::readers_only(), || reset(&self.functions))
+        reset_all(&held, WaitFor::readers_only(), || reset(&self.functions))
     }
 }
 
 /// Turns that were taken, given back in reverse.
-struct Turns<'a>(Vec<(&'a Arc<Device>, TurnGuard<'a>)>);
+struct Turns<'a>(Vec<(&'a Arc<Device>, DeviceTurn<'a>)>);
 
 impl Drop for Turns<'_> {
     fn drop(&mut self) {
@@ -184,13 +181,15 @@ impl Drop for Turns<'_> {
     }
 }
 
-/// Resets devices whose turns the caller has; `members` are the regions of all of them, in order.
+/// Resets devices whose turns the caller has.
 fn reset_all(
-    devices: &[(&Arc<Device>, &TurnGuard<'_>)],
-    members: &[Arc<RegionShared>],
+    devices: &[(&Arc<Device>, &DeviceTurn<'_>)],
     wait: impl Into<WaitFor>,
     reset: impl FnOnce() -> io::Result<()>,
 ) -> Result<(), PciError> {
+    let of: Vec<_> = devices.iter().map(|(device, turn)| (device, turn.members())).collect();
+    let mut members: Vec<_> = of.iter().flat_map(|(_, members)| members.iter().cloned()).collect();
+    crate::region::group::in_order(&mut members);
     let run = || {
         // The power state first, as the driver does.
         let states = PowerStates::to_d0(devices);
@@ -203,10 +202,10 @@ fn reset_all(
     };
     // What a device decodes stays, unless it is to be revoked now. A member that could not be given back stays revoked.
     let goal = |member: &Arc<RegionShared>| {
-        let device = devices.iter().find(|(device, _)| device.has(member));
+        let device = of.iter().find(|(_, members)| members.iter().any(|own| Arc::ptr_eq(own, member)));
         device.map(|(device, _)| device.reach().state())
     };
-    let (done, settled) = Changes::reset(members, wait, run, goal)?;
+    let (done, settled) = Changes::reset(&members, wait, run, goal)?;
     let kept =
         devices.iter().map(|(device, _)| device.after_failure()).find(|after| *after == AfterFailedReset::Revoked);
     let now = kept.unwrap_or(AfterFailedReset::AsBefore);
@@ -244,7 +243,7 @@ impl Device {
 struct PowerStates<'a>(Vec<(&'a Arc<Device>, u8)>);
 
 impl<'a> PowerStates<'a> {
-    fn to_d0(devices: &[(&'a Arc<Device>, &TurnGuard<'_>)]) -> Self {
+    fn to_d0(devices: &[(&'a Arc<Device>, &DeviceTurn<'_>)]) -> Self {
         let to_d0 = |device: &'a Arc<Device>| {
             let mut config = device.config.lock();
             let before = config.power_state();

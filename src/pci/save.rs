@@ -4,7 +4,7 @@ use super::config::ConfigSpace;
 use super::decode::MemoryStep;
 use super::error::PciError;
 use super::saved::DeviceState;
-use super::state::{Device, PciDevice};
+use super::state::{Device, DeviceTurn, PciDevice};
 use crate::sync::wait::Patience;
 use std::sync::atomic::Ordering;
 
@@ -37,10 +37,10 @@ impl PciDevice {
     /// ```
     pub fn save(&self) -> DeviceState {
         let device = &*self.device;
-        // Before the registers: one that completes in between is in both, and made again it changes nothing.
-        let begun = device.begun.pending();
         let config = device.config.lock();
         let (bytes, bars) = config.save();
+        // Under the registers' lock: what of a write they show is not begun again, and the rest is.
+        let begun = device.begun.pending(config.made_of_begun);
         DeviceState {
             low_power: device.reach().low_power,
             failed: device.failed.load(Ordering::Relaxed),
@@ -55,7 +55,7 @@ impl PciDevice {
     /// are begun again.
     ///
     /// # Blocking
-    /// As a [`write`](Self::write) to PCI_COMMAND.
+    /// As a [`write`](Self::write) to PCI_COMMAND. Waits for writes that were begun here, which are made before this.
     ///
     /// # Errors
     /// EINVAL for the state of another device, or if this one is real: nothing has changed. Otherwise as a write to PCI_COMMAND: with
@@ -65,7 +65,7 @@ impl PciDevice {
         if device.real.0.is_some() {
             return Err(PciError::State("a real device has more state than its registers: restore it by its driver"));
         }
-        let turn = device.take_turn(Patience::Forever)?;
+        let turn = device.take_turn_after_begun_writes()?;
         let settled = device.config.lock().check(state)?;
         let failed = device.failed.swap(state.failed, Ordering::Relaxed);
         // BARs whose registers hold no address come to their places as if theirs did; then the registers hold what they held.
@@ -85,6 +85,22 @@ impl PciDevice {
 }
 
 impl Device {
+    /// Takes the turn when every write that was begun before is made.
+    fn take_turn_after_begun_writes(&self) -> Result<DeviceTurn<'_>, PciError> {
+        loop {
+            let turn = self.take_turn(Patience::Forever)?;
+            if self.begun.is_empty() {
+                return Ok(turn);
+            }
+            drop(turn);
+            if self.members_now().iter().any(|member| member.protocol.gate.held_by_caller() > 0) {
+                // One of the writes may be waiting for it.
+                return Err(PciError::WouldDeadlock);
+            }
+            self.begun.wait();
+        }
+    }
+
     /// True if nothing is left to change for this state: the registers may be the same, and the memory not.
     fn has_arrived_at(&self, state: &DeviceState) -> bool {
         let config = self.config.lock();

@@ -9,17 +9,20 @@ use super::error::PciError;
 use super::hardware::Real;
 use super::ioeventfd_table::IoEventFds;
 use super::space::Space;
+use crate::bar::{self, Areas, AreasTurn, DeviceIo};
 use crate::protocol::State;
+use crate::protocol::error::RevokeError;
 use crate::region::Region;
 use crate::region::shared::RegionShared;
-use crate::sync::current_tid;
 use crate::sync::inside::Mutex;
 use crate::sync::wait::Patience;
 use crate::users::Theirs;
+use crate::users::turn::{Turn, TurnGuard};
+use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A PCI device whose memory is revoked and given back as vfio-pci does it; see the [module](crate::pci).
 ///
@@ -77,11 +80,13 @@ pub(super) struct Device {
     pub(super) name: String,
     /// Locked for single looks and changes only; no thread waits while it holds the lock.
     pub(super) config: Mutex<ConfigSpace>,
+    /// The size of `config` in bytes, which never changes.
+    pub(super) config_size: usize,
     pub(super) turn: Turn,
     pub(super) slots: [Option<BarSlot>; 6],
     pub(super) rom: Option<Memory>,
-    /// The regions of all BARs and the ROM, in the order in which they are locked.
-    pub(super) members: Vec<Arc<RegionShared>>,
+    /// The regions of all BARs and the ROM, but those of areas, in the order in which they are locked.
+    pub(super) fixed: Vec<Arc<RegionShared>>,
     /// True if the device decodes memory accesses (`__vfio_pci_memory_enabled`). Changed under the write side of every
     /// member's memory lock, read under the read side of any.
     pub(super) decoding: AtomicBool,
@@ -106,13 +111,14 @@ pub(super) struct Device {
 pub(super) enum BarSlot {
     Memory(Memory),
     Io(Ports),
+    Areas(bar::Bar),
 }
 
 impl BarSlot {
     pub(super) fn memory(&self) -> Option<&Memory> {
         match self {
             BarSlot::Memory(memory) => Some(memory),
-            BarSlot::Io(_) => None,
+            BarSlot::Io(_) | BarSlot::Areas(_) => None,
         }
     }
 
@@ -120,6 +126,14 @@ impl BarSlot {
         match self {
             BarSlot::Memory(memory) => memory.size,
             BarSlot::Io(ports) => ports.size,
+            BarSlot::Areas(bar) => bar.areas().size(),
+        }
+    }
+
+    pub(super) fn areas(&self) -> Option<&Areas> {
+        match self {
+            BarSlot::Areas(bar) => Some(bar.areas()),
+            BarSlot::Memory(_) | BarSlot::Io(_) => None,
         }
     }
 }
@@ -133,53 +147,8 @@ pub(super) struct Memory {
 }
 
 pub(super) struct Ports {
-    pub(super) ports: Theirs<dyn PortIo>,
+    pub(super) ports: Theirs<dyn DeviceIo>,
     pub(super) size: u64,
-}
-
-/// The turn to change the device's registers: one thread at a time, and not from inside another change.
-#[derive(Default)]
-pub(super) struct Turn {
-    /// Its holder may run callbacks.
-    taken: parking_lot::Mutex<()>,
-    by: AtomicI32,
-}
-
-pub(super) struct TurnGuard<'a> {
-    turn: &'a Turn,
-    _taken: parking_lot::MutexGuard<'a, ()>,
-}
-
-impl Turn {
-    pub(super) fn try_take(&self) -> Option<TurnGuard<'_>> {
-        self.taken.try_lock().map(|taken| self.guard(taken))
-    }
-
-    fn take(&self, patience: Patience) -> Option<TurnGuard<'_>> {
-        let taken = match patience {
-            Patience::Forever => Some(self.taken.lock()),
-            Patience::Never => self.taken.try_lock(),
-            Patience::Until(deadline) => self.taken.try_lock_until(deadline),
-        };
-        taken.map(|taken| self.guard(taken))
-    }
-
-    /// True if it is the calling thread's turn.
-    pub(super) fn is_caller(&self) -> bool {
-        // Relaxed, here and below: only ever compared with the reading thread's own id.
-        self.by.load(Ordering::Relaxed) == current_tid()
-    }
-
-    fn guard<'a>(&'a self, taken: parking_lot::MutexGuard<'a, ()>) -> TurnGuard<'a> {
-        self.by.store(current_tid(), Ordering::Relaxed);
-        TurnGuard { turn: self, _taken: taken }
-    }
-}
-
-impl Drop for TurnGuard<'_> {
-    fn drop(&mut self) {
-        self.turn.by.store(0, Ordering::Relaxed);
-    }
 }
 
 pub(super) type ResetFn = dyn Fn(&PciDevice, ResetKind) -> io::Result<()> + Send + Sync;
@@ -194,17 +163,6 @@ pub enum ResetKind {
     FunctionLevel,
     /// The reset of the bus, [`Bus::hot_reset`](super::Bus::hot_reset).
     Bus,
-}
-
-/// I/O ports of a device, emulated by the implementation. PCI_COMMAND.MEM does not gate them.
-///
-/// It is called by the thread that reads or writes by call, and by the ioeventfds' loop, where a panic ends only the one
-/// write. No lock of the crate is held.
-pub trait PortIo: Send + Sync {
-    /// A read of 1, 2 or 4 bytes, or of 8 for a caller that asks for 8 at an aligned offset.
-    fn read(&self, offset: u64, into: &mut [u8]);
-    /// A write of as many bytes.
-    fn write(&self, offset: u64, bytes: &[u8]);
 }
 
 /// The conditions for memory to be reachable.
@@ -227,24 +185,81 @@ impl Reach {
     }
 }
 
+/// The turn to change the device's registers: one thread at a time, and not from inside another change. No area comes or
+/// goes while it is held.
+pub(super) struct DeviceTurn<'a> {
+    device: &'a Device,
+    /// Given back first.
+    areas: Vec<AreasTurn<'a>>,
+    _own: TurnGuard<'a>,
+}
+
+impl DeviceTurn<'_> {
+    /// The regions of all BARs and the ROM, in the order in which they are locked.
+    pub(super) fn members(&self) -> Cow<'_, [Arc<RegionShared>]> {
+        match self.areas.is_empty() {
+            true => Cow::Borrowed(&self.device.fixed),
+            false => Cow::Owned(self.device.members_now()),
+        }
+    }
+}
+
 impl Device {
     /// Takes the turn; waits for it as long as `patience` allows, unless its holder may be waiting for the caller.
-    pub(super) fn take_turn(&self, patience: Patience) -> Result<TurnGuard<'_>, PciError> {
+    pub(super) fn take_turn(&self, patience: Patience) -> Result<DeviceTurn<'_>, PciError> {
+        if !self.begun.are_of_this_process() {
+            // Its holder at the fork is not in this process: it is never given back.
+            return Err(PciError::Forked);
+        }
         if self.is_changed_by_caller() {
             return Err(PciError::Reentrant);
         }
-        if let Some(turn) = self.turn.try_take() {
-            return Ok(turn);
-        }
-        if self.members.iter().any(|member| member.protocol.gate.held_by_caller() > 0) {
-            return Err(PciError::WouldDeadlock);
-        }
-        self.turn.take(patience).ok_or_else(|| PciError::Busy { name: self.name.clone() })
+        let own = match self.turn.try_take() {
+            Some(own) => Some(own),
+            None if self.members_now().iter().any(|member| member.protocol.gate.held_by_caller() > 0) => {
+                return Err(PciError::WouldDeadlock);
+            }
+            None => self.turn.take(patience),
+        };
+        let busy = || PciError::Busy { name: self.name.clone() };
+        self.with_areas(own.ok_or_else(busy)?, patience)
+    }
+
+    /// [`take_turn`](Self::take_turn) that does not wait.
+    pub(super) fn try_turn(&self) -> Result<DeviceTurn<'_>, PciError> {
+        let own = self.turn.try_take().ok_or_else(|| PciError::Busy { name: self.name.clone() })?;
+        self.with_areas(own, Patience::Never)
+    }
+
+    fn with_areas<'a>(&'a self, own: TurnGuard<'a>, patience: Patience) -> Result<DeviceTurn<'a>, PciError> {
+        let turns = self.areas().map(|areas| match areas.shared.take_turn(patience) {
+            Err(RevokeError::Reentrant) => Err(PciError::Reentrant),
+            Err(RevokeError::WouldDeadlock { .. }) => Err(PciError::WouldDeadlock),
+            Err(RevokeError::Forked) => Err(PciError::Forked),
+            turn => turn.map_err(|_| PciError::Busy { name: self.name.clone() }),
+        });
+        Ok(DeviceTurn { device: self, areas: turns.collect::<Result<_, _>>()?, _own: own })
+    }
+
+    /// The BARs of areas.
+    pub(super) fn areas(&self) -> impl Iterator<Item = &Areas> {
+        self.slots.iter().flatten().filter_map(BarSlot::areas)
+    }
+
+    /// As [`DeviceTurn::members`], of this moment.
+    pub(super) fn members_now(&self) -> Vec<Arc<RegionShared>> {
+        let mut members = self.fixed.clone();
+        members.extend(self.areas().flat_map(|areas| areas.shared.members()));
+        crate::region::group::in_order(&mut members);
+        members
     }
 
     /// True if the calling thread is inside a change of the device, or of one of its regions.
     pub(super) fn is_changed_by_caller(&self) -> bool {
-        self.turn.is_caller() || self.members.iter().any(|member| member.protocol.is_changed_by_caller())
+        let changed = |member: &Arc<RegionShared>| member.protocol.is_changed_by_caller();
+        self.turn.is_caller()
+            || self.fixed.iter().any(changed)
+            || self.areas().any(|areas| areas.shared.members().iter().any(changed))
     }
 
     #[inline]
@@ -275,9 +290,5 @@ impl Device {
     pub(super) fn set_reach(&self, reach: Reach) {
         self.decoding.store(reach.decoding, Ordering::Relaxed);
         self.low_power.store(reach.low_power, Ordering::Relaxed);
-    }
-
-    pub(super) fn has(&self, member: &RegionShared) -> bool {
-        self.members.iter().any(|own| std::ptr::eq(&**own, member))
     }
 }

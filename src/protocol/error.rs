@@ -193,7 +193,7 @@ impl RevokeError {
     }
 
     /// The error of a change that has waited as long as `patience` allows.
-    pub(super) fn gave_up(patience: Patience, since: Instant, holders: Holders) -> Self {
+    pub(crate) fn gave_up(patience: Patience, since: Instant, holders: Holders) -> Self {
         match patience {
             Patience::Never => Self::Busy(holders),
             Patience::Forever | Patience::Until(_) => Self::TimedOut { waited: since.elapsed(), holders },

@@ -21,8 +21,21 @@ const ALIGNMENT: usize = 32;
 pub(crate) enum Medium {
     /// Memory, where the size of an access does not matter.
     Memory,
+    /// Memory, on a machine with quick copies.
+    Quick,
     /// A device file's: perhaps registers, or memory that is not cached.
     Device,
+}
+
+impl Medium {
+    /// What a copy on this machine is from or to.
+    pub(crate) fn of(is_device: bool) -> Self {
+        match is_device {
+            true => Self::Device,
+            false if Cpu::is_quick() => Self::Quick,
+            false => Self::Memory,
+        }
+    }
 }
 
 /// Copies out of a region; returns how many bytes were copied. None beyond them was written to `dst`.
@@ -30,6 +43,7 @@ pub(crate) enum Medium {
 /// # Safety
 ///
 /// `raw`'s contract for `src`; `dst` is valid for writes of `len` bytes.
+#[inline(always)]
 pub(crate) unsafe fn copy_out(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
     // SAFETY: the caller's contract, passed on.
     unsafe { copy::<Out>(dst, src, len, medium) }
@@ -40,6 +54,7 @@ pub(crate) unsafe fn copy_out(dst: *mut u8, src: *const u8, len: usize, medium: 
 /// # Safety
 ///
 /// `raw`'s contract for `dst`; `src` is valid for reads of `len` bytes.
+#[inline(always)]
 pub(crate) unsafe fn copy_in(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
     // SAFETY: the caller's contract, passed on.
     unsafe { copy::<In>(dst, src, len, medium) }
@@ -49,6 +64,8 @@ pub(crate) unsafe fn copy_in(dst: *mut u8, src: *const u8, len: usize, medium: M
 trait Direction {
     /// Moves whole rounds, at least one; returns how many bytes were moved.
     unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize;
+    /// Moves bytes to or from memory, on a quick machine; `len` is in `QUICK`.
+    unsafe fn quick(dst: *mut u8, src: *const u8, len: usize) -> usize;
     /// Moves bytes to or from memory, if the architecture has a way for that.
     unsafe fn memory(dst: *mut u8, src: *const u8, len: usize) -> Option<usize>;
     /// True if a word may be moved here: an unaligned one only if the instruction is the crate's own.
@@ -62,14 +79,48 @@ trait Direction {
 struct Out;
 struct In;
 
+/// In the caller's code only what some hundred bytes of memory take; a call for the rest.
 #[inline(always)]
 unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
-    if medium == Medium::Memory {
+    if medium != Medium::Quick {
+        // SAFETY: the caller's contract.
+        return unsafe { copy_any::<D>(dst, src, len, medium) };
+    }
+    if Cpu::QUICKEST.contains(&len) {
+        // SAFETY: the caller's contract.
+        return unsafe { quickly::<D>(dst, src, len) };
+    }
+    // SAFETY: the caller's contract.
+    unsafe { copy_quickly::<D>(dst, src, len) }
+}
+
+/// Quickly, and on by words after a fault.
+#[inline(always)]
+unsafe fn quickly<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    // SAFETY: the caller's contract; `len` is in `QUICK`.
+    let moved = unsafe { D::quick(dst, src, len) };
+    // SAFETY: the caller's contract, for the rest.
+    if moved == len { len } else { unsafe { after::<D>(dst, src, len, moved, Medium::Quick) } }
+}
+
+#[inline(never)]
+unsafe fn copy_quickly<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    if Cpu::QUICK.contains(&len) {
+        // SAFETY: the caller's contract.
+        return unsafe { quickly::<D>(dst, src, len) };
+    }
+    // SAFETY: the caller's contract.
+    unsafe { copy_any::<D>(dst, src, len, Medium::Quick) }
+}
+
+#[inline(never)]
+unsafe fn copy_any<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
+    if medium != Medium::Device {
         // SAFETY: the caller's contract.
         match unsafe { D::memory(dst, src, len) } {
             Some(moved) if moved == len => return len,
             // SAFETY: the caller's contract, for the rest.
-            Some(moved) => return unsafe { after::<D>(dst, src, len, moved) },
+            Some(moved) => return unsafe { after::<D>(dst, src, len, moved, medium) },
             None => {}
         }
     }
@@ -79,7 +130,8 @@ unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: M
 
 /// Goes on after `done` bytes to or from memory: near a fault, or near a page's edge where some bytes by words are faster.
 #[cold]
-unsafe fn after<D: Direction>(dst: *mut u8, src: *const u8, len: usize, mut done: usize) -> usize {
+#[inline(never)]
+unsafe fn after<D: Direction>(dst: *mut u8, src: *const u8, len: usize, mut done: usize, medium: Medium) -> usize {
     loop {
         let next = ROUND.min(len - done);
         // SAFETY: the caller's contract, for the next bytes.
@@ -88,9 +140,13 @@ unsafe fn after<D: Direction>(dst: *mut u8, src: *const u8, len: usize, mut done
         if moved < next || done == len {
             return done;
         }
-        // SAFETY: the caller's contract, for the rest.
-        let way = unsafe { D::memory(dst.wrapping_add(done), src.wrapping_add(done), len - done) };
-        done += way.unwrap_or(0);
+        let (dst, src, left) = (dst.wrapping_add(done), src.wrapping_add(done), len - done);
+        done += match medium {
+            // SAFETY: the caller's contract, for the rest.
+            Medium::Quick if Cpu::QUICK.contains(&left) => unsafe { D::quick(dst, src, left) },
+            // SAFETY: the same.
+            _ => unsafe { D::memory(dst, src, left) }.unwrap_or(0),
+        };
     }
 }
 
@@ -155,8 +211,14 @@ impl Direction for Out {
     }
 
     #[inline(always)]
+    unsafe fn quick(dst: *mut u8, src: *const u8, len: usize) -> usize {
+        // SAFETY: handed on.
+        unsafe { Cpu::quick_out(dst, src, len) }
+    }
+
+    #[inline(always)]
     unsafe fn memory(dst: *mut u8, src: *const u8, len: usize) -> Option<usize> {
-        // SAFETY: handed on; at least a byte is left.
+        // SAFETY: handed on.
         unsafe { Cpu::memory_out(dst, src, len) }
     }
 
@@ -196,8 +258,14 @@ impl Direction for In {
     }
 
     #[inline(always)]
+    unsafe fn quick(dst: *mut u8, src: *const u8, len: usize) -> usize {
+        // SAFETY: handed on.
+        unsafe { Cpu::quick_in(dst, src, len) }
+    }
+
+    #[inline(always)]
     unsafe fn memory(dst: *mut u8, src: *const u8, len: usize) -> Option<usize> {
-        // SAFETY: handed on; at least a byte is left.
+        // SAFETY: handed on.
         unsafe { Cpu::memory_in(dst, src, len) }
     }
 

@@ -5,6 +5,7 @@
 //! condition more: nothing may revoke the mapping meanwhile.
 
 use super::{AtomicPrimitive, Faulted, Primitive};
+use core::ops::Range;
 
 /// Single accesses. One that faults has no effect.
 pub(super) trait Accesses {
@@ -34,15 +35,38 @@ pub(super) trait Rounds {
     /// bytes before the page's edge; the words and bytes that follow store them again, the same.
     unsafe fn rounds_in(dst: *mut u8, src: *const u8, len: usize) -> usize;
 
-    /// Out of memory, in ascending order and in whatever way is fastest, whatever `len` is. `None` where that
-    /// is by the rounds. The count may be short of the first byte that faults, by less than `bulk::ROUND`, and also where
-    /// going on by words is faster.
+    /// The lengths, in bytes, that `quick_out` and `quick_in` copy.
+    const QUICK: Range<usize> = 0..0;
+
+    /// The lengths among them that they copy in a few instructions, to be inlined.
+    const QUICKEST: Range<usize> = 0..0;
+
+    /// True if this machine has the two quick functions.
+    fn is_quick() -> bool {
+        false
+    }
+
+    /// Out of memory, with `len` in `QUICK`, on a machine where that is quick. The count may be short of the first byte that
+    /// faults, and also where going on by words is faster. Bytes may be moved more than once.
+    #[inline(always)]
+    unsafe fn quick_out(_dst: *mut u8, _src: *const u8, _len: usize) -> usize {
+        0
+    }
+
+    /// Into memory, as `quick_out`. The count has what was stored before the store that faults, as in `rounds_in`. Bytes that
+    /// are stored more than once are the same each time.
+    #[inline(always)]
+    unsafe fn quick_in(_dst: *mut u8, _src: *const u8, _len: usize) -> usize {
+        0
+    }
+
+    /// Out of memory, whatever `len` is, as `quick_out`. `None` where that is by the rounds, and before a call of `is_quick`.
     #[inline(always)]
     unsafe fn memory_out(_dst: *mut u8, _src: *const u8, _len: usize) -> Option<usize> {
         None
     }
 
-    /// Into memory, as `memory_out`. The count has what was stored before the store that faults, as in `rounds_in`.
+    /// Into memory, as `memory_out` and `quick_in`.
     #[inline(always)]
     unsafe fn memory_in(_dst: *mut u8, _src: *const u8, _len: usize) -> Option<usize> {
         None

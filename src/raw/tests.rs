@@ -117,11 +117,14 @@ fn copy_stops_at(edge: usize, len: usize, misaligned: usize, medium: Medium, reg
     unsafe { libc::munmap(page.cast(), 3 * PAGE) };
 }
 
-const MEDIA: [Medium; 2] = [Medium::Memory, Medium::Device];
+/// Memory comes first, as a mapping of it has it on this machine.
+fn media() -> [Medium; 3] {
+    [Medium::of(false), Medium::Memory, Medium::Device]
+}
 
 /// The same at every alignment of both sides modulo 64 (some, under Miri), for each medium.
 fn copies_stop_at(edge: usize, len: usize, region: impl Fn() -> *mut u8) {
-    for medium in MEDIA {
+    for medium in media() {
         for misaligned in (0..64).step_by(if cfg!(miri) { 29 } else { 1 }) {
             copy_stops_at(edge, len, misaligned, medium, &region);
         }
@@ -160,9 +163,21 @@ fn a_copy_that_meets_revoked_memory_says_how_far_it_came() {
 fn a_fault_anywhere_in_a_copy_is_found_to_the_byte() {
     needs_recovery!();
     for edge in 0..=NEAR {
-        for medium in MEDIA {
+        for medium in media() {
             copy_stops_at(edge, edge + 1, edge * 7 % 64, medium, protected);
             copy_stops_at(edge, NEAR + edge, edge * 13 % 64, medium, || bus_after(PAGE, 3 * PAGE));
+        }
+    }
+}
+
+/// At every position of copies of each of the lengths around which another way begins.
+#[test]
+fn a_fault_anywhere_in_a_short_copy_is_found_to_the_byte() {
+    needs_recovery!();
+    let medium = Medium::of(false);
+    for len in [1, 63, 64, 65, 127, 128, 129, 192, 255, 256, 257, 384, 511, 512, 513, 600, 640, 641, 700, 769] {
+        for edge in 0..=len {
+            copy_stops_at(edge, len, edge * 7 % 64, medium, protected);
         }
     }
 }
@@ -171,13 +186,23 @@ fn a_fault_anywhere_in_a_copy_is_found_to_the_byte() {
 #[test]
 fn a_copy_into_memory_counts_all_that_it_stored_before_a_fault() {
     needs_recovery!();
-    for edge in (0..=200).chain([256, 600, 1024, 3000, PAGE]) {
-        for more in [1, 36, 64, 100, 200, 2560] {
+    let is_quick = Medium::of(false) == Medium::Quick;
+    for edge in (0..=200).chain([256, 300, 511, 600, 1024, 3000, PAGE]) {
+        for (more, quick) in [1, 36, 64, 100, 200, 300, 2560].into_iter().flat_map(|more| [(more, false), (more, true)])
+        {
             let (page, buffer) = (protected(), vec![0x77; edge + more]);
-            // SAFETY: inside of the first page, which only this test knows; beyond it the copy faults, and recovers.
-            let done = unsafe { Cpu::memory_in(page.add(PAGE - edge), buffer.as_ptr(), buffer.len()) };
+            let (dst, src, len) = (page.wrapping_add(PAGE - edge), buffer.as_ptr(), buffer.len());
+            let done = match quick {
+                // SAFETY: inside of the first page, which only this test knows; beyond it the copy faults, and recovers.
+                true => (is_quick && Cpu::QUICK.contains(&len)).then(|| unsafe { Cpu::quick_in(dst, src, len) }),
+                // SAFETY: the same.
+                false => unsafe { Cpu::memory_in(dst, src, len) },
+            };
             let Some(done) = done else {
-                eprintln!("SKIP: this processor has no copy of its own for memory of {} bytes", buffer.len());
+                if is_quick {
+                    continue;
+                }
+                eprintln!("SKIP: this processor has no copy of its own for memory of {len} bytes");
                 continue;
             };
             // SAFETY: as above; the first page is accessible.

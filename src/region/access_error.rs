@@ -1,5 +1,7 @@
 //! Errors of accesses, and the check that every access begins with.
 
+use crate::protocol::fault::NotResolved;
+use crate::protocol::gate::Phase;
 use crate::raw::Primitive;
 
 /// An access was refused; it has not changed the memory. The guide says [what to do](crate::guide::errors).
@@ -117,6 +119,19 @@ pub enum AccessError {
 }
 
 impl AccessError {
+    /// The error of an access that was not made, at `offset` of a region in this phase.
+    pub(crate) fn of_refused(refused: NotResolved, phase: Phase, offset: usize) -> Self {
+        match refused {
+            NotResolved::Sigbus if phase == Phase::Gone => AccessError::Gone { offset },
+            NotResolved::Sigbus => AccessError::Disabled { offset },
+            NotResolved::WouldBlock => AccessError::WouldBlock { offset },
+            NotResolved::Killed => AccessError::Cancelled { offset },
+            NotResolved::Reentrant => AccessError::Reentrant { offset },
+            NotResolved::WouldDeadlock => AccessError::WouldDeadlock,
+            NotResolved::Illegal(flags) => AccessError::Flags(flags),
+        }
+    }
+
     /// The offset in the error of a guard, which is about the whole mapping.
     pub const WHOLE: usize = usize::MAX;
 }

@@ -216,6 +216,16 @@ impl RegionBuilder {
         self
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Starts enabled, or disabled, whatever was asked for.
+    pub(crate) fn starting(mut self, enabled: bool) -> Self {
+        self.enabled = enabled;
+        self
+    }
+
     /// Starts disabled, as a device's memory is before its driver turns it on. Default: enabled.
     pub fn disabled(mut self) -> Self {
         self.enabled = false;

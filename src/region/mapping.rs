@@ -14,6 +14,7 @@ use crate::monitor;
 use crate::monitor::waiting_room::{WaitingRoom, Waits};
 use crate::protocol::State;
 use crate::protocol::policy::OnDisabled;
+use crate::raw::Medium;
 use crate::region::backing::BackingKind;
 use crate::region::error::MapError;
 use crate::sync::wait::Waited;
@@ -95,6 +96,7 @@ impl Mapping {
             region: Arc::clone(&region.core),
             offset: InRegion(offset),
             view,
+            medium: Medium::of(region.kind == BackingKind::Other),
             load_limit: AtomicUsize::new(0),
             store_limit: AtomicUsize::new(0),
             around: Around::new(region.fault_around, region.page),

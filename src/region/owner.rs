@@ -303,6 +303,7 @@ impl OwnerView {
 
     /// How many of the `len` bytes at `offset`, which are in the view, may be accessed: all of them, unless an access
     /// without memory would raise a signal that is not recovered from.
+    #[inline]
     pub(crate) fn given(&self, offset: InRegion, len: usize) -> usize {
         if !self.asks || self.gives(offset.0, len) {
             return len;

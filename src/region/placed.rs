@@ -14,6 +14,8 @@ pub(crate) struct Place {
     pub(crate) revoked: bool,
     /// It is taken out for good.
     pub(crate) gone: bool,
+    /// It is to be taken out for good, unless that is refused: at the end of the change it is gone, or as before.
+    pub(crate) leaving: bool,
     pub(crate) wanted: bool,
     /// It is to be looked at once more, though it is where it is wanted: it is wanted otherwise than before.
     pub(crate) anew: bool,
@@ -124,6 +126,10 @@ impl Placed {
                     done = done.and(Err(Refused::Panicked));
                 }
             }
+        }
+        // Before another thread can make a wish: none may take out what was refused to go.
+        if std::mem::take(&mut state.place.leaving) {
+            state.place.gone |= !state.place.there;
         }
         state.calling = false;
         drop(state);

@@ -5,6 +5,7 @@ use super::core::RegionCore;
 use super::offsets::{InMapping, InRegion};
 use crate::monitor::{self, wake_page};
 use crate::protocol::State;
+use crate::raw::Medium;
 use crate::stats::count;
 use crate::sys::map::Prot;
 use crate::sys::uffd::{Continued, FaultMessage, Uffd};
@@ -20,6 +21,8 @@ pub(crate) struct Served {
     /// Where in the region the view starts.
     pub(crate) offset: InRegion,
     pub(crate) view: View,
+    /// How copies to and from it are made.
+    pub(crate) medium: Medium,
     /// Accesses below this offset may be tried at once. It is the mapping's length, or 0 while the mapping is known to
     /// refuse or to wait. One comparison checks the bounds and the state.
     pub(crate) load_limit: AtomicUsize,

@@ -14,7 +14,7 @@ use crate::sys::known::KnownFile;
 use crate::sys::thread::WithoutSignals;
 use crate::sys::{Addr, SysError};
 use crate::trace;
-use crate::view::{Grade, Prepared};
+use crate::view::{Grade, Prepared, Shown};
 use crate::window::Window;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
@@ -88,6 +88,14 @@ impl RegionShared {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// For `Debug`: no lock is held while that is written. None of them in a forked child.
+    pub(super) fn shown_mappings(&self) -> Vec<Shown> {
+        if self.protocol.is_inherited() {
+            return Vec::new();
+        }
+        self.mappings.lock_quietly().values().map(|mapping| mapping.view.shown()).collect()
     }
 
     /// Withdraw takes many locks quietly: signals are blocked once for all of them.

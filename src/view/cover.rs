@@ -40,11 +40,16 @@ impl Ones {
         sizes
     }
 
+    /// The size of the file for ranges of `len` bytes, in bytes.
+    pub(crate) fn size_of_file(len: usize) -> usize {
+        len.div_ceil(MOST_TILES).max(SMALLEST_TILE).next_power_of_two()
+    }
+
     /// The file for ranges of `len` bytes, shared by all ranges that need the same one.
     pub(crate) fn for_range(len: usize) -> Result<Arc<Self>, SysError> {
         type Made = Vec<(usize, Weak<Ones>)>;
         static MADE: PerProcess<Mutex<Made>> = PerProcess::new(Mutex::default);
-        let size = len.div_ceil(MOST_TILES).max(SMALLEST_TILE).next_power_of_two();
+        let size = Self::size_of_file(len);
         let mut made = MADE.get().lock();
         made.retain(|(_, ones)| ones.strong_count() > 0);
         let known = made.iter().filter(|(s, _)| *s == size).filter_map(|(_, ones)| ones.upgrade());

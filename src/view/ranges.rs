@@ -6,7 +6,7 @@
 //! and a mapping that is in one of them stays there and fills the hole. That goes for all of an address range that was given,
 //! also for a part that is only to be given back: the kernel may have no memory for that.
 
-use super::left_over::{release, sweep};
+use super::left_over::{release, release_or_shut, sweep};
 use crate::sync::inside::Mutex;
 use crate::sys::identity::PerProcess;
 use crate::sys::map::{self, Prot, Reserved};
@@ -67,8 +67,11 @@ pub(super) fn map_file(len: usize, align: usize, file: BorrowedFd<'_>, offset: u
         if in_the_way(&mut ranges, mapped).is_none() {
             return Ok(mapped);
         }
-        // It must not fill a hole of a range: it is a region's memory.
-        release(mapped);
+        // It must not fill a hole of a range: it is a region's memory. If it cannot be unmapped, it reaches nothing, and what
+        // of it is in a hole stays there: a later try would unmap what its view has put there by then.
+        if !release_or_shut(mapped) {
+            release_outside(&mut ranges, mapped);
+        }
     }
 }
 
@@ -84,7 +87,7 @@ pub(super) fn was_filled(range: AddrRange) -> bool {
 }
 
 fn reserve_outside(ranges: &mut Ranges, len: usize, align: usize) -> Result<AddrRange, SysError> {
-    sweep();
+    sweep(|range| in_the_way(ranges, range).map(|known| known.range));
     loop {
         let Reserved { whole, range } = map::reserve(len, align)?;
         if in_the_way(ranges, whole).is_none() {

@@ -220,3 +220,116 @@ fn an_ioeventfd_that_was_refused_is_not_registered_later() {
     assert_eq!(doorbells.registered(), 0);
     assert_eq!(vm.there.load(Ordering::SeqCst), 0, "signals that nobody can end");
 }
+
+type Call = dyn FnOnce() -> io::Result<()> + Send;
+
+/// Calls a closure at the next call for an address, before it does what it is asked.
+#[derive(Default)]
+struct Calls {
+    vm: Vm,
+    at: Mutex<Option<(u64, Box<Call>)>>,
+}
+
+impl Calls {
+    fn at(&self, gpa: u64, call: impl FnOnce() -> io::Result<()> + Send + 'static) {
+        *self.at.lock().expect("no panic") = Some((gpa, Box::new(call)));
+    }
+
+    fn call(&self, event: &IoEvent<'_>) -> io::Result<()> {
+        let call = self.at.lock().expect("no panic").take_if(|(gpa, _)| *gpa == event.gpa);
+        call.map_or(Ok(()), |(_, call)| call())
+    }
+}
+
+impl SetIoEventFd for Calls {
+    fn assign(&self, event: &IoEvent<'_>) -> io::Result<()> {
+        self.call(event)?;
+        self.vm.assign(event)
+    }
+
+    fn withdraw(&self, event: &IoEvent<'_>) -> io::Result<()> {
+        self.call(event)?;
+        match self.vm.there().contains(&event.gpa) {
+            true => self.vm.withdraw(event),
+            // One whose registration has panicked.
+            false => Err(Errno::ENOENT.into()),
+        }
+    }
+}
+
+/// As [`doorbells`].
+fn calling() -> (Arc<Calls>, Region, Arc<IoEventFds>, EventFd) {
+    support::start();
+    let (vm, bar) = (Arc::new(Calls::default()), Region::builder(LEN).build().expect("a region"));
+    let bell = EventFd::new().expect("an eventfd");
+    let doorbells = IoEventFds::new(Arc::clone(&vm), &bar, HERE).expect("nothing is in the way");
+    for offset in [0, 8] {
+        doorbells.add(offset, Width::Four, None, bell.as_fd()).expect("it is free");
+    }
+    (vm, bar, Arc::new(doorbells), bell)
+}
+
+#[test]
+fn a_removal_that_fails_beside_a_retry_leaves_the_ioeventfd_registered() {
+    let (vm, _bar, doorbells, _bell) = calling();
+    for round in 0..3000 {
+        let start = Barrier::new(2);
+        vm.at(HERE, || Err(Errno::EBUSY.into()));
+        let removed = thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                for _ in 0..20 {
+                    doorbells.retry().expect("all of them are there");
+                }
+            });
+            start.wait();
+            doorbells.remove(0, Width::Four, None)
+        });
+        assert!(matches!(removed, Err(IoEventFdError::Vm { gpa: HERE, .. })), "{removed:?}");
+        assert_eq!((vm.vm.there(), doorbells.registered()), (vec![HERE, HERE + 8], 2), "round {round}");
+    }
+}
+
+#[test]
+fn an_error_is_of_the_ioeventfd_that_was_asked_for() {
+    let (vm, bar, doorbells, bell) = calling();
+    vm.vm.refuse(HERE + 8);
+    bar.disable().expect("the doorbells are not what revokes");
+    doorbells.add(16, Width::Four, None, bell.as_fd()).expect("another's refusal was told of then");
+    doorbells.remove(0, Width::Four, None).expect("another's refusal was told of then");
+    vm.vm.refuse(None);
+    bar.enable().expect("it comes back");
+    assert_eq!(vm.vm.there(), [HERE + 8, HERE + 16]);
+}
+
+#[test]
+fn what_is_added_and_removed_inside_the_hypervisors_call_is_done_when_that_returns() {
+    let (vm, bar, doorbells, bell) = calling();
+    bar.disable().expect("nothing is in the way");
+    let inside = Arc::clone(&doorbells);
+    vm.at(HERE + 8, move || {
+        inside.remove(0, Width::Four, None).expect("it is there");
+        inside.add(16, Width::Four, None, bell.as_fd()).expect("it is free");
+        let again = inside.remove(0, Width::Four, None);
+        assert!(matches!(again, Err(IoEventFdError::NotFound { offset: 0 })), "{again:?}");
+        Ok(())
+    });
+    bar.enable().expect("it comes back");
+    assert_eq!((vm.vm.there(), doorbells.registered()), (vec![HERE + 8, HERE + 16], 2), "none is forgotten");
+}
+
+#[test]
+fn a_hypervisor_that_panics_refuses_and_no_more() {
+    let (vm, bar, doorbells, bell) = calling();
+    let panics = || panic!("by design");
+    vm.at(HERE, panics);
+    assert!(matches!(doorbells.remove(0, Width::Four, None), Err(IoEventFdError::Vm { gpa: HERE, .. })));
+    assert_eq!(vm.vm.there(), [HERE, HERE + 8], "none of them is withdrawn");
+    vm.at(HERE + 16, panics);
+    assert!(doorbells.add(16, Width::Four, None, bell.as_fd()).is_err());
+    assert_eq!((vm.vm.there(), doorbells.registered()), (vec![HERE, HERE + 8], 2));
+    vm.at(HERE, panics);
+    bar.disable().expect("the doorbells are not what revokes");
+    doorbells.add(16, Width::Four, None, bell.as_fd()).expect("for later");
+    assert_eq!(vm.vm.there(), NOWHERE, "none is registered while the region is disabled");
+}

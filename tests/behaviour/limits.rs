@@ -8,7 +8,8 @@ use crate::support::{raw, read_text};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use revocable_mmio::{
-    AccessError, BuildError, Feature, MapOptions, Mapping, Monitor, OnDisabled, Region, Strategy, Support,
+    AccessError, AllOnesTooLarge, BuildError, Feature, MapOptions, Mapping, Missing, Monitor, Need, Needs, OnDisabled,
+    Region, Strategy, Support, init,
 };
 use std::os::fd::AsRawFd;
 
@@ -256,6 +257,23 @@ fn a_first_region_at_the_limit_of_mappings_does_not_decide_for_the_later_ones() 
         require!(limit <= 1 << 17, "vm.max_map_count is too high to reach it here", could: false);
         let filler = raw::fill_the_table_of_mappings();
         first_in_a_shortage(None, None, || drop(filler), "max_map_count");
+    })
+    .well();
+}
+
+#[test]
+fn all_ones_memory_beyond_the_machines_is_refused_before_any_is_made() {
+    alone(|| {
+        support::start();
+        // If it were not refused it would end here, and not with the machine's last page.
+        setrlimit(Resource::RLIMIT_FSIZE, 8 << 20, 8 << 20).expect("less than before");
+        for largest in [usize::MAX, usize::MAX / 2 + 2, 1 << 46] {
+            let refused = init(Needs::new().all_ones(largest)).expect_err("no machine has so much");
+            let [Missing { need: Need::AllOnes, source, .. }] = &refused.missing[..] else { panic!("{refused}") };
+            let why: &AllOnesTooLarge = source.downcast_ref().unwrap_or_else(|| panic!("{source}"));
+            assert!(why.largest == largest && why.needed > why.most, "{why}");
+        }
+        drop(init(Needs::new().all_ones(512 << 20)).expect("2 MiB"));
     })
     .well();
 }

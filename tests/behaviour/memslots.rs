@@ -1,6 +1,9 @@
 //! Memslots and exits of a hypervisor that is not KVM: no changes in place, and exits that the tests make up.
 #![expect(unsafe_code, reason = "an implementor of SetMemslot")]
 
+mod refused;
+
+use crate::support::memory_map::Map;
 use crate::support::{self, forking};
 use revocable_mmio::memslot::{
     Answer, ExitError, Exits, Memslot, MemslotError, Memslots, Retention, SetMemslot, SlotMemory, WhenDisabled,
@@ -8,7 +11,7 @@ use revocable_mmio::memslot::{
 use revocable_mmio::pci::{Bar, PciDevice, Space};
 use revocable_mmio::{CancelToken, MapOptions, Mapping, OnDisabled, Region};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -17,47 +20,6 @@ const LEN: usize = 0x4000;
 const HERE: u64 = 0x10_0000;
 const THERE: u64 = 0x20_0000;
 const NOWHERE: [u64; 0] = [];
-
-/// A memory map that keeps what it is told.
-#[derive(Default)]
-struct Map {
-    slots: Mutex<Vec<SlotMemory>>,
-    /// How many more installations it refuses.
-    refuses: AtomicUsize,
-    refuses_removals: AtomicUsize,
-}
-
-fn refused(left: &AtomicUsize) -> io::Result<()> {
-    match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
-        Ok(_) => Err(io::Error::from_raw_os_error(nix::libc::EINVAL)),
-        Err(_) => Ok(()),
-    }
-}
-
-impl SetMemslot for Map {
-    // SAFETY: nothing is done with the address.
-    unsafe fn install(&self, memory: &SlotMemory) -> io::Result<()> {
-        refused(&self.refuses)?;
-        let mut slots = self.slots.lock().expect("no panic");
-        assert!(slots.iter().all(|there| there.slot != memory.slot), "it is there already: {slots:x?} {memory:x?}");
-        slots.push(*memory);
-        Ok(())
-    }
-
-    fn remove(&self, memory: &SlotMemory) -> io::Result<()> {
-        refused(&self.refuses_removals)?;
-        let mut slots = self.slots.lock().expect("no panic");
-        let at = slots.iter().position(|there| there == memory).expect("as it was installed, with its size");
-        slots.remove(at);
-        Ok(())
-    }
-}
-
-impl Map {
-    fn places(&self) -> Vec<u64> {
-        self.slots.lock().expect("no panic").iter().map(|slot| slot.gpa).collect()
-    }
-}
 
 fn bar() -> Region {
     Region::builder(LEN).build().expect("a region")

@@ -4,6 +4,7 @@
 mod destructors;
 mod devices;
 mod everywhere;
+mod formatting;
 mod iommu;
 mod wakers;
 

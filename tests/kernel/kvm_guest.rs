@@ -2,6 +2,7 @@
 //!
 //! The machine decides which kind of exit a revoked page of a kept slot gives. The tests print which exits they got.
 
+mod areas;
 mod checks;
 mod exits;
 #[path = "../support/guest/mod.rs"]

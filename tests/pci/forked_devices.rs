@@ -244,3 +244,37 @@ fn a_child_that_is_made_in_the_middle_of_everything_can_drop_it_all() {
         assert!(fine, "a child panics, or waits for ever for a lock");
     });
 }
+
+#[test]
+fn a_child_waits_for_no_write_that_its_parent_has_begun_and_for_no_turn() {
+    support::start();
+    let (entered, is_entered) = std::sync::mpsc::sync_channel(1);
+    let (go, goes) = std::sync::mpsc::channel::<()>();
+    let goes = std::sync::Mutex::new(goes);
+    let reset = move |_: &PciDevice, _| {
+        entered.send(()).map_err(io::Error::other)?;
+        let _ = goes.lock().expect("a channel").recv();
+        Ok(())
+    };
+    let device = PciDevice::builder(1, 2).bar(0, Bar::memory(4096)).express(0x50).on_reset(reset).build();
+    let device = device.expect("a device");
+    let write = device.begin_write(0x58, &[0, 0x80]).expect("it begins");
+    is_entered.recv().expect("the reset begins");
+    let fine = forking::is_fine(|| {
+        let never = revocable_mmio::CancelToken::new();
+        let done = write.is_done() && write.wait_unless(&never) && write.wait_timeout(Duration::from_secs(60));
+        let forked = |result: Result<(), PciError>| matches!(result, Err(PciError::Forked));
+        done && write.result().is_some_and(forked)
+            && forked(device.write(Space::Config, 4, &[2, 0][..]).map(drop))
+            && forked(device.write_timeout(4, &[2, 0], Duration::from_secs(60)))
+            && forked(device.begin_write(4, &[2, 0]).map(drop))
+            && forked(device.restore(&device.save()))
+            && forked(device.reset())
+            && forked(device.enter_low_power())
+    });
+    assert!(!write.is_done(), "the child has ended it");
+    drop(go);
+    assert!(write.wait_timeout(Duration::from_secs(20)));
+    write.result().expect("done").expect("made");
+    assert!(fine);
+}

@@ -5,6 +5,7 @@
 #[expect(dead_code, reason = "each test binary uses its part")]
 mod support;
 
+mod areas;
 mod bar_slots;
 mod dma;
 mod forked_devices;

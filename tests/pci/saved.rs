@@ -1,6 +1,8 @@
 //! The state of a device, saved in any moment and restored into another. (The random histories of tests/random migrate
 //! too.)
 
+mod begun;
+
 use crate::support;
 use crate::support::watchdog::Watchdog;
 use revocable_mmio::pci::{AddressMap, Bar, BarPlace, DeviceState, PciBuilder, PciDevice, PciError, Space};

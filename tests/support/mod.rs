@@ -7,6 +7,7 @@ pub(crate) mod forking;
 #[macro_use]
 pub(crate) mod fuzz;
 pub(crate) mod matrix;
+pub(crate) mod memory_map;
 pub(crate) mod raw;
 pub(crate) mod stopper;
 pub(crate) mod storm;

@@ -6,6 +6,8 @@
 mod chains;
 pub(in crate::raw) mod handlers;
 mod masks;
+#[cfg(all(target_arch = "x86_64", not(revocable_portable)))]
+mod media;
 mod scenarios;
 
 use crate::raw::signal;
@@ -130,6 +132,19 @@ fn a_handler_that_takes_itself_out_is_out() {
 fn a_chained_handler_has_the_mask_that_it_has_alone() {
     needs_recovery!();
     survives("masks");
+}
+
+#[cfg(all(target_arch = "x86_64", not(revocable_portable)))]
+#[test]
+fn copies_of_a_devices_memory_are_neither_string_moves_nor_masked_ones() {
+    let output = run("copies of devices");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && told.contains("survived"), "{output:?}");
+    let has = |flag: &str| std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(flag));
+    // The two that have been seen on Intel's machines only.
+    if has("GenuineIntel") && has(" fsrm") && has(" avx512bw") {
+        assert!(told.contains("memory gets 7"), "the kinds of instruction are not told apart: {told}");
+    }
 }
 
 #[test]

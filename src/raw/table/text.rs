@@ -173,11 +173,10 @@ macro_rules! rounds_out {
         unsafe {
             core::arch::asm!(
                 $($line,)+
-                $($crate::raw::table::text::recovery!($at => "3b", set "{scratch}" = "0", addr "{src}" + "128"),)+
+                $($crate::raw::table::text::recovery!($at => "3b", set "{dst}" = "0", addr "{src}" + "128"),)+
                 dst = inout(reg) $dst => _,
                 src = inout(reg) $src => stop,
                 end = in(reg) $src.wrapping_add($len),
-                scratch = out(reg) _,
                 register = sym $crate::raw::table::register,
                 $($clobbered)+
                 options(nostack),

@@ -1,25 +1,27 @@
-//! The bulk copies: by AVX on every machine that has it; to and from memory, on Intel's that can, by masked moves and
+//! The bulk copies: by AVX on every machine that has it; to and from memory, on Intel's that can, by AVX-512 and
 //! `rep movsb`.
 //!
-//! `rep movsb` costs about 50 ns before the first byte, and nothing copies faster from some thousand bytes on. A device's
-//! registers would get it byte by byte, and masked stores in pieces, so both are for memory only. AMD's machines copy by
-//! AVX as fast as their `memcpy` does, and were not seen with the others. `benches/access` has all sizes beside `memcpy`.
+//! `rep movsb` costs some 10 ns and more before the first byte, and nothing copies faster once the data leaves the first-level
+//! cache. A device's registers would get it byte by byte, and masked stores in pieces, and vectors that overlap would store
+//! some bytes twice, so all of these are for memory only. AMD's machines copy by AVX as fast as their `memcpy` does, and were
+//! not seen with the others. `benches/access` has many sizes beside `memcpy`.
 #![expect(unsafe_code, reason = "inline assembly")]
 // UNSAFETY: the instructions that `raw`'s contract is about.
 
 use super::Cpu;
 use crate::raw::contract::Rounds;
 use avx::{avx_in, avx_out};
+use core::ops::Range;
 use machine::{has_avx, has_masks, has_string};
-use masked::{masked_in, masked_out};
 use string::{string_in, string_out};
+use vectors::{vectors_in, vectors_out};
 
 mod avx;
 mod machine;
-mod masked;
 mod string;
+mod vectors;
 
-/// From this length on `rep movsb` is faster than a loop, where it is fast at all.
+/// From this length on `rep movsb` is faster than a loop of AVX, where it is fast at all.
 const STRING_FROM: usize = 2560;
 
 impl Rounds for Cpu {
@@ -43,25 +45,34 @@ impl Rounds for Cpu {
         }
     }
 
+    const QUICK: Range<usize> = vectors::QUICK;
+    const QUICKEST: Range<usize> = vectors::QUICKEST;
+
+    fn is_quick() -> bool {
+        has_masks()
+    }
+
+    #[inline(always)]
+    unsafe fn quick_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
+        // SAFETY: the caller's contract.
+        unsafe { vectors_out(dst, src, len) }
+    }
+
+    #[inline(always)]
+    unsafe fn quick_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
+        // SAFETY: the caller's contract.
+        unsafe { vectors_in(dst, src, len) }
+    }
+
     #[inline(always)]
     unsafe fn memory_out(dst: *mut u8, src: *const u8, len: usize) -> Option<usize> {
-        if len < STRING_FROM {
-            // SAFETY: the caller's contract, and the features are there.
-            has_masks().then(|| unsafe { masked_out(dst, src, len) })
-        } else {
-            // SAFETY: the caller's contract.
-            has_string().then(|| unsafe { string_out(dst, src, len) })
-        }
+        // SAFETY: the caller's contract.
+        (len >= STRING_FROM && has_string()).then(|| unsafe { string_out(dst, src, len) })
     }
 
     #[inline(always)]
     unsafe fn memory_in(dst: *mut u8, src: *const u8, len: usize) -> Option<usize> {
-        if len < STRING_FROM {
-            // SAFETY: the caller's contract, and the features are there.
-            has_masks().then(|| unsafe { masked_in(dst, src, len) })
-        } else {
-            // SAFETY: the caller's contract.
-            has_string().then(|| unsafe { string_in(dst, src, len) })
-        }
+        // SAFETY: the caller's contract.
+        (len >= STRING_FROM && has_string()).then(|| unsafe { string_in(dst, src, len) })
     }
 }

@@ -10,7 +10,7 @@ use crate::region::offsets::InRegion;
 impl OwnerView {
     /// What a copy is from or to.
     fn medium(&self) -> Medium {
-        if self.of_device { Medium::Device } else { Medium::Memory }
+        Medium::of(self.of_device)
     }
 
     /// Copies out of the region.

@@ -1,6 +1,8 @@
 //! A hole in a mapping's range, which a failed call has left: to the kernel it is free address space, so what the crate
 //! asks for next may be put there, and may not be given back.
 
+#![expect(unsafe_code, reason = "unmaps what is the crate's, as foreign code may")]
+
 use super::SECRET;
 use crate::one_at_a_time;
 use crate::support::matrix::{Memory, every_case_with};
@@ -46,6 +48,40 @@ fn address_space_that_cannot_be_given_back_keeps_no_hole_from_being_mapped_again
                 assert_eq!(raw::load64(addr(&mapping)), Ok(SECRET), "{what}");
             }
         });
+    })
+    .well();
+}
+
+#[test]
+fn a_range_that_was_given_up_and_unmapped_by_other_code_is_not_unmapped_again_under_its_next_owner() {
+    let _one = one_at_a_time();
+    child::alone(|| {
+        support::start();
+        let region = Region::builder(64 << 10).strategy(Strategy::Replace).build().expect("it builds");
+        let map = || region.map(MapOptions::new()).expect("it maps");
+        // Whatever holes there are above are filled.
+        let mut kept: Vec<_> = (0..200).map(|_| map()).collect();
+        let mut again = 0;
+        for _ in 0..50 {
+            let mapping = map();
+            let at = addr(&mapping);
+            inject::fail("munmap", 0, 1000, Errno::ENOMEM);
+            drop(mapping);
+            inject::clear();
+            // SAFETY: the mapping is gone: only the crate's own reservation stands here, which other code ends.
+            unsafe { nix::libc::munmap(std::ptr::with_exposed_provenance_mut(at), 64 << 10) };
+            // The next try fails as well.
+            inject::fail("munmap", 0, 1000, Errno::ENOMEM);
+            let next = map();
+            inject::clear();
+            again += usize::from(addr(&next) == at);
+            next.write(0, SECRET).expect("enabled");
+            // And the one after that must spare it.
+            kept.push(map());
+            assert_eq!(raw::load64(addr(&next)), Ok(SECRET), "unmapped under its owner");
+            kept.push(next);
+        }
+        assert!(again > 0, "the kernel has never given the place out again");
     })
     .well();
 }

@@ -121,3 +121,42 @@ fn addresses_that_an_iommu_does_not_have_are_refused_before_it_is_asked() {
     assert_eq!(map(0x1_0000, 32 * PAGE), Ok(()));
     assert_eq!(table.mapped(), [0x1_0000]);
 }
+
+#[test]
+fn a_write_that_makes_a_bus_master_gives_up_in_time_and_has_changed_nothing() {
+    const LONG: Duration = Duration::from_secs(10);
+    let _watchdog = Watchdog::new("a busy region", Duration::from_secs(60));
+    let (space, table) = space(Table::default());
+    let (other, mapping) = region();
+    let device = PciDevice::builder(1, 2).bar(0, Bar::memory(0x4000)).bus_master(Arc::clone(&space)).build();
+    let device = device.expect("a device");
+    let bar = device.map(BAR, MapOptions::new()).expect("it maps");
+    command(&device, 2).expect("memory on");
+    space.map(A, &[whole(&mapping)], DmaAccess::ReadWrite).expect("it is free");
+    space.map(B, &[whole(&bar)], DmaAccess::ReadWrite).expect("it is free");
+    let (other, (busy, is_busy)) = (&other, std::sync::mpsc::channel());
+    let (end, ends) = std::sync::mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let reset = scope.spawn(move || {
+            other.reset(|_| {
+                busy.send(()).expect("the test waits for it");
+                let _ = ends.recv_timeout(LONG);
+            })
+        });
+        is_busy.recv().expect("the reset begins");
+        // With memory on as before, and together with memory off.
+        for both in [[6_u8, 0], [4, 0]] {
+            let since = std::time::Instant::now();
+            let gave_up = device.write_timeout(4, &both, Duration::from_millis(20)).expect_err("the region is busy");
+            assert!(since.elapsed() < LONG / 2, "{:?}", since.elapsed());
+            assert_eq!(gave_up.errno(), libc::EBUSY, "{gave_up}");
+            assert_eq!(device.command(), 2);
+            assert_eq!(bar.read::<u8>(0), Ok(0), "memory is on");
+            assert_eq!((table.mapped(), reasons(&space)), (NONE.to_vec(), vec![(A, "no master"), (B, "no master")]));
+        }
+        drop(end);
+        reset.join().expect("no panic").expect("the reset ends");
+    });
+    device.write_timeout(4, &[6, 0], LONG).expect("nothing is busy");
+    assert_eq!((table.mapped(), device.command()), (vec![A, B], 6));
+}

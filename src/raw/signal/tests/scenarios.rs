@@ -54,6 +54,8 @@ pub(super) fn scenario(name: &str) {
             recovers();
             assert_eq!(CALLS.load(SeqCst), 2);
         }
+        #[cfg(all(target_arch = "x86_64", not(revocable_portable)))]
+        "copies of devices" => super::media::copies_of_devices(),
         "too late to own" => {
             signal::install().unwrap();
             signal::install().unwrap();

@@ -22,14 +22,15 @@ pub(super) fn has_avx() -> bool {
     found() & AVX != 0
 }
 
-#[inline(always)]
 pub(super) fn has_masks() -> bool {
     found() & MASKS != 0
 }
 
+/// Only true after a call of [`has_masks`], so that a copy calls nothing.
 #[inline(always)]
 pub(super) fn has_string() -> bool {
-    found() & STRING != 0
+    // Relaxed: as in `found`.
+    FOUND.load(Ordering::Relaxed) & STRING != 0
 }
 
 #[inline(always)]
