@@ -45,15 +45,14 @@ fn copies(medium: Medium) -> u64 {
         for before in [0, 1, 8, 63, 200, 2000, 5000].into_iter().filter(|before| *before < len) {
             for misaligned in [0, 3] {
                 let at = page.wrapping_add(PAGE - before);
+                let other = buffer.wrapping_add(misaligned);
                 // SAFETY: pages of the scenario's, which only this thread knows; what faults recovers. The buffer has as much.
-                let copied = unsafe {
-                    [
-                        raw::copy_in(at, buffer.wrapping_add(misaligned), len, medium),
-                        raw::copy_out(buffer.wrapping_add(misaligned), at, len, medium),
-                        raw::fill(at, 7, len, medium),
-                    ]
-                };
-                assert_eq!(copied, [before; 3], "{len} bytes");
+                let loaded = unsafe { raw::copy_in(at, other, len, medium) };
+                // SAFETY: as above.
+                let stored = unsafe { raw::copy_out(other, at, len, medium) };
+                // SAFETY: as above.
+                let filled = unsafe { raw::fill(at, 7, len, medium) };
+                assert_eq!([loaded, stored, filled], [before; 3], "{len} bytes");
             }
         }
     }
