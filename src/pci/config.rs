@@ -8,6 +8,9 @@ use super::regs::*;
 use super::saved::{CORRUPT, DeviceState, SavedBar};
 use std::ops::Range;
 
+#[cfg(all(test, not(revocable_model)))]
+mod tests;
+
 /// The configuration space of PCI, or of PCI Express.
 #[derive(Clone, Debug)]
 pub(super) struct ConfigSpace {

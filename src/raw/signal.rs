@@ -128,8 +128,8 @@ static INSTALLING: PerProcess<Mutex<()>> = PerProcess::new(|| Mutex::new(()));
 /// Not for signal handlers.
 pub fn install() -> Result<(), SignalError> {
     const BOTH: [c_int; 2] = [SIGBUS, SIGSEGV];
-    // The model's kernel has no signals.
-    if cfg!(all(test, revocable_model)) || OWN.load(Ordering::SeqCst) {
+    // The model's kernel has no signals, nor has Miri.
+    if cfg!(any(miri, all(test, revocable_model))) || OWN.load(Ordering::SeqCst) {
         return Ok(());
     }
     let installed = INSTALLED.load(Ordering::SeqCst);

@@ -127,10 +127,10 @@ fn media() -> [Medium; 3] {
     [Medium::of(false), Medium::Memory, Medium::Device]
 }
 
-/// The same at every alignment of both sides modulo 64, for each medium.
+/// The same at every alignment of both sides modulo 64 (some, under Miri), for each medium.
 fn copies_stop_at(edge: usize, len: usize, region: impl Fn() -> *mut u8) {
     for medium in media() {
-        for misaligned in 0..64 {
+        for misaligned in (0..64).step_by(if cfg!(miri) { 29 } else { 1 }) {
             copy_stops_at(edge, len, misaligned, medium, &region);
         }
     }
@@ -147,8 +147,9 @@ fn protected() -> *mut u8 {
 #[test]
 fn a_whole_copy_is_whole() {
     signal::install().unwrap();
-    for len in (0..=130).chain([191, 192, 193, 255, 256, 257, 511, 512, 575, 1023, 1024, 1055, 2222, 2559, 2560, NEAR])
-    {
+    let few = if cfg!(miri) { 17 } else { 1 };
+    let long = [191, 192, 193, 255, 256, 257, 511, 512, 575, 1023, 1024, 1055, 2222, 2559, 2560, NEAR];
+    for len in (0..=130).chain(long).step_by(few) {
         copies_stop_at(len, len, || good(3 * PAGE));
     }
 }
