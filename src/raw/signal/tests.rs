@@ -137,7 +137,7 @@ fn a_chained_handler_has_the_mask_that_it_has_alone() {
 
 #[cfg(all(target_arch = "x86_64", not(revocable_portable)))]
 #[test]
-fn copies_of_a_devices_memory_are_neither_string_moves_nor_masked_ones() {
+fn copies_of_a_devices_memory_are_neither_string_moves_nor_wide_vectors() {
     let output = run("copies of devices");
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && told.contains("survived"), "{output:?}");
