@@ -61,7 +61,6 @@
 //! - How many pages a fault maps: the region decides, see [`FaultAround`](crate::FaultAround).
 //! - VGA regions (legacy probing, never gated): there is no legacy VGA range to serve here; `Space` has none.
 //! - Backdoor-reset detection (`vfio_need_bar_restore`): a reset leaves the BARs' registers as they are.
-//! - FLR through the Advanced Features capability, which conventional PCI devices have: FLR through PCI Express is done.
 //! - Exporting BARs as dma-bufs: needs a kernel driver. [`Region::pin`](crate::Region::pin) follows its protocol (holders
 //!   are told, waited for, and can pin again); [`DmaSpace`] and notifiers follow its invalidation.
 //! - Low power with a wake-up eventfd: PME has no user-space counterpart.
@@ -77,6 +76,7 @@ mod begun;
 mod buffer;
 mod builder;
 mod bus_master;
+mod capabilities;
 mod command;
 mod command_hook;
 mod config;
@@ -95,6 +95,7 @@ mod ioeventfd_table;
 mod kicks;
 mod peer_dma;
 mod power;
+mod registers;
 mod regs;
 mod reset;
 mod save;

@@ -2,7 +2,8 @@
 //!
 //! Everything whose interleavings matter (the gate, the memory lock, the waiters) takes its atomics, locks and
 //! condition variables from here, so that `--cfg revocable_model` checks the code that ships, with the orderings
-//! that ship. The real side is parking_lot, std, and a futex; the model side is loom, in the same shape.
+//! that ship. The real side is parking_lot, std, and a futex; the model side is loom, in the same shape. Under Miri the
+//! models run over std instead (`unchecked`).
 
 pub(crate) mod barrier;
 pub(crate) mod inside;
@@ -19,6 +20,14 @@ mod model;
 pub(crate) use model::*;
 #[cfg(all(test, revocable_model))]
 pub(crate) mod explore;
+
+/// What the models are made of.
+#[cfg(all(test, revocable_model, not(miri)))]
+pub(crate) use loom as checker;
+#[cfg(all(test, revocable_model, miri))]
+pub(crate) mod unchecked;
+#[cfg(all(test, revocable_model, miri))]
+pub(crate) use unchecked as checker;
 
 /// A step that a model test leaves out, to show that the model would notice.
 ///

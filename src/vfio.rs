@@ -28,7 +28,8 @@
 //!
 //! A BAR is mapped by the strategy [Replace](crate::Strategy::Replace): a mapping of the device's file, with page-table
 //! entries of 2 MiB where the kernel makes them, is replaced by a cover and back. Where only areas of a BAR can be mapped
-//! (`VFIO_REGION_INFO_CAP_SPARSE_MMAP`), each is a region, and all of them change together ([`VfioBar::group`]).
+//! (`VFIO_REGION_INFO_CAP_SPARSE_MMAP`), each is a region, and all of them change together ([`VfioBar::group`]). In a
+//! [`PciDevice`](crate::pci::PciDevice) such a BAR is one of [areas](crate::bar), and the device answers between them.
 //!
 //! | who revokes | mappings | a [`Pin`](crate::Pin), a DMA mapping by [`DmaSpace`](crate::pci::DmaSpace), a memslot |
 //! |---|---|---|
@@ -60,6 +61,8 @@ mod info;
 mod memory_bit;
 mod passthrough;
 mod reply;
+#[cfg(test)]
+mod tests;
 
 pub use bar::{Area, VfioBar, VfioBarBuilder};
 pub use device::VfioDevice;

@@ -137,6 +137,7 @@ impl Window {
         if writable && self.worker.get().is_none() {
             // Another thread may be faster.
             let _ = self.worker.set(Worker::start()?);
+            self.transfer.has_peers();
         }
         file::reopen(self.file().get()?, writable)
     }
@@ -146,8 +147,7 @@ impl Window {
     pub(crate) fn wait_for_peers(self: &Arc<Self>, patience: Option<Instant>) -> bool {
         let Some(worker) = self.worker.get() else { return true };
         let window = Arc::clone(self);
-        // It changes nothing, and needs the lock.
-        let look = move || window.file().get().and_then(|file| file::punch(file, window.transfer.len, page_size()));
+        let look = move || window.file().get().and_then(|file| file::wait_for_lock(file, window.transfer.len));
         worker.run(look, || (), || (), patience, || None).is_some()
     }
 

@@ -62,6 +62,17 @@ impl Device {
         Ok(len.min(usize::try_from(size - at).unwrap_or(usize::MAX)))
     }
 
+    /// The widest access for a read, unless it is one of a ROM that is off.
+    #[inline]
+    pub(super) fn widest(&self, space: Space) -> Result<usize, PciError> {
+        match space {
+            // The driver finds this out when it maps the ROM for the transfer (`pci_map_rom`).
+            Space::Rom if !self.decoding.load(Ordering::Relaxed) => Err(PciError::RomDisabled),
+            Space::Rom => Ok(WIDEST_ROM),
+            _ => Ok(WIDEST),
+        }
+    }
+
     #[inline]
     pub(super) fn read_space<B: Sink + ?Sized>(
         &self,
@@ -72,11 +83,7 @@ impl Device {
     ) -> Result<usize, PciError> {
         let Some(memory) = self.memory(space) else { return self.read_slot(space, at, into, wait) };
         let len = self.extent(space, at, into.len(), memory.size)?;
-        let widest = if space == Space::Rom { WIDEST_ROM } else { WIDEST };
-        if space == Space::Rom && !self.decoding.load(Ordering::Relaxed) {
-            // The driver finds this out when it maps the ROM for the transfer (`pci_map_rom`).
-            return Err(PciError::RomDisabled);
-        }
+        let widest = self.widest(space)?;
         let mut done = 0;
         while done < len {
             let offset = at + done as u64;

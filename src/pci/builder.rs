@@ -1,6 +1,7 @@
 //! The description of a device.
 
 use super::bar_builder::{Bar, BarKind, LARGEST_NARROW, apart};
+use super::capabilities::Capabilities;
 use super::command_hook::{Command, CommandFn};
 use super::config::ConfigSpace;
 use super::dma::DmaSpace;
@@ -12,6 +13,7 @@ use super::ioeventfd_table::IoEventFds;
 use super::kicks::IoEventLoop;
 use super::regs::*;
 use super::state::{BarSlot, Device, Memory, PciDevice, Ports, ResetFn, ResetKind};
+use crate::bar::BarBuilder;
 use crate::monitor::Monitor;
 use crate::protocol::policy::OnDisabled;
 use crate::region::Region;
@@ -36,9 +38,10 @@ pub struct PciBuilder {
     name: Option<String>,
     bars: Vec<(usize, Bar)>,
     rom: Option<Vec<u8>>,
+    /// The ROM of a real device.
+    real_rom: Option<BarBuilder>,
     size: usize,
-    power: Option<(usize, u16)>,
-    express: Option<usize>,
+    capabilities: Capabilities,
     raw: Vec<(usize, Vec<u8>, Vec<u8>)>,
     virtual_function: bool,
     strategy: Option<Strategy>,
@@ -76,9 +79,9 @@ impl PciBuilder {
             name: None,
             bars: Vec::new(),
             rom: None,
+            real_rom: None,
             size: 256,
-            power: None,
-            express: None,
+            capabilities: Capabilities::default(),
             raw: Vec::new(),
             virtual_function: false,
             strategy: None,
@@ -136,19 +139,35 @@ impl PciBuilder {
 
     /// A power-management capability at `at`, with the states D0 and D3hot.
     pub fn power(mut self, at: usize) -> Self {
-        self.power = Some((at, PMC_VERSION));
+        self.capabilities.power = Some((at, PMC_VERSION));
         self
     }
 
     /// A power-management capability at `at`, with D1 and D2 as well. Memory is reachable in both.
     pub fn power_with_d1_d2(mut self, at: usize) -> Self {
-        self.power = Some((at, PMC_VERSION | PMC_D1 | PMC_D2));
+        self.capabilities.power = Some((at, PMC_VERSION | PMC_D1 | PMC_D2));
         self
     }
 
     /// A PCI Express capability at `at`. It announces Function Level Reset if the device has a [reset](Self::on_reset).
     pub fn express(mut self, at: usize) -> Self {
-        self.express = Some(at);
+        self.capabilities.express = Some(at);
+        self
+    }
+
+    /// A capability of Advanced Features at `at`, by which conventional PCI devices announce Function Level Reset. It does so
+    /// if the device has a [reset](Self::on_reset).
+    ///
+    /// ```
+    /// use revocable_mmio::pci::{Bar, PciDevice, ResetKind, Space};
+    ///
+    /// let nic = PciDevice::builder(0x8086, 0x1209).bar(0, Bar::memory(4096)).advanced_features(0x50);
+    /// let nic = nic.on_reset(|_, kind| Ok(assert_eq!(kind, ResetKind::FunctionLevel))).build()?;
+    /// nic.write(Space::Config, 0x54, &[1][..])?; // the guest resets it
+    /// # Ok::<(), revocable_mmio::pci::PciError>(())
+    /// ```
+    pub fn advanced_features(mut self, at: usize) -> Self {
+        self.capabilities.advanced = Some(at);
         self
     }
 
@@ -225,6 +244,13 @@ impl PciBuilder {
         self
     }
 
+    /// The ROM of the real device, by calls.
+    #[cfg(feature = "vfio")]
+    pub(crate) fn real_rom(mut self, rom: BarBuilder) -> Self {
+        self.real_rom = Some(rom);
+        self
+    }
+
     /// Makes the device.
     ///
     /// # Errors
@@ -233,7 +259,6 @@ impl PciBuilder {
         let [vendor, device, ..] = self.ids;
         let name = self.name.take().unwrap_or_else(|| format!("{vendor:04x}:{device:04x}"));
         let mut config = self.header()?;
-        config.real = self.real.clone();
         let enabled = self.virtual_function || self.command & COMMAND_MEMORY != 0;
         if let Some(dma) = &self.dma {
             dma.set_bus_master(self.command & COMMAND_MASTER != 0)?;
@@ -255,16 +280,21 @@ impl PciBuilder {
                 }
             });
         }
-        let rom = match self.rom.take() {
-            Some(content) => {
+        let rom = match (self.rom.take(), self.real_rom.take()) {
+            (_, Some(rom)) => {
+                let rom = rom.name(format!("{name} ROM")).starting(enabled).build();
+                Some(BarSlot::Areas(rom.map_err(|e| PciError::Description(format!("the ROM: {e}")))?))
+            }
+            (Some(content), None) => {
                 let size = rom_size(&content);
                 let region = self.region(format!("{name} ROM"), size, Backing::Memfd, None, enabled)?;
                 region.owner().write_slice(0, &content).map_err(|e| PciError::Description(e.to_string()))?;
-                Some(Memory { region, size, excluded: apart(std::iter::once(content.len() as u64..size).collect()) })
+                let excluded = apart(std::iter::once(content.len() as u64..size).collect());
+                Some(BarSlot::Memory(Memory { region, size, excluded }))
             }
-            None => None,
+            (None, None) => None,
         };
-        let memories = slots.iter().flatten().filter_map(BarSlot::memory).chain(&rom);
+        let memories = slots.iter().flatten().chain(&rom).filter_map(BarSlot::memory);
         let mut fixed: Vec<_> = memories.map(|memory| Arc::clone(&memory.region.shared)).collect();
         crate::region::group::in_order(&mut fixed);
         Ok(PciDevice {
@@ -288,6 +318,7 @@ impl PciBuilder {
                 begun: Default::default(),
                 ioeventfds: IoEventFds::new(self.kicks),
                 real: self.real,
+                in_order: Mutex::default(),
             }),
         })
     }
@@ -322,6 +353,7 @@ impl PciBuilder {
     /// The initial configuration space.
     fn header(&self) -> Result<ConfigSpace, PciError> {
         let mut config = ConfigSpace::new(self.size);
+        config.is_real = self.real.0.is_some();
         let [vendor, device, subsystem_vendor, subsystem] = self.ids.map(u16::to_le_bytes);
         config.set(VENDOR_ID, &vendor);
         config.set(DEVICE_ID, &device);
@@ -340,13 +372,14 @@ impl PciBuilder {
         for (index, bar) in &self.bars {
             bar.describe(*index, &mut taken, &mut config)?;
         }
-        if let Some(content) = &self.rom {
-            if rom_size(content) > LARGEST_NARROW {
-                return Err(PciError::Description(format!("a ROM of {:#x} bytes: 2 GiB at most", content.len())));
+        let rom = self.rom.as_deref().map(rom_size).or(self.real_rom.as_ref().map(BarBuilder::size));
+        if let Some(size) = rom {
+            if size > LARGEST_NARROW || !size.is_power_of_two() {
+                return Err(PciError::Description(format!("a ROM of {size:#x} bytes: a power of two, 2 GiB at most")));
             }
-            config.set_rom(rom_size(content));
+            config.set_rom(size);
         }
-        self.capabilities(&mut config)?;
+        self.capabilities.describe(&mut config, self.reset.is_some())?;
         for (at, bytes, writable) in &self.raw {
             let len = bytes.len().max(writable.len());
             if at.checked_add(len).is_none_or(|end| end > self.size) {
@@ -359,43 +392,6 @@ impl PciBuilder {
         }
         config.read_bars();
         Ok(config)
-    }
-
-    /// The list of capabilities: power management, then PCI Express.
-    fn capabilities(&self, config: &mut ConfigSpace) -> Result<(), PciError> {
-        let power = self.power.map(|(at, pmc)| (at, CAP_POWER, PM_LEN, pmc));
-        let express = self.express.map(|at| (at, CAP_EXPRESS, EXP_LEN, 2));
-        let mut link = CAPABILITIES;
-        let mut taken = 0..0;
-        for (at, id, len, word) in power.into_iter().chain(express) {
-            let place = u8::try_from(at).ok().filter(|_| at >= HEADER_END && at % 4 == 0 && at + len <= 256);
-            let place = place.ok_or_else(|| {
-                let why = format!("a capability of {len} bytes at {at:#x}: a multiple of 4, inside of 0x40..0x100");
-                PciError::Description(why)
-            })?;
-            if at < taken.end && taken.start < at + len {
-                let why = format!("the capability of {len} bytes at {at:#x} overlaps the one at {taken:#x?}");
-                return Err(PciError::Description(why));
-            }
-            taken = at..at + len;
-            config.set(link, &[place]);
-            config.set(at, &[id, 0]);
-            config.set(at + PM_PMC, &word.to_le_bytes());
-            link = at + 1;
-        }
-        if link != CAPABILITIES {
-            config.set(STATUS, &STATUS_CAPABILITIES.to_le_bytes());
-        }
-        config.power = self.power.map(|(at, _)| at);
-        config.express = self.express;
-        if let (Some(at), true) = (self.express, self.reset.is_some()) {
-            debug_assert_eq!(PM_PMC, EXP_FLAGS, "both capabilities have their flags there");
-            config.set(at + EXP_DEVCAP, &EXP_DEVCAP_FLR.to_le_bytes());
-        }
-        if let Some(at) = self.express {
-            config.allow(at + EXP_DEVCTL, &EXP_DEVCTL_WRITABLE.to_le_bytes());
-        }
-        Ok(())
     }
 }
 

@@ -61,15 +61,14 @@ impl Device {
         } else {
             Ok(())
         };
-        let (before, after, steps) = {
-            let mut config = self.config.lock();
+        let ((before, after, steps), told) = self.change_registers(|config| {
             let before = config.clone();
-            write(&mut config);
+            write(config);
             // Once more: while memory is off, BARs are written without the turn.
             let steps = config.decoded.steps(&config.decode(self.ungated()));
             config.decoded.take(&steps);
             (before, config.clone(), steps)
-        };
+        });
         let entered = self.enter(&steps);
         if is.difference(was).contains(Command::MASTER) {
             mastered = self.set_master(true, patience);
@@ -102,7 +101,8 @@ impl Device {
         if let (true, Some(hook)) = (was != is, &self.on_command) {
             let _ = guarded(|| hook(was, is));
         }
-        entered.and(mastered).and(restored)
+        // A real device that did not take the write is the least important error.
+        entered.and(mastered).and(restored).and(told.map_err(PciError::from))
     }
 
     fn set_master(&self, master: bool, patience: Patience) -> Result<(), PciError> {
@@ -124,11 +124,11 @@ impl Device {
     /// Takes a write back whose memory could not be given back.
     fn take_back(&self, before: &ConfigSpace, after: &ConfigSpace, steps: &Steps) {
         steps.enter().rev().for_each(|place| self.followers.remove(&place));
-        {
-            let mut config = self.config.lock();
+        // The error that the caller gets is that of the memory.
+        let ((), _) = self.change_registers(|config| {
             config.undo(before, after);
             config.decoded = before.decoded.clone();
-        }
+        });
         // Places that were left for good reason, for which there is none any more: of ports, say.
         for place in steps.leave() {
             if self.followers.insert(&place).is_err() {

@@ -4,11 +4,12 @@
 use super::bar_register::{BarRegister, BarType};
 use super::decode::{Decode, Decoder, ROM_SLOT, SLOTS, Steps, space_of};
 use super::error::PciError;
-use super::hardware::Real;
 use super::regs::*;
 use super::saved::{CORRUPT, DeviceState, SavedBar};
-use crate::sys::SysError;
 use std::ops::Range;
+
+#[cfg(all(test, not(revocable_model)))]
+mod tests;
 
 /// The configuration space of PCI, or of PCI Express.
 #[derive(Clone, Debug)]
@@ -21,14 +22,29 @@ pub(super) struct ConfigSpace {
     pub(super) decoded: Decoder,
     /// The offset of the power-management capability.
     pub(super) power: Option<usize>,
-    /// The offset of the PCI Express capability.
-    pub(super) express: Option<usize>,
-    /// The device that gets every write too.
-    pub(super) real: Real,
-    /// The first write that it did not take.
-    failed: Option<SysError>,
+    /// What resets the function when it is set: by PCI Express, by Advanced Features.
+    pub(super) reset_bits: [Option<ResetBit>; 2],
+    /// There is a real device, which gets every write too.
+    pub(super) is_real: bool,
+    /// The writes that it has yet to get.
+    pub(super) untold: Vec<Told>,
     /// How many bytes of the write that a thread of the device's makes the registers have already.
     pub(super) made_of_begun: usize,
+}
+
+/// A bit that resets the function when it is set, and reads as 0.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ResetBit {
+    /// The byte.
+    pub(super) at: usize,
+    pub(super) bit: u8,
+}
+
+/// A write that the real device gets.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    pub(super) at: usize,
+    pub(super) bytes: Vec<u8>,
 }
 
 /// The next piece of a transfer at `at`: aligned, so that no piece ever touches COMMAND together with its neighbours
@@ -49,9 +65,9 @@ impl ConfigSpace {
             bars: [None; SLOTS],
             decoded: Decoder::default(),
             power: None,
-            express: None,
-            real: Real::default(),
-            failed: None,
+            reset_bits: [None; 2],
+            is_real: false,
+            untold: Vec::new(),
             made_of_begun: 0,
         };
         config.allow(COMMAND, &COMMAND_WRITABLE.to_le_bytes());
@@ -141,25 +157,24 @@ impl ConfigSpace {
         }
     }
 
-    /// Writes to the real device, if there is one, all but what begins a reset: the device's reset handler makes that, once
-    /// the regions are revoked.
+    /// What the real device, if there is one, is to get: all but what begins a reset. The device's reset handler makes that,
+    /// once the regions are revoked.
     fn tell(&mut self, at: usize, bytes: &[u8]) {
-        let Some(real) = self.real.0.clone() else { return };
-        let mut told = bytes.to_vec();
-        if let Some(byte) = self.reset_byte(at).and_then(|byte| told.get_mut(byte)) {
-            *byte &= !EXP_DEVCTL_FLR.to_le_bytes()[1];
+        if !self.is_real {
+            return;
         }
-        self.failed = self.failed.or(real.write(at, &told).err());
-    }
-
-    /// The first write since the last call that the real device did not take.
-    pub(super) fn take_failed(&mut self) -> Result<(), SysError> {
-        self.failed.take().map_or(Ok(()), Err)
+        let mut bytes = bytes.to_vec();
+        for reset in self.reset_bits.iter().flatten() {
+            if let Some(byte) = reset.at.checked_sub(at).and_then(|byte| bytes.get_mut(byte)) {
+                *byte &= !reset.bit;
+            }
+        }
+        self.untold.push(Told { at, bytes });
     }
 
     /// A copy to try writes on: no real device gets them.
     pub(super) fn aside(&self) -> Self {
-        Self { real: Real::default(), ..self.clone() }
+        Self { is_real: false, ..self.clone() }
     }
 
     /// The same for BARs as written. Bits of an address that cannot be written stay, whatever is written.
@@ -265,15 +280,13 @@ impl ConfigSpace {
         }
     }
 
-    /// True if a write begins a reset of the function: it sets the bit in device control's high byte.
+    /// True if a write begins a reset of the function.
     pub(super) fn begins_reset(&self, at: usize, bytes: &[u8]) -> bool {
-        let byte = self.reset_byte(at).and_then(|byte| bytes.get(byte));
-        byte.is_some_and(|byte| u16::from(*byte) & (EXP_DEVCTL_FLR >> 8) != 0)
-    }
-
-    /// Device control's high byte, counted from `at`.
-    fn reset_byte(&self, at: usize) -> Option<usize> {
-        self.express.and_then(|cap| (cap + EXP_DEVCTL + 1).checked_sub(at))
+        let sets = |reset: &ResetBit| {
+            let byte = reset.at.checked_sub(at).and_then(|byte| bytes.get(byte));
+            byte.is_some_and(|byte| byte & reset.bit != 0)
+        };
+        self.reset_bits.iter().flatten().any(sets)
     }
 
     /// The registers that decide what is decoded. `ungated`: the memory bit counts as this, whatever it is.

@@ -87,23 +87,23 @@ impl Device {
     }
 
     fn write_piece(self: &Arc<Self>, at: usize, bytes: &[u8], patience: Patience, by: Writer) -> Result<(), PciError> {
-        {
-            let mut config = self.config.lock();
-            if self.is_quiet(&config, at, bytes) {
-                // Not even a reset that is under way holds it up.
-                by.write(&mut config, at, bytes);
-                return Ok(config.take_failed()?);
+        let write_if_quiet = |config: &mut ConfigSpace| {
+            let quiet = self.is_quiet(config, at, bytes);
+            if quiet {
+                by.write(config, at, bytes);
             }
+            quiet
+        };
+        // Not even a reset that is under way holds it up.
+        if let (true, told) = self.change_registers(write_if_quiet) {
+            return Ok(told?);
         }
         let would_wait = |e: PciError| match (patience, e) {
             (Patience::Never, e) if e.is_busy() => PciError::WouldBlock { space: Space::Config, offset: at as u64 },
             (_, e) => e,
         };
         let turn = self.take_turn(patience).map_err(would_wait)?;
-        let written = self.write_loud(&turn, at, bytes, patience, by).map_err(would_wait);
-        // A real device that did not take the write is the less important error.
-        let taken = self.config.lock().take_failed();
-        written.and(taken.map_err(PciError::from))
+        self.write_loud(&turn, at, bytes, patience, by).map_err(would_wait)
     }
 
     /// True if a write has no effect but on the bytes.

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 impl PciDevice {
     /// Begins a write to configuration space, and never waits: for a vCPU's thread. A write that affects neither memory nor
-    /// places is made at once. Any other is made by a thread of the device's, whatever holds it up: guards, a reset, an
-    /// IOMMU. Writes that are begun are made in their order, with nothing overtaken.
+    /// places is made at once, except one to a real device, which may be slow. Any other is made by a thread of the device's,
+    /// whatever holds it up: guards, a reset, an IOMMU. Writes that are begun are made in their order, with nothing overtaken.
     ///
     /// Until the write is [done](BegunWrite::is_done) the register shows the old value. A guest that clears the memory bit
     /// may rely on it as soon as its store has returned, so a monitor lets the vCPU go on once the write is done, and may
@@ -46,9 +46,8 @@ impl PciDevice {
         let at = device.inside(offset, bytes.len())?;
         let completion = Completion::new()?;
         let begun = BegunWrite::new(&completion);
-        let quiet = if device.begun.is_empty() { device.write_if_quiet(at, bytes) } else { None };
-        if let Some(written) = quiet {
-            completion.complete(written);
+        if device.real.0.is_none() && device.begun.is_empty() && device.write_if_quiet(at, bytes) {
+            completion.complete(Ok(()));
             return Ok(begun);
         }
         let job = Job { at: offset, bytes: bytes.to_vec(), completion };
@@ -88,18 +87,19 @@ impl PciDevice {
 }
 
 impl Device {
-    /// Makes a write that has no effect but on the bytes; otherwise does nothing, and returns `None`.
-    fn write_if_quiet(&self, at: usize, bytes: &[u8]) -> Option<Result<(), PciError>> {
+    /// Makes a write that has no effect but on the bytes; otherwise does nothing, and returns false. For a device that is not
+    /// real.
+    fn write_if_quiet(&self, at: usize, bytes: &[u8]) -> bool {
         let mut config = self.config.lock();
         let mut aside = config.aside();
         for (at, part) in pieces(at, bytes) {
             if !self.is_quiet(&aside, at, part) {
-                return None;
+                return false;
             }
             aside.write(at, part);
         }
         pieces(at, bytes).for_each(|(at, part)| config.write(at, part));
-        Some(config.take_failed().map_err(PciError::from))
+        true
     }
 
     fn make_begun_writes(self: Arc<Self>) {

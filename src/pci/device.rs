@@ -129,7 +129,7 @@ impl PciDevice {
         match space {
             Space::Config => SpaceInfo { size: device.config_size as u64, read: true, write: true, map: false },
             Space::Rom => {
-                let size = device.rom.as_ref().map_or(0, |rom| rom.size);
+                let size = device.rom.as_ref().map_or(0, BarSlot::size);
                 SpaceInfo { size, read: size > 0, write: false, map: false }
             }
             Space::Bar(index) => match device.slots.get(index).and_then(Option::as_ref) {

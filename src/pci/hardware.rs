@@ -5,8 +5,8 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-/// A real device. It is called under the lock of the model's configuration space, by the thread whose turn it is, and calls
-/// nothing of the crate.
+/// A real device. It calls nothing of the crate, and may take its time: only other writers of its registers wait for a write,
+/// and only the caller of a read waits for that.
 pub(crate) trait Hardware: Send + Sync {
     /// Reads configuration space.
     fn read(&self, at: usize, into: &mut [u8]) -> Result<(), SysError>;

@@ -60,15 +60,30 @@ pub(super) const PMC_D2: u16 = 1 << 10;
 
 pub(super) const CAP_EXPRESS: u8 = 0x10;
 pub(super) const EXP_FLAGS: usize = 2;
+/// PCI Express: the version of the capability.
+pub(super) const EXP_VERSION: u16 = 2;
 pub(super) const EXP_DEVCAP: usize = 4;
 pub(super) const EXP_DEVCTL: usize = 8;
 pub(super) const EXP_LEN: usize = 0x3c;
+/// PCI Express: what every version has, to device status.
+pub(super) const EXP_DEVICE_LEN: usize = 12;
 /// Device capabilities: the function can be reset on its own.
 pub(super) const EXP_DEVCAP_FLR: u32 = 1 << 28;
 /// Device control: reset the function now; reads as 0.
 pub(super) const EXP_DEVCTL_FLR: u16 = 1 << 15;
 /// Device control: all bits except FLR, which is acted on, and phantom functions, of which there are none.
 pub(super) const EXP_DEVCTL_WRITABLE: u16 = !(EXP_DEVCTL_FLR | 1 << 9);
+
+pub(super) const CAP_ADVANCED: u8 = 0x13;
+/// Advanced Features: the capability's length, and then what it can do.
+pub(super) const AF_LENGTH: usize = 2;
+/// Advanced Features: the function can be reset on its own, and says whether transactions are pending.
+pub(super) const AF_CAP_TP_FLR: u8 = 0b11;
+/// Advanced Features: control.
+pub(super) const AF_CTRL: usize = 4;
+/// Advanced Features, control: reset the function now; reads as 0.
+pub(super) const AF_CTRL_FLR: u8 = 1;
+pub(super) const AF_LEN: usize = 6;
 
 /// True if an access of `len` bytes at `at` touches the byte at `register`.
 pub(super) fn covers(at: usize, len: usize, register: usize) -> bool {

@@ -26,10 +26,12 @@ impl Device {
         write: impl FnOnce(&mut ConfigSpace),
     ) -> Result<(), PciError> {
         let device = PciDevice { device: Arc::clone(self) };
-        reset_all(&[(self, turn)], patience, || {
-            write(&mut self.config.lock());
+        let mut told = Ok(());
+        let done = reset_all(&[(self, turn)], patience, || {
+            ((), told) = self.change_registers(write);
             reset(&device, ResetKind::FunctionLevel)
-        })
+        });
+        done.and(told.map_err(PciError::from))
     }
 }
 
@@ -121,7 +123,9 @@ impl Bus {
         Self { functions, foreign: None }
     }
 
-    /// Adds a function that is not served here: the bus then cannot be reset.
+    /// Adds a function that is not served here: the bus then cannot be reset. For vfio-pci a virtual function is always one,
+    /// even if the caller has it too: it is in no set but its own (`vfio_pci_core_register_device`), so a bus that has one is
+    /// never reset (EINVAL).
     #[must_use]
     pub fn with_foreign(mut self, name: impl Into<String>) -> Self {
         self.foreign = Some(name.into());

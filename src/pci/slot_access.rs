@@ -1,4 +1,4 @@
-//! Reads and writes of a BAR that is not one region: I/O ports, and areas.
+//! Reads and writes of a BAR or ROM that is not one region: I/O ports, and areas.
 
 use super::bar::{Wait, failed};
 use super::buffer::{Sink, Source};
@@ -20,10 +20,11 @@ impl Device {
     ) -> Result<usize, PciError> {
         let slot = self.slot(space)?;
         let len = self.extent(space, at, into.len(), slot.size())?;
+        let widest = self.widest(space)?;
         let mut done = 0;
         while done < len {
             let offset = at + done as u64;
-            let (answers, width) = slot.at(offset, len - done);
+            let (answers, width) = slot.at(offset, widest.min(len - done));
             let mut bytes = [0; WIDEST];
             let bytes = &mut bytes[..width];
             self.access(slot, answers, space, offset, BusAccess::Load(bytes), wait)?;
@@ -58,7 +59,8 @@ impl Device {
     fn slot(&self, space: Space) -> Result<&BarSlot, PciError> {
         let slot = match space {
             Space::Bar(index) => self.slots.get(index).and_then(Option::as_ref),
-            Space::Rom | Space::Config => None,
+            Space::Rom => self.rom.as_ref(),
+            Space::Config => None,
         };
         match slot.ok_or(PciError::NoSuchSpace { space, why: "the device has none" })? {
             BarSlot::Areas(bar) if bar.areas().shared.is_inherited() => Err(PciError::Forked),

@@ -78,13 +78,13 @@ pub struct PciDevice {
 
 pub(super) struct Device {
     pub(super) name: String,
-    /// Locked for single looks and changes only; no thread waits while it holds the lock.
+    /// Locked for single looks and changes only; no thread waits while it holds the lock, for a real device neither.
     pub(super) config: Mutex<ConfigSpace>,
     /// The size of `config` in bytes, which never changes.
     pub(super) config_size: usize,
     pub(super) turn: Turn,
     pub(super) slots: [Option<BarSlot>; 6],
-    pub(super) rom: Option<Memory>,
+    pub(super) rom: Option<BarSlot>,
     /// The regions of all BARs and the ROM, but those of areas, in the order in which they are locked.
     pub(super) fixed: Vec<Arc<RegionShared>>,
     /// True if the device decodes memory accesses (`__vfio_pci_memory_enabled`). Changed under the write side of every
@@ -106,6 +106,9 @@ pub(super) struct Device {
     pub(super) ioeventfds: IoEventFds,
     /// The device itself, if it is a real one.
     pub(super) real: Real,
+    /// Held over a change of registers and the real device's: it gets them in the order in which they were made. Taken before
+    /// `config`.
+    pub(super) in_order: Mutex<()>,
 }
 
 pub(super) enum BarSlot {
@@ -159,7 +162,7 @@ pub(super) type ResetFn = dyn Fn(&PciDevice, ResetKind) -> io::Result<()> + Send
 pub enum ResetKind {
     /// [`PciDevice::reset`] (`VFIO_DEVICE_RESET`).
     Call,
-    /// Function Level Reset, through the PCI Express capability.
+    /// Function Level Reset, through the capability of PCI Express or of Advanced Features.
     FunctionLevel,
     /// The reset of the bus, [`Bus::hot_reset`](super::Bus::hot_reset).
     Bus,
@@ -248,7 +251,7 @@ impl Device {
 
     /// The BARs of areas.
     pub(super) fn areas(&self) -> impl Iterator<Item = &Areas> {
-        self.slots.iter().flatten().filter_map(BarSlot::areas)
+        self.slots.iter().flatten().chain(&self.rom).filter_map(BarSlot::areas)
     }
 
     /// As [`DeviceTurn::members`], of this moment.
@@ -271,7 +274,7 @@ impl Device {
     pub(super) fn memory(&self, space: Space) -> Option<&Memory> {
         match space {
             Space::Bar(index) => self.slots.get(index)?.as_ref()?.memory(),
-            Space::Rom => self.rom.as_ref(),
+            Space::Rom => self.rom.as_ref()?.memory(),
             Space::Config => None,
         }
     }

@@ -21,9 +21,9 @@ use crate::protocol::fault::{FaultFlags, LockAfter, NoLock, NotResolved, Outcome
 use crate::protocol::gate::adopt;
 use crate::protocol::policy::OnDisabled;
 use crate::sync::Arc;
+use crate::sync::checker::thread::{self, JoinHandle};
 use crate::sync::explore::{explore, fails_without};
 use kernel::{Kernel, Kind, Met};
-use loom::thread::{self, JoinHandle};
 use std::fmt;
 use std::ops::Deref;
 use std::slice;
@@ -146,6 +146,7 @@ mod changers;
 macro_rules! left_out {
     ($($test:ident: $step:ident, $model:literal, $says:expr;)*) => {$(
         #[test]
+        #[cfg_attr(miri, ignore = "Miri starts no process")]
         fn $test() {
             fails_without(Mutation::$step, concat!("protocol::model::", $model), $says);
         }

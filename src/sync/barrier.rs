@@ -35,8 +35,9 @@ pub(crate) enum Barriers {
 impl Barriers {
     /// The best pair that this kernel gives this process.
     pub(crate) fn best() -> Self {
+        // Miri has no membarrier(2).
         #[cfg(not(all(test, revocable_model)))]
-        if Support::check(Feature::MEMBARRIER).is_ok() {
+        if !cfg!(miri) && Support::check(Feature::MEMBARRIER).is_ok() {
             return Self::Membarrier;
         }
         Self::Fences

@@ -3,14 +3,33 @@
 use super::Mutation;
 use std::env;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// How many of a model's interleavings Miri tries.
+#[cfg(miri)]
+const INTERLEAVINGS: usize = 4;
 
 const LEAVE_OUT: &str = "REVOCABLE_MODEL_LEAVE_OUT";
 
 /// Runs `model` through every interleaving with at most this many preemptions.
+///
+/// Under Miri: through a few interleavings, whose preemptions are Miri's.
 pub(crate) fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
-    super::model::sabotage(env::var(LEAVE_OUT).ok().map(|step| step.parse().expect("a mutation's number")));
+    if let Ok(step) = env::var(LEAVE_OUT) {
+        super::model::sabotage(step.parse().expect("a mutation's number"));
+    }
+    check(preemptions, model);
+}
+
+#[cfg(miri)]
+fn check(_preemptions: usize, model: impl Fn()) {
+    (0..INTERLEAVINGS).for_each(|_| model());
+}
+
+#[cfg(not(miri))]
+fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
     let runs = Arc::new(AtomicUsize::new(0));

@@ -15,23 +15,21 @@ use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
-pub(crate) use loom::sync::{Arc, atomic, atomic::fence};
-pub(crate) use loom::{hint::spin_loop, thread::yield_now, thread_local};
+pub(crate) use super::checker::sync::{Arc, atomic, atomic::fence};
+pub(crate) use super::checker::{hint::spin_loop, thread::yield_now, thread_local};
 
-use super::Mutation;
+use super::{Mutation, checker};
 use atomic::{AtomicU32, Ordering};
 
-// loom runs every thread of a model on the OS thread of its test, so a std thread-local reaches all of them.
-std::thread_local! {
-    static MUTATION: Cell<Option<u8>> = const { Cell::new(None) };
-}
+/// The number of the step that is left out in this process, or one that no step has. std's: it orders nothing in a model.
+static LEFT_OUT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(u32::MAX);
 
-/// True if a step is left out in the model that runs now.
+/// True if a step is left out in the models of this process.
 pub(crate) fn broken(step: Mutation) -> bool {
-    MUTATION.get() == Some(step as u8)
+    LEFT_OUT.load(Ordering::Relaxed) == step as u32
 }
 
-loom::thread_local! {
+checker::thread_local! {
     static NUMBER: Cell<i32> = Cell::new(0);
 }
 
@@ -45,10 +43,10 @@ pub(crate) fn adopt(number: usize) {
     NUMBER.with(|mine| mine.set(i32::try_from(number + 1).unwrap_or(i32::MAX)));
 }
 
-/// Leaves the step of this number out of every model that this test runs from here on.
+/// Leaves the step of this number out of every model that this process runs from here on.
 #[cfg(test)]
-pub(super) fn sabotage(step: Option<u8>) {
-    MUTATION.set(step);
+pub(super) fn sabotage(step: u8) {
+    LEFT_OUT.store(step.into(), Ordering::Relaxed);
 }
 
 /// As the real one; the lock and the condition variable are the kernel's futex queue.
@@ -106,16 +104,16 @@ impl Tries {
 }
 
 #[derive(Debug)]
-pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+pub(crate) struct Mutex<T>(checker::sync::Mutex<T>);
 
 #[derive(Debug)]
-pub(crate) struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
+pub(crate) struct MutexGuard<'a, T>(Option<checker::sync::MutexGuard<'a, T>>);
 
 const WAITING: &str = "the guard is only away inside Condvar::wait";
 
 impl<T> Mutex<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self(loom::sync::Mutex::new(value))
+        Self(checker::sync::Mutex::new(value))
     }
 
     #[track_caller]
@@ -184,7 +182,7 @@ impl Drop for TryMutexGuard<'_> {
 }
 
 #[derive(Debug)]
-pub(crate) struct Condvar(loom::sync::Condvar);
+pub(crate) struct Condvar(checker::sync::Condvar);
 
 /// Never timed out: see the module.
 #[derive(Debug)]
@@ -198,7 +196,7 @@ impl WaitTimeoutResult {
 
 impl Condvar {
     pub(crate) fn new() -> Self {
-        Self(loom::sync::Condvar::new())
+        Self(checker::sync::Condvar::new())
     }
 
     #[track_caller]
@@ -232,19 +230,19 @@ impl Condvar {
 /// thread is not caught here.
 #[derive(Debug)]
 pub(crate) struct RwLock<T> {
-    lock: loom::sync::RwLock<T>,
+    lock: checker::sync::RwLock<T>,
     tries: Tries,
 }
 
 #[derive(Debug)]
 pub(crate) struct RwLockReadGuard<'a, T> {
-    guard: loom::sync::RwLockReadGuard<'a, T>,
+    guard: checker::sync::RwLockReadGuard<'a, T>,
     tries: &'a Tries,
 }
 
 #[derive(Debug)]
 pub(crate) struct RwLockWriteGuard<'a, T> {
-    guard: loom::sync::RwLockWriteGuard<'a, T>,
+    guard: checker::sync::RwLockWriteGuard<'a, T>,
     tries: &'a Tries,
 }
 
@@ -286,7 +284,7 @@ impl<T> Drop for RwLockWriteGuard<'_, T> {
 
 impl<T> RwLock<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self { lock: loom::sync::RwLock::new(value), tries: Tries::new() }
+        Self { lock: checker::sync::RwLock::new(value), tries: Tries::new() }
     }
 
     #[track_caller]

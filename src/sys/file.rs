@@ -1,7 +1,7 @@
 //! The size and the content of files: truncating, punching, writing, opening anew.
 #![expect(unsafe_code, reason = "pwrite(2) from memory that there are no references to")]
 
-use super::{SysError, may_fail};
+use super::{SysError, may_fail, page_size};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::libc;
@@ -24,6 +24,12 @@ pub(crate) fn punch(file: BorrowedFd<'_>, offset: usize, len: usize) -> Result<(
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let (offset, len) = (off("fallocate", offset)?, off("fallocate", len)?);
     fallocate(file, flags, offset, len).map_err(|e| SysError::new("fallocate(FALLOC_FL_PUNCH_HOLE)", e))
+}
+
+/// Waits until no system call of another process has the lock of the file (`inode_lock`), by a call that needs it and changes
+/// nothing: there are no pages beyond the end.
+pub(crate) fn wait_for_lock(file: BorrowedFd<'_>, len: usize) -> Result<(), SysError> {
+    punch(file, len, page_size())
 }
 
 /// Allocates the file's pages.

@@ -80,7 +80,11 @@ fn map_page() -> Result<*mut AtomicU64, SysError> {
     if at == libc::MAP_FAILED {
         return Err(SysError::last("mmap"));
     }
+    // Miri knows neither forks nor this advice.
+    #[cfg(miri)]
+    let wiped = 0;
     // SAFETY: the page just mapped, which no other thread knows; the advice changes nothing in this process.
+    #[cfg(not(miri))]
     let wiped = unsafe { libc::madvise(at, len, libc::MADV_WIPEONFORK) };
     let lost = if wiped == 0 {
         match PAGE.compare_exchange(ptr::null_mut(), at.cast(), Ordering::SeqCst, Ordering::SeqCst) {

@@ -58,9 +58,12 @@ impl LifeLock {
         let mut attributes = MaybeUninit::<libc::pthread_mutexattr_t>::uninit();
         // SAFETY: room for what is initialised here.
         unsafe { libc::pthread_mutexattr_init(attributes.as_mut_ptr()) };
-        // If the kernel has no robust mutexes this fails, and a claim outlasts its thread: nothing worse.
+        // If the kernel has no robust mutexes this fails, and a claim outlasts its thread: nothing worse. Miri has none.
         // SAFETY: initialised above.
-        unsafe { libc::pthread_mutexattr_setrobust(attributes.as_mut_ptr(), libc::PTHREAD_MUTEX_ROBUST) };
+        #[cfg(not(miri))]
+        unsafe {
+            libc::pthread_mutexattr_setrobust(attributes.as_mut_ptr(), libc::PTHREAD_MUTEX_ROBUST)
+        };
         // SAFETY: room for a mutex, which no other thread knows, and attributes that were initialised above.
         unsafe { libc::pthread_mutex_init(made, attributes.as_ptr()) };
         // SAFETY: initialised above, and used no more.

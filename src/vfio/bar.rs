@@ -3,9 +3,9 @@
 use super::error::VfioError;
 use super::info::{RegionFlags, RegionInfo};
 use super::memory_bit::MemoryBit;
-use crate::region::Region;
 use crate::region::backing::{Backing, OnRevoke};
 use crate::region::group::ResetGroup;
+use crate::region::{Region, RegionBuilder};
 use crate::sys::{map, page_size};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -52,13 +52,21 @@ impl VfioBarBuilder {
     /// # Errors
     /// Nothing of the BAR can be mapped, or a region cannot be made. Nothing is left behind.
     pub fn build(self, device: BorrowedFd<'_>) -> Result<VfioBar, VfioError> {
-        let page = page_size() as u64;
-        let parts = self.info.mappable(page);
         let size = self.info.size();
-        if parts.is_empty() {
+        let regions = self.regions(device)?;
+        if regions.is_empty() {
             return Err(VfioError::NotMappable { size });
         }
-        let areas = parts.into_iter().map(|part| {
+        let made = regions.into_iter().map(|(range, region)| Ok(Area { range, region: region.build()? }));
+        let areas = made.collect::<Result<Vec<_>, VfioError>>()?;
+        let group = ResetGroup::new(areas.iter().map(|area| &area.region));
+        Ok(VfioBar { size, areas, group })
+    }
+
+    /// Its parts that can be mapped, each described as a region with a duplicate of the device's descriptor.
+    pub(super) fn regions(&self, device: BorrowedFd<'_>) -> Result<Vec<(Range<u64>, RegionBuilder)>, VfioError> {
+        let page = page_size() as u64;
+        let regions = self.info.mappable(page).into_iter().map(|part| {
             let len = (part.end - part.start).checked_next_multiple_of(page).and_then(|len| usize::try_from(len).ok());
             // A length or an offset that does not fit is too large for the region as well.
             let mut region = Region::builder(len.unwrap_or(usize::MAX - usize::MAX % page_size()));
@@ -73,12 +81,9 @@ impl VfioBarBuilder {
             if let Some(bit) = self.memory_bit.clone() {
                 region = region.memory_enabled(move |device| bit.is_on(device));
             }
-            let region = if self.enabled { region } else { region.disabled() }.build()?;
-            Ok(Area { range: part, region })
+            Ok((part, if self.enabled { region } else { region.disabled() }))
         });
-        let areas = areas.collect::<Result<Vec<_>, VfioError>>()?;
-        let group = ResetGroup::new(areas.iter().map(|area| &area.region));
-        Ok(VfioBar { size, areas, group })
+        regions.collect()
     }
 }
 

@@ -9,6 +9,8 @@ use std::os::fd::BorrowedFd;
 
 /// `VFIO_PCI_CONFIG_REGION_INDEX`.
 const CONFIG_REGION: u32 = 7;
+/// `VFIO_PCI_ROM_REGION_INDEX`.
+pub(super) const ROM_REGION: u32 = 6;
 
 pub(super) const VENDOR_ID: u64 = 0;
 pub(super) const DEVICE_ID: u64 = 2;
@@ -28,6 +30,7 @@ const HEADER: u64 = 0x40;
 pub(super) const CAP_POWER: u8 = 1;
 pub(super) const CAP_EXPRESS: u8 = 0x10;
 pub(super) const CAP_MSIX: u8 = 0x11;
+pub(super) const CAP_ADVANCED: u8 = 0x13;
 /// Power management, from the capability on: what it can do (D1), and the control register.
 pub(super) const PM_PMC: u64 = 2;
 pub(super) const PM_D1: u16 = 1 << 9;
@@ -38,6 +41,10 @@ pub(super) const D3HOT: u16 = 3;
 /// PCI Express: what the device can do, such as Function Level Reset.
 pub(super) const EXP_DEVCAP: u64 = 4;
 pub(super) const EXP_DEVCAP_FLR: u32 = 1 << 28;
+/// Advanced Features: the length, and what the device can do, such as Function Level Reset. The kernel acts on that if the
+/// device says whether transactions are pending (`vfio_af_config_write`).
+pub(super) const AF_LENGTH: u64 = 2;
+pub(super) const AF_TP_FLR: u16 = 0b11 << 8;
 /// MSI-X: the number of vectors, less one; the table's BAR and place; the length of an entry.
 pub(super) const MSIX_CONTROL: u64 = 2;
 pub(super) const MSIX_TABLE: u64 = 4;
@@ -51,6 +58,12 @@ pub(super) struct Config {
 }
 
 impl Config {
+    /// Of a file that stands for a device.
+    #[cfg(test)]
+    pub(super) fn at(offset: u64) -> Self {
+        Self { offset, size: CONVENTIONAL }
+    }
+
     pub(super) fn of(device: BorrowedFd<'_>) -> Result<Self, VfioError> {
         let info = RegionInfo::ask(device, CONFIG_REGION)?;
         if info.size() < CONVENTIONAL {

@@ -68,6 +68,13 @@ impl VfioDevice {
         Ok(Self { fd: Arc::new(fd), config, memory_bit })
     }
 
+    /// A file that stands for a device, with its configuration space at this offset.
+    #[cfg(test)]
+    pub(super) fn of_file(fd: OwnedFd, offset: u64) -> Self {
+        let config = Config::at(offset);
+        Self { fd: Arc::new(fd), config, memory_bit: MemoryBit::at(config) }
+    }
+
     /// The device is an SR-IOV virtual function. Before its BARs are made.
     #[must_use]
     pub fn virtual_function(mut self) -> Self {

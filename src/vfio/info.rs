@@ -65,6 +65,9 @@ impl RegionInfo {
 
     /// The same, of which only these areas can be mapped (offsets in the region, in bytes):
     /// `VFIO_REGION_INFO_CAP_SPARSE_MMAP`. They may come in any order.
+    ///
+    /// Drivers of Linux 7.3 that report them are `nvgrace-gpu` (the GPU's memory, in a BAR that is a power of two) and `kvmgt`;
+    /// vfio-pci itself did before 4.16, for BARs with a table of MSI-X vectors. Servers of vfio-user do.
     #[must_use]
     pub fn with_areas(mut self, areas: impl IntoIterator<Item = Range<u64>>) -> Self {
         self.areas = Some(areas.into_iter().collect());
@@ -258,7 +261,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 20 } else { 2000 }, failure_persistence: None, ..ProptestConfig::default() })]
 
         /// Any bytes give an error, or a region whose parts are inside of it, whole pages, in order and apart.
         #[test]

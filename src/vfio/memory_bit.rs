@@ -32,6 +32,12 @@ impl MemoryBit {
         Ok(Self { config, power, virtual_function: false, low_power: Arc::default() })
     }
 
+    /// Of a file that stands for a device without power management.
+    #[cfg(test)]
+    pub(super) fn at(config: Config) -> Self {
+        Self { config, power: None, virtual_function: false, low_power: Arc::default() }
+    }
+
     /// The device is an SR-IOV virtual function: its memory bit does not turn its memory off.
     #[must_use]
     pub fn virtual_function(mut self) -> Self {

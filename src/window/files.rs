@@ -56,6 +56,10 @@ impl Files for RealFiles {
         pipes.hold(self.window(), part.start, part.len())
     }
 
+    fn wait_for_peers(&self) -> Result<(), SysError> {
+        file::wait_for_lock(self.window(), self.len)
+    }
+
     fn take_out(&self, part: Range<usize>) -> Result<(), SysError> {
         match self.emptied {
             _ if left_out("emptying") => Ok(()),

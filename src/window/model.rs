@@ -11,11 +11,11 @@
 
 use super::transfer::{Files, Rest, Transfer};
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::checker::sync::RwLock;
+use crate::sync::checker::thread;
 use crate::sync::explore::{explore, fails_without};
 use crate::sync::{Arc, Mutation, broken};
 use crate::sys::SysError;
-use loom::sync::RwLock;
-use loom::thread;
 use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -204,16 +204,19 @@ fn the_model_loses_no_store() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri starts no process")]
 fn the_model_loses_a_store_if_the_copy_comes_first() {
     fails_without(Mutation::CopyEarly, "window::model::the_model_loses_no_store", &["is not in the vault"]);
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri starts no process")]
 fn the_model_loses_all_if_the_pages_are_held_too_late() {
     fails_without(Mutation::HoldLate, "window::model::the_model_loses_no_store", &["is not in the vault"]);
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri starts no process")]
 fn the_model_loses_a_store_to_a_page_that_was_never_written() {
     fails_without(Mutation::Unwritten, "window::model::the_model_loses_no_store", &["is not in the vault"]);
 }
@@ -237,6 +240,7 @@ fn the_model_refuses_by_ones_when_it_returns() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri starts no process")]
 fn the_model_notices_ones_that_come_too_late() {
     let test = "window::model::the_model_refuses_by_ones_when_it_returns";
     fails_without(Mutation::OnesLate, test, &["after the emptying"]);

@@ -26,6 +26,10 @@ pub(super) trait Files {
     fn are_there(&self, pipes: &Self::Pipes) -> bool;
     /// Holds the window's pages. Returns how many bytes: fewer only where the file ends.
     fn hold(&self, pipes: &Self::Pipes, part: Range<usize>) -> Result<usize, SysError>;
+    /// Returns once no other process's system call holds the window's file. Changes nothing.
+    fn wait_for_peers(&self) -> Result<(), SysError> {
+        Ok(())
+    }
     /// Takes pages out of the window, and out of every mapping.
     fn take_out(&self, part: Range<usize>) -> Result<(), SysError>;
     /// Puts in their place what an access is to get.
@@ -63,6 +67,8 @@ pub(super) struct Transfer<F> {
     lost: AtomicUsize,
     /// The emptying under way is to be undone.
     abandoned: AtomicBool,
+    /// Other processes may hold the window's file.
+    has_peers: AtomicBool,
 }
 
 /// True where a test leaves this step out.
@@ -74,7 +80,8 @@ impl<F: Files> Transfer<F> {
     /// The content is in the window.
     pub(super) fn new(files: F, len: usize) -> Self {
         let emptied_from = AtomicUsize::new(len);
-        Self { files, len, emptied_from, lost: AtomicUsize::new(0), abandoned: AtomicBool::new(false) }
+        let [abandoned, has_peers] = [(); 2].map(|()| AtomicBool::new(false));
+        Self { files, len, emptied_from, lost: AtomicUsize::new(0), abandoned, has_peers }
     }
 
     pub(super) fn emptied_from(&self) -> usize {
@@ -100,6 +107,12 @@ impl<F: Files> Transfer<F> {
 
     pub(super) fn abandon(&self, abandoned: bool) {
         self.abandoned.store(abandoned, Ordering::Release);
+    }
+
+    /// From now on another process may hold the window's file.
+    pub(super) fn has_peers(&self) {
+        // Relaxed: a change that does not see it has begun before that process gets the file.
+        self.has_peers.store(true, Ordering::Relaxed);
     }
 
     /// Empties the window, or leaves it as it was. If neither can be had, the next try goes on.
@@ -164,6 +177,14 @@ impl<F: Files> Transfer<F> {
             self.copy(pipes, &mut (part.start..part.start + len))?;
         }
         self.files.clear(part.start + len..part.end)?;
+        // An emptying that waits for a peer is given up here, with nothing to undo, and not in the call that empties. A peer
+        // that takes the file between the two has the window empty for a moment.
+        if self.has_peers.load(Ordering::Relaxed) {
+            self.files.wait_for_peers()?;
+            if self.is_abandoned() {
+                return Err(SysError::new("ftruncate", Errno::EBUSY));
+            }
+        }
         self.drop_part(part)?;
         Ok(len)
     }
@@ -219,5 +240,83 @@ impl<F: Files> Transfer<F> {
             self.files.refuse(part);
         }
         Ok(())
+    }
+}
+
+#[cfg(all(test, not(revocable_model)))]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::{Arc, Mutex};
+
+    /// A window that a peer holds as soon as its pages are held, until the test says that it has let go.
+    struct Held {
+        waits: Mutex<Sender<()>>,
+        lets_go: Mutex<Receiver<()>>,
+        taken_out: AtomicBool,
+    }
+
+    impl Files for Held {
+        type Pipes = ();
+
+        fn part(&self) -> usize {
+            1
+        }
+        fn check(&self) -> Result<(), SysError> {
+            Ok(())
+        }
+        fn take_pipes(&self) -> Result<(), SysError> {
+            Ok(())
+        }
+        fn let_go(&self, (): &()) {}
+        fn give_back(&self, (): ()) {}
+        fn are_there(&self, (): &()) -> bool {
+            true
+        }
+        fn hold(&self, (): &(), part: Range<usize>) -> Result<usize, SysError> {
+            Ok(part.len())
+        }
+        fn wait_for_peers(&self) -> Result<(), SysError> {
+            self.waits.lock().expect("no panic").send(()).expect("the test listens");
+            self.lets_go.lock().expect("no panic").recv().expect("the test tells");
+            Ok(())
+        }
+        fn take_out(&self, _: Range<usize>) -> Result<(), SysError> {
+            self.taken_out.store(true, Ordering::SeqCst);
+            Ok(())
+        }
+        fn refuse(&self, _: Range<usize>) {}
+        fn copy(&self, (): &(), part: Range<usize>) -> Result<usize, SysError> {
+            Ok(part.len())
+        }
+        fn clear(&self, _: Range<usize>) -> Result<(), SysError> {
+            Ok(())
+        }
+        fn write(&self, _: Range<usize>) -> Result<(), SysError> {
+            Ok(())
+        }
+        fn cut(&self) -> Result<(), SysError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_emptying_that_is_given_up_while_a_peer_has_the_file_empties_nothing() {
+        for given_up in [false, true] {
+            let ((waits, is_waiting), (let_go, lets_go)) = (channel(), channel());
+            let (waits, lets_go) = (Mutex::new(waits), Mutex::new(lets_go));
+            let held = Held { waits, lets_go, taken_out: AtomicBool::new(false) };
+            let transfer = Arc::new(Transfer::new(held, 1));
+            transfer.has_peers();
+            let its = Arc::clone(&transfer);
+            let emptying = std::thread::spawn(move || its.empty(&mut None));
+            is_waiting.recv().expect("it looks at the lock");
+            transfer.abandon(given_up);
+            let_go.send(()).expect("it waits");
+            let emptied = emptying.join().expect("no panic");
+            assert_eq!(emptied.map_err(|e| e.errno), if given_up { Err(Errno::EBUSY) } else { Ok(()) });
+            assert_eq!(transfer.files.taken_out.load(Ordering::SeqCst), !given_up, "given up: {given_up}");
+            assert_eq!(transfer.is_full(), given_up);
+        }
     }
 }

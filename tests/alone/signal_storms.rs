@@ -182,8 +182,9 @@ fn no_thread_of_the_crates_own_takes_a_signal() {
                 }
             });
             // Long enough for the thread that frees page tables to be seen. Without recoverable accesses the fill would
-            // be slow.
-            let len = if cfg!(revocable_portable) { 2 << 20 } else { 64 << 20 };
+            // be slow, and on a slow machine it takes as long with less.
+            let slow = cfg!(revocable_portable) || support::on_slow_machine();
+            let len = if slow { 2 << 20 } else { 64 << 20 };
             for strategy in STRATEGIES {
                 let built = Region::builder(len).strategy(strategy).trim_detached().build();
                 let Ok(region) = built else { continue };
@@ -280,7 +281,7 @@ fn everyone_once_more(tasks: &[Task<'_>], done: &[AtomicU64]) {
         // Twice: the first completion may be of a run that had ended before, and was only counted late.
         while done.load(Ordering::Relaxed) < before + 2 {
             thread::sleep(Duration::from_micros(200));
-            if since.elapsed() > Duration::from_secs(15) {
+            if since.elapsed() > crate::support::patience(Duration::from_secs(15)) {
                 eprintln!("{name} does not go on");
                 thread::sleep(Duration::from_secs(1000));
             }

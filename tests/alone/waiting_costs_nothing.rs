@@ -33,8 +33,29 @@ struct Cost {
     sleeps: u64,
 }
 
-/// The cost of each of the threads in the same stretch of time.
+impl Cost {
+    fn is_little(&self) -> bool {
+        // Leaves room for noise in the clocks of emulated machines. A thread that spins uses all of the time.
+        let limit = Duration::from_millis(if on_slow_machine() { 60 } else { 15 });
+        self.time < limit && self.sleeps <= MOST_SLEEPS
+    }
+}
+
+/// The cost of each of the threads. A thread that spins or polls does so in every look; on a slow machine one may take part of
+/// the first to get to where it sleeps.
 fn costs_of(tids: &[i32]) -> Vec<Cost> {
+    let looks = if on_slow_machine() { 4 } else { 1 };
+    let mut costs = costs_now(tids);
+    for _ in 1..looks {
+        if !costs.iter().all(Cost::is_little) {
+            costs = costs_now(tids);
+        }
+    }
+    costs
+}
+
+/// The cost of each of the threads in the same stretch of time.
+fn costs_now(tids: &[i32]) -> Vec<Cost> {
     let before: Vec<_> = tids.iter().map(|tid| (thread_time(*tid), sleeps(*tid))).collect();
     thread::sleep(LOOK);
     let after = tids.iter().zip(before);
@@ -48,13 +69,7 @@ fn check(case: &str, what: &str, cost: &Cost) {
         "| {case} | {what} | {time:.0} us/s | {:.0}/s |",
         f64::from(u32::try_from(sleeps).unwrap_or(0)) * per_second
     );
-    // Leaves room for noise in the clocks of emulated machines. A thread that spins uses all of the time.
-    let limit = Duration::from_millis(if on_slow_machine() { 60 } else { 15 });
-    assert!(
-        cost.time < limit && sleeps <= MOST_SLEEPS,
-        "{case}, {what}: {:?} and {sleeps} times in {LOOK:?}",
-        cost.time
-    );
+    assert!(cost.is_little(), "{case}, {what}: {:?} and {sleeps} times in {LOOK:?}", cost.time);
 }
 
 /// Looks at each waiter while it waits. `end` ends all the waits.

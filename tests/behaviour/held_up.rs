@@ -34,8 +34,12 @@ fn while_held(shared: &Shared, body: impl FnOnce() + Send) {
     let (from, peers) = (addr(&buffer), &shared.peers);
     thread::scope(|scope| {
         let writing = source.reset(|_| {
-            let writing = scope.spawn(move || raw::pwrite_from(peers, from, 1));
-            thread::sleep(Duration::from_millis(50));
+            let (begins, begun) = std::sync::mpsc::channel();
+            let writing = scope.spawn(move || {
+                begins.send(nix::unistd::gettid()).expect("the test listens");
+                raw::pwrite_from(peers, from, 1)
+            });
+            support::sleeps_in_fault(begun.recv().expect("the thread runs"));
             assert!(!writing.is_finished(), "it waits for its source");
             scope.spawn(body).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             writing
@@ -72,7 +76,7 @@ fn who_does_not_wait_is_told_and_nothing_has_changed() {
                     other => panic!("{policy:?}, round {round}: {other:?}"),
                 }
                 assert!(region.try_reset(|_| panic!("it is held up")).is_err(), "{policy:?}");
-                assert!(since.elapsed() < Duration::from_secs(20), "{policy:?}: it gives up");
+                assert!(since.elapsed() < crate::support::patience(Duration::from_secs(20)), "{policy:?}: it gives up");
                 assert!(region.is_enabled(), "{policy:?}");
                 assert_eq!(mapping.read::<u64>(8), Ok(SECRET), "{policy:?}: accesses go on");
                 assert_eq!(region.owner().read::<u64>(8), Ok(SECRET), "{policy:?}: the owner's too");
@@ -155,7 +159,12 @@ fn writers_that_come_and_go_lose_nothing() {
                         assert_eq!(region.owner().read::<u64>(16), Ok(stores), "{policy:?}");
                         region.enable().expect("it comes back");
                     }
-                    Err(RevokeError::TimedOut { .. }) => assert!(region.is_enabled(), "{policy:?}"),
+                    Err(RevokeError::TimedOut { .. }) => {
+                        assert!(region.is_enabled(), "{policy:?}");
+                        // A peer that took the lock right before the emptying, and writes again while that is undone, has the
+                        // window show zeroes for a moment (SECURITY.md).
+                        eventually("the window has its content", || mapping.read::<u64>(8) == Ok(SECRET));
+                    }
                     Err(e) => panic!("{policy:?}: {e}"),
                 }
                 assert_eq!(mapping.read::<u64>(8), Ok(SECRET), "{policy:?}");

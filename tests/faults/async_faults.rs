@@ -1,6 +1,6 @@
 //! A fault that cannot be resolved now completes later, exactly once, for every kind of waiter.
 
-use crate::support::{self, busy};
+use crate::support::{self, busy, page_size};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use revocable_mmio::fault::{FaultFlags, IllegalFlags, NotResolved};
 use revocable_mmio::{Caller, Completion, FaultQueue, FaultToken, OnDisabled, Region, SubmitError, Submitted};
@@ -14,8 +14,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-const LEN: usize = 1 << 20;
-const PAGE: usize = 4096;
+/// At least 256 pages, of whatever size.
+const LEN: usize = 16 << 20;
 
 fn region() -> Region {
     Region::builder(LEN).build().expect("it builds")
@@ -77,14 +77,14 @@ fn a_queued_fault_completes_with_enable_and_the_descriptor_tells() {
     support::start();
     let (region, queue) = (region(), queue(4));
     assert!(region.disable().expect("nothing is in the way"));
-    let tokens = [0, 3].map(|page| queued(region.fault_async(page * PAGE + 5, block(), &queue)));
+    let tokens = [0, 3].map(|page| queued(region.fault_async(page * page_size() + 5, block(), &queue)));
     assert_eq!(queue.outstanding(), 2);
     assert!(!is_readable(&queue) && queue.next().is_none());
     assert!(region.enable().expect("it can be given back"));
     for (token, page) in tokens.iter().zip([0, 3]) {
         assert!(is_readable(&queue), "one completion, one count");
         let done = queue.next().expect("completed");
-        assert_eq!((done.id, done.offset, done.result), (token.id(), page * PAGE, Ok(())));
+        assert_eq!((done.id, done.offset, done.result), (token.id(), page * page_size(), Ok(())));
     }
     assert!(!is_readable(&queue) && queue.next().is_none());
     assert_eq!(queue.outstanding(), 0);
@@ -120,7 +120,7 @@ fn a_fault_that_is_given_up_completes_as_killed_and_once() {
     cancelled.cancel();
     let id = cancelled.id();
     drop(cancelled);
-    let dropped = queued(region.fault_async(PAGE, block(), &queue)).id();
+    let dropped = queued(region.fault_async(page_size(), block(), &queue)).id();
     assert!(region.enable().expect("it can be given back"));
     assert_eq!(results(&queue), [(id, Err(NotResolved::Killed)), (dropped, Err(NotResolved::Killed))]);
 }
@@ -142,7 +142,7 @@ fn a_repeated_fault_on_a_page_is_not_queued_twice() {
     let (region, mine, other) = (region(), queue(1), queue(1));
     assert!(region.disable().expect("nothing is in the way"));
     let token = queued(region.fault_async(8, block(), &mine));
-    match region.fault_async(PAGE - 1, block(), &mine) {
+    match region.fault_async(page_size() - 1, block(), &mine) {
         Ok(Submitted::Pending { id }) => assert_eq!(id, token.id()),
         other => panic!("{other:?}"),
     }
@@ -163,8 +163,8 @@ fn at_the_limit_a_fault_is_refused_until_a_completion_is_taken() {
     support::start();
     let (region, queue) = (region(), queue(2));
     assert!(region.disable().expect("nothing is in the way"));
-    let tokens = [0, 1].map(|page| queued(region.fault_async(page * PAGE, block(), &queue)));
-    let full = |region: &Region| region.fault_async(2 * PAGE, block(), &queue).map(drop);
+    let tokens = [0, 1].map(|page| queued(region.fault_async(page * page_size(), block(), &queue)));
+    let full = |region: &Region| region.fault_async(2 * page_size(), block(), &queue).map(drop);
     assert_eq!(full(&region), Err(SubmitError::Full { limit: 2 }));
     tokens[0].cancel();
     assert_eq!(full(&region), Err(SubmitError::Full { limit: 2 }), "it is completed, and not taken");
@@ -229,12 +229,12 @@ fn every_token_completes_exactly_once_beside_changes_and_cancellations() {
         // On a busy machine it takes a while until a fault is submitted while the region is disabled.
         let since = std::time::Instant::now();
         for nth in 0.. {
-            if nth >= FAULTS && (submitted.len() > 50 || since.elapsed() > Duration::from_secs(20)) {
+            if nth >= FAULTS && (submitted.len() > 50 || since.elapsed() > support::patience(Duration::from_secs(20))) {
                 break;
             }
             let policy = if nth % 3 == 0 { OnDisabled::Sigbus } else { OnDisabled::Block };
             let caller = Caller::new(FaultFlags::DEFAULT).on_disabled(policy);
-            match region.fault_async(nth % 200 * PAGE, caller, &queue) {
+            match region.fault_async(nth % 200 * page_size(), caller, &queue) {
                 Ok(Submitted::Queued(token)) => {
                     submitted.push(token.id());
                     held.push(token);

@@ -4,26 +4,24 @@ use crate::support;
 use crate::support::addr;
 use crate::support::matrix::{POLICIES, STRATEGIES};
 use crate::support::watchdog::Watchdog;
-use crate::support::{a_moment, raw, stress_time};
+use crate::support::{a_moment, page_size, raw, stress_time};
 use nix::libc;
 use revocable_mmio::{FaultAround, MapOptions, Monitor, OnDisabled, Region, Strategy};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const PAGE: usize = 4096;
-
 fn zap_possible() -> bool {
-    Region::builder(PAGE).strategy(Strategy::Zap).build().is_ok()
+    Region::builder(page_size()).strategy(Strategy::Zap).build().is_ok()
 }
 
 /// A region whose pages contain their number, with a monitor that only this test drives.
 fn undriven(pages: usize) -> (Monitor, Region) {
     let monitor = Monitor::manual().expect("a userfaultfd");
-    let builder = Region::builder(pages * PAGE).strategy(Strategy::Zap).fault_around(FaultAround::Pages(1));
+    let builder = Region::builder(pages * page_size()).strategy(Strategy::Zap).fault_around(FaultAround::Pages(1));
     let region = builder.monitor(monitor.clone()).build().expect("it builds");
     for page in 0..pages {
-        region.owner().write(page * PAGE, 0x100 + page as u64).expect("the owner writes");
+        region.owner().write(page * page_size(), 0x100 + page as u64).expect("the owner writes");
     }
     (monitor, region)
 }
@@ -42,7 +40,7 @@ fn faults_that_nobody_fetches_for_long_are_answered_in_portions_and_none_is_lost
         let load = |thread: usize| {
             move || {
                 for page in thread * EACH..(thread + 1) * EACH {
-                    assert_eq!(raw::load64(base + page * PAGE), Ok(0x100 + page as u64));
+                    assert_eq!(raw::load64(base + page * page_size()), Ok(0x100 + page as u64));
                 }
             }
         };
@@ -70,7 +68,8 @@ fn faults_that_nobody_ever_fetches_are_ended_by_a_revocation() {
     for policy in [OnDisabled::Sigbus, OnDisabled::AllOnes] {
         let mapping = region.map(MapOptions::new().on_disabled(policy)).expect("it maps");
         let base = addr(&mapping);
-        let threads: Vec<_> = (0..THREADS).map(|page| thread::spawn(move || raw::load64(base + page * PAGE))).collect();
+        let threads: Vec<_> =
+            (0..THREADS).map(|page| thread::spawn(move || raw::load64(base + page * page_size()))).collect();
         a_moment();
         assert!(region.disable().expect("threads that wait for the monitor do not block a revocation"));
         let mut refused = 0;
@@ -80,7 +79,7 @@ fn faults_that_nobody_ever_fetches_are_ended_by_a_revocation() {
             refused += usize::from(!early);
             match policy {
                 OnDisabled::AllOnes => assert!(early || met == Ok(u64::MAX), "{met:?}"),
-                _ => assert!(early || met == Err(raw::Hit::bus(base + page * PAGE)), "{met:?}"),
+                _ => assert!(early || met == Err(raw::Hit::bus(base + page * page_size())), "{met:?}"),
             }
         }
         assert!(refused > 0);
@@ -91,7 +90,7 @@ fn faults_that_nobody_ever_fetches_are_ended_by_a_revocation() {
     // The same for threads that wait in a mapping that is dropped.
     let mapping = region.map(MapOptions::new()).expect("it maps");
     let base = addr(&mapping);
-    let threads: Vec<_> = (0..8).map(|page| thread::spawn(move || raw::load64(base + page * PAGE))).collect();
+    let threads: Vec<_> = (0..8).map(|page| thread::spawn(move || raw::load64(base + page * page_size()))).collect();
     a_moment();
     drop(mapping);
     for thread in threads {
@@ -107,7 +106,7 @@ fn pages_that_somebody_else_drops_all_the_time_come_back_while_enabled_and_never
     const FORBIDDEN: u64 = 0xdead;
     for strategy in STRATEGIES {
         for policy in POLICIES {
-            let Ok(region) = Region::builder(PAGES * PAGE).strategy(strategy).build() else { continue };
+            let Ok(region) = Region::builder(PAGES * page_size()).strategy(strategy).build() else { continue };
             let Ok(mapping) = region.map(MapOptions::new().on_disabled(policy)) else { continue };
             let watchdog = Watchdog::new(&format!("dropped pages, {strategy} {policy:?}"), Duration::from_secs(20));
             let (base, end) = (addr(&mapping), AtomicBool::new(false));
@@ -123,7 +122,11 @@ fn pages_that_somebody_else_drops_all_the_time_come_back_while_enabled_and_never
                             if end.load(Ordering::Relaxed) {
                                 return;
                             }
-                            let range = if page == 0 { (base, PAGES * PAGE) } else { (base + page * PAGE, PAGE) };
+                            let range = if page == 0 {
+                                (base, PAGES * page_size())
+                            } else {
+                                (base + page * page_size(), page_size())
+                            };
                             let _ = raw::advise(range.0, range.1, advice);
                             drops.fetch_add(1, Ordering::Relaxed);
                             thread::yield_now();
@@ -138,7 +141,7 @@ fn pages_that_somebody_else_drops_all_the_time_come_back_while_enabled_and_never
                                 return;
                             }
                             // A removed page reads as zero, and the owner's last store as one.
-                            let met = raw::load64(base + page * PAGE);
+                            let met = raw::load64(base + page * page_size());
                             let right = match met {
                                 Ok(value) => value <= 1 || policy == OnDisabled::AllOnes && value == u64::MAX,
                                 Err(hit) => policy == OnDisabled::Sigbus && hit == raw::Hit::bus(hit.addr),
@@ -153,7 +156,7 @@ fn pages_that_somebody_else_drops_all_the_time_come_back_while_enabled_and_never
                 let since = Instant::now();
                 let owner = region.owner();
                 let write =
-                    |value: u64| (0..PAGES).for_each(|page| owner.write(page * PAGE, value).expect("it writes"));
+                    |value: u64| (0..PAGES).for_each(|page| owner.write(page * page_size(), value).expect("it writes"));
                 // At least a few drops, on a busy machine too.
                 let enough = || since.elapsed() >= stress_time(80) && drops.load(Ordering::Relaxed) > 10;
                 while !enough() && wrong.lock().is_empty() {

@@ -4,7 +4,7 @@
 use crate::support;
 use crate::support::addr;
 use crate::support::count::{Held, userfaultfds};
-use crate::support::{a_moment, child, eventually, raw, stress_time};
+use crate::support::{a_moment, child, eventually, page_size, raw, stress_time};
 use nix::sys::signal::Signal;
 use revocable_mmio::{MapOptions, Monitor, OnDisabled, Region, Strategy, Support};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 fn zap_possible() -> bool {
-    Region::builder(4096).strategy(Strategy::Zap).build().is_ok()
+    Region::builder(crate::support::page_size()).strategy(Strategy::Zap).build().is_ok()
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn many_threads_of_one_monitor_answer_many_faulting_threads() {
     let builder = Region::builder(LEN).strategy(Strategy::Zap).monitor(monitor.clone());
     let region = builder.fault_around(revocable_mmio::FaultAround::Pages(1)).build().expect("it builds");
     let mapping = region.map(MapOptions::new()).expect("it maps");
-    for at in (0..LEN).step_by(4096) {
+    for at in (0..LEN).step_by(page_size()) {
         region.owner().write(at, at as u64).expect("the owner writes");
     }
     for _ in 0..3 {
@@ -66,7 +66,7 @@ fn many_threads_of_one_monitor_answer_many_faulting_threads() {
                 let base = addr(&mapping);
                 scope.spawn(move || {
                     // Each page is loaded by two threads, in opposite directions.
-                    let mut pages: Vec<usize> = (first / 2 * 4096..LEN).step_by(4 * 4096).collect();
+                    let mut pages: Vec<usize> = (first / 2 * page_size()..LEN).step_by(4 * page_size()).collect();
                     if first % 2 == 1 {
                         pages.reverse();
                     }
@@ -77,7 +77,7 @@ fn many_threads_of_one_monitor_answer_many_faulting_threads() {
             }
         });
     }
-    assert!(monitor.stats().faults >= 3 * (LEN / 4096) as u64, "{:?}", monitor.stats());
+    assert!(monitor.stats().faults >= 3 * (LEN / page_size()) as u64, "{:?}", monitor.stats());
     assert_eq!(monitor.stats().panics, 0);
 }
 
@@ -208,7 +208,7 @@ fn an_enable_that_finds_no_userfaultfd_shows_nothing_even_for_a_moment() {
     require!(zap_possible(), "Zap is not possible");
     child::alone(|| {
         // Objects that the whole process shares exist before the count.
-        let _other = Region::builder(4 << 10).build().expect("it builds");
+        let _other = Region::builder(crate::support::page_size()).build().expect("it builds");
         let before = userfaultfds();
         let monitor = Monitor::with_threads(1).expect("a userfaultfd");
         let region = Region::builder(64 << 10).strategy(Strategy::Zap).monitor(monitor).build().expect("it builds");

@@ -29,7 +29,7 @@ fn a_waker_that_panics_neither_stops_the_change_of_state_nor_loses_other_complet
         }
     };
     let mut first = pin!(submit(0));
-    let _second = submit(4096);
+    let _second = submit(support::page_size());
     let waker = Waker::from(Arc::new(Panics));
     assert_eq!(first.as_mut().poll(&mut Context::from_waker(&waker)), Poll::Pending);
     assert!(region.enable().expect("nothing is in the way"));

@@ -1,7 +1,7 @@
 //! A monitor whose userfaultfd was opened elsewhere: before privileges were dropped, or by another process.
 #![expect(unsafe_code, reason = "descriptors, fork, and the loads of a mapping's address")]
 
-use crate::support::{self, child, forking};
+use crate::support::{self, child, forking, page_size};
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::{setresgid, setresuid};
@@ -41,16 +41,16 @@ fn everything_works(monitor: &Monitor) {
         let region = Region::builder(1 << 20).strategy(strategy).monitor(monitor.clone()).build().expect("a region");
         let mapping = region.map(MapOptions::new()).expect("it maps");
         let address = mapping.as_ptr().expose_provenance();
-        region.owner().write::<u64>(4096, 7).expect("the owner's view");
+        region.owner().write::<u64>(page_size(), 7).expect("the owner's view");
         for round in 0..20u64 {
             let load = thread::spawn(move || {
                 // SAFETY: the mapping outlives the thread, the region is enabled.
-                unsafe { std::ptr::with_exposed_provenance::<u64>(address + 4096).read_volatile() }
+                unsafe { std::ptr::with_exposed_provenance::<u64>(address + page_size()).read_volatile() }
             });
             assert_eq!(load.join().expect("no panic"), 7 + round);
-            mapping.write::<u64>(4096, 8 + round).expect("enabled");
+            mapping.write::<u64>(page_size(), 8 + round).expect("enabled");
             assert!(region.disable().expect("nothing is in the way"));
-            mapping.read::<u64>(4096).expect_err("revoked");
+            mapping.read::<u64>(page_size()).expect_err("revoked");
             let (_reader, writer) = nix::unistd::pipe().expect("a pipe");
             // SAFETY: only the kernel reads the bytes, and it refuses.
             let bytes = unsafe { std::slice::from_raw_parts(mapping.as_ptr(), 8) };
@@ -142,7 +142,6 @@ fn ask<T>(fd: &OwnedFd, request: u32, argument: &mut T) -> Result<(), Errno> {
 #[test]
 fn the_process_that_a_refused_userfaultfd_serves_notices_nothing() {
     use linux_raw_sys::{general as raw, ioctl as nr};
-    const PAGE: usize = 4096;
     support::start();
     let ended = child::alone(|| {
         let Some(device) = device() else { return };
@@ -161,13 +160,13 @@ fn the_process_that_a_refused_userfaultfd_serves_notices_nothing() {
             .map(|_| {
                 let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
                 // SAFETY: replaces nothing.
-                let page = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, prot, flags, -1, 0) };
+                let page = unsafe { libc::mmap(std::ptr::null_mut(), page_size(), prot, flags, -1, 0) };
                 assert_ne!(page, libc::MAP_FAILED);
                 page.expose_provenance()
             })
             .collect();
         for page in &pages {
-            let range = raw::uffdio_range { start: *page as u64, len: PAGE as u64 };
+            let range = raw::uffdio_range { start: *page as u64, len: page_size() as u64 };
             let mut argument =
                 raw::uffdio_register { range, mode: raw::UFFDIO_REGISTER_MODE_MISSING.into(), ioctls: 0 };
             ask(&fd, nr::UFFDIO_REGISTER, &mut argument).expect("registered");
@@ -186,9 +185,9 @@ fn the_process_that_a_refused_userfaultfd_serves_notices_nothing() {
         assert_eq!(child.wait(), 0, "the child accepted a userfaultfd of its parent");
         assert_eq!(nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL), Ok(flags), "the descriptor's flags");
         assert!(loads.iter().all(|load| !load.is_finished()), "a page was filled, or is registered no more");
-        let content = [0x5a_u8; PAGE];
+        let content = vec![0x5a_u8; page_size()];
         for page in &pages {
-            let (dst, src, len) = (*page as u64, content.as_ptr().expose_provenance() as u64, PAGE as u64);
+            let (dst, src, len) = (*page as u64, content.as_ptr().expose_provenance() as u64, page_size() as u64);
             let mut copy = raw::uffdio_copy { dst, src, len, mode: 0, copy: 0 };
             assert_eq!(ask(&fd, nr::UFFDIO_COPY, &mut copy), Ok(()), "a page is registered no more, or is there");
         }

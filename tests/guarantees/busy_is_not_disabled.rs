@@ -181,7 +181,7 @@ fn a_panic_in_a_reset_passes_on_after_the_memory_is_back() {
 fn waiting_for_a_reset_burns_no_processor_time() {
     support::start();
     // Keeps the thread of the shared monitor running.
-    let served = Region::builder(4096).strategy(Strategy::Zap).build();
+    let served = Region::builder(crate::support::page_size()).strategy(Strategy::Zap).build();
     let _served = served.as_ref().ok().map(|region| region.map(MapOptions::new()).expect("it maps"));
     every_case_at_once(|case| {
         if !case.can_wait() {

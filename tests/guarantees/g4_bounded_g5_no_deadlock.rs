@@ -228,7 +228,7 @@ fn dropping_a_mapping_or_its_region_wakes_who_waits_in_it() {
 fn a_region_whose_guard_lives_is_dropped_at_once_and_revoked_when_the_guard_ends() {
     support::start();
     for strategy in STRATEGIES {
-        let Ok(region) = Region::builder(4096).strategy(strategy).build() else { continue };
+        let Ok(region) = Region::builder(crate::support::page_size()).strategy(strategy).build() else { continue };
         let mapping = region.map(MapOptions::new()).expect("it maps");
         let access = mapping.try_access().expect("enabled");
         drop(region);

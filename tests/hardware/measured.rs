@@ -1,5 +1,6 @@
 //! What it costs beside a mapping of the BAR by hand. Processors are emulated: only ratios mean something, and only faults
-//! are judged exactly.
+//! are judged exactly. The ratio of toggles is that of unoptimised code, unless the machine's tests are built with `--release`:
+//! see tools/vm/README.md.
 #![expect(unsafe_code, reason = "a mapping of the BAR by hand, and raw loads of it")]
 
 use crate::rig::{BAR, LEN, MEMORY, faults, rig};

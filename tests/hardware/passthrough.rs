@@ -5,6 +5,7 @@ use crate::rig::{BAR, FUNCTIONS, MEMORY, NIC, NVME, Opened, rig};
 use crate::support::AtTheEnd;
 use nix::libc;
 use revocable_mmio::pci::{Bus, PciDevice, PciError, Space};
+use revocable_mmio::vfio::RegionInfo;
 use revocable_mmio::{AccessError, InvalidateNotifier, MapOptions, NotifyError};
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -52,8 +53,18 @@ fn a_model_has_the_devices_own_registers_and_bars() {
     assert_eq!(read(&nic, Space::Bar(2), 4).expect("through the ports"), status.to_le_bytes(), "the same register");
     // The table of vectors is not for calls.
     assert_eq!(read(&nic, Space::Bar(3), 0).expect("on"), [0xff; 16]);
+    // The ROM, by calls.
+    let rom = RegionInfo::ask(opened.device.as_fd(), 6).expect("the kernel describes it");
+    assert_eq!(nic.info(Space::Rom).size, rom.size());
+    assert_ne!(rom.size(), 0, "QEMU's e1000e has a ROM");
+    assert_eq!(read(&nic, Space::Rom, 0).expect("on"), [0x55, 0xaa], "the signature");
+    let mut content = [0; 64];
+    let at = i64::try_from(rom.offset()).expect("a place in the file");
+    assert_eq!(nix::sys::uio::pread(&opened.device, &mut content, at), Ok(content.len()));
+    assert_eq!(read::<64>(&nic, Space::Rom, 0).expect("on"), content);
     turn(&nic, false);
     assert_eq!(read::<4>(&nic, Space::Bar(0), 8).map_err(|e| e.errno()), Err(libc::EIO));
+    assert_eq!(read::<4>(&nic, Space::Rom, 0).map_err(|e| e.errno()), Err(libc::ENOMEM));
     read::<4>(&nic, Space::Bar(2), 4).expect("ports are not memory");
     turn(&nic, true);
     assert_eq!(read(&nic, Space::Bar(0), 8).expect("on"), status.to_le_bytes());

@@ -34,6 +34,7 @@ fn every_kind_of_thread_works_under_its_own_filter() {
     support::start();
     require!(Support::current().userfaultfd(), "no userfaultfd");
     let ended = child::alone(|| {
+        let patience = support::patience(Duration::from_secs(30));
         // Start-up: everything is opened, mapped and tried once.
         let monitor = Monitor::with_threads(1).expect("a userfaultfd");
         let program = filter(&[MONITOR, OF_THE_TEST]);
@@ -88,7 +89,7 @@ fn every_kind_of_thread_works_under_its_own_filter() {
                 exit(4);
             }
             cycles += 1;
-            if since.elapsed() > Duration::from_secs(30) {
+            if since.elapsed() > patience {
                 exit(5);
             }
         }

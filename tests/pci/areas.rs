@@ -218,7 +218,7 @@ fn an_ioeventfd_writes_to_a_trap_and_to_an_area() {
     kick.write(1).expect("it is signalled");
     let since = Instant::now();
     while doorbells.0.load(Ordering::SeqCst) == 0 || blob.region().owner().read::<u16>(4) != Ok(0x1234) {
-        assert!(since.elapsed() < Duration::from_secs(20), "nothing is written");
+        assert!(since.elapsed() < crate::support::patience(Duration::from_secs(20)), "nothing is written");
         thread::sleep(Duration::from_millis(1));
     }
 }
@@ -305,7 +305,7 @@ fn areas_come_and_go_while_the_device_changes() {
                 // At the end of the change that is under way, if there is one.
                 let since = Instant::now();
                 while mapping.read::<u32>(0) != Err(AccessError::Gone { offset: 0 }) {
-                    assert!(since.elapsed() < Duration::from_secs(20), "the memory stays");
+                    assert!(since.elapsed() < crate::support::patience(Duration::from_secs(20)), "the memory stays");
                 }
             }
             rounds

@@ -14,7 +14,7 @@ fn a_stopped_peer() {
         peer.signal(Signal::SIGSTOP);
         let since = Instant::now();
         withdraw(region);
-        assert!(since.elapsed() < Duration::from_secs(10), "it waits for a stopped process");
+        assert!(since.elapsed() < crate::support::patience(Duration::from_secs(10)), "it waits for a stopped process");
         peer.control.tell("load-all a");
         peer.signal(Signal::SIGCONT);
         assert_eq!(peer.control.answer("load-all a"), crate::refused(policy));

@@ -148,7 +148,9 @@ fn vandalised(ways: &str, policy: OnDisabled, len: usize, time: Duration) {
         });
         let mut random = seed | 1;
         // Whether the vandal has come to it at all is up to the scheduler.
-        let is_told = || !counted || region.stats().lost > 0 || since.elapsed() > Duration::from_secs(10);
+        let is_told = || {
+            !counted || region.stats().lost > 0 || since.elapsed() > crate::support::patience(Duration::from_secs(10))
+        };
         let mut toggled = Ok(());
         while toggled.is_ok() && (since.elapsed() < time || region.stats().disables < 3 || !is_told()) {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

@@ -3,11 +3,13 @@
 //! UNSAFETY: fork in a process with many threads. Each function says what its child may do.
 #![expect(unsafe_code, reason = "fork, waitpid and _exit")]
 
+use super::patience;
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::alarm;
 use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 /// A forked child that has not been waited for.
 pub(crate) struct Started(c_int);
@@ -48,13 +50,14 @@ pub(crate) fn exit_code(child: impl FnOnce() -> c_int) -> c_int {
     start(child).wait()
 }
 
-/// Runs `child` in a forked process. Returns true if the child returned true. A child that panics or takes ten seconds
-/// is false.
+/// Runs `child` in a forked process. Returns true if the child returned true. A child that panics or takes ten seconds,
+/// or what that is on a slow machine, is false.
 ///
 /// The child may allocate, and take locks that glibc and musl release in a child, or that no other thread holds.
 pub(crate) fn is_fine(child: impl FnOnce() -> bool) -> bool {
+    let patience = u32::try_from(patience(Duration::from_secs(10)).as_secs()).unwrap_or(10);
     exit_code(|| {
-        alarm::set(10);
+        alarm::set(patience);
         i32::from(!catch_unwind(AssertUnwindSafe(child)).unwrap_or(false))
     }) == 0
 }

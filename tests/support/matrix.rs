@@ -1,6 +1,6 @@
 //! Every strategy with every policy over every backing.
 
-use super::{at_its_best, is_root, read_text, skip};
+use super::{at_its_best, is_root, page_size, read_text, skip};
 use nix::fcntl::{Flock, FlockArg};
 use revocable_mmio::{
     Backing, Feature, MapOptions, Mapping, OnDisabled, OnRevoke, Region, RegionBuilder, Strategy, Support,
@@ -77,7 +77,7 @@ impl Case {
     }
 
     pub(crate) fn page(&self) -> usize {
-        if self.memory == Memory::Huge { 2 << 20 } else { 4096 }
+        if self.memory == Memory::Huge { 2 << 20 } else { page_size() }
     }
 
     /// A builder for a region of `pages` pages.
@@ -86,7 +86,10 @@ impl Case {
         let backing = match self.memory {
             Memory::Memfd => Backing::Memfd,
             Memory::Huge => Backing::Huge2M,
-            Memory::ShmFile => Backing::File { fd: file_in("/dev/shm", len + 4096), offset: 4096, device: None },
+            Memory::ShmFile => {
+                let fd = file_in("/dev/shm", len + page_size());
+                Backing::File { fd, offset: page_size() as u64, device: None }
+            }
             Memory::Device => {
                 let dir = std::env::temp_dir();
                 let fd = file_in(&dir.to_string_lossy(), len);
@@ -183,7 +186,9 @@ fn by_memory(wanted: impl Fn(&Case) -> bool, tests: impl Fn(&[Case])) {
     }
 }
 
-const POOL: &str = "/proc/sys/vm/nr_hugepages";
+/// Of pages of 2 MiB; vm.nr_hugepages is of the machine's usual size, which is 32 MiB where base pages have 16 KiB.
+const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 
 /// Huge pages, taken from the system until this is dropped. Only one test of all processes has them at a time.
 pub(crate) struct HugePages {
@@ -194,11 +199,7 @@ pub(crate) struct HugePages {
 impl HugePages {
     pub(crate) fn take(count: usize) -> Option<Self> {
         let one = Flock::lock(File::open(POOL).ok()?, FlockArg::LockExclusive).ok()?;
-        let free = || -> usize {
-            let text = read_text("/proc/meminfo");
-            let line = text.lines().find(|line| line.starts_with("HugePages_Free:"));
-            line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
-        };
+        let free = || -> usize { read_text(FREE).trim().parse().unwrap_or(0) };
         if free() >= count {
             return Some(Self { before: None, _one: one });
         }

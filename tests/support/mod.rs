@@ -14,6 +14,7 @@ pub(crate) mod storm;
 pub(crate) mod stress;
 pub(crate) mod watchdog;
 
+use nix::unistd::Pid;
 use revocable_mmio::{Mapping, Region};
 use std::io::Write;
 use std::path::Path;
@@ -86,6 +87,12 @@ pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
 }
 
+/// The size of a page of the kernel's, in bytes.
+pub(crate) fn page_size() -> usize {
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    size.and_then(|size| usize::try_from(size).ok()).expect("the kernel tells")
+}
+
 /// The address of a mapping, for accesses by raw pointer and by system call.
 pub(crate) fn addr(mapping: &Mapping) -> usize {
     mapping.as_ptr().expose_provenance()
@@ -119,19 +126,36 @@ pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until a thread of this process sleeps in a page fault that a userfaultfd has seen: the access or the system call that
+/// faults has begun, however slow the machine is.
+pub(crate) fn sleeps_in_fault(thread: Pid) {
+    eventually("the thread sleeps in its fault", || {
+        // Nothing, or 0, where the kernel does not tell names of functions.
+        let place = read_text(format!("/proc/self/task/{thread}/wchan"));
+        sleeps(thread) && (place.is_empty() || place == "0" || place.contains("userfault"))
+    });
+}
+
+/// True if a thread of this process sleeps.
+pub(crate) fn sleeps(thread: Pid) -> bool {
+    let stat = read_text(format!("/proc/self/task/{thread}/stat"));
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['S', 'D']))
+}
+
 /// True if the processors are emulated by software. Everything takes ten times as long then, or more.
 pub(crate) fn on_slow_machine() -> bool {
     std::env::var_os("REVOCABLE_VM").is_some()
 }
 
-/// How long to wait for what takes less than `usual`, before it counts as a hang.
+/// How long to wait for what takes less than `usual`, before it counts as a hang. The emulated machine is ten times as slow, and
+/// three times more where its host has other work; a patience that is too long costs only a test that hangs.
 pub(crate) fn patience(usual: Duration) -> Duration {
-    if on_slow_machine() { usual * 8 } else { usual }
+    if on_slow_machine() { usual * 30 } else { usual }
 }
 
 /// Long enough for a thread to get to where it waits.
 pub(crate) fn a_moment() {
-    std::thread::sleep(patience(Duration::from_millis(30)));
+    std::thread::sleep(Duration::from_millis(if on_slow_machine() { 240 } else { 30 }));
 }
 
 /// How long a stress test runs: `REVOCABLE_STRESS_SECONDS`, or this many milliseconds.

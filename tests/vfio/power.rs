@@ -174,5 +174,18 @@ pub(crate) fn virtual_functions(s: &mut Suite) {
         row(s, "hot reset with PF's group only › VF's group only", reset("VF"));
         let loads = format!("{} {}", value(load(base.wrapping_add(8), 8)), value(load(at, 8)));
         row(s, "hot reset with PF's group only › after: PF load, VF load", loads);
+        // The driver has each virtual function in a set of its own, open or not: it is a stranger on its function's bus.
+        let of_pf = Bus::new([pf.clone()]).with_foreign("VF");
+        let before = zaps(&pf, BAR0);
+        for owned in ["both groups", "both groups, VF's device closed", "count 1 of group fds where VF's device closed"]
+        {
+            let refused = zero(of_pf.hot_reset(|_| true, |_| panic!("it was reset")));
+            row(s, &format!("hot reset with PF's group only › {owned}"), refused);
+        }
+        s.more(
+            &format!("PF zapped by hot resets that were refused{suffix}"),
+            (zaps(&pf, BAR0) - before).to_string(),
+            "0",
+        );
     }
 }

@@ -5,9 +5,9 @@
 use super::*;
 use crate::protocol::fault::NotResolved::{Killed, Sigbus};
 use crate::protocol::gate::{Gate, adopt};
-use crate::sync::Arc as ModelArc;
+use crate::sync::checker::thread::{self, JoinHandle};
 use crate::sync::explore::{explore, fails_without};
-use loom::thread::{self, JoinHandle};
+use crate::sync::{Arc as ModelArc, checker};
 
 const PAGE: usize = 0x3000;
 
@@ -136,7 +136,7 @@ fn who_awaits_a_token_is_woken() {
     explore(3, || {
         let world = World::new(Phase::Busy);
         let user = spawn(&world, |world| match world.submit(OnDisabled::Sigbus) {
-            Submitted::Queued(token) => loom::future::block_on(token),
+            Submitted::Queued(token) => checker::future::block_on(token),
             Submitted::Ready => Ok(()),
             Submitted::Pending { .. } => panic!("there is no other"),
         });
@@ -149,6 +149,7 @@ fn who_awaits_a_token_is_woken() {
 macro_rules! left_out {
     ($($test:ident: $step:ident, $model:ident, $says:literal;)*) => {$(
         #[test]
+        #[cfg_attr(miri, ignore = "Miri starts no process")]
         fn $test() {
             fails_without(Mutation::$step, concat!("protocol::async_fault::model::", stringify!($model)), &[$says]);
         }

@@ -60,8 +60,21 @@ const DISABLED: &[Row] = &[
 /// include/linux/mm_types.h and `handle_userfault`'s warning: ALLOW_RETRY, TRIED, NOWAIT.
 const LEGAL: &[Row] = &[("1..", "legal"), ("000", "legal"), ("0.1", "nowait"), ("010", "tried")];
 
+/// Under Miri only some sets: none with a flag that decides nothing, except the set of all flags.
 fn all_flags() -> impl Iterator<Item = FaultFlags> {
-    (0..1 << 10).map(FaultFlags::from_bits_retain).filter(|flags| FaultFlags::all().contains(*flags))
+    let matters = FaultFlags::ALLOW_RETRY
+        | FaultFlags::TRIED
+        | FaultFlags::RETRY_NOWAIT
+        | FaultFlags::KILLABLE
+        | FaultFlags::INTERRUPTIBLE;
+    let is_tried = move |flags: &FaultFlags| !cfg!(miri) || matters.contains(*flags) || flags.is_all();
+    let sets = (0..1 << 10).map(FaultFlags::from_bits_retain).filter(|flags| FaultFlags::all().contains(*flags));
+    sets.filter(is_tried)
+}
+
+/// Under Miri the first and the last.
+fn presets() -> impl Iterator<Item = Rules> {
+    PRESETS.into_iter().step_by(if cfg!(miri) { PRESETS.len() - 1 } else { 1 })
 }
 
 fn bits(of: impl IntoIterator<Item = bool>) -> String {
@@ -71,9 +84,10 @@ fn bits(of: impl IntoIterator<Item = bool>) -> String {
 /// The rows that fit, with their numbers.
 fn fitting<'a>(table: &'a [Row], columns: &str) -> Vec<(usize, &'a str)> {
     let fits = |pattern: &str| {
-        let pattern = pattern.replace(' ', "");
-        assert_eq!(pattern.len(), columns.len(), "{pattern}");
-        pattern.chars().zip(columns.chars()).all(|(want, is)| want == '.' || want == is)
+        let mut wanted = pattern.bytes().filter(|byte| *byte != b' ');
+        let fits = columns.bytes().all(|is| wanted.next().is_some_and(|want| want == b'.' || want == is));
+        assert!(!fits || wanted.next().is_none(), "{pattern} has more columns than {columns}");
+        fits
     };
     table.iter().enumerate().filter(|(_, row)| fits(row.0)).map(|(at, row)| (at, row.1)).collect()
 }
@@ -158,7 +172,7 @@ fn a_disabled_region_is_decided_as_the_table_says_for_every_set_of_flags_whateve
                 signal,
             ]);
             let (row, expected) = fitting(DISABLED, &columns)[0];
-            for rules in PRESETS {
+            for rules in presets() {
                 let decision = decide(flags, Seen::Disabled(situation), rules);
                 assert_eq!(observe(decision, signal), expected, "{flags} {columns}");
             }
@@ -171,7 +185,7 @@ fn a_disabled_region_is_decided_as_the_table_says_for_every_set_of_flags_whateve
 #[test]
 fn an_enabled_region_maps_for_every_set_of_flags() {
     for flags in all_flags() {
-        for rules in PRESETS {
+        for rules in presets() {
             assert_eq!(observe(decide(flags, Seen::Enabled, rules), true), "no sleep, mapped, held");
         }
     }

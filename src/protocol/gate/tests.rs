@@ -10,6 +10,11 @@ fn gates() -> [Gate; 2] {
     [Gate::new(Phase::Open), Gate::with_barriers(Phase::Open, Barriers::Fences)]
 }
 
+/// So many rounds, or three under Miri.
+fn times(natively: usize) -> std::ops::Range<usize> {
+    0..if cfg!(miri) { natively.min(3) } else { natively }
+}
+
 #[test]
 fn only_an_open_gate_lets_in_and_the_others_say_why() {
     for phase in [Phase::Busy, Phase::Disabled, Phase::Gone] {
@@ -50,7 +55,8 @@ fn a_drain_that_gives_up_names_the_holder_and_its_age_and_one_that_waits_succeed
                 may_leave.recv().unwrap();
             });
             let tid = has_entered.recv().unwrap();
-            let wait = Duration::from_millis(20);
+            // Longer on an emulated machine, where a thread may not run for a while.
+            let wait = Duration::from_millis(if std::env::var_os("REVOCABLE_VM").is_some() { 2000 } else { 20 });
             match gate.close(Patience::Until(Instant::now() + wait)) {
                 Err(NotDrained::Held(held)) => {
                     assert_eq!((held.len(), held[0].tid, held[0].count), (1, tid, 1));
@@ -163,12 +169,12 @@ fn a_guard_that_its_thread_drops_last_of_all_is_its_own_until_then() {
 fn guards_that_end_with_their_threads_leave_the_gate_balanced() {
     for gate in gates() {
         let gate: &'static Gate = Box::leak(Box::new(gate));
-        for _ in 0..100 {
+        for _ in times(100) {
             let threads: Vec<_> = (0..8)
                 .map(|_| {
                     thread::spawn(|| {
                         KEPT.with(|_| ());
-                        for _ in 0..100 {
+                        for _ in times(100) {
                             drop(gate.enter().unwrap());
                         }
                         let guard = gate.enter().unwrap();
@@ -283,6 +289,57 @@ fn nobody_is_inside_while_the_gate_is_drained() {
                 for _ in 0..50 {
                     assert_eq!(inside.load(Ordering::Relaxed), 0);
                 }
+                gate.set_phase(Phase::Open);
+                thread::yield_now();
+            }
+        });
+    }
+}
+
+/// Memory without atomics, which holders of guards read, and which changes while the gate is drained.
+#[derive(Default)]
+struct Memory(std::cell::UnsafeCell<u64>);
+
+#[expect(unsafe_code, reason = "memory that the gate alone protects")]
+// SAFETY: the gate orders all uses. Miri and ThreadSanitizer report one that it does not order.
+unsafe impl Sync for Memory {}
+
+#[expect(unsafe_code, reason = "memory that the gate alone protects")]
+impl Memory {
+    fn read(&self) -> u64 {
+        // SAFETY: under a guard; the drainer writes while there is none.
+        unsafe { *self.0.get() }
+    }
+
+    fn add_one(&self) {
+        // SAFETY: the gate is drained; only holders of guards read.
+        unsafe { *self.0.get() += 1 }
+    }
+}
+
+/// Only Miri and ThreadSanitizer see an order that is missing.
+#[test]
+fn uses_under_a_guard_and_while_the_gate_is_drained_are_ordered() {
+    for gate in gates() {
+        let (stop, memory) = (AtomicBool::new(false), Memory::default());
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut last = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        if let Ok(_guard) = gate.enter() {
+                            let now = memory.read();
+                            assert!(now >= last, "{now} after {last}");
+                            last = now;
+                        }
+                        thread::yield_now();
+                    }
+                });
+            }
+            let _stop = StopOnDrop(&stop);
+            for _ in times(200) {
+                gate.close(Patience::Forever).unwrap();
+                memory.add_one();
                 gate.set_phase(Phase::Open);
                 thread::yield_now();
             }

@@ -99,7 +99,7 @@ mod model {
     use super::{Me, SlotAt};
     use std::cell::Cell;
 
-    loom::thread_local! {
+    crate::sync::checker::thread_local! {
         pub(in crate::protocol::gate) static CURRENT: Cell<Me> = Cell::new(Me::UNKNOWN);
     }
 

@@ -8,8 +8,8 @@ use super::super::{Mechanism, Protocol, State, Told};
 use crate::protocol::error::RevokeError;
 use crate::protocol::policy::OnDisabled;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::checker::cell::UnsafeCell;
 use crate::sync::{Condvar, Mutation, Mutex, broken};
-use loom::cell::UnsafeCell;
 
 /// What resolves the faults of a live mapping, and with that, how it is revoked.
 #[derive(Clone, Copy, PartialEq, Eq)]

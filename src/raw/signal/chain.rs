@@ -118,8 +118,34 @@ fn is_same(one: &sigaction, other: &sigaction) -> bool {
     one.sa_sigaction == other.sa_sigaction && flags(one) == flags(other) && kernel_mask(one) == kernel_mask(other)
 }
 
-fn is_ours(action: &sigaction) -> bool {
-    action.sa_sigaction == address()
+/// What handles a signal: as much of its action as a delivery asks for, in a few bytes.
+#[derive(Clone, Copy)]
+struct Now {
+    handler: usize,
+    flags: c_int,
+}
+
+impl Now {
+    /// What the kernel calls. Not inlined, so that the whole action is off the stack when an earlier handler runs.
+    #[inline(never)]
+    fn of(signal: c_int) -> Result<Self, Errno> {
+        let mut action = default_action();
+        exchange(signal, None, &mut action).map(|()| Self::in_action(&action))
+    }
+
+    fn in_action(action: &sigaction) -> Self {
+        Self { handler: action.sa_sigaction, flags: action.sa_flags }
+    }
+
+    fn is_ours(self) -> bool {
+        self.handler == address()
+    }
+
+    /// The generation of the crate's handler, if it is that.
+    fn generation(self) -> usize {
+        let mark = self.flags & (SA_NOCLDSTOP | SA_NOCLDWAIT);
+        GENERATIONS.iter().position(|generation| *generation == mark).unwrap_or(0)
+    }
 }
 
 fn address() -> usize {
@@ -128,23 +154,25 @@ fn address() -> usize {
 
 /// Is the crate's handler the one that the kernel calls?
 pub(super) fn is_in_front(signal: c_int) -> Result<bool, Errno> {
-    exchange(signal, None).map(|now| is_ours(&now))
+    Now::of(signal).map(Now::is_ours)
 }
 
 /// Puts the crate's handler in front of whatever handles `signal` now, if it is not there already. By one thread at a time.
 pub(super) fn install(signal: c_int) -> Result<(), SignalError> {
     let refused = |errno| SignalError::Sigaction { signal, errno };
-    let seen = exchange(signal, None).map_err(refused)?;
-    if is_ours(&seen) {
+    let mut seen = default_action();
+    exchange(signal, None, &mut seen).map_err(refused)?;
+    if Now::in_action(&seen).is_ours() {
         return Ok(());
     }
     // The list is there before the handler that reads it is in place, and changed in case that another thread changed the
     // action in between.
     let generation = Chain::displace(signal, seen);
-    let displaced = exchange(signal, Some(&ours(seen.sa_flags, generation))).map_err(refused)?;
-    if !is_same(&displaced, &seen) && !is_ours(&displaced) {
+    let mut displaced = default_action();
+    exchange(signal, Some(&ours(seen.sa_flags, generation)), &mut displaced).map_err(refused)?;
+    if !is_same(&displaced, &seen) && !Now::in_action(&displaced).is_ours() {
         let generation = Chain::displace(signal, displaced);
-        exchange(signal, Some(&ours(displaced.sa_flags, generation))).map_err(refused)?;
+        exchange(signal, Some(&ours(displaced.sa_flags, generation)), &mut default_action()).map_err(refused)?;
     }
     Ok(())
 }
@@ -166,38 +194,39 @@ fn ours(earlier_flags: c_int, generation: usize) -> sigaction {
     action
 }
 
-fn generation_of(action: &sigaction) -> usize {
-    let mark = action.sa_flags & (SA_NOCLDSTOP | SA_NOCLDWAIT);
-    GENERATIONS.iter().position(|generation| *generation == mark).unwrap_or(0)
-}
-
-/// The part of a set that the kernel knows: signals 1 to 64.
-type KernelMask = [u8; 8];
+/// The part of a set that the kernel knows: signal `n`, from 1 to 64, is bit `n - 1`.
+type KernelMask = u64;
 
 /// The first bytes of a set.
 ///
 /// # Safety
 ///
 /// At least the kernel's part is readable there.
-unsafe fn first_bytes(set: *const sigset_t) -> KernelMask {
-    // SAFETY: the caller's contract; bytes have no alignment.
-    unsafe { set.cast::<KernelMask>().read() }
+unsafe fn kernel_part(set: *const sigset_t) -> KernelMask {
+    // SAFETY: the caller's contract.
+    unsafe { set.cast::<KernelMask>().read_unaligned() }
 }
 
 fn kernel_mask(action: &sigaction) -> KernelMask {
     // SAFETY: a whole set.
-    unsafe { first_bytes(&raw const action.sa_mask) }
+    unsafe { kernel_part(&raw const action.sa_mask) }
 }
 
 /// Keeps the crate's handler when an earlier one, called by it, reset the signal to its default: that was meant for
 /// itself. (Rust's own handler does, for every signal that isn't a stack overflow.) The default action is then what
 /// the crate passes signals on to in its place.
 fn stay(signal: c_int, earlier: &Displaced) {
-    if exchange(signal, None).is_ok_and(|now| now.sa_sigaction == SIG_DFL) {
+    if Now::of(signal).is_ok_and(|now| now.handler == SIG_DFL) {
         earlier.spent.store(true, Ordering::SeqCst);
         let generation = Chain::of(signal).map_or(0, |chain| chain.generation.load(Ordering::SeqCst));
-        let _ = exchange(signal, Some(&ours(0, generation)));
+        let _ = exchange(signal, Some(&ours(0, generation)), &mut default_action());
     }
+}
+
+/// Sets the default action, so that it gets what comes next.
+#[inline(never)]
+fn reset(signal: c_int) {
+    let _ = exchange(signal, Some(&default_action()), &mut default_action());
 }
 
 fn default_action() -> sigaction {
@@ -205,12 +234,10 @@ fn default_action() -> sigaction {
     unsafe { zeroed() }
 }
 
-/// `sigaction(2)`: the action before.
-fn exchange(signal: c_int, new: Option<&sigaction>) -> Result<sigaction, Errno> {
-    // SAFETY: all zeroes is a valid sigaction.
-    let mut before: sigaction = unsafe { zeroed() };
+/// `sigaction(2)`. `before` gets the action that was in force.
+fn exchange(signal: c_int, new: Option<&sigaction>, before: &mut sigaction) -> Result<(), Errno> {
     let new = new.map_or(null(), core::ptr::from_ref);
     // SAFETY: null or valid pointers; the new handler keeps to the rules of handlers, by this module's construction.
-    let result = unsafe { sigaction(signal, new, &raw mut before) };
-    Errno::result(result).map(|_| before)
+    let result = unsafe { sigaction(signal, new, before) };
+    Errno::result(result).map(drop)
 }

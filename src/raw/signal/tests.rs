@@ -9,6 +9,7 @@ mod masks;
 #[cfg(all(target_arch = "x86_64", not(revocable_portable)))]
 mod media;
 mod scenarios;
+mod stack;
 
 use crate::raw::signal;
 use handlers::needs_recovery;
@@ -136,7 +137,7 @@ fn a_chained_handler_has_the_mask_that_it_has_alone() {
 
 #[cfg(all(target_arch = "x86_64", not(revocable_portable)))]
 #[test]
-fn copies_of_a_devices_memory_are_neither_string_moves_nor_masked_ones() {
+fn copies_of_a_devices_memory_are_neither_string_moves_nor_wide_vectors() {
     let output = run("copies of devices");
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && told.contains("survived"), "{output:?}");
@@ -145,6 +146,12 @@ fn copies_of_a_devices_memory_are_neither_string_moves_nor_masked_ones() {
     if has("GenuineIntel") && has(" fsrm") && has(" avx512bw") {
         assert!(told.contains("memory gets 7"), "the kinds of instruction are not told apart: {told}");
     }
+}
+
+#[test]
+fn the_handler_takes_little_of_a_signal_stack() {
+    needs_recovery!();
+    survives("stack");
 }
 
 #[test]

@@ -4,11 +4,11 @@
 //! sleeps for ever is a deadlock, which loom reports. There is no clock: a deadline has passed, or never comes.
 
 use super::*;
+use crate::sync::checker::sync::Arc;
+use crate::sync::checker::sync::atomic as model;
+use crate::sync::checker::thread;
 use crate::sync::explore::{explore, fails_without};
-use crate::sync::{Condvar, Mutex};
-use loom::sync::Arc;
-use loom::sync::atomic as model;
-use loom::thread;
+use crate::sync::{Condvar, Mutex, checker};
 
 /// A futex: its queue is a lock with a condition variable.
 struct Futex {
@@ -48,7 +48,7 @@ impl Word for Futex {
     }
 }
 
-type Value = loom::cell::UnsafeCell<u32>;
+type Value = checker::cell::UnsafeCell<u32>;
 type Lock = FutexRwLock<Value, Futex>;
 
 fn lock() -> Arc<Lock> {
@@ -81,12 +81,14 @@ fn the_model_has_one_writer_or_readers_and_wakes_them() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri starts no process")]
 fn the_model_notices_a_read_side_that_orders_nothing() {
     let test = "sync::memory_lock::model::the_model_has_one_writer_or_readers_and_wakes_them";
     fails_without(Mutation::ReadRelease, test, &["Causality violation"]);
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri starts no process")]
 fn the_model_notices_a_writer_that_nobody_wakes() {
     let test = "sync::memory_lock::model::the_model_has_one_writer_or_readers_and_wakes_them";
     fails_without(Mutation::LastReaderWake, test, &["deadlock"]);
@@ -113,6 +115,7 @@ fn the_model_wakes_a_writer_beside_one_that_gives_up() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri starts no process")]
 fn the_model_notices_a_wake_up_that_is_taken_away() {
     let test = "sync::memory_lock::model::the_model_wakes_a_writer_beside_one_that_gives_up";
     fails_without(Mutation::LeaveWake, test, &["deadlock"]);

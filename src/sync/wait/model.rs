@@ -1,8 +1,8 @@
 //! Model-checked: no notification and no cancellation is lost. A lost one is a deadlock, which loom reports.
 
 use super::*;
+use crate::sync::checker::thread;
 use crate::sync::explore::{explore, fails_without};
-use loom::thread;
 
 /// Two waiters, one change, one notification.
 fn notified() {
@@ -64,21 +64,25 @@ fn one_cancellation_reaches_all_events() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri starts no process")]
 fn missing_no_notification_needs_the_generation_first() {
     fails_without(Mutation::GenerationAfterCheck, "sync::wait::model::no_notification_is_missed", &["deadlock"]);
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri starts no process")]
 fn missing_no_notification_needs_the_generation_to_advance() {
     fails_without(Mutation::GenerationBump, "sync::wait::model::no_notification_is_missed", &["deadlock"]);
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri starts no process")]
 fn losing_no_cancellation_needs_registering_first() {
     fails_without(Mutation::CheckBeforeRegister, "sync::wait::model::no_cancellation_is_lost", &["deadlock"]);
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri starts no process")]
 fn losing_no_cancellation_needs_telling_the_waiters() {
     fails_without(Mutation::CancelNotify, "sync::wait::model::no_cancellation_is_lost", &["deadlock"]);
 }

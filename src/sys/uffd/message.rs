@@ -78,7 +78,7 @@ pub(crate) mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 16 } else { 512 }, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn a_fault_is_understood_whatever_flags_it_has(flags: u64, address: u64, tid: u32) {

@@ -163,7 +163,7 @@ fn the_holder_of_a_guard_is_not_waited_for_by_itself() {
                 Ok(inserted) => drop(inserted),
                 Err(e) => break e,
             }
-            assert!(since.elapsed() < Duration::from_secs(10), "it does not begin");
+            assert!(since.elapsed() < crate::support::patience(Duration::from_secs(10)), "it does not begin");
         };
         assert!(matches!(refused, BarError::State(RevokeError::WouldDeadlock { .. })), "{refused}");
         let removed = area.remove().expect_err("it would wait for this thread");
@@ -232,7 +232,7 @@ fn marks_are_carried_out_by_a_holder_of_the_turn() {
         while since.elapsed() < Duration::from_secs(2) || inserted.load(Ordering::Relaxed) < 50 {
             bar.disable().expect("nothing is in the way");
             bar.enable().expect("it comes back");
-            assert!(since.elapsed() < Duration::from_secs(60), "no area is ever inserted");
+            assert!(since.elapsed() < crate::support::patience(Duration::from_secs(60)), "no area is ever inserted");
         }
         stop.store(true, Ordering::Relaxed);
     });

@@ -2,11 +2,12 @@
 
 use super::{A_WHILE, LEN, Lock, UNTOUCHED, busy, mapping};
 use crate::support;
+use nix::unistd::Pid;
 use revocable_mmio::fault::{CallerLock, FaultFlags, IllegalFlags, LockAfter, NoLock, Outcome, Rules};
 use revocable_mmio::{AccessError, Caller, CancelToken, FaultError, OnDisabled, PinError, Region};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::thread::{self, ScopedJoinHandle};
 
 /// The presets that are compared, with the names of the table's columns.
 const PRESETS: [(&str, Rules); 5] = [
@@ -41,28 +42,38 @@ fn contended(rules: Rules, sets: &[FaultFlags]) -> Vec<String> {
     let region = Region::builder(LEN).build().expect("it builds");
     let tokens = [CancelToken::new(), CancelToken::new()];
     let held: Vec<AtomicBool> = (0..2 * sets.len()).map(|_| AtomicBool::new(true)).collect();
-    let begun = AtomicUsize::new(0);
-    // Nothing reports that a thread sleeps, so each gets the time to.
-    let settle = || thread::sleep(4 * A_WHILE);
+    let threads: Vec<AtomicI32> = held.iter().map(|_| AtomicI32::new(0)).collect();
     busy(&region, |end| {
         thread::scope(|scope| {
             let (region, tokens) = (&region, &tokens);
             let faults: Vec<_> = held
                 .iter()
+                .zip(&threads)
                 .enumerate()
-                .map(|(at, held)| {
-                    let (flags, begun) = (sets[at % sets.len()], &begun);
+                .map(|(at, (held, thread))| {
+                    let flags = sets[at % sets.len()];
                     scope.spawn(move || {
-                        begun.fetch_add(1, Ordering::SeqCst);
+                        thread.store(nix::unistd::gettid().as_raw(), Ordering::SeqCst);
                         let mut caller = Caller::new(flags).cancel(&tokens[at / sets.len()]);
                         caller.rules = rules;
                         region.fault(0, caller, &mut Watched(held)).expect("legal")
                     })
                 })
                 .collect();
-            while begun.load(Ordering::SeqCst) < held.len() {
-                thread::sleep(A_WHILE / 40);
-            }
+            // Each sleeps or has ended, and still does a while later: no lock on its way was what it slept for.
+            let settle = || {
+                let done = |(fault, thread): (&ScopedJoinHandle<'_, Outcome>, &AtomicI32)| {
+                    let thread = thread.load(Ordering::SeqCst);
+                    fault.is_finished() || (thread != 0 && support::sleeps(Pid::from_raw(thread)))
+                };
+                let all = || faults.iter().zip(&threads).all(done);
+                support::eventually("every fault waits or has ended", || {
+                    all() && {
+                        thread::sleep(A_WHILE);
+                        all()
+                    }
+                });
+            };
             settle();
             let sleeps: Vec<&str> = faults
                 .iter()

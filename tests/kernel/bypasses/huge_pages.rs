@@ -245,7 +245,10 @@ fn khugepaged_opens_nothing_and_loses_nothing() {
         let mut rounds = 0;
         while huge(owner) == 0 || rounds < 10 {
             let when = format!("{strategy} {policy:?} round {rounds}");
-            assert!(since.elapsed() < Duration::from_secs(30), "{when}: khugepaged did nothing: nothing was tried");
+            assert!(
+                since.elapsed() < crate::support::patience(Duration::from_secs(30)),
+                "{when}: khugepaged did nothing: nothing was tried"
+            );
             region.disable().expect("it revokes");
             check_refused(mapping, &when);
             // A page that has become huge is mapped as huge when it is touched.

@@ -152,7 +152,10 @@ fn change(case: &Case, region: &Region, mapping: &Mapping) -> bool {
         match region.enable() {
             Ok(changed) => return changed,
             Err(RevokeError::Sys { source, .. } | RevokeError::Window { source }) if source.errno == Errno::ENOMEM => {
-                assert!(!region.is_enabled() && since.elapsed() < Duration::from_secs(10), "{case}: {source}");
+                assert!(
+                    !region.is_enabled() && since.elapsed() < crate::support::patience(Duration::from_secs(10)),
+                    "{case}: {source}"
+                );
                 thread::yield_now();
             }
             Err(e) => panic!("{case}: {e}\n{}", around(base)),

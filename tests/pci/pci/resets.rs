@@ -4,7 +4,7 @@ use super::{BAR, Calls, EBUSY, EDEADLK, Log, Notes, OFF, command, device};
 use crate::support;
 use revocable_mmio::MapOptions;
 use revocable_mmio::fault::FaultFlags;
-use revocable_mmio::pci::{Bar, Bus, PciDevice, Space};
+use revocable_mmio::pci::{Bar, Bus, PciDevice, ResetKind, Space};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
@@ -193,4 +193,61 @@ fn a_bus_function_in_a_reset_of_its_own_makes_the_bus_busy() {
         gate.wait();
     });
     bus.hot_reset(|_| true, |_| Ok(())).expect("it has ended");
+}
+
+#[test]
+fn a_function_is_reset_through_advanced_features_as_through_pci_express() {
+    support::start();
+    const ADVANCED: u64 = 0x90;
+    let describe = || PciDevice::builder(1, 2).command(2).bar(0, Bar::memory(4096)).power(0x40).express(0x50);
+    let resets = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&resets);
+    let device = describe().advanced_features(0x90).on_reset(move |device, kind| {
+        assert_eq!(kind, ResetKind::FunctionLevel);
+        count.fetch_add(1, SeqCst);
+        device.owner(BAR).expect("memory").write(0, 0u32).map_err(std::io::Error::other)
+    });
+    let device = device.build().expect("a device");
+    let capability = |device: &PciDevice| {
+        let mut bytes = [0; 6];
+        device.read(Space::Config, ADVANCED, &mut bytes[..]).expect("a capability");
+        let mut link = [0];
+        device.read(Space::Config, 0x51, &mut link[..]).expect("after PCI Express");
+        assert_eq!(u64::from(link[0]), ADVANCED);
+        bytes
+    };
+    // The id, the end of the list, the length, FLR and transactions pending; control and status.
+    assert_eq!(capability(&device), [0x13, 0, 6, 3, 0, 0]);
+    let map = device.map(BAR, MapOptions::new()).expect("a mapping");
+    // In writes of any width that set the bit; with another bit of the register, or without it, nothing is reset.
+    for (at, bytes, reset) in [
+        (4, &[1u8][..], true),
+        (4, &[0xff, 0xff], true),
+        (0, &[0xff; 6], true),
+        (4, &[0xfe], false),
+        (5, &[1], false),
+        (3, &[1], false),
+    ] {
+        map.write(0, 7u32).expect("enabled");
+        let (before, zaps) = (resets.load(SeqCst), device.region(BAR).expect("memory").stats().resets);
+        device.write(Space::Config, ADVANCED + at, bytes).expect("configuration space");
+        assert_eq!(resets.load(SeqCst) - before, u32::from(reset), "{bytes:x?} at {at}");
+        assert_eq!(device.region(BAR).expect("memory").stats().resets - zaps, u64::from(reset));
+        assert_eq!(map.read::<u32>(0), Ok(if reset { 0 } else { 7 }), "{bytes:x?} at {at}");
+        assert_eq!(capability(&device), [0x13, 0, 6, 3, 0, 0], "the bit reads as 0");
+    }
+    // Out of D3hot too, and off before is off after.
+    device.write(Space::Config, 0x44, &[3, 0][..]).expect("D3hot");
+    device.write(Space::Config, ADVANCED + 4, &[1][..]).expect("a reset");
+    assert_eq!((device.power_state(), map.read::<u32>(0)), (0, Ok(0)));
+    device.write(Space::Config, 4, &OFF[..]).expect("off");
+    device.write(Space::Config, ADVANCED + 4, &[1][..]).expect("a reset");
+    assert!(map.read::<u32>(0).is_err() && device.command() == 0);
+
+    let without = describe().advanced_features(0x90).build().expect("a device");
+    assert_eq!(capability(&without), [0x13, 0, 6, 0, 0, 0], "no reset: none is announced");
+    without.write(Space::Config, ADVANCED + 4, &[1][..]).expect("and the bit does nothing");
+    for at in [0x40, 0x44, 0x88, 0xfc, 0x91] {
+        assert!(describe().advanced_features(at).build().is_err(), "{at:#x}");
+    }
 }

@@ -26,7 +26,7 @@ impl Model {
         match *op {
             Op::Region { region, build } => {
                 self.drop_region(region);
-                let page = if build.memory == super::op::Memory::Huge { 2 << 20 } else { 4096 };
+                let page = if build.memory == super::op::Memory::Huge { 2 << 20 } else { crate::support::page_size() };
                 self.slots[region] = Some(self.regions.len());
                 self.regions.push(RegionModel {
                     page,

@@ -31,9 +31,10 @@ pub(super) fn child<'a>(
     mappings: impl Iterator<Item = &'a Arc<Mapping>>,
 ) -> Result<(), String> {
     let (regions, mappings): (Vec<_>, Vec<_>) = (regions.collect(), mappings.collect());
+    let patience = u32::try_from(crate::support::patience(Duration::from_secs(30)).as_secs()).unwrap_or(30);
     let code = forking::exit_code(|| {
         // Kills the child if it hangs.
-        nix::unistd::alarm::set(30);
+        nix::unistd::alarm::set(patience);
         inherited(&regions, &mappings).or_else(|| own().map(|at| 50 + at)).unwrap_or(0)
     });
     match code {
@@ -81,7 +82,7 @@ fn inherited(regions: &[&Region], mappings: &[&Arc<Mapping>]) -> Option<i32> {
 /// Regions that the child makes itself work like any others.
 fn own() -> Option<i32> {
     for (number, strategy) in (0..).zip([Strategy::Zap, Strategy::Detach, Strategy::Replace, Strategy::Withdraw]) {
-        let Ok(region) = Region::builder(2 * 4096).strategy(strategy).build() else { continue };
+        let Ok(region) = Region::builder(2 * crate::support::page_size()).strategy(strategy).build() else { continue };
         for policy in [OnDisabled::Sigbus, OnDisabled::AllOnes] {
             let Ok(mapping) = region.map(MapOptions::new().on_disabled(policy)) else { return Some(10 * number + 1) };
             let base = mapping.as_ptr().expose_provenance();
@@ -153,7 +154,7 @@ pub(crate) fn run(history: &[Op]) -> Result<(), String> {
 /// end does not come.
 fn listen(out: std::os::fd::BorrowedFd<'_>) -> Result<(usize, String), usize> {
     let (mut begun, mut text, mut since) = (0, Vec::new(), Instant::now());
-    while since.elapsed() < TOO_LONG {
+    while since.elapsed() < crate::support::patience(TOO_LONG) {
         let mut fds = [PollFd::new(out, PollFlags::POLLIN)];
         if poll(&mut fds, PollTimeout::from(100_u8)).is_ok_and(|ready| ready > 0) {
             let mut some = [0; 4096];

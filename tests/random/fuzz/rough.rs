@@ -156,7 +156,7 @@ impl Limited {
             Limit::Space(left) => {
                 ballast();
                 let pages = read_text("/proc/self/statm").split(' ').next().and_then(|word| word.parse::<u64>().ok());
-                (Resource::RLIMIT_AS, (pages.unwrap_or(0) + u64::from(left)) * 4096)
+                (Resource::RLIMIT_AS, (pages.unwrap_or(0) + u64::from(left)) * crate::support::page_size() as u64)
             }
             Limit::Mappings(left) => {
                 ballast();

@@ -125,7 +125,7 @@ impl Run<'_> {
             let ends = allowed.iter().any(|allowed| matches!(allowed, Allowed::Is(Answer::Gone)));
             let passing = matches!(answer, Answer::Busy { guards: 0, pins } if pins == 0 || ends);
             let admitted = allowed.iter().any(|allowed| allowed.admits(&answer));
-            if admitted || !passing || since.elapsed() > Duration::from_secs(30) {
+            if admitted || !passing || since.elapsed() > crate::support::patience(Duration::from_secs(30)) {
                 break answer;
             }
             std::thread::yield_now();
@@ -157,7 +157,7 @@ impl Run<'_> {
         for (id, mapping) in known.chain(ending).filter(|(id, _)| gone(*id)) {
             let since = Instant::now();
             while !is_gone(mapping) {
-                if since.elapsed() > Duration::from_secs(30) {
+                if since.elapsed() > crate::support::patience(Duration::from_secs(30)) {
                     return Err(format!("region number {id} was dropped, and is not gone"));
                 }
                 std::thread::sleep(Duration::from_micros(100));

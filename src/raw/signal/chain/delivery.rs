@@ -3,61 +3,36 @@
 // UNSAFETY: async-signal-safe libc functions, other handlers called by the contract that they were installed with, and the
 // unused end of a siginfo.
 
-use super::{
-    Chain, Displaced, KernelMask, SIGBUS_CHAIN, default_action, exchange, first_bytes, generation_of, is_ours,
-    kernel_mask, stay,
-};
+use super::{Chain, Displaced, KernelMask, Now, SIGBUS_CHAIN, kernel_mask, kernel_part, reset, stay};
 use crate::raw::signal::is_fault;
 use core::ffi::{c_int, c_void};
-use core::mem::zeroed;
-use core::ptr::null_mut;
 // Not from `crate::sync`: a signal handler reads these, and the model checker's atomics aren't async-signal-safe.
 use core::sync::atomic::Ordering;
 use nix::errno::Errno;
 use nix::libc::{
-    self, SA_NODEFER, SA_RESETHAND, SA_SIGINFO, SIG_DFL, SIG_IGN, SIG_SETMASK, sigaction, siginfo_t, sigset_t,
-    ucontext_t,
+    self, SA_NODEFER, SA_RESETHAND, SA_SIGINFO, SIG_DFL, SIG_IGN, SIG_SETMASK, sigaction, siginfo_t, ucontext_t,
 };
 
 /// Delivers a signal that isn't for this crate.
+///
+/// Signal stacks are small: 8 KiB in Rust's threads, of which the kernel's frame takes 3.4 KiB where the processor has
+/// protection keys or AVX-512, and as much again if the handler that is called here uses an accessor. So no copy of an
+/// action or of a set of signals lives in this function's frame.
 ///
 /// # Safety
 ///
 /// The arguments of a handler that is running now, in the thread that the signal was delivered to.
 pub(in crate::raw::signal) unsafe fn foreign(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     let errno = Errno::last_raw();
-    let chain = Chain::of(signal);
     // SAFETY: the caller's contract.
     let mark = unsafe { Mark::of(info) };
-    let now = exchange(signal, None).ok();
-    let in_front = now.is_none_or(|now| is_ours(&now));
-    // How many of the list the delivery is still above.
-    let above = match (mark.get(), now) {
-        (Some(above), _) => above,
-        (None, Some(now)) if in_front => {
-            if let Some(chain) = chain.filter(|chain| chain.generation.load(Ordering::SeqCst) != generation_of(&now)) {
-                chain.roll_back(generation_of(&now));
-            }
-            usize::MAX
-        }
-        (None, _) => usize::MAX,
-    };
-    let live = chain.map_or(&[][..], Chain::live);
-    let live = &live[..above.min(live.len())];
-    // One that is in the list, and has displaced us anew, has called us: it is not called again.
-    let has_called = |earlier: &Displaced| now.is_some_and(|now| now.sa_sigaction == earlier.action.sa_sigaction);
-    let next = live.iter().rposition(|earlier| !has_called(earlier));
-    let earlier = next.map(|next| &live[next]).filter(|earlier| match earlier.action.sa_flags & SA_RESETHAND {
-        0 => !earlier.spent.load(Ordering::SeqCst),
-        // One caller gets it.
-        _ => !earlier.spent.swap(true, Ordering::SeqCst),
-    });
+    let Step { earlier, place, in_front } = step(signal, mark.get());
     // SAFETY: the caller's contract.
     let fault = is_fault(signal, unsafe { &*info });
     match earlier {
         Some(Displaced { action, .. }) if action.sa_sigaction == SIG_IGN && !fault => {}
         Some(earlier) if earlier.action.sa_sigaction != SIG_IGN && earlier.action.sa_sigaction != SIG_DFL => {
-            let before = mark.set(next.unwrap_or(0));
+            let before = mark.set(place);
             // A handler that was called by another one runs with that one's mask, as it would without us.
             let by_kernel = in_front && before.is_none();
             // SAFETY: the caller's contract: the context of this delivery.
@@ -67,8 +42,7 @@ pub(in crate::raw::signal) unsafe fn foreign(signal: c_int, info: *mut siginfo_t
             unsafe { call(&earlier.action, signal, info, context) };
             let errno = Errno::last_raw();
             if let Some(ours) = ours {
-                // SAFETY: a valid set; only this thread's mask changes.
-                unsafe { libc::pthread_sigmask(SIG_SETMASK, &raw const ours, null_mut()) };
+                exchange_mask(ours);
             }
             mark.reset(before);
             stay(signal, earlier);
@@ -77,7 +51,7 @@ pub(in crate::raw::signal) unsafe fn foreign(signal: c_int, info: *mut siginfo_t
         }
         // The default, or a fault that is ignored, which the kernel treats as the default.
         _ => {
-            let _ = exchange(signal, Some(&default_action()));
+            reset(signal);
             if !fault {
                 mark.reset(None);
                 // SAFETY: the caller's contract.
@@ -87,6 +61,46 @@ pub(in crate::raw::signal) unsafe fn foreign(signal: c_int, info: *mut siginfo_t
         }
     }
     Errno::set_raw(errno);
+}
+
+/// Where a delivery goes next.
+struct Step {
+    /// `None`: to the default action.
+    earlier: Option<&'static Displaced>,
+    /// That action's place in the list.
+    place: usize,
+    /// The crate's handler is the one that the kernel calls.
+    in_front: bool,
+}
+
+/// The next step of a delivery that has come down to `marked`, or that has just begun.
+#[inline(never)]
+fn step(signal: c_int, marked: Option<usize>) -> Step {
+    let chain = Chain::of(signal);
+    let now = Now::of(signal).ok();
+    let in_front = now.is_none_or(|now| now.is_ours());
+    // How many of the list the delivery is still above.
+    let above = match (marked, now) {
+        (Some(above), _) => above,
+        (None, Some(now)) if in_front => {
+            if let Some(chain) = chain.filter(|chain| chain.generation.load(Ordering::SeqCst) != now.generation()) {
+                chain.roll_back(now.generation());
+            }
+            usize::MAX
+        }
+        (None, _) => usize::MAX,
+    };
+    let live = chain.map_or(&[][..], Chain::live);
+    let live = &live[..above.min(live.len())];
+    // One that is in the list, and has displaced us anew, has called us: it is not called again.
+    let has_called = |earlier: &Displaced| now.is_some_and(|now| now.handler == earlier.action.sa_sigaction);
+    let next = live.iter().rposition(|earlier| !has_called(earlier));
+    let earlier = next.map(|next| &live[next]).filter(|earlier| match earlier.action.sa_flags & SA_RESETHAND {
+        0 => !earlier.spent.load(Ordering::SeqCst),
+        // One caller gets it.
+        _ => !earlier.spent.swap(true, Ordering::SeqCst),
+    });
+    Step { earlier, place: next.unwrap_or(0), in_front }
 }
 
 /// How far down the list one delivery has come, kept in the delivery itself: in the end of the siginfo, which the kernel clears
@@ -163,29 +177,26 @@ unsafe fn call(action: &sigaction, signal: c_int, info: *mut siginfo_t, context:
 }
 
 /// Sets the mask that the kernel would have set for `action` (`signal_delivered`): what the interrupted code had blocked, what the
-/// action asks for, and the signal itself unless `SA_NODEFER`. Answers the mask before.
+/// action asks for, and the signal itself unless `SA_NODEFER`. Returns the mask before.
 ///
 /// # Safety
 ///
 /// The context of the delivery under way.
-unsafe fn set_mask(action: &sigaction, signal: c_int, context: *const ucontext_t) -> sigset_t {
+unsafe fn set_mask(action: &sigaction, signal: c_int, context: *const ucontext_t) -> KernelMask {
     // SAFETY: the caller's contract. The kernel's set is shorter than libc's, so no reference to it is made.
     let interrupted = unsafe { &raw const (*context).uc_sigmask };
     // SAFETY: as above: the kernel's part is there.
-    let interrupted = unsafe { first_bytes(interrupted) };
-    // SAFETY: all zeroes is a valid, empty set.
-    let mut mask: sigset_t = unsafe { zeroed() };
-    let mut before = mask;
-    let mut bytes = kernel_mask(action);
-    bytes.iter_mut().zip(interrupted).for_each(|(byte, also)| *byte |= also);
-    // SAFETY: a set has room for the kernel's part.
-    unsafe { (&raw mut mask).cast::<KernelMask>().write(bytes) };
-    if action.sa_flags & SA_NODEFER == 0 {
-        // SAFETY: a valid set and signal number.
-        unsafe { libc::sigaddset(&raw mut mask, signal) };
-    }
-    // SAFETY: valid sets; only this thread's mask changes.
-    unsafe { libc::pthread_sigmask(SIG_SETMASK, &raw const mask, &raw mut before) };
+    let interrupted = unsafe { kernel_part(interrupted) };
+    let itself = if action.sa_flags & SA_NODEFER == 0 { 1 << (signal - 1) } else { 0 };
+    exchange_mask(kernel_mask(action) | interrupted | itself)
+}
+
+/// Sets this thread's mask; returns the one before. A system call of its own: libc's function takes sets of 128 bytes.
+fn exchange_mask(mask: KernelMask) -> KernelMask {
+    let mut before: KernelMask = 0;
+    let (new, old, size) = (&raw const mask, &raw mut before, size_of::<KernelMask>());
+    // SAFETY: two sets as the kernel has them, of that size; only this thread's mask changes.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, SIG_SETMASK, new, old, size) };
     before
 }
 

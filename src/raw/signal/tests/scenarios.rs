@@ -1,7 +1,7 @@
 //! The scenarios of the signal tests' processes, by name.
 
 use super::handlers::*;
-use super::{chains, masks};
+use super::{chains, masks, stack};
 use crate::raw::test_memory::{PAGE, bus, good, segv};
 use crate::raw::{self, Faulted, signal};
 use nix::libc::{self, c_int};
@@ -154,6 +154,7 @@ pub(super) fn scenario(name: &str) {
         "takes itself out and returns" => chains::takes_itself_out_of_the_chain(false),
         "takes itself out and raises" => chains::takes_itself_out_of_the_chain(true),
         "masks" => masks::masks(),
+        "stack" => stack::takes_little(),
         "interrupted" => {
             signal::install().unwrap();
             OPEN_UP.store(bus(PAGE) as usize, SeqCst);
