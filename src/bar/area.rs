@@ -86,7 +86,9 @@ impl Drop for Area {
 
 impl fmt::Debug for Area {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let range = format_args!("{:#x?}", self.core.range);
-        f.debug_struct("Area").field("range", &range).field("region", &self.core.region).finish()
+        f.debug_struct("Area")
+            .field("range", &format_args!("{:#x?}", self.core.range))
+            .field("region", &self.core.region)
+            .finish()
     }
 }
