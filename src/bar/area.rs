@@ -11,8 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// An area of a BAR. Dropping it removes it: its memslots are taken out, and its memory goes for good, as with a dropped
-/// [`Region`]: guards and pins keep what they promise, and a later change that revokes the BAR waits for them. It waits for nothing: if another thread is changing the BAR at that moment, or this one is in a callback of such a
-/// change, the area is removed at the end of that change. [`remove`](Self::remove) waits.
+/// [`Region`]: guards and pins keep what they promise, and a later change that revokes the BAR waits for them.
+///
+/// Dropping it does not wait for a change of the BAR: if another thread is making one, or this one is in a callback of one, the
+/// area is removed at its end. It waits for the hypervisor's own call for one of its memslots, if another thread is in that.
+/// [`remove`](Self::remove) waits for changes too.
 ///
 /// ```
 /// use revocable_mmio::Region;

@@ -45,37 +45,23 @@ impl Guest {
     }
 
     /// Maps parts of a new area, and adds their memslots; or does nothing.
-    pub(super) fn put_in(&self, area: &AreaCore, parts: Vec<Range<u64>>) -> Result<(), BarError> {
-        let mut pieces = Vec::with_capacity(parts.len());
+    pub(super) fn put_in(&self, area: &AreaCore, parts: &[Range<u64>]) -> Result<(), BarError> {
         self.collect_gone();
-        {
+        let mapped = parts.iter().map(|part| {
+            let mapping = Arc::new(self.map(area, part)?);
+            Ok(Piece { at: part.start, mapping, number: None, memslot: None })
+        });
+        let mut pieces = mapped.collect::<Result<Vec<_>, BarError>>()?;
+        let base = {
             let mut place = self.place.lock();
-            let (needed, left) = (parts.len(), place.free.len());
+            let (needed, left) = (pieces.len(), place.free.len());
             if needed > left {
                 return Err(BarError::OutOfMemslots { needed, left });
             }
-            pieces.extend(place.free.split_off(left - needed));
-        }
-        let mut numbers = pieces.into_iter().rev();
-        let mut pieces = Vec::with_capacity(parts.len());
-        let mut done = Ok(());
-        for part in parts {
-            let number = numbers.next();
-            match done.and_then(|()| self.map(area, &part)) {
-                Ok(mapping) => {
-                    pieces.push(Piece { at: part.start, mapping: Arc::new(mapping), number, memslot: None });
-                    done = Ok(());
-                }
-                Err(e) => {
-                    self.place.lock().free.extend(number);
-                    done = Err(e);
-                }
-            }
-        }
-        let base = self.base();
-        if let (Ok(()), Some(base)) = (&done, base) {
-            done = pieces.iter_mut().try_for_each(|piece| self.add(piece, base));
-        }
+            pieces.iter_mut().for_each(|piece| piece.number = place.free.pop());
+            place.base
+        };
+        let done = base.map_or(Ok(()), |base| pieces.iter_mut().try_for_each(|piece| self.add(piece, base)));
         if done.is_err() {
             self.drop_pieces(pieces);
             return done;

@@ -67,7 +67,7 @@ impl Shared {
         let core = Arc::new(AreaCore { range, region, leaving: AtomicBool::new(false), pieces: Mutex::default() });
         if let Some(guest) = &self.guest {
             let traps = self.traps.iter().map(|trap| &trap.range);
-            guest.put_in(&core, pieces::mappable(&core.range, traps, page))?;
+            guest.put_in(&core, &pieces::mappable(&core.range, traps, page))?;
         }
         let mut list = self.list.lock();
         let at = list.partition_point(|area| area.range.start < core.range.start);
