@@ -248,6 +248,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     /// A window that a peer holds as soon as its pages are held, until the test says that it has let go.
     struct Held {
@@ -310,7 +311,8 @@ mod tests {
             transfer.has_peers();
             let its = Arc::clone(&transfer);
             let emptying = std::thread::spawn(move || its.empty(&mut None));
-            is_waiting.recv().expect("it looks at the lock");
+            // Without the look it would never come.
+            is_waiting.recv_timeout(Duration::from_secs(20)).expect("it looks at the lock");
             transfer.abandon(given_up);
             let_go.send(()).expect("it waits");
             let emptied = emptying.join().expect("no panic");
