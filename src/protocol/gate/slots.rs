@@ -79,6 +79,12 @@ impl SlotAt {
         Self { bucket, at: u32::try_from(at).expect("a bucket has less than 2^32 slots") }
     }
 
+    /// The position in the first bucket; that bucket's length or more for a position in another.
+    #[inline(always)]
+    pub(super) fn first_bucket(self) -> usize {
+        if self.bucket == 0 { self.at as usize } else { usize::MAX }
+    }
+
     #[cfg(test)]
     pub(super) fn number(self) -> usize {
         FIRST * ((1 << self.bucket) - 1) + self.at as usize

@@ -351,13 +351,21 @@ fn uses_under_a_guard_and_while_the_gate_is_drained_are_ordered() {
 fn accesses_turned_away_are_counted_over_all_threads_and_keep_no_drain_waiting() {
     for gate in gates() {
         gate.shut().unwrap();
-        std::thread::scope(|scope| {
-            for _ in 0..3 {
-                scope.spawn(|| (0..1000).for_each(|_| gate.turn_away()));
-            }
-        });
+        let gate = &gate;
+        // In turn threads that have a slot and threads that have none; a slot's next owner goes on where the last one stopped.
+        for _ in 0..2 {
+            std::thread::scope(|scope| {
+                for enters in [true, false, true, false] {
+                    scope.spawn(move || {
+                        (0..500).for_each(|_| gate.turn_away());
+                        assert!(!enters || gate.enter().is_err());
+                        (0..500).for_each(|_| gate.turn_away());
+                    });
+                }
+            });
+        }
         gate.turn_away();
-        assert_eq!(gate.turned_away(), 3001);
+        assert_eq!(gate.turned_away(), 8001);
         gate.drain(Patience::Never).unwrap();
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn current() -> Me {
 mod real {
     use super::super::slots::Buckets;
     use super::{Me, SlotAt};
-    use crate::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+    use crate::sync::atomic::{AtomicI32, AtomicU64, Ordering, compiler_fence};
     use crate::sys::life::LifeLock;
     use crate::sys::thread::current_tid;
     use std::cell::Cell;
@@ -74,6 +74,9 @@ mod real {
         owner.tid.store(current_tid(), Ordering::Relaxed);
         owner.generation.store(generation, Ordering::Relaxed);
         let me = Me { place, generation };
+        // The position first: for a signal handler in between the thread has none yet.
+        CURRENT.set(Me { place, ..Me::UNKNOWN });
+        compiler_fence(Ordering::SeqCst);
         CURRENT.set(me);
         me
     }
