@@ -27,7 +27,7 @@ mod tests;
 
 use arch::Cpu;
 pub(crate) use arch::{RECOVERABLE, keep_loaded, recover};
-pub(crate) use bulk::{Medium, copy_in, copy_out};
+pub(crate) use bulk::{Medium, begin_in, begin_out, copy_in, copy_out, end_in, end_out};
 use contract::Accesses;
 pub use primitive::{AtomicPrimitive, Primitive};
 

@@ -8,9 +8,10 @@ use std::hint::black_box;
 
 /// What is copied: sizes, and whether both sides are aligned like a page or neither is.
 pub(crate) fn copied() -> impl Iterator<Item = (&'static str, usize, &'static str)> {
-    const SIZES: [(&str, usize); 8] = [
+    const SIZES: [(&str, usize); 9] = [
         ("64", 64),
         ("256", 256),
+        ("512", 512),
         ("1k", 1 << 10),
         ("4k", 4 << 10),
         ("16k", 16 << 10),
@@ -21,7 +22,7 @@ pub(crate) fn copied() -> impl Iterator<Item = (&'static str, usize, &'static st
     SIZES.into_iter().flat_map(|(size, len)| [(size, len, ""), (size, len, "_unaligned")])
 }
 
-/// Beside `memcpy`, out of a mapping and into it.
+/// Beside `memcpy`, out of a mapping and into it. The black boxes hold the same on both sides: a place in the mapping, and a slice.
 pub(crate) fn measure(samples: &mut Samples) {
     let (_region, mapping) = stamped();
     for (size, len, shape) in copied() {
@@ -37,7 +38,7 @@ pub(crate) fn measure(samples: &mut Samples) {
             let buffer = &mut **buffer.borrow_mut();
             for _ in 0..n {
                 // SAFETY: inside the mapping; the buffer is as long.
-                unsafe { std::ptr::copy_nonoverlapping(black_box(at), buffer.as_mut_ptr(), black_box(len)) };
+                unsafe { std::ptr::copy_nonoverlapping(black_box(at), buffer.as_mut_ptr(), buffer.len()) };
                 black_box(&mut *buffer);
             }
         });
@@ -51,8 +52,9 @@ pub(crate) fn measure(samples: &mut Samples) {
         contest.many(&format!("memcpy_in_{size}{shape}"), TURN, |n| {
             let buffer = &**buffer.borrow();
             for _ in 0..n {
+                let buffer = black_box(buffer);
                 // SAFETY: inside the mapping, writable; the buffer is as long.
-                unsafe { std::ptr::copy_nonoverlapping(black_box(buffer.as_ptr()), at, black_box(len)) };
+                unsafe { std::ptr::copy_nonoverlapping(buffer.as_ptr(), black_box(at), buffer.len()) };
             }
         });
         contest.many(&format!("copy_in_{size}{shape}"), TURN, |n| {

@@ -11,6 +11,9 @@ use crate::region::access_error::{AccessError, CopyError};
 use crate::region::mapping::Mapping;
 use std::sync::atomic::Ordering;
 
+/// Instead of how many bytes were copied at once: none were tried. No buffer is as long.
+const UNTRIED: usize = usize::MAX;
+
 macro_rules! read_modify_write {
     ($($(#[$doc:meta])* $name:ident;)*) => { $(
         $(#[$doc])*
@@ -183,19 +186,24 @@ impl Mapping {
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     #[inline]
     pub fn read_slice(&self, offset: usize, into: &mut [u8]) -> Result<(), CopyError> {
-        let tried = self.fits(offset, into.len(), AccessKind::Load).then(|| {
+        let mut begun = UNTRIED;
+        if self.fits(offset, into.len(), AccessKind::Load) {
             // SAFETY: inside the mapping; the buffer is the caller's, exclusively. See the module's UNSAFETY.
-            unsafe { raw::copy_out(into.as_mut_ptr(), self.at(offset), into.len(), self.medium()) }
-        });
-        if tried == Some(into.len()) { Ok(()) } else { self.read_slice_slow(offset, into, tried) }
+            begun = unsafe { raw::begin_out(into.as_mut_ptr(), self.at(offset), into.len(), self.medium()) };
+        }
+        if begun == into.len() { Ok(()) } else { self.read_slice_slow(offset, into, begun) }
     }
 
     #[cold]
-    fn read_slice_slow(&self, offset: usize, into: &mut [u8], tried: Option<usize>) -> Result<(), CopyError> {
+    fn read_slice_slow(&self, offset: usize, into: &mut [u8], begun: usize) -> Result<(), CopyError> {
         if !raw::RECOVERABLE {
             return self.read_slice_locked(offset, into);
         }
         let (buffer, len) = (into.as_mut_ptr(), into.len());
+        let tried = (begun != UNTRIED).then(|| {
+            // SAFETY: as in `read_slice`.
+            unsafe { raw::end_out(buffer, self.at(offset), len, self.medium(), begun) }
+        });
         let copied = self.bulk(offset, len, AccessKind::Load, tried, |done| {
             // SAFETY: `bulk` has checked the range; the buffer is the caller's, exclusively.
             unsafe { raw::copy_out(buffer.wrapping_add(done), self.at(offset + done), len - done, self.medium()) }
@@ -227,20 +235,25 @@ impl Mapping {
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.
     #[inline]
     pub fn write_slice(&self, offset: usize, from: &[u8]) -> Result<(), CopyError> {
-        let tried = self.fits(offset, from.len(), AccessKind::Store).then(|| {
+        let mut begun = UNTRIED;
+        if self.fits(offset, from.len(), AccessKind::Store) {
             // SAFETY: inside the mapping, which is writable; the buffer is the caller's and not written meanwhile. See the
             // module's UNSAFETY.
-            unsafe { raw::copy_in(self.at(offset), from.as_ptr(), from.len(), self.medium()) }
-        });
-        if tried == Some(from.len()) { Ok(()) } else { self.write_slice_slow(offset, from, tried) }
+            begun = unsafe { raw::begin_in(self.at(offset), from.as_ptr(), from.len(), self.medium()) };
+        }
+        if begun == from.len() { Ok(()) } else { self.write_slice_slow(offset, from, begun) }
     }
 
     #[cold]
-    fn write_slice_slow(&self, offset: usize, from: &[u8], tried: Option<usize>) -> Result<(), CopyError> {
+    fn write_slice_slow(&self, offset: usize, from: &[u8], begun: usize) -> Result<(), CopyError> {
         if !raw::RECOVERABLE {
             return self.write_slice_locked(offset, from);
         }
         let (buffer, len) = (from.as_ptr(), from.len());
+        let tried = (begun != UNTRIED).then(|| {
+            // SAFETY: as in `write_slice`.
+            unsafe { raw::end_in(self.at(offset), buffer, len, self.medium(), begun) }
+        });
         self.bulk(offset, len, AccessKind::Store, tried, |done| {
             // SAFETY: `bulk` has checked the range; the buffer is the caller's and not written meanwhile.
             unsafe { raw::copy_in(self.at(offset + done), buffer.wrapping_add(done), len - done, self.medium()) }
@@ -308,8 +321,8 @@ impl Mapping {
     /// True if a copy of `len` bytes may be tried at once, without a look at the state: a revoked range faults.
     #[inline(always)]
     fn fits(&self, offset: usize, len: usize, kind: AccessKind) -> bool {
-        // Nothing fits at offset 0 for whom the limit is 0, not even no bytes: the slow path says why.
-        raw::RECOVERABLE && offset.checked_add(len).is_some_and(|end| end.wrapping_sub(1) < self.limit(kind))
+        // A copy of no bytes is left to the slow path, which knows whether it is allowed.
+        raw::RECOVERABLE && self.limit(kind).checked_sub(offset).is_some_and(|room| len.wrapping_sub(1) < room)
     }
 
     /// A copy or fill of `len` bytes of which a first try, if there was one, has done so many; `step(done)` goes on from there

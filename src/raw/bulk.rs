@@ -43,10 +43,11 @@ impl Medium {
 /// # Safety
 ///
 /// `raw`'s contract for `src`; `dst` is valid for writes of `len` bytes.
-#[inline(always)]
 pub(crate) unsafe fn copy_out(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
     // SAFETY: the caller's contract, passed on.
-    unsafe { copy::<Out>(dst, src, len, medium) }
+    let begun = unsafe { begin_out(dst, src, len, medium) };
+    // SAFETY: the same.
+    if begun == len { len } else { unsafe { end_out(dst, src, len, medium, begun) } }
 }
 
 /// Copies into a region; returns how many bytes were copied. None beyond them was written.
@@ -54,10 +55,53 @@ pub(crate) unsafe fn copy_out(dst: *mut u8, src: *const u8, len: usize, medium: 
 /// # Safety
 ///
 /// `raw`'s contract for `dst`; `src` is valid for reads of `len` bytes.
-#[inline(always)]
 pub(crate) unsafe fn copy_in(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
     // SAFETY: the caller's contract, passed on.
-    unsafe { copy::<In>(dst, src, len, medium) }
+    let begun = unsafe { begin_in(dst, src, len, medium) };
+    // SAFETY: the same.
+    if begun == len { len } else { unsafe { end_in(dst, src, len, medium, begun) } }
+}
+
+/// [`copy_out`], which is over if this returns `len`. Else it ends with [`end_out`].
+///
+/// # Safety
+///
+/// As [`copy_out`].
+#[inline(always)]
+pub(crate) unsafe fn begin_out(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
+    // SAFETY: the caller's contract, passed on.
+    unsafe { begin::<Out>(dst, src, len, medium) }
+}
+
+/// [`copy_in`], which is over if this returns `len`. Else it ends with [`end_in`].
+///
+/// # Safety
+///
+/// As [`copy_in`].
+#[inline(always)]
+pub(crate) unsafe fn begin_in(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
+    // SAFETY: the caller's contract, passed on.
+    unsafe { begin::<In>(dst, src, len, medium) }
+}
+
+/// The end of a copy of which [`begin_out`] has copied the first `done` bytes; returns how many were copied in all.
+///
+/// # Safety
+///
+/// As [`copy_out`].
+pub(crate) unsafe fn end_out(dst: *mut u8, src: *const u8, len: usize, medium: Medium, done: usize) -> usize {
+    // SAFETY: the caller's contract, passed on.
+    if is_quickest(len, medium) { unsafe { after::<Out>(dst, src, len, done, medium) } } else { done }
+}
+
+/// The end of a copy of which [`begin_in`] has copied the first `done` bytes; returns how many were copied in all.
+///
+/// # Safety
+///
+/// As [`copy_in`].
+pub(crate) unsafe fn end_in(dst: *mut u8, src: *const u8, len: usize, medium: Medium, done: usize) -> usize {
+    // SAFETY: the caller's contract, passed on.
+    if is_quickest(len, medium) { unsafe { after::<In>(dst, src, len, done, medium) } } else { done }
 }
 
 /// The direction of a copy, which says which side is the region's.
@@ -79,38 +123,33 @@ trait Direction {
 struct Out;
 struct In;
 
-/// In the caller's code only what some hundred bytes of memory take; a call for the rest.
+/// True if a few instructions are enough.
 #[inline(always)]
-unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
-    if medium != Medium::Quick {
-        // SAFETY: the caller's contract.
-        return unsafe { copy_any::<D>(dst, src, len, medium) };
-    }
-    if Cpu::QUICKEST.contains(&len) {
-        // SAFETY: the caller's contract.
-        return unsafe { quickly::<D>(dst, src, len) };
-    }
-    // SAFETY: the caller's contract.
-    unsafe { copy_quickly::<D>(dst, src, len) }
+fn is_quickest(len: usize, medium: Medium) -> bool {
+    medium == Medium::Quick && Cpu::QUICKEST.contains(&len)
 }
 
-/// Quickly, and on by words after a fault.
+/// In the caller's code only what some hundred bytes of memory take, without what comes after a fault; a call for the rest.
 #[inline(always)]
-unsafe fn quickly<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    // SAFETY: the caller's contract; `len` is in `QUICK`.
-    let moved = unsafe { D::quick(dst, src, len) };
-    // SAFETY: the caller's contract, for the rest.
-    if moved == len { len } else { unsafe { after::<D>(dst, src, len, moved, Medium::Quick) } }
+unsafe fn begin<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
+    if is_quickest(len, medium) {
+        // SAFETY: the caller's contract.
+        return unsafe { D::quick(dst, src, len) };
+    }
+    // SAFETY: the caller's contract.
+    unsafe { copy::<D>(dst, src, len, medium) }
 }
 
 #[inline(never)]
-unsafe fn copy_quickly<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    if Cpu::QUICK.contains(&len) {
+unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
+    if medium == Medium::Quick && Cpu::QUICK.contains(&len) {
         // SAFETY: the caller's contract.
-        return unsafe { quickly::<D>(dst, src, len) };
+        let moved = unsafe { D::quick(dst, src, len) };
+        // SAFETY: the caller's contract, for the rest.
+        return if moved == len { len } else { unsafe { after::<D>(dst, src, len, moved, medium) } };
     }
     // SAFETY: the caller's contract.
-    unsafe { copy_any::<D>(dst, src, len, Medium::Quick) }
+    unsafe { copy_any::<D>(dst, src, len, medium) }
 }
 
 #[inline(never)]

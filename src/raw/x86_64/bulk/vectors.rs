@@ -35,7 +35,7 @@ fn in_one_page(p: *const u8) -> bool {
 /// A copy in ascending order by vectors. One that overlaps the vector before moves some bytes twice, as `memcpy` does: what is
 /// stored again is the same.
 macro_rules! vectors {
-    ($name:ident, $short:ident, $pair:ident, $two_pairs:ident, $four_pairs:ident, $rounds:ident) => {
+    ($name:ident, $short:ident, $one:ident, $pair:ident, $two_pairs:ident, $four_pairs:ident, $rounds:ident) => {
         /// Returns how many bytes it moved.
         ///
         /// # Safety
@@ -55,9 +55,13 @@ macro_rules! vectors {
                 // SAFETY: the caller's contract; 129 to 256 bytes.
                 return unsafe { $two_pairs(dst, src, len) };
             }
-            if len >= VECTOR {
-                // SAFETY: the caller's contract; 64 to 128 bytes.
+            if len > VECTOR {
+                // SAFETY: the caller's contract; 65 to 128 bytes.
                 return unsafe { $pair(dst, src, len) };
+            }
+            if len == VECTOR {
+                // SAFETY: the caller's contract; 64 bytes.
+                return unsafe { $one(dst, src, len) };
             }
             // SAFETY: the caller's contract; 1 to 63 bytes.
             if len > 0 { unsafe { $short(dst, src, len) } } else { 0 }
@@ -65,8 +69,8 @@ macro_rules! vectors {
     };
 }
 
-vectors!(vectors_out, short_out, pair_out, two_pairs_out, four_pairs_out, rounds_out);
-vectors!(vectors_in, short_in, pair_in, two_pairs_in, four_pairs_in, rounds_in);
+vectors!(vectors_out, short_out, one_out, pair_out, two_pairs_out, four_pairs_out, rounds_out);
+vectors!(vectors_in, short_in, one_in, pair_in, two_pairs_in, four_pairs_in, rounds_in);
 
 /// 1 to 63 bytes by one masked move; returns how many were moved: none if it faulted, or if it would have been slow. `$load`
 /// and `$store` are the labels of the load and the store, and `$side` is the region's.
@@ -116,7 +120,46 @@ unsafe fn short_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
     short!(dst, src, len, "{dst}", "", "20:")
 }
 
-/// 64 to 128 bytes by two vectors, which overlap; returns how many were moved: not all if one faulted. `$load` and `$store` are
+/// 64 bytes by one vector; returns how many were moved: none if it faulted. `$load` and `$store` as in `short`.
+macro_rules! one {
+    ($dst:ident, $src:ident, $len:ident, $side:literal, $load:literal, $store:literal) => {{
+        let moved: usize;
+        // SAFETY: moves 64 bytes, within the caller's contract.
+        unsafe {
+            core::arch::asm!(
+                concat!($load, " vmovdqu64 zmm16, [{src}]"),
+                concat!($store, " vmovdqu64 [{dst}], zmm16"),
+                "3:",
+                recovery!("20b" => "3b", set "{len}" = "0", addr $side + "64"),
+                len = inout(reg) $len => moved,
+                dst = in(reg) $dst,
+                src = in(reg) $src,
+                out("zmm16") _,
+                register = sym crate::raw::table::register,
+                options(nostack, preserves_flags),
+            );
+        }
+        moved
+    }};
+}
+
+/// # Safety
+///
+/// As `memory_out`, the machine has AVX-512, and `len` is 64.
+#[inline(always)]
+unsafe fn one_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    one!(dst, src, len, "{src}", "20:", "")
+}
+
+/// # Safety
+///
+/// As `memory_in`, the machine has AVX-512, and `len` is 64.
+#[inline(always)]
+unsafe fn one_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    one!(dst, src, len, "{dst}", "", "20:")
+}
+
+/// 65 to 128 bytes by two vectors, which overlap; returns how many were moved: not all if one faulted. `$load` and `$store` are
 /// the labels of the loads and stores, `$side` is the region's, and `$first` what is moved when the second faults.
 macro_rules! pair {
     ($dst:ident, $src:ident, $len:ident, $side:literal, $first:literal, [$load_1:literal, $load_2:literal], [$store_1:literal, $store_2:literal]) => {{
@@ -146,7 +189,7 @@ macro_rules! pair {
 
 /// # Safety
 ///
-/// As `memory_out`, the machine has AVX-512, and `len` is 64 to 128.
+/// As `memory_out`, the machine has AVX-512, and `len` is 65 to 128.
 #[inline(always)]
 unsafe fn pair_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
     pair!(dst, src, len, "{src}", "0", ["20:", "21:"], ["", ""])
@@ -154,7 +197,7 @@ unsafe fn pair_out(dst: *mut u8, src: *const u8, len: usize) -> usize {
 
 /// # Safety
 ///
-/// As `memory_in`, the machine has AVX-512, and `len` is 64 to 128.
+/// As `memory_in`, the machine has AVX-512, and `len` is 65 to 128.
 #[inline(always)]
 unsafe fn pair_in(dst: *mut u8, src: *const u8, len: usize) -> usize {
     pair!(dst, src, len, "{dst}", "64", ["", ""], ["20:", "21:"])
