@@ -12,8 +12,11 @@ mod support;
 mod guest;
 
 mod accesses;
+mod container;
 mod dma;
 mod guests;
+mod ioas;
+mod iommufd;
 mod mappings;
 mod measured;
 mod passthrough;
@@ -29,7 +32,7 @@ mod vfio_bar;
 #[test]
 fn the_example_runs_on_devices_with_and_without_a_reset() {
     let Some(rig) = rig::rig() else { return };
-    // It opens the container by itself.
+    // It opens the container by itself, also where the others are opened by an iommufd.
     for (device, bar) in [(rig::MEMORY, 2), (rig::NVME, 0)] {
         rig::bind(device);
         drop(rig.open(device));

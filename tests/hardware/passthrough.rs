@@ -192,8 +192,7 @@ fn resets_through_the_model_reset_the_device_and_refuse_no_access() {
 fn a_bus_is_reset_with_every_group_or_not_at_all() {
     let Some(rig) = rig() else { return };
     let first = rig.open(FUNCTIONS[0]);
-    crate::rig::bind(FUNCTIONS[1]);
-    let second = rig.open_in(&first.group, FUNCTIONS[1]);
+    let second = rig.open_beside(&first, FUNCTIONS[1]);
     first.turn(true);
     second.turn(true);
     let bar = Space::Bar(BAR as usize);
@@ -207,7 +206,7 @@ fn a_bus_is_reset_with_every_group_or_not_at_all() {
     // Not the caller's: the kernel is not asked.
     let refused = bus.hot_reset(|function| function.name() != models[1].name(), |_| panic!("the kernel was asked"));
     assert!(matches!(refused, Err(PciError::NotOwned { .. })), "{refused:?}");
-    let refused = reset(&[]);
+    let refused = reset(&first.wrong_groups());
     assert!(matches!(refused, Err(PciError::Reset { .. })), "the kernel refuses: {refused:?}");
     assert_eq!(mappings[1].read::<u64>(8), Ok(0x77), "and the memory is given back");
     // A guard of one function: busy, and the device is left alone.
@@ -224,10 +223,10 @@ fn a_bus_is_reset_with_every_group_or_not_at_all() {
         assert_eq!(busy.map_err(|e| e.errno()), Err(libc::EBUSY));
         guarded.wait();
     });
-    reset(&[first.group.as_fd()]).expect("with the group of both");
+    reset(&first.groups()).expect("as the kernel wants it");
     assert_eq!(mappings[1].read::<u64>(8), Ok(0x77));
     turn(&models[1], false);
-    reset(&[first.group.as_fd()]).expect("with the group of both");
+    reset(&first.groups()).expect("as the kernel wants it");
     assert!(first.device.is_memory_enabled() && !second.device.is_memory_enabled());
     mappings[0].read::<u64>(8).expect("on before, on after");
     assert_eq!(mappings[1].read::<u64>(8), Err(AccessError::Disabled { offset: 8 }), "off before, off after");

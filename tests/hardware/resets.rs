@@ -1,11 +1,10 @@
 //! Resets of real devices, under load and inside of the crate's own: accesses wait, and none is refused.
 
-use crate::rig::{BAR, FUNCTIONS, MEMORY, NIC, NVME, Opened, rig};
+use crate::rig::{BAR, By, FUNCTIONS, MEMORY, NIC, NVME, Opened, rig};
 use crate::support::AtTheEnd;
 use nix::errno::Errno;
 use revocable_mmio::vfio::VfioError;
 use revocable_mmio::{AccessError, MapOptions, Mapping, ResetGroup};
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
@@ -116,10 +115,20 @@ fn a_reset_of_the_bus_takes_both_functions_and_refuses_no_access() {
     let Some(rig) = rig() else { return };
     let first = rig.open(FUNCTIONS[0]);
     crate::rig::bind(FUNCTIONS[1]);
-    let second = rig.open_in(&first.group, FUNCTIONS[1]);
+    if let By::Iommufd(id) = first.by {
+        // Whose group is bound to the iommufd, and which has no number there yet (`vfio_pci_fill_devs`).
+        let functions = first.device.hot_reset_functions().expect("behind a port");
+        assert_eq!(functions.iter().map(|f| f.group).collect::<Vec<_>>(), [id, 0]);
+    }
+    let second = rig.open_beside(&first, FUNCTIONS[1]);
     let functions = first.device.hot_reset_functions().expect("behind a port");
     assert_eq!(functions.iter().map(|f| (f.bus, f.devfn)).collect::<Vec<_>>(), [(1, 0), (1, 1)]);
-    assert_eq!(functions[0].group, functions[1].group);
+    match (&first.by, &second.by) {
+        (By::Iommufd(first), By::Iommufd(second)) => {
+            assert_eq!(functions.iter().map(|f| f.group).collect::<Vec<_>>(), [*first, *second]);
+        }
+        _ => assert_eq!(functions[0].group, functions[1].group),
+    }
     first.turn(true);
     second.turn(true);
     let bars = [first.bar(BAR), second.bar(BAR)];
@@ -132,20 +141,20 @@ fn a_reset_of_the_bus_takes_both_functions_and_refuses_no_access() {
     let mut refusals = 0;
     let loads = loads_beside(&mappings.iter().collect::<Vec<_>>(), 8, || {
         for _ in 0..3 {
-            // Without every group: refused, and nothing is lost.
-            let refused = group.reset(|_| first.device.hot_reset(&[])).expect("ours");
-            assert!(refused.is_err(), "the kernel's needs the groups");
-            group.reset(|_| first.device.hot_reset(&[first.group.as_fd()])).expect("ours").expect("the kernel's");
+            // Without every group, or with one and an iommufd: refused, and nothing is lost.
+            let refused = group.reset(|_| first.device.hot_reset(&first.wrong_groups())).expect("ours");
+            assert!(matches!(&refused, Err(VfioError::Sys(e)) if e.errno == Errno::EINVAL), "{refused:?}");
+            group.reset(|_| first.device.hot_reset(&first.groups())).expect("ours").expect("the kernel's");
             // The kernel of 6.1 gives up (EBUSY) if a fault of one of the functions is under way. Inside of the crate's own
             // reset there is none.
             let busy = |done: &Result<(), VfioError>| matches!(done, Err(VfioError::Sys(e)) if e.errno == Errno::EBUSY);
-            let mut done = first.device.hot_reset(&[first.group.as_fd()]);
+            let mut done = first.device.hot_reset(&first.groups());
             for _ in 0..1000 {
                 if !busy(&done) {
                     break;
                 }
                 refusals += 1;
-                done = first.device.hot_reset(&[first.group.as_fd()]);
+                done = first.device.hot_reset(&first.groups());
             }
             done.expect("the kernel's alone");
         }
@@ -156,7 +165,7 @@ fn a_reset_of_the_bus_takes_both_functions_and_refuses_no_access() {
     }
     // One off before: off after, and only that one.
     second.turn(false);
-    group.reset(|_| first.device.hot_reset(&[first.group.as_fd()])).expect("ours").expect("the kernel's");
+    group.reset(|_| first.device.hot_reset(&first.groups())).expect("ours").expect("the kernel's");
     assert_eq!(mappings[0].read::<u64>(8), Ok(0x70));
     assert_eq!(mappings[1].read::<u64>(8), Err(AccessError::Disabled { offset: 8 }));
     second.turn(true);

@@ -1,20 +1,19 @@
-//! The machine's devices, bound to vfio-pci and opened by the ioctls of a group and a type1 container.
+//! The machine's devices, bound to vfio-pci and opened by a group and a type1 container, or by an iommufd.
 //!
-//! UNSAFETY: ioctls of vfio, each with the argument that include/uapi/linux/vfio.h gives it.
+//! UNSAFETY: ioctls of vfio and iommufd, each with the argument that include/uapi/linux/{vfio,iommufd}.h give it.
 #![expect(unsafe_code, reason = "ioctls have no safe form")]
 
+use crate::container::{Container, Group};
+use crate::ioas::{Ioas, Iommufd};
 use crate::support;
-use linux_raw_sys::ioctl as nr;
 use nix::errno::Errno;
 use nix::libc;
 use revocable_mmio::pci::{DmaAccess, Iommu};
 use revocable_mmio::vfio::{VfioBar, VfioDevice};
-use std::ffi::CString;
-use std::fs::OpenOptions;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// 16 MiB of plain memory (BAR 2), and 256 bytes of registers (BAR 0).
 pub(crate) const MEMORY: &str = "0000:00:10.0";
@@ -36,14 +35,27 @@ pub(crate) fn sysfs(device: &str) -> PathBuf {
 
 /// The devices, for one test at a time.
 pub(crate) struct Rig {
-    container: Arc<OwnedFd>,
+    interface: Interface,
     _turn: MutexGuard<'static, ()>,
 }
 
-/// A device, and the group that it was got from.
+/// How the process gets devices and maps memory for them. `tools/vm/hardware` says which.
+enum Interface {
+    Type1(Container),
+    /// What is opened is attached to this I/O address space.
+    Iommufd(Iommufd, Ioas),
+}
+
+/// A device, and what it was got from.
 pub(crate) struct Opened {
     pub(crate) device: VfioDevice,
-    pub(crate) group: Arc<OwnedFd>,
+    pub(crate) by: By,
+}
+
+pub(crate) enum By {
+    Group(Group),
+    /// The number that the iommufd gives it.
+    Iommufd(u32),
 }
 
 impl Opened {
@@ -64,19 +76,44 @@ impl Opened {
         let command = self.command() & !2 | if on { 2 } else { 0 };
         self.device.write_config(4, &command.to_le_bytes()).expect("configuration space");
     }
+
+    /// What a reset of the bus is to be called with: the group of every function, or nothing with an iommufd, which knows
+    /// what it owns.
+    pub(crate) fn groups(&self) -> Vec<BorrowedFd<'_>> {
+        match &self.by {
+            By::Group(group) => vec![group.as_fd()],
+            By::Iommufd(_) => Vec::new(),
+        }
+    }
+
+    /// What the kernel refuses instead (EINVAL, `vfio_pci_ioctl_pci_hot_reset`): a list without them, or any with an iommufd.
+    pub(crate) fn wrong_groups(&self) -> Vec<BorrowedFd<'_>> {
+        match &self.by {
+            By::Group(_) => Vec::new(),
+            By::Iommufd(_) => vec![self.device.as_fd()],
+        }
+    }
 }
 
 /// The machine's devices, or `None` where there are none.
 pub(crate) fn rig() -> Option<Rig> {
     static TURN: Mutex<()> = Mutex::new(());
     support::start();
-    if std::env::var_os("REVOCABLE_HARDWARE").is_none() {
+    let Some(interface) = std::env::var_os("REVOCABLE_HARDWARE") else {
         support::skip("no machine with devices for vfio-pci: see tools/vm/hardware", false);
         return None;
-    }
+    };
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let container = OpenOptions::new().read(true).write(true).open("/dev/vfio/vfio").expect("the machine has vfio");
-    Some(Rig { container: Arc::new(container.into()), _turn: turn })
+    let interface = match interface.to_str() {
+        Some("iommufd") => {
+            let iommufd = Iommufd::open();
+            let ioas = iommufd.ioas();
+            Interface::Iommufd(iommufd, ioas)
+        }
+        Some("type1") => Interface::Type1(Container::open()),
+        other => panic!("REVOCABLE_HARDWARE={other:?} is neither type1 nor iommufd"),
+    };
+    Some(Rig { interface, _turn: turn })
 }
 
 pub(crate) fn write(path: impl AsRef<Path>, text: &str) -> std::io::Result<()> {
@@ -92,96 +129,97 @@ pub(crate) fn bind(device: &str) {
     write("/sys/bus/pci/drivers_probe", device).expect("it binds");
 }
 
-fn ioctl(fd: &impl AsRawFd, request: u32, argument: usize) -> Result<i32, Errno> {
+/// An ioctl whose argument is a number, or the exposed address of a structure.
+pub(crate) fn ioctl(fd: &impl AsRawFd, request: u32, argument: usize) -> Result<i32, Errno> {
     // SAFETY: by this module's UNSAFETY: the callers pass what the request takes.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), request.into(), argument) })
 }
 
 impl Rig {
-    /// The group of a device. A group that is open already cannot be opened again.
-    pub(crate) fn group(&self, device: &str) -> Arc<OwnedFd> {
-        let link = sysfs(device).join("iommu_group").read_link().expect("it has a group");
-        let number = link.file_name().expect("a number").to_owned();
-        let path = Path::new("/dev/vfio").join(number);
-        // The one before may still be closing.
-        let mut group = OpenOptions::new().read(true).write(true).open(&path);
-        for _ in 0..200 {
-            if !matches!(&group, Err(e) if e.raw_os_error() == Some(libc::EBUSY)) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-            group = OpenOptions::new().read(true).write(true).open(&path);
-        }
-        let group: OwnedFd = group.expect("the group").into();
-        let container = self.container.as_raw_fd();
-        ioctl(&group, nr::VFIO_GROUP_SET_CONTAINER, (&raw const container).expose_provenance())
-            .expect("it joins the container");
-        // For the container's first group. With others in it there is an IOMMU already, and this is EINVAL.
-        const TYPE1V2: usize = 3;
-        let _ = ioctl(&*self.container, nr::VFIO_SET_IOMMU, TYPE1V2);
-        Arc::new(group)
-    }
-
     pub(crate) fn open(&self, device: &str) -> Opened {
         bind(device);
-        let group = self.group(device);
-        self.open_in(&group, device)
+        match &self.interface {
+            Interface::Type1(container) => of_group(container.group(device), device),
+            Interface::Iommufd(iommufd, ioas) => {
+                let (fd, id) = iommufd.bind(device);
+                ioas.attach(fd.as_fd()).expect("it is attached");
+                Opened { device: VfioDevice::new(fd).expect("a PCI device"), by: By::Iommufd(id) }
+            }
+        }
     }
 
-    /// A further device of a group.
-    pub(crate) fn open_in(&self, group: &Arc<OwnedFd>, device: &str) -> Opened {
-        let fd = descriptor(group, device);
-        Opened { device: VfioDevice::new(fd).expect("a PCI device"), group: Arc::clone(group) }
+    /// A further device of a group, by its file; the same as any other with an iommufd.
+    pub(crate) fn open_beside(&self, first: &Opened, device: &str) -> Opened {
+        bind(device);
+        match &first.by {
+            By::Group(group) => of_group(group.clone(), device),
+            By::Iommufd(_) => self.open(device),
+        }
     }
 
-    pub(crate) fn iommu(&self) -> Type1 {
-        Type1(Arc::clone(&self.container))
+    /// Where the devices that were opened find memory.
+    pub(crate) fn iommu(&self) -> HostIommu {
+        match &self.interface {
+            Interface::Type1(container) => HostIommu::Type1(container.clone()),
+            Interface::Iommufd(_, ioas) => HostIommu::Ioas(ioas.clone()),
+        }
+    }
+
+    /// The iommufd, and the address space that devices are attached to; `None`, and a line that says so, without one.
+    pub(crate) fn iommufd(&self) -> Option<(&Iommufd, &Ioas)> {
+        match &self.interface {
+            Interface::Type1(_) => {
+                support::skip("devices of a container: tools/vm/hardware 6.12-iommufd has them by iommufd", false);
+                None
+            }
+            Interface::Iommufd(iommufd, ioas) => Some((iommufd, ioas)),
+        }
+    }
+
+    /// True if a BAR can be mapped for DMA by its address. `pin_user_pages` refuses device memory, which is what iommufd
+    /// calls (`pfn_reader_user_pin`); type1 looks up the page-table entries (`follow_fault_pfn`).
+    pub(crate) fn maps_bars(&self) -> bool {
+        matches!(self.interface, Interface::Type1(_))
     }
 }
 
-pub(crate) fn descriptor(group: &OwnedFd, device: &str) -> OwnedFd {
-    let name = CString::new(device).expect("no NUL");
-    let fd = ioctl(group, nr::VFIO_GROUP_GET_DEVICE_FD, name.as_ptr().expose_provenance()).expect("the device");
-    // SAFETY: a descriptor that the kernel has just given to this call alone.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+fn of_group(group: Group, device: &str) -> Opened {
+    let device = VfioDevice::new(group.descriptor(device)).expect("a PCI device");
+    Opened { device, by: By::Group(group) }
 }
 
-/// The IOMMU of the container.
-pub(crate) struct Type1(Arc<OwnedFd>);
-
-#[repr(C)]
-struct DmaMap {
-    argsz: u32,
-    flags: u32,
-    vaddr: u64,
-    iova: u64,
-    size: u64,
+/// The kernel's, by either interface.
+pub(crate) enum HostIommu {
+    Type1(Container),
+    Ioas(Ioas),
 }
 
-#[repr(C)]
-struct DmaUnmap {
-    argsz: u32,
-    flags: u32,
-    iova: u64,
-    size: u64,
-}
-
-impl Type1 {
+impl HostIommu {
     pub(crate) fn map_at(&self, iova: u64, addr: usize, len: usize, access: DmaAccess) -> Result<(), Errno> {
-        let flags = if access == DmaAccess::Read { 1 } else { 3 };
-        let argument = DmaMap { argsz: 32, flags, vaddr: addr as u64, iova, size: len as u64 };
-        ioctl(&*self.0, nr::VFIO_IOMMU_MAP_DMA, (&raw const argument).expose_provenance()).map(drop)
+        match self {
+            HostIommu::Type1(container) => container.map_at(iova, addr, len, access),
+            HostIommu::Ioas(ioas) => ioas.map_at(iova, addr, len, access),
+        }
     }
 
-    /// How many bytes were unmapped.
+    /// How many bytes were unmapped. An iommufd says ENOENT for none (`iommufd_ioas_unmap`).
     pub(crate) fn unmap_at(&self, iova: u64, len: usize) -> Result<u64, Errno> {
-        let mut argument = DmaUnmap { argsz: 24, flags: 0, iova, size: len as u64 };
-        ioctl(&*self.0, nr::VFIO_IOMMU_UNMAP_DMA, (&raw mut argument).expose_provenance())?;
-        Ok(argument.size)
+        match self {
+            HostIommu::Type1(container) => container.unmap_at(iova, len),
+            HostIommu::Ioas(ioas) => ioas.unmap_at(iova, len),
+        }
+    }
+
+    /// What `unmap_at` returns where nothing is mapped.
+    pub(crate) fn nothing(&self) -> Result<u64, Errno> {
+        match self {
+            HostIommu::Type1(_) => Ok(0),
+            HostIommu::Ioas(_) => Err(Errno::ENOENT),
+        }
     }
 }
 
-impl Iommu for Type1 {
+impl Iommu for HostIommu {
     fn map(&self, iova: u64, addr: *mut u8, len: usize, access: DmaAccess) -> std::io::Result<()> {
         Ok(self.map_at(iova, addr.expose_provenance(), len, access)?)
     }
@@ -189,6 +227,13 @@ impl Iommu for Type1 {
     fn unmap(&self, iova: u64, len: usize) {
         let unmapped = self.unmap_at(iova, len).expect("it can be unmapped in any state");
         assert_eq!(unmapped, len as u64);
+    }
+
+    fn ranges(&self) -> Vec<RangeInclusive<u64>> {
+        match self {
+            HostIommu::Type1(_) => vec![0..=u64::MAX],
+            HostIommu::Ioas(ioas) => ioas.ranges(),
+        }
     }
 }
 
@@ -205,7 +250,9 @@ pub(crate) fn faults() -> i64 {
 /// Descriptors of the process that are this device's.
 pub(crate) fn device_descriptors() -> usize {
     let links = std::fs::read_dir("/proc/self/fd").expect("there is /proc").flatten();
-    links.filter(|link| link.path().read_link().is_ok_and(|to| to.to_string_lossy().contains("vfio-device"))).count()
+    // A group gives files without a name; an iommufd's have the name of the device's node.
+    let device = |to: &str| to.contains("vfio-device") || to.contains("/vfio/devices/");
+    links.filter(|link| link.path().read_link().is_ok_and(|to| device(&to.to_string_lossy()))).count()
 }
 
 pub(crate) fn release() -> (u32, u32) {

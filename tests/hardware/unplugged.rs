@@ -28,7 +28,7 @@ fn unbinding_waits_for_a_bar_and_ends_as_soon_as_it_is_dropped() {
         let mapping = region.map(MapOptions::new()).expect("a mapping");
         mapping.write(8, 0x1234_u64 + round).expect("on");
         assert!(region.owner().is_empty(), "it would pin the device");
-        let group = opened.group;
+        let by = opened.by;
         // From here on only the region has the device.
         drop(opened.device);
         assert_eq!(device_descriptors(), 1);
@@ -41,7 +41,7 @@ fn unbinding_waits_for_a_bar_and_ends_as_soon_as_it_is_dropped() {
         unbind.join().expect("no panic").expect("unbound");
         assert_eq!(mapping.read::<u64>(8), Err(AccessError::Disabled { offset: 8 }));
         assert!(region.enable().is_err(), "there is no device");
-        drop(group);
+        drop(by);
 
         // The device comes back, as another file.
         let again = rig.open(MEMORY);
@@ -84,7 +84,7 @@ fn a_device_that_is_unplugged_leaves_when_its_bar_is_revoked() {
         region.disable().expect("disable");
         assert_eq!(user.join().expect("no panic"), AccessError::Disabled { offset: 8 });
     });
-    drop(opened.group);
+    drop(opened.by);
     eventually("the device is gone", || remove.is_finished());
     remove.join().expect("no panic").expect("removed");
     assert!(!sysfs(MEMORY).exists());
