@@ -26,7 +26,8 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
-/// The container, the group and the device, by the kernel's type1 interface. All three are kept as long as the device.
+/// The container, the group and the device, by the kernel's type1 interface, which every kernel with vfio has. All three are
+/// kept as long as the device. A device that is bound to an iommufd is for [`VfioDevice::new`] as well.
 fn open(address: &str) -> Result<(File, File, VfioDevice), Box<dyn Error>> {
     const TYPE1V2: usize = 3;
     let rw = |path: &Path| OpenOptions::new().read(true).write(true).open(path);

@@ -42,6 +42,11 @@
 //! [`PciDevice`](crate::pci::PciDevice) made by [`VfioDevice::pci`] makes them follow the guest's writes to configuration
 //! space too: the regions lose the memory first, then the device is told, and the other way round when it comes back.
 //!
+//! A device is one of a group and a container, or one that is bound to an iommufd, attached or not: BARs, resets and low power
+//! are the same. An iommufd does not map a BAR for DMA by its address, which type1 does
+//! ([the guide](crate::guide::dma#containers-and-iommufd)), and opens a device once at a time. Its
+//! [hot reset](VfioDevice::hot_reset) takes no groups.
+//!
 //! With [`OnRevoke::Drop`](crate::OnRevoke) nothing of the region holds the device while it is revoked: unbinding its driver
 //! does not wait for it.
 //!

@@ -133,8 +133,8 @@ impl DmaSpace {
     /// # Errors
     /// EFAULT for memory that may not be written, or is not whole pages. EINVAL or EEXIST for the I/O addresses: not whole
     /// pages, not in one of the IOMMU's [ranges](Iommu::ranges), or taken (also while another thread maps or unmaps them).
-    /// The IOMMU's own error. EDEADLK from inside a change of the region, or with a guard that a change waits for. EPERM in
-    /// a forked child.
+    /// The IOMMU's own error ([`PciError::Iommu`]), such as an iommufd's for a BAR of a real device. EDEADLK from inside a
+    /// change of the region, or with a guard that a change waits for. EPERM in a forked child.
     pub fn map(&self, iova: u64, segments: &[DmaSegment<'_>], access: DmaAccess) -> Result<(), PciError> {
         self.map_as(iova, segments, access, Revoked::Later)
     }

@@ -21,6 +21,9 @@ pub enum DmaAccess {
 /// It is called without any lock of the crate, by the thread that maps, unmaps, revokes or gives back; a panic is a
 /// failure. Inside a call, a request to the memory's region that would wait for the call's own end returns
 /// [`Reentrant`](PciError::Reentrant).
+///
+/// An iommufd refuses the addresses of a real device's BAR, and refuses nothing while no device is attached: the guide has
+/// [what differs from type1](crate::guide::dma#containers-and-iommufd).
 pub trait Iommu: Send + Sync {
     /// From its return on, `iova..iova + len` reaches the memory at `addr`, which is there and stays until
     /// [`unmap`](Self::unmap).

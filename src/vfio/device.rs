@@ -155,11 +155,11 @@ impl VfioDevice {
         hot_reset::parse(&abi::hot_reset_info(self.as_fd())?)
     }
 
-    /// Resets the bus (`VFIO_DEVICE_PCI_HOT_RESET`). `groups` has the group of every function that it reaches, each once; for
-    /// devices of an iommufd it is empty.
+    /// Resets the bus (`VFIO_DEVICE_PCI_HOT_RESET`). `groups` has the group of every function that it reaches, each once. For
+    /// a device of an iommufd it is empty, and all of them have to be that iommufd's.
     ///
     /// # Errors
-    /// The kernel's; EINVAL: a group is missing.
+    /// The kernel's; EINVAL: a group is missing, or the device is an iommufd's and `groups` is not empty.
     pub fn hot_reset(&self, groups: &[BorrowedFd<'_>]) -> Result<(), VfioError> {
         Ok(abi::hot_reset(self.as_fd(), groups)?)
     }

@@ -6,7 +6,9 @@ use super::reply::Reply;
 /// A function that a reset of its bus reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Function {
-    /// The number of its IOMMU group; for devices of an iommufd, the device's own number.
+    /// The number of its IOMMU group. If the device that was asked is bound to an iommufd: the number that this iommufd gave
+    /// to this function; 0 (`VFIO_PCI_DEVID_OWNED`) if it has none, and the iommufd has its group; [`u32::MAX`]
+    /// (`VFIO_PCI_DEVID_NOT_OWNED`) if it is not the iommufd's, and the reset is refused.
     pub group: u32,
     /// The PCI segment (domain).
     pub segment: u16,
