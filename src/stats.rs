@@ -113,7 +113,7 @@ pub struct MonitorStats {
     pub mappings: usize,
     /// The monitor's threads; 0 if the caller's event loop drives it.
     pub threads: usize,
-    /// The time from reading a fault to having handled it.
+    /// The time from reading a fault to having handled it, for the first fault and every 16th after it.
     pub answer: Latency,
 }
 

@@ -38,6 +38,17 @@ fn a_mapping_whose_answer_panics_refuses_from_then_on() {
     assert_eq!(monitor.stats().panics, 1);
 }
 
+#[test]
+fn the_first_fault_is_timed_and_every_16th_after_it() {
+    let Some(monitor) = monitor(0) else { return };
+    for (faults, timed) in [(1, 1), (16, 1), (17, 2), (33, 3)] {
+        while monitor.stats().faults < faults {
+            answer(&monitor, FaultMessage { addr: Addr(16 * page_size()), tid: 1, write: false });
+        }
+        assert_eq!(monitor.stats().answer.count(), timed, "{faults} faults");
+    }
+}
+
 /// Records the faults that it is asked to resolve.
 #[derive(Default)]
 struct Notes {
