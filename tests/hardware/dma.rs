@@ -1,7 +1,7 @@
 //! DMA through the machine's IOMMU: by a device into a region's memory and into a BAR, and refused after a revocation.
 
-use crate::rig::{BAR, EDU, HostIommu, LEN, MEMORY, Opened, release, rig};
-use crate::support::{addr, eventually};
+use crate::rig::{BAR, EDU, HostIommu, LEN, MEMORY, Opened, rig};
+use crate::support::{addr, eventually, release};
 use nix::errno::Errno;
 use revocable_mmio::pci::{DmaAccess, DmaSegment, DmaSpace, PciError};
 use revocable_mmio::vfio::{VfioBar, VfioDevice};

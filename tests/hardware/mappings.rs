@@ -1,7 +1,7 @@
 //! Several mappings of a real BAR, parts of it, and parts with rights of their own.
 
-use crate::rig::{BAR, LEN, MEMORY, NIC, faults, release, rig};
-use crate::support::{addr, raw};
+use crate::rig::{BAR, LEN, MEMORY, NIC, faults, rig};
+use crate::support::{addr, raw, release};
 use nix::errno::Errno;
 use revocable_mmio::vfio::{RegionFlags, RegionInfo, VfioBar, VfioError};
 use revocable_mmio::{AccessError, MapError, MapOptions, Prot};

@@ -254,9 +254,3 @@ pub(crate) fn device_descriptors() -> usize {
     let device = |to: &str| to.contains("vfio-device") || to.contains("/vfio/devices/");
     links.filter(|link| link.path().read_link().is_ok_and(|to| device(&to.to_string_lossy()))).count()
 }
-
-pub(crate) fn release() -> (u32, u32) {
-    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("there is /proc");
-    let mut parts = text.split(['.', '-']).map_while(|part| part.parse().ok());
-    (parts.next().expect("a number"), parts.next().expect("a number"))
-}

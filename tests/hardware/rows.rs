@@ -4,8 +4,8 @@
 //! UNSAFETY: system calls on a mapping that nothing else uses meanwhile.
 #![expect(unsafe_code, reason = "system calls on a mapping of the crate's")]
 
-use crate::rig::{BAR, By, LEN, MEMORY, Opened, faults, release, rig};
-use crate::support::{addr, raw};
+use crate::rig::{BAR, By, LEN, MEMORY, Opened, faults, rig};
+use crate::support::{addr, raw, release};
 use linux_raw_sys::ioctl as nr;
 use nix::errno::Errno;
 use nix::libc;

@@ -55,6 +55,13 @@ pub(crate) fn at_its_best() -> bool {
     is_root() && std::env::var_os("REVOCABLE_PRETEND").is_none()
 }
 
+/// The kernel's series.
+pub(crate) fn release() -> (u32, u32) {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("there is /proc");
+    let mut parts = text.split(['.', '-']).map_while(|part| part.parse().ok());
+    (parts.next().expect("a number"), parts.next().expect("a number"))
+}
+
 /// Prints why a test, or a part of it, does not run. Panics if it could have run, where everything must run.
 pub(crate) fn skip(why: &str, could: bool) {
     // Past the test harness's capture, which hides the output of a test that passes; as one write, beside other threads'.

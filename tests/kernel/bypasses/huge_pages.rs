@@ -7,7 +7,7 @@ use crate::support::count::{huge, resident};
 use crate::support::forking;
 use crate::support::matrix::STRATEGIES;
 use crate::support::raw::{self, Hit};
-use crate::support::{self, at_its_best, is_root, read_text, skip};
+use crate::support::{self, at_its_best, is_root, read_text, release, skip};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
@@ -257,7 +257,11 @@ fn khugepaged_opens_nothing_and_loses_nothing() {
             check_refused(mapping, &when);
             region.enable().expect("it comes back");
             check_there(mapping, &when);
-            assert_eq!(huge(addr(mapping)), 0, "{when}: the mapping asked for none");
+            // Linux before 6.12 maps what is huge in the file in any mapping that faults (`do_set_pmd`), and this one asked
+            // for none: the next revocation takes it away like any other.
+            if release() >= (6, 12) {
+                assert_eq!(huge(addr(mapping)), 0, "{when}: the mapping asked for none");
+            }
             rounds += 1;
         }
     });
