@@ -37,6 +37,8 @@ mod held;
 #[cfg(all(test, revocable_model))]
 mod model;
 mod slots;
+#[cfg(all(test, target_arch = "x86_64", not(any(miri, revocable_model))))]
+mod stepped;
 mod tally;
 #[cfg(all(test, not(revocable_model)))]
 mod tests;
@@ -282,6 +284,9 @@ impl Gate {
     /// How many guards the calling thread holds. Async-signal-safe: it does not need what a first use would allocate.
     pub(crate) fn held_by_caller(&self) -> u64 {
         let me = threads::current();
+        if !me.is_known() {
+            return 0;
+        }
         let Some(slot) = self.slots.peek(me.place).filter(|slot| slot.is_owned_by(me.generation)) else { return 0 };
         // Relaxed: *Owned*.
         let count = slot.entered.load(Ordering::Relaxed).wrapping_sub(slot.left.load(Ordering::Relaxed));

@@ -85,6 +85,12 @@ impl SlotAt {
         if self.bucket == 0 { self.at as usize } else { usize::MAX }
     }
 
+    /// What a signal handler may find while the position of `number` is stored over that of number 0.
+    #[cfg(all(test, not(revocable_model)))]
+    pub(super) fn half_of(number: usize) -> Self {
+        Self { bucket: 0, ..Self::of(number) }
+    }
+
     #[cfg(test)]
     pub(super) fn number(self) -> usize {
         FIRST * ((1 << self.bucket) - 1) + self.at as usize
@@ -129,6 +135,7 @@ impl<T: Default> Buckets<T> {
     pub(super) fn peek(&self, place: SlotAt) -> Option<&T> {
         // Acquire: as in `get`.
         let bucket = self.0[place.bucket as usize].load(Ordering::Acquire);
+        debug_assert!((place.at as usize) < FIRST << place.bucket, "half of a position");
         let slot = bucket.wrapping_add(place.at as usize);
         // SAFETY: *Published*: initialised, and lives as long as `self`; every thread accesses it atomically.
         (!bucket.is_null()).then(|| unsafe { &*slot })

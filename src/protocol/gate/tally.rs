@@ -1,13 +1,10 @@
 //! Counters for many threads, and for signal handlers.
 //!
 //! UNSAFETY: one addition in assembly.
-#![cfg_attr(
-    all(target_arch = "x86_64", not(miri)),
-    expect(unsafe_code, reason = "an addition in assembly, and the test of it")
-)]
+#![cfg_attr(all(target_arch = "x86_64", not(miri)), expect(unsafe_code, reason = "an addition in assembly"))]
 
 // Not from `crate::sync`: signal handlers count, and the model checks nothing of it.
-use super::threads::{self, Me};
+use super::threads;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// How many threads have a part of their own: those with the lowest numbers.
@@ -28,7 +25,7 @@ impl Tally {
     pub(super) fn count(&self) {
         let me = threads::current();
         match self.own.get(me.place.first_bucket()) {
-            Some(own) if me.generation != Me::UNKNOWN.generation => own.count(),
+            Some(own) if me.is_known() => own.count(),
             _ => self.shared[SharedTally::of_this_thread()].count(),
         }
     }
@@ -107,9 +104,7 @@ mod tests {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[test]
     fn a_handler_that_counts_between_any_two_instructions_of_a_count_loses_neither() {
-        use core::arch::asm;
         use nix::libc::c_int;
-        use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
         static TALLY: OwnTally = OwnTally(AtomicU64::new(0));
         static SIGNALS: AtomicU64 = AtomicU64::new(0);
@@ -118,16 +113,7 @@ mod tests {
             SIGNALS.fetch_add(1, Ordering::Relaxed);
         }
 
-        let action = SigAction::new(SigHandler::Handler(count), SaFlags::empty(), SigSet::empty());
-        // SAFETY: the handler is async-signal-safe, and no other test has this signal.
-        let before = unsafe { sigaction(Signal::SIGTRAP, &action) }.unwrap();
-        // SAFETY: sets the trap flag, which the handler's frame does not have.
-        unsafe { asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq") };
-        TALLY.count();
-        // SAFETY: clears it.
-        unsafe { asm!("pushfq", "and qword ptr [rsp], ~0x100", "popfq") };
-        // SAFETY: as it was.
-        unsafe { sigaction(Signal::SIGTRAP, &before) }.unwrap();
+        super::super::stepped::stepped(count, || TALLY.count());
         let signals = SIGNALS.load(Ordering::Relaxed);
         assert!(signals > 2, "{signals} instructions");
         assert_eq!(TALLY.0.load(Ordering::Relaxed), signals + 1);

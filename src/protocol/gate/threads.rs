@@ -23,6 +23,13 @@ pub(super) struct Me {
 impl Me {
     /// A thread that never entered a gate. Every gate has a slot at its position, and no slot has its generation.
     pub(super) const UNKNOWN: Self = Self { place: SlotAt::FIRST, generation: u64::MAX };
+
+    /// False for [`UNKNOWN`](Self::UNKNOWN), and in a signal handler that interrupts the thread as it gets its number: the
+    /// position may be half of it.
+    #[inline(always)]
+    pub(super) fn is_known(self) -> bool {
+        self.generation != Self::UNKNOWN.generation
+    }
 }
 
 /// The calling thread, or [`Me::UNKNOWN`]. One load, at any time of a thread's life.
@@ -63,7 +70,7 @@ mod real {
     #[cold]
     pub(in crate::protocol::gate) fn first_use() -> Me {
         let known = super::current();
-        if known.generation != Me::UNKNOWN.generation {
+        if known.is_known() {
             return known;
         }
         let place =
@@ -74,11 +81,16 @@ mod real {
         owner.tid.store(current_tid(), Ordering::Relaxed);
         owner.generation.store(generation, Ordering::Relaxed);
         let me = Me { place, generation };
-        // The position first: for a signal handler in between the thread has none yet.
-        CURRENT.set(Me { place, ..Me::UNKNOWN });
+        publish(me);
+        me
+    }
+
+    /// Tells the thread itself. Nothing but handlers of its signals reads it meanwhile.
+    pub(super) fn publish(me: Me) {
+        // The position first, which may take two stores: until it is whole, a handler finds a thread that is not known.
+        CURRENT.set(Me { place: me.place, ..Me::UNKNOWN });
         compiler_fence(Ordering::SeqCst);
         CURRENT.set(me);
-        me
     }
 
     /// The thread of this generation, if it lives and has this number; else 0: the number may be another thread's by now, which has
@@ -114,7 +126,7 @@ mod model {
 
     pub(in crate::protocol::gate) fn first_use() -> Me {
         let me = super::current();
-        assert!(me.generation != Me::UNKNOWN.generation, "this model thread has not adopted a number");
+        assert!(me.is_known(), "this model thread has not adopted a number");
         me
     }
 
@@ -125,3 +137,49 @@ mod model {
 
 #[cfg(all(test, revocable_model))]
 pub(super) use model::*;
+
+#[cfg(all(test, not(revocable_model)))]
+mod tests {
+    use super::super::{Gate, Phase};
+    use super::real::CURRENT;
+    use super::{Me, SlotAt};
+
+    /// In another bucket than the first, and further in it than the first is long.
+    const NUMBER: usize = 16 + 20;
+
+    /// A handler of a signal that comes while a thread gets its number asks what the thread holds.
+    #[test]
+    fn half_a_position_is_not_looked_at() {
+        let gate = Gate::new(Phase::Open);
+        drop(gate.enter());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                CURRENT.set(Me { place: SlotAt::half_of(NUMBER), ..Me::UNKNOWN });
+                assert_eq!(gate.held_by_caller(), 0);
+            });
+        });
+    }
+
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[test]
+    fn a_handler_finds_no_number_or_the_whole() {
+        use core::sync::atomic::{AtomicU64, Ordering};
+        use nix::libc::c_int;
+
+        const GENERATION: u64 = u64::MAX - 1;
+        static SEEN: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+        extern "C" fn look(_: c_int) {
+            let me = super::current();
+            let whole = me.place.number() == NUMBER && me.generation == GENERATION;
+            SEEN[if whole { 2 } else { usize::from(me.is_known()) }].fetch_add(1, Ordering::Relaxed);
+        }
+
+        let publish = || super::real::publish(Me { place: SlotAt::of(NUMBER), generation: GENERATION });
+        std::thread::spawn(move || super::super::stepped::stepped(look, publish)).join().unwrap();
+        let [unknown, half, whole] = SEEN.each_ref().map(|seen| seen.load(Ordering::Relaxed));
+        assert!(
+            unknown > 0 && whole > 0 && half == 0,
+            "{unknown} times unknown, {half} times half, {whole} times whole"
+        );
+    }
+}
