@@ -8,6 +8,7 @@ mod support;
 mod accessors_only;
 mod bad_input;
 mod bars;
+mod copies_outside;
 mod device_pins;
 mod devices_turned_off;
 mod dma_of_dropped_mappings;
