@@ -201,7 +201,7 @@ impl Mapping {
         }
         let (buffer, len) = (into.as_mut_ptr(), into.len());
         let tried = (begun != UNTRIED).then(|| {
-            // SAFETY: as in `read_slice`, which has begun it and got `begun`.
+            // SAFETY: as in `read_slice`, which has copied `begun` bytes of them.
             unsafe { raw::end_out(buffer, self.at(offset), len, self.medium(), begun) }
         });
         let copied = self.bulk(offset, len, AccessKind::Load, tried, |done| {
@@ -251,7 +251,7 @@ impl Mapping {
         }
         let (buffer, len) = (from.as_ptr(), from.len());
         let tried = (begun != UNTRIED).then(|| {
-            // SAFETY: as in `write_slice`, which has begun it and got `begun`.
+            // SAFETY: as in `write_slice`, which has copied `begun` bytes of them.
             unsafe { raw::end_in(self.at(offset), buffer, len, self.medium(), begun) }
         });
         self.bulk(offset, len, AccessKind::Store, tried, |done| {

@@ -46,7 +46,7 @@ impl Medium {
 pub(crate) unsafe fn copy_out(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
     // SAFETY: the caller's contract, passed on.
     let begun = unsafe { begin_out(dst, src, len, medium) };
-    // SAFETY: the same, of the copy that was just begun.
+    // SAFETY: the same; no more than `len` bytes were copied.
     if begun == len { len } else { unsafe { end_out(dst, src, len, medium, begun) } }
 }
 
@@ -58,7 +58,7 @@ pub(crate) unsafe fn copy_out(dst: *mut u8, src: *const u8, len: usize, medium: 
 pub(crate) unsafe fn copy_in(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
     // SAFETY: the caller's contract, passed on.
     let begun = unsafe { begin_in(dst, src, len, medium) };
-    // SAFETY: the same, of the copy that was just begun.
+    // SAFETY: the same; no more than `len` bytes were copied.
     if begun == len { len } else { unsafe { end_in(dst, src, len, medium, begun) } }
 }
 
@@ -88,9 +88,9 @@ pub(crate) unsafe fn begin_in(dst: *mut u8, src: *const u8, len: usize, medium: 
 ///
 /// # Safety
 ///
-/// As [`copy_out`]; [`begin_out`] has returned `done` for the same copy.
+/// As [`copy_out`]; `done` is at most `len`.
 pub(crate) unsafe fn end_out(dst: *mut u8, src: *const u8, len: usize, medium: Medium, done: usize) -> usize {
-    // SAFETY: the caller's contract, for what `begin` has left; it has done the rest of any other copy itself.
+    // SAFETY: the caller's contract, for the rest.
     if is_quickest(len, medium) { unsafe { after::<Out>(dst, src, len, done, medium) } } else { done }
 }
 
@@ -98,9 +98,9 @@ pub(crate) unsafe fn end_out(dst: *mut u8, src: *const u8, len: usize, medium: M
 ///
 /// # Safety
 ///
-/// As [`copy_in`]; [`begin_in`] has returned `done` for the same copy.
+/// As [`copy_in`]; `done` is at most `len`.
 pub(crate) unsafe fn end_in(dst: *mut u8, src: *const u8, len: usize, medium: Medium, done: usize) -> usize {
-    // SAFETY: the caller's contract, for what `begin` has left; it has done the rest of any other copy itself.
+    // SAFETY: the caller's contract, for the rest.
     if is_quickest(len, medium) { unsafe { after::<In>(dst, src, len, done, medium) } } else { done }
 }
 

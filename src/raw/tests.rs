@@ -220,6 +220,31 @@ fn a_copy_into_memory_counts_all_that_it_stored_before_a_fault() {
     }
 }
 
+/// Only a copy by a few instructions is gone on with: any other has been as far as it came, and touches nothing again that may be
+/// a device's.
+#[test]
+fn the_end_of_a_copy_goes_on_only_where_its_begin_has_left_that() {
+    needs_recovery!();
+    for medium in media() {
+        for len in [1, 63, 64, 65, 128, 256, 257, 512, 4000] {
+            let (page, buffer, done) = (good(PAGE), vec![0x77; len], len / 2);
+            let mut out = vec![0xee; len];
+            // SAFETY: a page made here, which only this test knows; the buffer has `len` bytes, of which `done` are fewer.
+            let into = unsafe { raw::end_in(page, buffer.as_ptr(), len, medium, done) };
+            // SAFETY: as above.
+            let stored = unsafe { std::slice::from_raw_parts(page, len) }.iter().filter(|byte| **byte == 0x77).count();
+            // SAFETY: as above.
+            let out_of = unsafe { raw::end_out(out.as_mut_ptr(), page, len, medium, done) };
+            let loaded = out.iter().filter(|byte| **byte != 0xee).count();
+            let goes_on = medium == Medium::Quick && Cpu::QUICKEST.contains(&len);
+            assert_eq!([into, out_of], [if goes_on { len } else { done }; 2], "{medium:?}, {len} bytes");
+            assert_eq!([stored, loaded], [if goes_on { len - done } else { 0 }; 2], "{medium:?}, {len} bytes");
+            // SAFETY: the page; nothing uses it any more.
+            unsafe { libc::munmap(page.cast(), PAGE) };
+        }
+    }
+}
+
 #[test]
 fn many_threads_may_fault_at_once() {
     needs_recovery!();

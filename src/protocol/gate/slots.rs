@@ -202,6 +202,8 @@ mod tests {
         for number in (0..if cfg!(miri) { 300 } else { 10_000 }).chain((0..23).map(|bit| 1 << bit)) {
             let place = SlotAt::of(number);
             assert_eq!(place.number(), number);
+            let first = place.first_bucket();
+            assert!(if number < FIRST { first == number } else { first >= FIRST }, "{number} is said to be {first}");
             assert!((place.at as usize) < FIRST << place.bucket, "{number} is outside of its bucket");
         }
         const { assert!(FIRST * ((1 << BUCKETS) - 1) > 1 << 22) };
