@@ -3,6 +3,9 @@
 //! Wide moves in ascending order, in rounds that the architecture unrolls, or in a way that it has for memory. After a wide
 //! move faults, the bytes up to the page's edge are moved by words and one by one, and the first of those that faults ends
 //! the copy: so the count is exact. A fault in the caller's buffer is in no table: it is not the crate's.
+//!
+//! No store to a region crosses a page's edge: a processor may make a wide one in parts, of which the first are stored although a
+//! later one faults (Intel's SDM, volume 3A, "Guaranteed Atomic Operations"; emulators do), and no count would have them.
 #![expect(unsafe_code, reason = "raw accesses to regions and to the caller's buffers")]
 // UNSAFETY: accesses within `raw`'s contract, and plain accesses to the caller's buffer.
 
@@ -15,6 +18,9 @@ pub(super) const ROUND: usize = 128;
 const ALIGN_FROM: usize = 1024;
 /// The alignment of stores.
 const ALIGNMENT: usize = 32;
+
+/// The smallest page that a fault can be about.
+const PAGE: usize = 4096;
 
 /// What a copy is from or to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +97,7 @@ pub(crate) unsafe fn begin_in(dst: *mut u8, src: *const u8, len: usize, medium: 
 /// As [`copy_out`]; `done` is at most `len`.
 pub(crate) unsafe fn end_out(dst: *mut u8, src: *const u8, len: usize, medium: Medium, done: usize) -> usize {
     // SAFETY: the caller's contract, for the rest.
-    if is_quickest(len, medium) { unsafe { after::<Out>(dst, src, len, done, medium) } } else { done }
+    if is_quickest::<Out>(dst, len, medium) { unsafe { after::<Out>(dst, src, len, done, medium) } } else { done }
 }
 
 /// The end of a copy of which [`begin_in`] has copied the first `done` bytes; returns how many were copied in all.
@@ -101,18 +107,21 @@ pub(crate) unsafe fn end_out(dst: *mut u8, src: *const u8, len: usize, medium: M
 /// As [`copy_in`]; `done` is at most `len`.
 pub(crate) unsafe fn end_in(dst: *mut u8, src: *const u8, len: usize, medium: Medium, done: usize) -> usize {
     // SAFETY: the caller's contract, for the rest.
-    if is_quickest(len, medium) { unsafe { after::<In>(dst, src, len, done, medium) } } else { done }
+    if is_quickest::<In>(dst, len, medium) { unsafe { after::<In>(dst, src, len, done, medium) } } else { done }
 }
 
 /// The direction of a copy, which says which side is the region's.
 trait Direction {
-    /// Moves whole rounds, at least one; returns how many bytes were moved.
+    /// How many of `len` bytes may be moved at once: not beyond a page's edge, if the stores are to the region.
+    fn part(dst: *mut u8, len: usize) -> usize;
+    /// Moves whole rounds, at least one; returns how many bytes were moved. Stores to the region are aligned, or in one page.
     unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize;
-    /// Moves bytes to or from memory, on a quick machine; `len` is in `QUICK`.
+    /// Moves bytes to or from memory, on a quick machine; `len` is in `QUICK`, and a part.
     unsafe fn quick(dst: *mut u8, src: *const u8, len: usize) -> usize;
     /// Moves bytes to or from memory, if the architecture has a way for that.
     unsafe fn memory(dst: *mut u8, src: *const u8, len: usize) -> Option<usize>;
-    /// True if a word may be moved here: an unaligned one only if the instruction is the crate's own.
+    /// True if a word may be moved here: an unaligned one only if the instruction is the crate's own, and if it is not stored
+    /// across a page's edge.
     fn word_fits(dst: *mut u8, src: *const u8) -> bool;
     /// Moves 8 bytes; true if it did.
     unsafe fn word(dst: *mut u8, src: *const u8) -> bool;
@@ -125,14 +134,14 @@ struct In;
 
 /// True if a few instructions are enough.
 #[inline(always)]
-fn is_quickest(len: usize, medium: Medium) -> bool {
-    medium == Medium::Quick && Cpu::QUICKEST.contains(&len)
+fn is_quickest<D: Direction>(dst: *mut u8, len: usize, medium: Medium) -> bool {
+    medium == Medium::Quick && Cpu::QUICKEST.contains(&len) && D::part(dst, len) == len
 }
 
 /// In the caller's code only what some hundred bytes of memory take, without what comes after a fault; a call for the rest.
 #[inline(always)]
 unsafe fn begin<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
-    if is_quickest(len, medium) {
+    if is_quickest::<D>(dst, len, medium) {
         // SAFETY: the caller's contract.
         return unsafe { D::quick(dst, src, len) };
     }
@@ -144,12 +153,27 @@ unsafe fn begin<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: 
 unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
     if medium == Medium::Quick && Cpu::QUICK.contains(&len) {
         // SAFETY: the caller's contract.
-        let moved = unsafe { D::quick(dst, src, len) };
+        let moved = unsafe { quickly::<D>(dst, src, len) };
         // SAFETY: the caller's contract, for the rest.
         return if moved == len { len } else { unsafe { after::<D>(dst, src, len, moved, medium) } };
     }
     // SAFETY: the caller's contract.
     unsafe { copy_any::<D>(dst, src, len, medium) }
+}
+
+/// Quickly, part by part.
+#[inline(always)]
+unsafe fn quickly<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
+    let mut done = 0;
+    loop {
+        let part = D::part(dst.wrapping_add(done), len - done);
+        // SAFETY: the caller's contract, for a part; `len` is in `QUICK`, and so is every part of it.
+        let moved = unsafe { D::quick(dst.wrapping_add(done), src.wrapping_add(done), part) };
+        done += moved;
+        if moved < part || done == len {
+            return done;
+        }
+    }
 }
 
 #[inline(never)]
@@ -182,7 +206,7 @@ unsafe fn after<D: Direction>(dst: *mut u8, src: *const u8, len: usize, mut done
         let (dst, src, left) = (dst.wrapping_add(done), src.wrapping_add(done), len - done);
         done += match medium {
             // SAFETY: the caller's contract, for the rest.
-            Medium::Quick if Cpu::QUICK.contains(&left) => unsafe { D::quick(dst, src, left) },
+            Medium::Quick if Cpu::QUICK.contains(&left) => unsafe { quickly::<D>(dst, src, left) },
             // SAFETY: the same.
             _ => unsafe { D::memory(dst, src, left) }.unwrap_or(0),
         };
@@ -194,7 +218,7 @@ unsafe fn after<D: Direction>(dst: *mut u8, src: *const u8, len: usize, mut done
 unsafe fn by_rounds<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
     let mut done = 0;
     if len >= ROUND {
-        if len >= ALIGN_FROM {
+        if len >= ALIGN_FROM || D::part(dst, len) < len {
             let head = dst.addr().wrapping_neg() % ALIGNMENT;
             // SAFETY: the caller's contract; `head` is less than `len`.
             done = unsafe { small::<D>(dst, src, head) };
@@ -203,9 +227,10 @@ unsafe fn by_rounds<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> u
             }
         }
         let whole = (len - done) / ROUND * ROUND;
-        // At least one round: `head` is less than `ALIGN_FROM - ROUND`.
-        // SAFETY: the caller's contract; `done + whole <= len`.
-        done += unsafe { D::rounds(dst.wrapping_add(done), src.wrapping_add(done), whole) };
+        if whole > 0 {
+            // SAFETY: the caller's contract; `done + whole <= len`.
+            done += unsafe { D::rounds(dst.wrapping_add(done), src.wrapping_add(done), whole) };
+        }
     }
     // After a fault in a round this faults again, at the exact byte, or goes on if the memory is back.
     // SAFETY: the caller's contract, for the rest.
@@ -215,10 +240,11 @@ unsafe fn by_rounds<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> u
 /// Copies by words and bytes, in ascending order.
 #[inline]
 unsafe fn small<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
-    let mut done = 0;
+    let (mut done, mut faulted) = (0, false);
     while len - done >= 8 && D::word_fits(dst.wrapping_add(done), src.wrapping_add(done)) {
         // SAFETY: the caller's contract; 8 bytes are left on both sides.
-        if !unsafe { D::word(dst.wrapping_add(done), src.wrapping_add(done)) } {
+        faulted = !unsafe { D::word(dst.wrapping_add(done), src.wrapping_add(done)) };
+        if faulted {
             break;
         }
         done += 8;
@@ -229,8 +255,8 @@ unsafe fn small<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize
             break;
         }
         done += 1;
-        if !RECOVERABLE && D::word_fits(dst.wrapping_add(done), src.wrapping_add(done)) && len - done >= 8 {
-            // SAFETY: the caller's contract, for the rest, by words again: they are aligned from here on.
+        if !faulted && len - done >= 8 && D::word_fits(dst.wrapping_add(done), src.wrapping_add(done)) {
+            // SAFETY: the caller's contract, for the rest, by words again, which fit from here on.
             return done + unsafe { small::<D>(dst.wrapping_add(done), src.wrapping_add(done), len - done) };
         }
     }
@@ -238,6 +264,11 @@ unsafe fn small<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize
 }
 
 impl Direction for Out {
+    #[inline(always)]
+    fn part(_dst: *mut u8, len: usize) -> usize {
+        len
+    }
+
     #[inline(always)]
     fn word_fits(_dst: *mut u8, src: *const u8) -> bool {
         RECOVERABLE || src.cast::<u64>().is_aligned()
@@ -286,8 +317,13 @@ impl Direction for Out {
 
 impl Direction for In {
     #[inline(always)]
+    fn part(dst: *mut u8, len: usize) -> usize {
+        len.min(PAGE - dst.addr() % PAGE)
+    }
+
+    #[inline(always)]
     fn word_fits(dst: *mut u8, _src: *const u8) -> bool {
-        RECOVERABLE || dst.cast::<u64>().is_aligned()
+        dst.cast::<u64>().is_aligned() || RECOVERABLE && Self::part(dst, 8) == 8
     }
 
     #[inline]

@@ -31,8 +31,8 @@ pub(super) trait Rounds {
     /// Out of a region. A load that faults leaves its whole round undone.
     unsafe fn rounds_out(dst: *mut u8, src: *const u8, len: usize) -> usize;
 
-    /// Into a region. The count has what a faulting round had stored before. A store that faults may have stored the
-    /// bytes before the page's edge; the words and bytes that follow store them again, the same.
+    /// Into a region, to an address that is a multiple of 32, or in one page. The count has what a faulting round had stored
+    /// before.
     unsafe fn rounds_in(dst: *mut u8, src: *const u8, len: usize) -> usize;
 
     /// The lengths, in bytes, that `quick_out` and `quick_in` copy.
@@ -53,7 +53,7 @@ pub(super) trait Rounds {
         0
     }
 
-    /// Into memory, as `quick_out`. The count has what was stored before the store that faults, as in `rounds_in`. Bytes that
+    /// Into memory, in one page, as `quick_out`. The count has what was stored before the store that faults, as in `rounds_in`. Bytes that
     /// are stored more than once are the same each time.
     #[inline(always)]
     unsafe fn quick_in(_dst: *mut u8, _src: *const u8, _len: usize) -> usize {
