@@ -114,6 +114,8 @@ pub(crate) unsafe fn end_in(dst: *mut u8, src: *const u8, len: usize, medium: Me
 trait Direction {
     /// How many of `len` bytes may be moved at once: not beyond a page's edge, if the stores are to the region.
     fn part(dst: *mut u8, len: usize) -> usize;
+    /// True if `part` is all of it; `len` is not 0.
+    fn is_part(dst: *mut u8, len: usize) -> bool;
     /// Moves whole rounds, at least one; returns how many bytes were moved. Stores to the region are aligned, or in one page.
     unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize;
     /// Moves bytes to or from memory, on a quick machine; `len` is in `QUICK`, and a part.
@@ -135,7 +137,7 @@ struct In;
 /// True if a few instructions are enough.
 #[inline(always)]
 fn is_quickest<D: Direction>(dst: *mut u8, len: usize, medium: Medium) -> bool {
-    medium == Medium::Quick && Cpu::QUICKEST.contains(&len) && D::part(dst, len) == len
+    medium == Medium::Quick && Cpu::QUICKEST.contains(&len) && D::is_part(dst, len)
 }
 
 /// In the caller's code only what some hundred bytes of memory take, without what comes after a fault; a call for the rest.
@@ -152,8 +154,12 @@ unsafe fn begin<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: 
 #[inline(never)]
 unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
     if medium == Medium::Quick && Cpu::QUICK.contains(&len) {
+        if !D::is_part(dst, len) {
+            // SAFETY: the caller's contract.
+            return unsafe { in_parts::<D>(dst, src, len, medium) };
+        }
         // SAFETY: the caller's contract.
-        let moved = unsafe { quickly::<D>(dst, src, len) };
+        let moved = unsafe { D::quick(dst, src, len) };
         // SAFETY: the caller's contract, for the rest.
         return if moved == len { len } else { unsafe { after::<D>(dst, src, len, moved, medium) } };
     }
@@ -161,19 +167,21 @@ unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: M
     unsafe { copy_any::<D>(dst, src, len, medium) }
 }
 
-/// Quickly, part by part.
-#[inline(always)]
-unsafe fn quickly<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
+/// Part by part, which a store across a page's edge would be.
+#[cold]
+#[inline(never)]
+unsafe fn in_parts<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
     let mut done = 0;
-    loop {
+    while done < len {
         let part = D::part(dst.wrapping_add(done), len - done);
-        // SAFETY: the caller's contract, for a part; `len` is in `QUICK`, and so is every part of it.
-        let moved = unsafe { D::quick(dst.wrapping_add(done), src.wrapping_add(done), part) };
+        // SAFETY: the caller's contract, for a part.
+        let moved = unsafe { copy::<D>(dst.wrapping_add(done), src.wrapping_add(done), part, medium) };
         done += moved;
-        if moved < part || done == len {
-            return done;
+        if moved < part {
+            break;
         }
     }
+    done
 }
 
 #[inline(never)]
@@ -206,7 +214,7 @@ unsafe fn after<D: Direction>(dst: *mut u8, src: *const u8, len: usize, mut done
         let (dst, src, left) = (dst.wrapping_add(done), src.wrapping_add(done), len - done);
         done += match medium {
             // SAFETY: the caller's contract, for the rest.
-            Medium::Quick if Cpu::QUICK.contains(&left) => unsafe { quickly::<D>(dst, src, left) },
+            Medium::Quick if Cpu::QUICK.contains(&left) => unsafe { D::quick(dst, src, D::part(dst, left)) },
             // SAFETY: the same.
             _ => unsafe { D::memory(dst, src, left) }.unwrap_or(0),
         };
@@ -218,7 +226,7 @@ unsafe fn after<D: Direction>(dst: *mut u8, src: *const u8, len: usize, mut done
 unsafe fn by_rounds<D: Direction>(dst: *mut u8, src: *const u8, len: usize) -> usize {
     let mut done = 0;
     if len >= ROUND {
-        if len >= ALIGN_FROM || D::part(dst, len) < len {
+        if len >= ALIGN_FROM || !D::is_part(dst, len) {
             let head = dst.addr().wrapping_neg() % ALIGNMENT;
             // SAFETY: the caller's contract; `head` is less than `len`.
             done = unsafe { small::<D>(dst, src, head) };
@@ -267,6 +275,11 @@ impl Direction for Out {
     #[inline(always)]
     fn part(_dst: *mut u8, len: usize) -> usize {
         len
+    }
+
+    #[inline(always)]
+    fn is_part(_dst: *mut u8, _len: usize) -> bool {
+        true
     }
 
     #[inline(always)]
@@ -322,8 +335,13 @@ impl Direction for In {
     }
 
     #[inline(always)]
+    fn is_part(dst: *mut u8, len: usize) -> bool {
+        (dst.addr() ^ (dst.addr() + len - 1)) < PAGE
+    }
+
+    #[inline(always)]
     fn word_fits(dst: *mut u8, _src: *const u8) -> bool {
-        dst.cast::<u64>().is_aligned() || RECOVERABLE && Self::part(dst, 8) == 8
+        dst.cast::<u64>().is_aligned() || RECOVERABLE && Self::is_part(dst, 8)
     }
 
     #[inline]
