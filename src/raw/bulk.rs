@@ -18,7 +18,6 @@ pub(super) const ROUND: usize = 128;
 const ALIGN_FROM: usize = 1024;
 /// The alignment of stores.
 const ALIGNMENT: usize = 32;
-
 /// The smallest page that a fault can be about.
 const PAGE: usize = 4096;
 
@@ -167,8 +166,7 @@ unsafe fn copy<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: M
     unsafe { copy_any::<D>(dst, src, len, medium) }
 }
 
-/// Part by part, which a store across a page's edge would be.
-#[cold]
+/// Page by page of the region, for stores.
 #[inline(never)]
 unsafe fn in_parts<D: Direction>(dst: *mut u8, src: *const u8, len: usize, medium: Medium) -> usize {
     let mut done = 0;
