@@ -113,8 +113,11 @@ pub(crate) unsafe fn end_in(dst: *mut u8, src: *const u8, len: usize, medium: Me
 trait Direction {
     /// How many of `len` bytes may be moved at once: not beyond a page's edge, if the stores are to the region.
     fn part(dst: *mut u8, len: usize) -> usize;
-    /// True if `part` is all of it; `len` is not 0.
-    fn is_part(dst: *mut u8, len: usize) -> bool;
+    /// True if it is all of them.
+    #[inline(always)]
+    fn is_part(dst: *mut u8, len: usize) -> bool {
+        Self::part(dst, len) == len
+    }
     /// Moves whole rounds, at least one; returns how many bytes were moved. Stores to the region are aligned, or in one page.
     unsafe fn rounds(dst: *mut u8, src: *const u8, len: usize) -> usize;
     /// Moves bytes to or from memory, on a quick machine; `len` is in `QUICK`, and a part.
@@ -276,11 +279,6 @@ impl Direction for Out {
     }
 
     #[inline(always)]
-    fn is_part(_dst: *mut u8, _len: usize) -> bool {
-        true
-    }
-
-    #[inline(always)]
     fn word_fits(_dst: *mut u8, src: *const u8) -> bool {
         RECOVERABLE || src.cast::<u64>().is_aligned()
     }
@@ -330,11 +328,6 @@ impl Direction for In {
     #[inline(always)]
     fn part(dst: *mut u8, len: usize) -> usize {
         len.min(PAGE - dst.addr() % PAGE)
-    }
-
-    #[inline(always)]
-    fn is_part(dst: *mut u8, len: usize) -> bool {
-        (dst.addr() ^ (dst.addr() + len - 1)) < PAGE
     }
 
     #[inline(always)]

@@ -53,8 +53,8 @@ pub(super) trait Rounds {
         0
     }
 
-    /// Into memory, in one page, as `quick_out`. The count has what was stored before the store that faults, as in `rounds_in`. Bytes that
-    /// are stored more than once are the same each time.
+    /// Into memory, in one page, as `quick_out`. The count has what was stored before the store that faults, as in
+    /// `rounds_in`. Bytes that are stored more than once are the same each time.
     #[inline(always)]
     unsafe fn quick_in(_dst: *mut u8, _src: *const u8, _len: usize) -> usize {
         0

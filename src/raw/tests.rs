@@ -187,7 +187,8 @@ fn a_fault_anywhere_in_a_short_copy_is_found_to_the_byte() {
     }
 }
 
-/// Whatever follows a fault may find all of the memory revoked: so what was stored before it has to be in the count.
+/// Whatever follows a fault may find all of the memory revoked: so what was stored before it has to be in the count. These go
+/// across a page's edge, as no copy does, so that each store in turn is the first to fault.
 #[test]
 fn a_copy_into_memory_counts_all_that_it_stored_before_a_fault() {
     needs_recovery!();

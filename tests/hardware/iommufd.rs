@@ -5,8 +5,8 @@
 //! device is attached (`iopt_fill_domains_pages`).
 
 use crate::dma::{Edu, IOVA, PLAIN, plain};
-use crate::ioas::{Iommufd, detach};
-use crate::rig::{BAR, EDU, HostIommu, LEN, MEMORY, NIC, bind, rig};
+use crate::ioas::{Ioas, Iommufd, detach};
+use crate::rig::{BAR, EDU, HostIommu, LEN, MEMORY, NIC, Opened, Rig, bind, rig};
 use crate::support::{AtTheEnd, addr};
 use nix::errno::Errno;
 use nix::libc;
@@ -204,15 +204,29 @@ fn space(iommu: HostIommu, mapping: &Mapping, at: usize, plain: &Mapping) -> Dma
     space
 }
 
+/// A device, and a second address space to move it to.
+struct Moved {
+    opened: Opened,
+    edu: Edu,
+    second: Ioas,
+    _plain: Region,
+    plain: Mapping,
+}
+
+impl Moved {
+    fn new(rig: &Rig, iommufd: &Iommufd) -> Self {
+        let opened = rig.open(EDU);
+        let (_plain, plain) = plain();
+        Self { edu: Edu::new(&opened), opened, second: iommufd.ioas(), _plain, plain }
+    }
+}
+
 #[test]
 fn a_device_is_moved_to_another_address_space_while_a_region_is_revoked() {
     let Some(rig) = rig() else { return };
     let Some((iommufd, first)) = rig.iommufd() else { return };
-    let opened = rig.open(EDU);
-    let edu = Edu::new(&opened);
     let (region, mapping) = numbered();
-    let (_plain_region, plain) = plain();
-    let second = iommufd.ioas();
+    let Moved { opened, edu, second, plain, _plain } = Moved::new(&rig, iommufd);
     let of_first = space(rig.iommu(), &mapping, 0, &plain);
     let of_second = space(HostIommu::Ioas(second.clone()), &mapping, 0x8000, &plain);
     let parts = || [0, 0x8000].map(|at| region.owner().read::<u64>(at).expect("the owner's view"));
@@ -268,11 +282,8 @@ fn a_device_is_moved_to_another_address_space_while_a_region_is_revoked() {
 fn moves_beside_revocations_let_nothing_through() {
     let Some(rig) = rig() else { return };
     let Some((iommufd, first)) = rig.iommufd() else { return };
-    let opened = rig.open(EDU);
-    let edu = Edu::new(&opened);
     let (region, mapping) = numbered();
-    let (_plain_region, plain) = plain();
-    let second = iommufd.ioas();
+    let Moved { opened, edu, second, plain, _plain } = Moved::new(&rig, iommufd);
     let _spaces = [rig.iommu(), HostIommu::Ioas(second.clone())].map(|iommu| space(iommu, &mapping, 0, &plain));
     let stop = AtomicBool::new(false);
     let moves = AtomicU64::new(0);
@@ -310,6 +321,15 @@ fn store(edu: &Edu, region: &Region) -> u64 {
     region.owner().read::<u64>(0).expect("the owner's view")
 }
 
+/// A device in an address space of an iommufd of its own.
+fn attached() -> (Iommufd, Ioas, VfioDevice) {
+    let iommufd = Iommufd::open();
+    let ioas = iommufd.ioas();
+    let device = unattached(&iommufd, EDU);
+    ioas.attach(device.as_fd()).expect("it is attached");
+    (iommufd, ioas, device)
+}
+
 #[test]
 fn a_space_keeps_its_iommufd_and_a_device_what_a_closed_one_has_mapped() {
     let Some(rig) = rig() else { return };
@@ -320,10 +340,7 @@ fn a_space_keeps_its_iommufd_and_a_device_what_a_closed_one_has_mapped() {
     region.owner().write(0, 0xa5_u64).expect("the owner's view");
 
     // By a space: it has a descriptor of the iommufd through its `Iommu`, and goes on when all others are closed.
-    let iommufd = Iommufd::open();
-    let ioas = iommufd.ioas();
-    let device = unattached(&iommufd, EDU);
-    ioas.attach(device.as_fd()).expect("it is attached");
+    let (iommufd, ioas, device) = attached();
     let edu = Edu::of(&device);
     let space = DmaSpace::new(Arc::new(HostIommu::Ioas(ioas.clone())));
     drop((iommufd, ioas));
@@ -342,10 +359,7 @@ fn a_space_keeps_its_iommufd_and_a_device_what_a_closed_one_has_mapped() {
     drop((edu, device));
 
     // By hand: the device keeps what is mapped, and nothing can take it out but the device's end.
-    let iommufd = Iommufd::open();
-    let ioas = iommufd.ioas();
-    let device = unattached(&iommufd, EDU);
-    ioas.attach(device.as_fd()).expect("it is attached");
+    let (iommufd, ioas, device) = attached();
     let edu = Edu::of(&device);
     ioas.map_at(IOVA, addr(&mapping), 4096, DmaAccess::ReadWrite).expect("it is mapped");
     edu.load(IOVA);
