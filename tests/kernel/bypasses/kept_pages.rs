@@ -71,6 +71,8 @@ fn a_process_vm_readv_under_way_outlives_a_revocation_and_a_later_one_does_not()
         }
         mapping.write(LAST, SECRET).expect("enabled");
         let (from, into) = (addr(mapping), addr(&buffer));
+        // So that the call waits for its buffer only: an accessor may have stored by another mapping.
+        assert_eq!(raw::load64(from + LAST), Ok(SECRET), "{case}");
         let reading = other.reset(|_| {
             let (begins, begun) = std::sync::mpsc::channel();
             let reading = std::thread::spawn(move || {
