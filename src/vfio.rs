@@ -9,8 +9,11 @@
 //! use revocable_mmio::{AccessError, MapOptions};
 //! # use std::os::fd::{AsFd, OwnedFd};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # fn open() -> OwnedFd { unimplemented!() }
-//! let device = VfioDevice::new(open())?; // by vfio-ioctls, iommufd-ioctls or hand
+//! # fn open() -> std::io::Result<OwnedFd> {
+//! #     let device = std::fs::File::options().read(true).write(true).open("/dev/vfio/devices/vfio0")?;
+//! #     Ok(device.into())
+//! # }
+//! let device = VfioDevice::new(open()?)?; // by vfio-ioctls, iommufd-ioctls or hand
 //! let bar = device.bar(0)?.build(device.as_fd())?;
 //! let registers = bar.region().ok_or("the whole BAR can be mapped")?;
 //! let mapping = registers.map(MapOptions::new())?;

@@ -18,9 +18,12 @@ use std::sync::Arc;
 /// use revocable_mmio::vfio::{Function, MemoryBit, VfioDevice, VfioError};
 /// use revocable_mmio::MapOptions;
 /// # use std::os::fd::{AsFd, OwnedFd};
-/// # fn open() -> OwnedFd { unimplemented!() }
+/// # fn open() -> std::io::Result<OwnedFd> {
+/// #     let device = std::fs::File::options().read(true).write(true).open("/dev/vfio/devices/vfio0")?;
+/// #     Ok(device.into())
+/// # }
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let device = VfioDevice::new(open())?; // `virtual_function()` if it is one
+/// let device = VfioDevice::new(open()?)?; // `virtual_function()` if it is one
 /// let bar = device.bar(0)?.build(device.as_fd())?;
 /// let mapping = bar.region().ok_or("the whole BAR can be mapped")?.map(MapOptions::new())?;
 ///

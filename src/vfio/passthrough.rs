@@ -44,9 +44,12 @@ impl VfioDevice {
     /// use revocable_mmio::vfio::VfioDevice;
     /// # use std::os::fd::{AsFd, OwnedFd};
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # fn open() -> OwnedFd { unimplemented!() }
-    /// # let group = open();
-    /// let device = VfioDevice::new(open())?;
+    /// # fn open() -> std::io::Result<OwnedFd> {
+    /// #     let device = std::fs::File::options().read(true).write(true).open("/dev/vfio/devices/vfio0")?;
+    /// #     Ok(device.into())
+    /// # }
+    /// # let group = open()?;
+    /// let device = VfioDevice::new(open()?)?;
     /// let nic = device.pci()?.name("nic").build()?;
     /// nic.write(Space::Config, 4, &0_u16.to_le_bytes()[..])?; // the guest: regions first, then the device
     ///

@@ -21,7 +21,7 @@ pub(crate) struct Waiting {
 impl Waiting {
     pub(super) fn start(mapping: Arc<Mapping>, region: usize, what: Waiter, offset: usize, wants: usize) -> Self {
         let at = mapping.offset() + offset;
-        let (begins, begun) = std::sync::mpsc::channel();
+        let (begins, begun) = std::sync::mpsc::channel::<()>();
         let access = move || {
             drop(begins);
             match what {
@@ -33,7 +33,7 @@ impl Waiting {
         let thread = thread::spawn(access);
         // At its start a thread holds a lock of the standard library's. If a child is forked meanwhile, no thread ever
         // starts there (`std::sys::stack_overflow::thread_info`).
-        let _ = begun.recv() as Result<(), _>;
+        let _ = begun.recv();
         Self { region, what, at, wants, thread }
     }
 
