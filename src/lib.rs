@@ -87,6 +87,8 @@
 //! [`Support::probe`] finds out at run time what this kernel and this process can do. The [guide] has a page for each task.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// No threads of the standard library's: see sys/thread.rs.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("revocable-mmio needs Linux: it is built on userfaultfd, mremap and membarrier");

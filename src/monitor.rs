@@ -8,6 +8,7 @@ use self::waiting_room::WaitingRoom;
 use crate::stats::MonitorStats;
 use crate::sync::inside::{Mutex, RwLock};
 use crate::sys::identity::{Identity, PerProcess};
+use crate::sys::thread::{self, Thread};
 use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -17,7 +18,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::thread::{self, JoinHandle};
 
 mod core;
 pub(crate) mod error;
@@ -353,7 +353,7 @@ impl fmt::Debug for Monitor {
 struct Threads {
     core: Arc<MonitorCore>,
     count: usize,
-    running: Mutex<Vec<JoinHandle<()>>>,
+    running: Mutex<Vec<Thread>>,
     /// The closure that each thread calls first: see [`Monitor::on_thread_start`].
     first: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
 }
@@ -365,7 +365,7 @@ impl Threads {
             let core = Arc::clone(&self.core);
             let first = self.first.lock().clone();
             let name = format!("mmio-monitor-{}", running.len());
-            running.push(crate::sys::thread::spawn(&name, move || {
+            running.push(thread::spawn(&name, move || {
                 match catch_unwind(AssertUnwindSafe(|| first.map(|first| first()))) {
                     Ok(_) => core.run(),
                     Err(_) => core.fail(),
@@ -384,13 +384,8 @@ impl Drop for Threads {
         }
         self.core.stopping.store(true, Ordering::Release);
         self.core.ring();
-        for handle in self.running.get_mut().drain(..) {
-            // A thread of the monitor can be its last owner only if a served mapping drops it there; a thread cannot join
-            // itself.
-            if handle.thread().id() != thread::current().id() {
-                let _ = handle.join();
-            }
-        }
+        // One of them can be the monitor's last owner, if a served mapping drops it there: that one is not joined.
+        self.running.get_mut().drain(..).for_each(Thread::join);
     }
 }
 

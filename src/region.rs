@@ -50,9 +50,7 @@ use std::time::Duration;
 /// Dropping a region revokes it for good: its mappings stay and refuse accesses until they are dropped too.
 ///
 /// A forked child inherits no mapping: at the address of its parent's mapping it has nothing, or later something else. It
-/// may drop what it has inherited, which does nothing, and must not access it. It can build regions of its own, if no
-/// thread of its parent was just starting or ending: such a thread holds a lock of the standard library's
-/// (`std::sys::stack_overflow`), which the child inherits held, and then no thread ever starts there.
+/// may drop what it has inherited, which does nothing, and must not access it. It can build regions of its own.
 ///
 /// ```
 /// use revocable_mmio::{AccessError, MapOptions, Region};

@@ -15,6 +15,7 @@ pub(crate) mod map;
 pub(crate) mod membarrier;
 pub(crate) mod pipe;
 pub(crate) mod probe;
+pub(crate) mod signals;
 pub(crate) mod thread;
 pub(crate) mod uffd;
 
@@ -87,7 +88,8 @@ impl SysError {
             (Errno::EMFILE, _) => "; out of file descriptors: raise RLIMIT_NOFILE",
             (Errno::ENFILE, _) => "; the system is out of file descriptors: raise fs.file-max",
             (Errno::EAGAIN, "clone") => {
-                "; no thread can be had: raise RLIMIT_NPROC, kernel.threads-max or the cgroup's pids.max"
+                "; no thread can be had: raise RLIMIT_NPROC, kernel.threads-max or the cgroup's pids.max; or is it the limit of \
+                 mappings (vm.max_map_count), or of address space (RLIMIT_AS)?"
             }
             (Errno::EPERM | Errno::EACCES, "userfaultfd" | "open(/dev/userfaultfd)") => {
                 "; allow access to /dev/userfaultfd, grant CAP_SYS_PTRACE, or set vm.unprivileged_userfaultfd=1"

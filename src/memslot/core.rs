@@ -24,7 +24,6 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 /// The other memslots of the virtual machine.
 pub(super) trait Neighbours: Send + Sync {
@@ -247,23 +246,17 @@ impl SlotCore {
         if !region.monitor.as_ref().is_some_and(Monitor::help) {
             return change();
         }
-        std::thread::scope(|scope| {
-            let helper = std::thread::Builder::new().name("mmio-memslot".to_owned());
-            // The helper thread acts for this one, and counts as inside of the calls that this one is in: of the region and
-            // the slot, and of the BAR, say, whose area it is.
-            let calls = Calling::all();
-            let run = move || {
-                let _inside = Calling::resumed(calls);
-                change()
-            };
-            let started = thread::blocking_signals(|| helper.spawn_scoped(scope, run));
-            let changing = started.map_err(|e| self.refused(SysError::new("clone", errno(&e).errno)))?;
-            while !changing.is_finished() {
-                region.monitor.as_ref().map(Monitor::help);
-                std::thread::park_timeout(Duration::from_micros(200));
-            }
-            changing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        // The helper thread acts for this one, and counts as inside of the calls that this one is in: of the region and the
+        // slot, and of the BAR, say, whose area it is.
+        let calls = Calling::all();
+        let run = move || {
+            let _inside = Calling::resumed(calls);
+            change()
+        };
+        let help = || {
+            region.monitor.as_ref().map(Monitor::help);
+        };
+        thread::beside("mmio-memslot", run, help).map_err(|e| self.refused(e))?
     }
 
     pub(super) fn protocol(&self) -> &Protocol {

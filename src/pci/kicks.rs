@@ -15,7 +15,6 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
 
 /// Waits for the ioeventfds of any number of devices; see
 /// [`PciBuilder::io_event_loop`](super::PciBuilder::io_event_loop). A clone is the same loop.
@@ -239,22 +238,20 @@ impl LoopCore {
 
 struct Thread {
     core: Arc<LoopCore>,
-    running: Option<JoinHandle<()>>,
+    running: Option<thread::Thread>,
 }
 
 impl Drop for Thread {
     fn drop(&mut self) {
-        let running = self.running.take();
         if self.core.is_inherited() {
             // The thread is the parent's, and so is the eventfd that would stop it.
-            std::mem::forget(running);
             return;
         }
         self.core.stopping.store(true, Ordering::Release);
         let _ = self.core.stop.write(1);
-        // The thread itself may drop the last device, and cannot join itself.
-        if let Some(running) = running.filter(|running| running.thread().id() != std::thread::current().id()) {
-            let _ = running.join();
+        // The thread itself may drop the last device: it is not joined then.
+        if let Some(running) = self.running.take() {
+            running.join();
         }
     }
 }

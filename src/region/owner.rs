@@ -12,7 +12,7 @@ use crate::region::backing::{BackingKind, File, OnRevoke};
 use crate::sys::identity::Identity;
 use crate::sys::known::KnownFile;
 use crate::sys::map::Prot;
-use crate::sys::thread::WithoutSignals;
+use crate::sys::signals::WithoutSignals;
 use crate::sys::{Addr, AddrRange, SysError, futex, map, page_size};
 use crate::view::{Prepared, Server, Strategy, View, ViewSpec};
 use memmap2::{Advice, MmapOptions, MmapRaw};

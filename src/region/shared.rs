@@ -11,7 +11,7 @@ use crate::stats::count;
 use crate::sync::inside::Mutex;
 use crate::sync::wait::Patience;
 use crate::sys::known::KnownFile;
-use crate::sys::thread::WithoutSignals;
+use crate::sys::signals::WithoutSignals;
 use crate::sys::{Addr, SysError};
 use crate::trace;
 use crate::view::{Grade, Prepared, Shown};

@@ -7,7 +7,7 @@
 //! regions; for its own region the protocol names the thread.
 
 // Not from `crate::sync`: the model checker has no signal handlers, and runs all of its threads in one.
-use crate::sys::thread::WithoutSignals;
+use crate::sys::signals::WithoutSignals;
 use core::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 use std::fmt;
 use std::marker::PhantomData;

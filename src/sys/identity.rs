@@ -142,15 +142,15 @@ impl<T: Send + Sync + 'static> PerProcess<T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    /// Runs `child` in a forked child; its exit code.
-    fn forked(child: impl FnOnce() -> i32) -> i32 {
+    /// Runs `child` in a forked child; its exit code, 101 if it panicked.
+    pub(in crate::sys) fn forked(child: impl FnOnce() -> i32) -> i32 {
         // SAFETY: the child calls nothing that needs another thread, and exits at once.
         match unsafe { libc::fork() } {
             0 => {
-                let code = child();
+                let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).unwrap_or(101);
                 // SAFETY: ends the child without running the parent's destructors.
                 unsafe { libc::_exit(code) }
             }

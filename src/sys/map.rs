@@ -322,22 +322,3 @@ pub(crate) unsafe fn protect_around_holes(range: AddrRange, prot: Prot) -> Resul
         }
     }
 }
-
-/// Checks that there is address space, and that there are mappings left, for a new thread. If the thread cannot make its
-/// alternate stack, the standard library ends the process (`std::sys::stack_overflow`). Another thread may take the room
-/// meanwhile.
-pub(crate) fn has_room_for_a_thread() -> Result<(), SysError> {
-    // A stack of 2 MiB, with its guard, and an alternate one with its own.
-    const LEN: usize = (2 << 20) + (256 << 10);
-    const MAPPINGS: usize = 4;
-    let page = super::page_size();
-    let room = reserve(LEN, page)?.whole;
-    // Every other page gets other rights: each is one more mapping, and so is the part after it.
-    let split = (0..MAPPINGS).try_for_each(|i| {
-        let part = room.part((2 * i + 1) * page, page);
-        // SAFETY: the reservation just made, which nothing else knows.
-        unsafe { protect(part, Prot::Read) }
-    });
-    // SAFETY: as above.
-    split.and(unsafe { unmap(room) })
-}

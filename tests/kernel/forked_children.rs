@@ -17,6 +17,8 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+mod starting_threads;
+
 const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
 const PAGE: usize = 4096;
 const PAGES: usize = 16;
@@ -284,36 +286,37 @@ fn nothing_that_a_child_does_opens_its_parents_disabled_mapping() {
     }
 }
 
+fn builds_a_region_of_each_strategy() {
+    for strategy in STRATEGIES {
+        let region = Region::builder(64 << 10).strategy(strategy).build().expect("the strategy is there");
+        for policy in [OnDisabled::AllOnes, OnDisabled::Block] {
+            let mapping = region.map(MapOptions::new().on_disabled(policy)).expect("it maps");
+            mapping.write(0, 5_u64).expect("enabled");
+            region.disable().expect("nothing is in the way");
+            region.enable().expect("it comes back");
+            assert_eq!(mapping.read::<u64>(0), Ok(5));
+        }
+    }
+}
+
 /// The child follows the advice of the error `Forked`, whatever the parent's other threads are doing.
 #[test]
 fn a_child_builds_a_region_of_its_own_while_its_parents_threads_map() {
     support::start();
     let ended = child::alone(|| {
         let end = AtomicBool::new(false);
-        let one_more = || {
-            for strategy in STRATEGIES {
-                let region = Region::builder(64 << 10).strategy(strategy).build().expect("the strategy is there");
-                for policy in [OnDisabled::AllOnes, OnDisabled::Block] {
-                    let mapping = region.map(MapOptions::new().on_disabled(policy)).expect("it maps");
-                    mapping.write(0, 5_u64).expect("enabled");
-                    region.disable().expect("nothing is in the way");
-                    region.enable().expect("it comes back");
-                    assert_eq!(mapping.read::<u64>(0), Ok(5));
-                }
-            }
-        };
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while !end.load(Ordering::Relaxed) {
-                        one_more();
+                        builds_a_region_of_each_strategy();
                     }
                 });
             }
             let hung = (0..40)
                 .filter(|_| {
                     !forking::is_fine(|| {
-                        one_more();
+                        builds_a_region_of_each_strategy();
                         true
                     })
                 })

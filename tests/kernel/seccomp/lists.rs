@@ -155,9 +155,9 @@ pub(super) fn install_everywhere(program: &BpfProgram) {
     seccompiler::apply_filter_all_threads(program).expect("no new privileges, one filter");
 }
 
-/// What ends a thread, of std's and of the C library's.
+/// What ends a thread of the crate's, which is the C library's.
 pub(super) const END_OF_A_THREAD: &[Allowed] =
-    &[allow!(SYS_sigaltstack), allow!(SYS_rt_sigprocmask), allow!(SYS_madvise), allow!(SYS_munmap), allow!(SYS_exit)];
+    &[allow!(SYS_rt_sigprocmask), allow!(SYS_madvise), allow!(SYS_munmap), allow!(SYS_exit)];
 
 /// A thread that builds, maps, unmaps and drops regions after `init`: besides what an owner needs.
 pub(super) const BUILDER: &[Allowed] = &[
@@ -194,19 +194,16 @@ pub(super) const SHARED_LOOP: &[Allowed] = &[allow!(SYS_poll)];
 /// The first writable descriptor of a shared region.
 pub(super) const SHARE: &[Allowed] = &[allow!(SYS_openat)];
 
-/// The start of a thread, of std's and of the C library's: calls of the starting thread and of the new one.
+/// The start of a thread of the crate's, which is the C library's: calls of the starting thread and of the new one.
 pub(super) const START_OF_A_THREAD: &[Allowed] = &[
     allow!(SYS_clone3),
     allow!(SYS_mmap, 3, &[bits(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK)]),
     allow!(SYS_mprotect),
-    allow!(SYS_munmap),
     allow!(SYS_rt_sigprocmask),
     allow!(SYS_rseq),
     allow!(SYS_set_robust_list),
     allow!(SYS_prctl, 0, &[bits(libc::PR_SET_NAME)]),
     allow!(SYS_sched_getaffinity),
-    allow!(SYS_sigaltstack),
-    allow!(SYS_gettid),
 ];
 
 /// The C library's allocator.
