@@ -50,7 +50,9 @@ use std::time::Duration;
 /// Dropping a region revokes it for good: its mappings stay and refuse accesses until they are dropped too.
 ///
 /// A forked child inherits no mapping: at the address of its parent's mapping it has nothing, or later something else. It
-/// may drop what it has inherited, which does nothing, and must not access it. It can build regions of its own.
+/// may drop what it has inherited, which does nothing, and must not access it. It can build regions of its own. (In a child
+/// whose parent's threads were just queueing for a lock of the crate `parking_lot`, of this crate's or of others, a thread
+/// that has to queue for one may wait for ever.)
 ///
 /// ```
 /// use revocable_mmio::{AccessError, MapOptions, Region};
