@@ -11,7 +11,6 @@ mod media;
 mod scenarios;
 mod stack;
 
-use crate::raw::signal;
 use handlers::needs_recovery;
 use nix::libc::{self, c_int};
 use std::os::unix::process::ExitStatusExt;

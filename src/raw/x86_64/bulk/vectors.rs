@@ -23,8 +23,8 @@ const PAGE: usize = 4096;
 
 /// Copies of these lengths are made here: from the upper one on `rep movsb` is as fast.
 pub(super) const QUICK: Range<usize> = 0..12 << 10;
-/// Two or four vectors are enough for these.
-pub(super) const QUICKEST: Range<usize> = VECTOR..2 * ROUND + 1;
+/// A vector, or two, four or eight, are enough for these.
+pub(super) const QUICKEST: Range<usize> = VECTOR..4 * ROUND + 1;
 
 /// True if a vector that starts at `p` lies in one page.
 #[inline(always)]
