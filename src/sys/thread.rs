@@ -116,6 +116,8 @@ impl Thread {
     fn start(name: &str, run: Box<dyn FnOnce() + Send>) -> Result<Self, SysError> {
         super::may_fail("clone")?;
         Identity::prepare()?;
+        // Before the thread is there: a handler of this thread's may fork at any time, and the child does not have it.
+        let process = Identity::current();
         let start = Box::into_raw(Box::new(Start { name: CString::new(name).unwrap_or_default(), run }));
         // The new thread inherits the mask, so it never runs with less.
         let blocked = WithoutSignals::new();
@@ -126,7 +128,7 @@ impl Thread {
             drop(unsafe { Box::from_raw(start) });
             SysError::new("clone", errno)
         })?;
-        Ok(Self { id, process: Identity::current() })
+        Ok(Self { id, process })
     }
 
     /// Waits for its end. Returns at once in the thread itself, and in a forked child, which does not have the thread.
