@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "fork and ptrace")]
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::libc;
 use std::fs::File;
 use std::io::Read;
@@ -22,8 +23,8 @@ pub(crate) enum Stop {
 /// A thread that is, or will be, stopped until this is dropped.
 pub(crate) struct Stopped {
     child: libc::pid_t,
-    /// Closing it ends the stop.
-    hold: Option<OwnedFd>,
+    /// A byte ends the stop. (Not its end: another test's child may have inherited it.)
+    hold: OwnedFd,
     /// Gives a byte once the thread is stopped.
     stands: File,
 }
@@ -31,8 +32,9 @@ pub(crate) struct Stopped {
 impl Stopped {
     /// Makes a child trace the thread. An error if the system forbids tracing.
     pub(crate) fn new(tid: i32, stop: Stop) -> Result<Self, Errno> {
-        let (release, hold) = nix::unistd::pipe()?;
-        let (stands, tell) = nix::unistd::pipe()?;
+        // Not for programs that other tests start meanwhile, which may live on.
+        let (release, hold) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let (stands, tell) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         // Yama lets only ancestors trace a process, unless the process allows more.
         // SAFETY: takes numbers.
         unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
@@ -52,7 +54,7 @@ impl Stopped {
         drop(tell);
         let mut attached = [0];
         match stands.read_exact(&mut attached) {
-            Ok(()) => Ok(Self { child, hold: Some(hold), stands }),
+            Ok(()) => Ok(Self { child, hold, stands }),
             Err(_) => {
                 wait_for(child);
                 Err(Errno::EPERM)
@@ -68,7 +70,7 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        drop(self.hold.take());
+        let _ = nix::unistd::write(&self.hold, &[0]);
         wait_for(self.child);
     }
 }
@@ -80,7 +82,7 @@ fn wait_for(child: libc::pid_t) {
 }
 
 /// The child attaches and writes a byte: from now on the thread stops at the next place to stop. It writes a byte once the
-/// thread is there, and waits until `release` is closed.
+/// thread is there, and waits for one from `release`.
 fn trace(tid: i32, stop: Stop, release: i32, tell: i32) -> i32 {
     let byte = 0u8;
     // SAFETY: attaches to a thread of the parent. No memory is involved.
@@ -116,7 +118,7 @@ fn trace(tid: i32, stop: Stop, release: i32, tell: i32) -> i32 {
     }
     tell();
     let mut end = 0u8;
-    // SAFETY: a byte of this frame. The parent closes the pipe to end the stop.
+    // SAFETY: a byte of this frame. The parent writes to the pipe to end the stop, or has ended.
     unsafe { libc::read(release, (&raw mut end).cast(), 1) };
     // SAFETY: resumes the thread.
     unsafe { libc::ptrace(libc::PTRACE_DETACH, tid, null_mut::<u8>(), null_mut::<u8>()) };
