@@ -6,6 +6,7 @@
 use crate::support;
 use crate::support::{child, forking};
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
@@ -21,24 +22,34 @@ static STARTER: AtomicI32 = AtomicI32::new(0);
 static FORKED: AtomicUsize = AtomicUsize::new(0);
 static FAILED: AtomicBool = AtomicBool::new(false);
 
+thread_local! {
+    /// What forks may allocate as well.
+    static BUSY: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Forks one process at a time.
 fn step() {
     static TURN: Mutex<()> = Mutex::new(());
-    if !ARMED.load(Ordering::Relaxed) || nix::unistd::gettid().as_raw() == STARTER.load(Ordering::Relaxed) {
+    if !ARMED.load(Ordering::Relaxed)
+        || nix::unistd::gettid().as_raw() == STARTER.load(Ordering::Relaxed)
+        || BUSY.replace(true)
+    {
         return;
     }
-    let Ok(_turn) = TURN.lock() else { return };
-    let fine = forking::is_fine(|| {
-        ARMED.store(false, Ordering::Relaxed);
-        super::builds_a_region_of_each_strategy();
-        true
-    });
-    FORKED.fetch_add(1, Ordering::Relaxed);
-    if !fine {
-        FAILED.store(true, Ordering::Relaxed);
-        // Each of the others might take its ten seconds as well.
-        ARMED.store(false, Ordering::Relaxed);
+    if let Ok(_turn) = TURN.lock() {
+        let fine = forking::is_fine(|| {
+            ARMED.store(false, Ordering::Relaxed);
+            super::builds_a_region_of_each_strategy();
+            true
+        });
+        FORKED.fetch_add(1, Ordering::Relaxed);
+        if !fine {
+            FAILED.store(true, Ordering::Relaxed);
+            // Each of the others might take its ten seconds as well.
+            ARMED.store(false, Ordering::Relaxed);
+        }
     }
+    BUSY.set(false);
 }
 
 // SAFETY: the system's, by its own contract; a process is forked before the call, when no lock of the allocator's is held.
