@@ -21,20 +21,12 @@ pub(crate) struct Waiting {
 impl Waiting {
     pub(super) fn start(mapping: Arc<Mapping>, region: usize, what: Waiter, offset: usize, wants: usize) -> Self {
         let at = mapping.offset() + offset;
-        let (begins, begun) = std::sync::mpsc::channel::<()>();
-        let access = move || {
-            drop(begins);
-            match what {
-                Waiter::Load => load::<u64>(&mapping, Via::Accessor, offset),
-                Waiter::Store(value) => store::<u64>(&mapping, Via::Accessor, offset, value),
-                Waiter::Raw => load::<u64>(&mapping, Via::Raw, offset),
-            }
+        let access = move || match what {
+            Waiter::Load => load::<u64>(&mapping, Via::Accessor, offset),
+            Waiter::Store(value) => store::<u64>(&mapping, Via::Accessor, offset, value),
+            Waiter::Raw => load::<u64>(&mapping, Via::Raw, offset),
         };
-        let thread = thread::spawn(access);
-        // At its start a thread holds a lock of the standard library's. If a child is forked meanwhile, no thread ever
-        // starts there (`std::sys::stack_overflow::thread_info`).
-        let _ = begun.recv();
-        Self { region, what, at, wants, thread }
+        Self { region, what, at, wants, thread: thread::spawn(access) }
     }
 
     /// Joins the thread, which has ended or will soon, and checks its result.
