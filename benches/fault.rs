@@ -60,25 +60,21 @@ fn one_fault(samples: &mut Samples) {
     let place = |cpus: CpuSet| move || sched_setaffinity(Pid::from_raw(0), &cpus).expect("CPUs that were ours before");
     let (free, pinned) = (place(every), place(one));
 
-    let file = memfd(LEN, 0).expect("2 MiB");
-    let minor = Map::new(file.as_fd(), LEN, PAGE);
-    let protected = Map::new(file.as_fd(), LEN, PAGE);
+    // To each its own pages, as a region has: what another has touched just before would be in the caches.
+    let file = || memfd(LEN, 0).expect("2 MiB");
+    let minor = Map::new(file().as_fd(), LEN, PAGE);
+    let protected = Map::new(file().as_fd(), LEN, PAGE);
+    let plain = || uffd::served(&file(), LEN);
     // A thread inherits the CPUs of the thread that starts it.
-    let plain_free = uffd::served(&file, LEN);
+    let both = || (plain(), monitored(MapOptions::new()));
+    let both_free = both();
     pinned();
-    let plain_pinned = uffd::served(&file, LEN);
-    let plain_apart = other.map(|other| {
+    let both_pinned = both();
+    let both_apart = other.map(|other| {
         place(other)();
-        uffd::served(&file, LEN)
+        both()
     });
-    let apart = other.map(|other| {
-        place(other)();
-        monitored(MapOptions::new())
-    });
-    pinned();
-    let (region_pinned, mapping_pinned) = monitored(MapOptions::new());
     free();
-    let (region_free, mapping_free) = monitored(MapOptions::new());
     let (region_own, mapping_own) = monitored(MapOptions::new().accessors_only());
     // After the crate has installed its handlers, so that this handler is called first.
     unprotect_on_sigsegv(&protected);
@@ -90,36 +86,25 @@ fn one_fault(samples: &mut Samples) {
     contest.each("mprotect_sigsegv", TURN, |n, report| {
         faults(n, report, || protected.protect(libc::PROT_NONE), |at| protected.bytes().store(at, 1));
     });
-    for (name, map, place) in [
-        ("plain_free", Some(plain_free), &free as &dyn Fn()),
-        ("plain_pinned", Some(plain_pinned), &pinned),
-        ("plain_apart", plain_apart, &pinned),
-    ] {
-        let Some(map) = map else { continue };
-        contest.each(name, TURN, move |n, report| {
+    let apart = both_apart.as_ref().map(|both| ("apart", both, &pinned as &dyn Fn()));
+    let others = [("free", &both_free, &free as &dyn Fn()), ("pinned", &both_pinned, &pinned)];
+    for (name, (plain, (region, mapping)), place) in apart.into_iter().chain(others) {
+        let placed = move |n, report: &mut dyn FnMut(u64, Duration), arm: &dyn Fn(), bytes: Bytes| {
             place();
-            faults(n, report, || map.advise(libc::MADV_DONTNEED).expect("own memory"), |at| map.bytes().store(at, 1));
+            faults(n, report, arm, |at| bytes.store(at, 1));
             sched_setaffinity(Pid::from_raw(0), &every).expect("as before");
+        };
+        contest.each(&format!("plain_{name}"), TURN, move |n, report| {
+            placed(n, report, &|| plain.advise(libc::MADV_DONTNEED).expect("own memory"), plain.bytes());
         });
-    }
-    let placed = [
-        ("monitor_free", &region_free, &mapping_free, &free as &dyn Fn()),
-        ("monitor_pinned", &region_pinned, &mapping_pinned, &pinned),
-    ];
-    let apart = apart.as_ref().map(|(region, mapping)| ("monitor_apart", region, mapping, &pinned as &dyn Fn()));
-    for (name, region, mapping, place) in placed.into_iter().chain(apart) {
         let bytes = Bytes::of(mapping);
-        contest.each(name, TURN, move |n, report| {
-            place();
-            faults(n, report, || zap(region), |at| bytes.store(at, 1));
-            sched_setaffinity(Pid::from_raw(0), &every).expect("as before");
-        });
+        contest.each(&format!("monitor_{name}"), TURN, move |n, report| placed(n, report, &|| zap(region), bytes));
     }
     contest.each("self_resolved", TURN, |n, report| {
         faults(n, report, || zap(&region_own), |at| mapping_own.write(at, 1u8).expect("an enabled region"));
     });
     contest.run(pick(120, 12), samples);
-    for region in [&region_free, &region_pinned, &region_own] {
+    for region in [&both_free.1.0, &both_pinned.1.0, &region_own] {
         assert!(region.stats().faults_mapped >= TURN, "this crate resolved them");
     }
     contest.criterion();

@@ -137,10 +137,13 @@ impl<'a> Contest<'a> {
         })
     }
 
-    /// `rounds` turns of every rival.
+    /// `rounds` turns of every rival, in the given order and in the opposite one by turns: what is in the caches after the
+    /// rival before is nobody's advantage.
     pub(crate) fn run(&mut self, rounds: u32, samples: &mut Samples) {
         for round in 0..rounds {
-            for rival in &mut self.rivals {
+            let rivals: &mut dyn Iterator<Item = &mut Rival<'_>> =
+                if round % 2 == 0 { &mut self.rivals.iter_mut() } else { &mut self.rivals.iter_mut().rev() };
+            for rival in rivals {
                 std::thread::sleep(self.pause);
                 (rival.run)(rival.turn, &mut |operations, took| {
                     // The first round warms up.
