@@ -9,7 +9,7 @@ use crate::stats::MonitorStats;
 use crate::sync::inside::{Mutex, RwLock};
 use crate::sys::identity::{Identity, PerProcess};
 use crate::sys::thread::{self, Thread};
-use crate::sys::uffd::{FaultMessage, Uffd, UffdFeatures, UffdSource};
+use crate::sys::uffd::{FaultMessage, Messages, Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::BTreeMap;
@@ -236,10 +236,10 @@ impl Monitor {
         if !self.core.process.is_current() {
             return Err(MonitorError::Foreign);
         }
-        let mut batch = Vec::with_capacity(16);
+        let mut messages = Messages::none();
         let mut done = 0;
         while done < budget {
-            match self.core.pump(&mut batch, budget - done) {
+            match self.core.pump(&mut messages, budget - done) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(e) => {

@@ -3,6 +3,7 @@
 //! The functions here add types, decode errno into [`SysError`] and know no policy. Addresses are plain numbers
 //! ([`AddrRange`]): the callers own the ranges and say so in their safety proofs.
 
+pub(crate) mod direct;
 pub(crate) mod eventfd;
 pub(crate) mod feature;
 pub(crate) mod file;

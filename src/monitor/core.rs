@@ -3,11 +3,12 @@
 use super::Resolver;
 use crate::stats::Histogram;
 use crate::sync::inside::RwLock;
+use crate::sys::direct;
 use crate::sys::identity::Identity;
-use crate::sys::uffd::{FaultMessage, Uffd, UffdSource};
+use crate::sys::uffd::{FaultMessage, Messages, Uffd, UffdSource};
 use crate::sys::{Addr, AddrRange, SysError, may_fail, page_size};
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::EventFd;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -19,6 +20,10 @@ use std::time::{Duration, Instant};
 
 /// Of how many faults one is timed: two looks at the clock are some hundredths of what a fault takes.
 const TIMED_ONE_IN: u64 = 16;
+
+/// While faults come one by one, of how many reads one looks for more: to find that there are none takes a hundredth of a
+/// fault.
+const LOOKS_ONE_IN: u64 = 16;
 
 #[derive(Default)]
 pub(super) struct MonitorCounters {
@@ -70,14 +75,13 @@ pub(super) fn either(uffd: &Uffd, bell: &EventFd) -> Result<Epoll, SysError> {
 
 impl MonitorCore {
     /// Reads waiting faults (at most `limit`) and resolves them.
-    pub(super) fn pump(&self, batch: &mut Vec<FaultMessage>, limit: usize) -> Result<usize, SysError> {
-        batch.clear();
-        let n = match self.uffd.read(batch, limit) {
+    pub(super) fn pump(&self, messages: &mut Messages, limit: usize) -> Result<usize, SysError> {
+        let n = match self.uffd.read(messages, limit) {
             Err(e) if matches!(e.errno, Errno::EINTR | Errno::EAGAIN) => return Ok(0),
             other => other?,
         };
-        for fault in batch {
-            self.answer(*fault);
+        for fault in messages.faults() {
+            self.answer(fault);
         }
         Ok(n)
     }
@@ -118,10 +122,13 @@ impl MonitorCore {
     }
 
     pub(super) fn run(&self) {
-        let mut batch = Vec::with_capacity(16);
+        let (mut messages, mut reads, mut crowded) = (Messages::none(), 0_u64, false);
         while self.sleep() {
-            if self.pump(&mut batch, usize::MAX).is_err() {
-                break;
+            reads = reads.wrapping_add(1);
+            let limit = if crowded || reads % LOOKS_ONE_IN == 0 { usize::MAX } else { 1 };
+            match self.pump(&mut messages, limit) {
+                Ok(n) => crowded = n > 1,
+                Err(_) => break,
             }
         }
         self.fail();
@@ -145,8 +152,8 @@ impl MonitorCore {
     fn sleep(&self) -> bool {
         let gone = EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP;
         let mut events = [EpollEvent::empty(); 2];
-        let woken = match self.ready.wait(&mut events, EpollTimeout::NONE) {
-            Ok(ready) => !events[..ready].iter().any(|event| event.events().intersects(gone)),
+        let woken = match direct::epoll_wait(&self.ready, &mut events) {
+            Ok(ready) => !ready.iter().any(|event| event.events().intersects(gone)),
             Err(errno) => matches!(errno, Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM),
         };
         woken && !self.stopping.load(Ordering::Acquire) && !self.dead.load(Ordering::Acquire)

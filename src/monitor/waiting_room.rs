@@ -13,7 +13,7 @@ use crate::sync::wait::Event;
 use crate::sys::identity::PerProcess;
 use crate::sys::map;
 use crate::sys::thread;
-use crate::sys::uffd::{Uffd, UffdFeatures, UffdSource};
+use crate::sys::uffd::{Messages, Uffd, UffdFeatures, UffdSource};
 use crate::sys::{AddrRange, SysError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -161,7 +161,7 @@ impl WaitingRoom {
     fn read_events(&self) {
         const ANOTHER: Duration = Duration::from_micros(200);
         let moving = || self.moves.load(Ordering::SeqCst) > 0;
-        let mut faults = Vec::new();
+        let mut messages = Messages::none();
         loop {
             let _ = self.begun.wait_while(|| !moving() && !self.replaced.load(Ordering::SeqCst), None, None);
             // Only between moves, and none begins afterwards: its mremap would wait for ever for its event to be read.
@@ -172,8 +172,7 @@ impl WaitingRoom {
             }
             let mut quiet_since = Instant::now();
             while moving() || quiet_since.elapsed() < ANOTHER {
-                faults.clear();
-                match self.uffd.read(&mut faults, usize::MAX) {
+                match self.uffd.read(&mut messages, usize::MAX) {
                     Ok(0) if quiet_since.elapsed() < ANOTHER => std::thread::yield_now(),
                     // A move takes long: leave the CPU to it.
                     Ok(0) => {

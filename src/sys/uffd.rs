@@ -6,8 +6,9 @@
 mod handed;
 pub(crate) mod message;
 
-pub(crate) use message::FaultMessage;
+pub(crate) use message::{FaultMessage, Messages};
 
+use super::direct;
 use super::feature::Feature;
 use super::identity::Identity;
 use super::known::KnownFile;
@@ -284,21 +285,18 @@ impl Uffd {
         }
     }
 
-    /// Reads waiting messages without blocking, and appends faults to `into`; returns how many messages there were.
-    pub(crate) fn read(&self, into: &mut Vec<FaultMessage>, limit: usize) -> Result<usize, SysError> {
-        const BATCH: usize = 16;
-        may_fail("read(userfaultfd)")?;
-        let mut buffer = [0; BATCH * message::SIZE];
-        let wanted = &mut buffer[..limit.clamp(1, BATCH) * message::SIZE];
-        let bytes = match nix::unistd::read(self.here("read(userfaultfd)")?, wanted) {
-            // No userfaultfd any more: a read of one never returns 0.
-            Ok(0) => return Err(SysError::new("read(userfaultfd)", Errno::EBADF)),
-            Ok(bytes) => bytes,
-            Err(Errno::EAGAIN) => return Ok(0),
-            Err(errno) => return Err(SysError::new("read(userfaultfd)", errno)),
-        };
-        into.extend(message::faults(&buffer[..bytes]));
-        Ok(bytes / message::SIZE)
+    /// Reads waiting messages without blocking, in place of those in `into`; returns how many there were.
+    pub(crate) fn read(&self, into: &mut Messages, limit: usize) -> Result<usize, SysError> {
+        const CALL: &str = "read(userfaultfd)";
+        into.replace(limit, |room| {
+            may_fail(CALL)?;
+            match direct::read(self.here(CALL)?, room) {
+                // No userfaultfd any more: a read of one never returns 0.
+                Ok(0) => Err(SysError::new(CALL, Errno::EBADF)),
+                Err(Errno::EAGAIN) => Ok(0),
+                read => read.map_err(|e| SysError::new(CALL, e)),
+            }
+        })
     }
 }
 
@@ -375,16 +373,16 @@ mod tests {
                 // SAFETY: as above.
                 unsafe { byte.read_volatile() }
             });
-            let mut faults = Vec::new();
+            let mut messages = Messages::none();
             let since = Instant::now();
-            while uffd.read(&mut faults, 16).expect("it can be read") == 0 {
+            while uffd.read(&mut messages, 16).expect("it can be read") == 0 {
                 assert!(since.elapsed() < Duration::from_secs(30), "no fault came");
                 std::thread::sleep(Duration::from_micros(100));
             }
             let exact = Uffd::offered_here().expect("one is open").contains(UffdFeatures::EXACT_ADDRESS);
             let addr = if exact { addr } else { addr.page(page) };
             let tid = told.recv().expect("it said so").expect("a number");
-            assert_eq!(faults, [FaultMessage { addr, tid, write }]);
+            assert_eq!(messages.faults().collect::<Vec<_>>(), [FaultMessage { addr, tid, write }]);
             uffd.map_present(AddrRange::new(addr.page(page), page)).expect("the page is there");
             assert_eq!(thread.join().expect("it lives"), if write { 1 } else { 0x5a });
         }

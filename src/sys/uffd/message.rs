@@ -24,6 +24,37 @@ pub(crate) struct FaultMessage {
     pub(crate) write: bool,
 }
 
+/// Messages that were read, and room for more.
+pub(crate) struct Messages {
+    bytes: [u8; Self::ROOM * SIZE],
+    /// How many bytes the last read has written.
+    read: usize,
+}
+
+impl Messages {
+    /// How many there is room for.
+    const ROOM: usize = 16;
+
+    pub(crate) fn none() -> Self {
+        Self { bytes: [0; _], read: 0 }
+    }
+
+    /// Replaces them by what `read` writes, at most `limit` (and at least one); returns how many that are.
+    pub(super) fn replace<E>(
+        &mut self,
+        limit: usize,
+        read: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<usize, E> {
+        self.read = 0;
+        self.read = read(&mut self.bytes[..limit.clamp(1, Self::ROOM) * SIZE])?;
+        Ok(self.read / SIZE)
+    }
+
+    pub(crate) fn faults(&self) -> impl Iterator<Item = FaultMessage> {
+        faults(&self.bytes[..self.read])
+    }
+}
+
 /// The page faults among the messages in `bytes`; a message that is cut off is ignored.
 pub(crate) fn faults(bytes: &[u8]) -> impl Iterator<Item = FaultMessage> {
     bytes.chunks_exact(SIZE).filter_map(|message| decode(message.try_into().ok()?))
@@ -75,6 +106,21 @@ pub(crate) mod tests {
     fn the_layout_is_the_kernels() {
         // include/uapi/linux/userfaultfd.h
         assert_eq!((SIZE, EVENT, FLAGS, ADDRESS, THREAD), (32, 0, 8, 16, 24));
+    }
+
+    #[test]
+    fn a_read_takes_the_place_of_the_one_before_it() {
+        let mut messages = Messages::none();
+        let whole = |room: &mut [u8]| {
+            room.chunks_exact_mut(SIZE).for_each(|message| message.copy_from_slice(&fault(0, 4096, 7)));
+            Ok::<_, ()>(room.len())
+        };
+        for (limit, read) in [(0, 1), (1, 1), (3, 3), (usize::MAX, Messages::ROOM), (2, 2)] {
+            assert_eq!(messages.replace(limit, whole), Ok(read));
+            assert_eq!(messages.faults().count(), read);
+        }
+        assert_eq!(messages.replace(1, |_| Err(())), Err(()));
+        assert_eq!(messages.faults().count(), 0, "none is answered twice");
     }
 
     proptest! {

@@ -49,7 +49,7 @@ pub(super) const ASKING: &[Allowed] =
 /// A thread of a monitor's.
 pub(super) const MONITOR: &[Allowed] = &[
     allow!(SYS_read),
-    allow!(SYS_epoll_wait),
+    allow!(SYS_epoll_pwait),
     allow!(SYS_ioctl, 1, RESOLVE),
     allow!(SYS_madvise, 2, &[bits(libc::MADV_POPULATE_WRITE)]),
     allow!(SYS_futex, 1, FUTEX),
