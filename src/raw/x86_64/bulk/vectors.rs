@@ -47,24 +47,25 @@ macro_rules! vectors {
                 // SAFETY: the caller's contract.
                 return unsafe { $rounds(dst, src, len) };
             }
-            if len > 2 * ROUND {
-                // SAFETY: the caller's contract; 257 to 512 bytes.
-                return unsafe { $four_pairs(dst, src, len) };
-            }
-            if len > ROUND {
-                // SAFETY: the caller's contract; 129 to 256 bytes.
-                return unsafe { $two_pairs(dst, src, len) };
-            }
-            if len > VECTOR {
-                // SAFETY: the caller's contract; 65 to 128 bytes.
-                return unsafe { $pair(dst, src, len) };
+            // The shortest first: of a short copy the branches up to it are what costs.
+            if len < VECTOR {
+                // SAFETY: the caller's contract; 1 to 63 bytes.
+                return if len > 0 { unsafe { $short(dst, src, len) } } else { 0 };
             }
             if len == VECTOR {
                 // SAFETY: the caller's contract; 64 bytes.
                 return unsafe { $one(dst, src, len) };
             }
-            // SAFETY: the caller's contract; 1 to 63 bytes.
-            if len > 0 { unsafe { $short(dst, src, len) } } else { 0 }
+            if len <= ROUND {
+                // SAFETY: the caller's contract; 65 to 128 bytes.
+                return unsafe { $pair(dst, src, len) };
+            }
+            if len <= 2 * ROUND {
+                // SAFETY: the caller's contract; 129 to 256 bytes.
+                return unsafe { $two_pairs(dst, src, len) };
+            }
+            // SAFETY: the caller's contract; 257 to 512 bytes.
+            unsafe { $four_pairs(dst, src, len) }
         }
     };
 }
