@@ -6,7 +6,7 @@ use crate::support::raw::{self, Hit};
 use crate::support::{self, child};
 use nix::errno::Errno;
 use nix::libc;
-use revocable_mmio::{MapOptions, OnDisabled, Region, Strategy};
+use revocable_mmio::{AccessError, MapOptions, OnDisabled, Region, Strategy};
 
 /// All of the range belongs to the mapping, so the application's own changes there last until the next revocation.
 #[test]
@@ -60,6 +60,38 @@ fn what_mprotect_and_munmap_changed_is_revoked_and_comes_back_whole() {
                 check_there("split before a reset");
                 region.reset(|_| split()).expect("it resets");
                 check_there("split during a reset");
+            }
+        });
+    });
+    ended.well();
+}
+
+/// Foreign memory in the place of all of it: Detach takes it for its own page tables. It refuses with the region all the same.
+#[test]
+fn foreign_memory_in_the_place_of_a_mapping_goes_with_it_and_under_detach_comes_back_too() {
+    const FOREIGN: u64 = 5;
+    support::start();
+    // In a process of its own, because any other thread's mmap may fill the hole.
+    let ended = child::alone(|| {
+        every_case_with(&[OnDisabled::Sigbus, OnDisabled::AllOnes], |case| {
+            let region = case.region(4);
+            let [mapping, other] = [case.map(&region), case.map(&region)];
+            let base = addr(&mapping);
+            mapping.write(0, SECRET).expect("enabled");
+            raw::unmap(base, region.len()).expect("the range is the application's too");
+            raw::map_if_free(base, region.len()).expect("a hole");
+            raw::protect(base, region.len(), libc::PROT_READ | libc::PROT_WRITE).expect("it is the application's");
+            raw::store64(base, FOREIGN).expect("it is the application's");
+            for _ in 0..2 {
+                region.disable().expect("it revokes");
+                let read = mapping.read::<u64>(0);
+                assert!(matches!(read, Err(AccessError::Disabled { .. }) | Ok(u64::MAX)), "{case}: {read:?}");
+                let load = raw::load64(base);
+                assert!(load == Err(Hit::bus(base)) || load == Ok(u64::MAX), "{case}: {load:?}");
+                region.enable().expect("it comes back");
+                let there = if case.strategy == Strategy::Detach { FOREIGN } else { SECRET };
+                assert_eq!(mapping.read::<u64>(0), Ok(there), "{case}");
+                assert_eq!(other.read::<u64>(0), Ok(SECRET), "{case}: another mapping of the region");
             }
         });
     });

@@ -22,6 +22,7 @@ pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
     "holes-that-are-filled.ops"
     "huge-pages.ops"
     "mapped-while-disabled.ops"
+    "memory-in-the-place-of-a-mapping.ops"
     "mprotect-of-all-of-it.ops"
     "no-mappings-left.ops"
     "page-tables-aside.ops"

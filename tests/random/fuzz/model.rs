@@ -77,7 +77,8 @@ pub(crate) struct MappingModel {
     pub(crate) pages: Vec<Page>,
     /// What was stored in the application's own memory.
     pub(crate) foreign: BTreeMap<usize, u8>,
-    /// Memory of the application's, in the place of all of the mapping, may have been put aside instead of the page tables.
+    /// Memory of the application's, in the place of all of the mapping, may have been put aside instead of the page tables. What
+    /// waits for the mapping would meet it.
     pub(crate) mistaken: bool,
     /// What stands there came about in want of something, and may refuse in another way than it should.
     pub(crate) blurred: bool,

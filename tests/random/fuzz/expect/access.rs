@@ -302,7 +302,8 @@ impl Model {
                 let there = mapping.check(offset, 8).is_ok()
                     && mapping.permits(region, offset, 8, stores)
                     && mapping.touched(region, offset, 8).iter().all(|page| page.told == mapping.most())
-                    && !mapping.meets_foreign(region, offset, 8);
+                    && !mapping.meets_foreign(region, offset, 8)
+                    && !mapping.mistaken;
                 let waits = match what {
                     Waiter::Load => true,
                     Waiter::Store(_) => !mapping.read_only,
