@@ -36,7 +36,7 @@ impl Messages {
     const ROOM: usize = 16;
 
     pub(crate) fn none() -> Self {
-        Self { bytes: [0; _], read: 0 }
+        Self { bytes: [0; Self::ROOM * SIZE], read: 0 }
     }
 
     /// Replaces them by what `read` writes, at most `limit` (and at least one); returns how many that are.
