@@ -75,7 +75,7 @@ fn one_fault(samples: &mut Samples) {
         both()
     });
     free();
-    let (region_own, mapping_own) = monitored(MapOptions::new().accessors_only());
+    let own = monitored(MapOptions::new().accessors_only());
     // After the crate has installed its handlers, so that this handler is called first.
     unprotect_on_sigsegv(&protected);
 
@@ -86,28 +86,38 @@ fn one_fault(samples: &mut Samples) {
     contest.each("mprotect_sigsegv", TURN, |n, report| {
         faults(n, report, || protected.protect(libc::PROT_NONE), |at| protected.bytes().store(at, 1));
     });
-    let apart = both_apart.as_ref().map(|both| ("apart", both, &pinned as &dyn Fn()));
-    let others = [("free", &both_free, &free as &dyn Fn()), ("pinned", &both_pinned, &pinned)];
-    for (name, (plain, (region, mapping)), place) in apart.into_iter().chain(others) {
-        let placed = move |n, report: &mut dyn FnMut(u64, Duration), arm: &dyn Fn(), bytes: Bytes| {
-            place();
-            faults(n, report, arm, |at| bytes.store(at, 1));
-            sched_setaffinity(Pid::from_raw(0), &every).expect("as before");
-        };
-        contest.each(&format!("plain_{name}"), TURN, move |n, report| {
-            placed(n, report, &|| plain.advise(libc::MADV_DONTNEED).expect("own memory"), plain.bytes());
-        });
-        let bytes = Bytes::of(mapping);
-        contest.each(&format!("monitor_{name}"), TURN, move |n, report| placed(n, report, &|| zap(region), bytes));
-    }
+    pair(&mut contest, "free", &both_free, &free, every);
+    pair(&mut contest, "pinned", &both_pinned, &pinned, every);
     contest.each("self_resolved", TURN, |n, report| {
-        faults(n, report, || zap(&region_own), |at| mapping_own.write(at, 1u8).expect("an enabled region"));
+        faults(n, report, || zap(&own.0), |at| own.1.write(at, 1u8).expect("an enabled region"));
     });
-    contest.run(pick(120, 12), samples);
-    for region in [&both_free.1.0, &both_pinned.1.0, &region_own] {
+    // The slow ones last: after them the caches are cold.
+    if let Some(both) = &both_apart {
+        pair(&mut contest, "apart", both, &pinned, every);
+    }
+    contest.run(pick(400, 12), samples);
+    for (region, _) in [&both_free.1, &both_pinned.1, &own] {
         assert!(region.stats().faults_mapped >= TURN, "this crate resolved them");
     }
     contest.criterion();
+}
+
+/// A plain loop's mapping, and a monitor's.
+type Both = (&'static Map, (Region, Mapping));
+
+/// The two as neighbours. `place` gives the faulting thread its CPUs, which are `every` otherwise.
+fn pair<'a>(contest: &mut Contest<'a>, name: &str, both: &'a Both, place: &'a dyn Fn(), every: CpuSet) {
+    let (plain, (region, mapping)) = both;
+    let placed = move |n, report: &mut dyn FnMut(u64, Duration), arm: &dyn Fn(), bytes: Bytes| {
+        place();
+        faults(n, report, arm, |at| bytes.store(at, 1));
+        sched_setaffinity(Pid::from_raw(0), &every).expect("as before");
+    };
+    contest.each(&format!("plain_{name}"), TURN, move |n, report| {
+        placed(n, report, &|| plain.advise(libc::MADV_DONTNEED).expect("own memory"), plain.bytes());
+    });
+    let bytes = Bytes::of(mapping);
+    contest.each(&format!("monitor_{name}"), TURN, move |n, report| placed(n, report, &|| zap(region), bytes));
 }
 
 /// `n` faults, timed one by one. `arm` unmaps all pages.

@@ -137,8 +137,8 @@ impl<'a> Contest<'a> {
         })
     }
 
-    /// `rounds` turns of every rival, in the given order and in the opposite one by turns: what is in the caches after the
-    /// rival before is nobody's advantage.
+    /// `rounds` turns of every rival, in the given order and in the opposite one by turns: of two neighbours each comes after
+    /// the other, and finds what that has left in the caches, as often.
     pub(crate) fn run(&mut self, rounds: u32, samples: &mut Samples) {
         for round in 0..rounds {
             let rivals: &mut dyn Iterator<Item = &mut Rival<'_>> =

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 /// Of how many faults one is timed: two looks at the clock are some hundredths of what a fault takes.
 const TIMED_ONE_IN: u64 = 16;
 
-/// While faults come one by one, of how many reads one looks for more: to find that there are none takes a hundredth of a
-/// fault.
+/// In a crowd of faults a read takes all that there is room for. While they come one by one, one of so many reads looks for
+/// more: to find that there are none takes a hundredth of a fault.
 const LOOKS_ONE_IN: u64 = 16;
 
 #[derive(Default)]
@@ -127,6 +127,8 @@ impl MonitorCore {
             reads = reads.wrapping_add(1);
             let limit = if crowded || reads % LOOKS_ONE_IN == 0 { usize::MAX } else { 1 };
             match self.pump(&mut messages, limit) {
+                // Another thread has read them.
+                Ok(0) => {}
                 Ok(n) => crowded = n > 1,
                 Err(_) => break,
             }

@@ -1,7 +1,7 @@
-//! Two system calls of the fault path, not by the C library's functions.
+//! Two system calls of the fault path, not by the C library's functions of their names. Callers know what each errno means.
 //!
-//! Those are points of cancellation (pthreads(7)), which glibc marks by four atomic operations for each call: about a
-//! hundredth of what a fault takes, and the crate's threads are cancelled by nobody.
+//! Those functions are points of cancellation (pthreads(7)), which glibc 2.36 marks by two locked instructions for each call:
+//! together about a hundredth of what a fault takes. A thread that reads faults is not to be cancelled anyway.
 //!
 //! UNSAFETY: system calls through `libc::syscall`, which write to what the caller borrows mutably.
 #![expect(unsafe_code, reason = "system calls")]
