@@ -25,7 +25,7 @@ pub(crate) fn epoll_wait<'e>(epoll: &Epoll, into: &'e mut [EpollEvent]) -> Resul
     // SAFETY: an EpollEvent is an epoll_event (repr(transparent)), and the kernel writes at most `room` of them to a slice
     // that is borrowed mutably for the whole call. Without a mask its size, the last argument, is not looked at.
     let ready =
-        count(unsafe { libc::syscall(libc::SYS_epoll_pwait, epoll, into.as_mut_ptr(), room, forever, mask, 0) })?;
+        count(unsafe { libc::syscall(libc::SYS_epoll_pwait, epoll, into.as_mut_ptr(), room, forever, mask, 0_usize) })?;
     Ok(&into[..ready])
 }
 
