@@ -132,7 +132,8 @@ impl Mapping {
     ///
     /// # Errors
     /// As [`write`](Self::write). Under [`OnDisabled::AllOnes`](crate::OnDisabled) it finds all-ones and stores
-    /// nothing. On aarch64 one that finds another value may also do so where [`protect`](Self::protect) allows loads only.
+    /// nothing. On aarch64 it may be no error to find another value where [`protect`](Self::protect) allows loads only: nothing
+    /// is stored then.
     ///
     /// # Signal safety
     /// Async-signal-safe; [`signal`](crate::signal) tells what it may wait for there.

@@ -88,7 +88,8 @@ impl View {
         let aside = standing.aside.filter(|aside| done < aside.len)?;
         let part = aside.part(done, STEP.min(aside.len - done));
         // SAFETY: a part of the view's own page tables, as in `move_back`, which nothing accesses; shared memory, whose
-        // content stays in the file.
+        // content stays in the file. Foreign code may have put private memory of its own in their place, whose content is
+        // lost (ARCHITECTURE, "What it was told"): nobody holds a reference to memory in a mapping's range.
         unsafe { map::advise(part, Advice::DontNeed) }.ok()?;
         Some(done + part.len)
     }

@@ -7,6 +7,7 @@ use crate::support::{self, child};
 use nix::errno::Errno;
 use nix::libc;
 use revocable_mmio::{AccessError, MapOptions, OnDisabled, Region, Strategy};
+use std::time::Duration;
 
 /// All of the range belongs to the mapping, so the application's own changes there last until the next revocation.
 #[test]
@@ -94,6 +95,31 @@ fn foreign_memory_in_the_place_of_a_mapping_goes_with_it_and_under_detach_comes_
                 assert_eq!(other.read::<u64>(0), Ok(SECRET), "{case}: another mapping of the region");
             }
         });
+    });
+    ended.well();
+}
+
+/// Private memory that Detach has taken for its own page tables is lost when those are trimmed, as the documents say.
+#[test]
+fn foreign_memory_in_the_place_of_a_mapping_is_lost_when_it_is_trimmed() {
+    support::start();
+    let ended = child::alone(|| {
+        let build = Region::builder(4 * support::page_size()).strategy(Strategy::Detach).trim_detached();
+        let region = build.build().expect("Detach is there");
+        let mapping = region.map(MapOptions::new()).expect("it maps");
+        let base = addr(&mapping);
+        raw::unmap(base, region.len()).expect("the range is the application's too");
+        raw::map_if_free(base, region.len()).expect("a hole");
+        raw::protect(base, region.len(), libc::PROT_READ | libc::PROT_WRITE).expect("it is the application's");
+        // Trimmed in the background, or not yet.
+        let lost = (0..3000).any(|_| {
+            raw::store64(base, SECRET).expect("it is the application's");
+            region.disable().expect("it revokes");
+            std::thread::sleep(Duration::from_millis(1));
+            region.enable().expect("it comes back");
+            raw::load64(base) == Ok(0)
+        });
+        assert!(lost);
     });
     ended.well();
 }
