@@ -1,6 +1,7 @@
 //! Counts of objects that must not leak, and of processor time.
 
 use nix::time::{ClockId, clock_gettime};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 /// Descriptors, mappings and threads that this crate may hold.
@@ -90,21 +91,28 @@ pub(crate) fn userfaultfds() -> Vec<i32> {
     .collect()
 }
 
-/// How much of the mapping that starts at `addr` is in this process's page tables, in KiB. `None` if no mapping starts
-/// there.
-pub(crate) fn resident(addr: usize) -> Option<usize> {
-    in_smaps(addr, "Rss:")
+/// How many of the pages of a range are in this process's page tables, or were and are swapped out: the entries of
+/// /proc/self/pagemap say that in their highest bits. Not by smaps: the kernel merges neighbouring stand-ins into one
+/// mapping there.
+pub(crate) fn resident(from: usize, len: usize) -> usize {
+    const ENTRY: usize = size_of::<u64>();
+    let page = super::page_size();
+    let mut entries = vec![0; len / page * ENTRY];
+    let pagemap = std::fs::File::open("/proc/self/pagemap").expect("there is /proc");
+    pagemap.read_exact_at(&mut entries, (from / page * ENTRY) as u64).expect("it has an entry for each page");
+    entries.chunks(ENTRY).filter(|entry| entry[ENTRY - 1] >> 6 != 0).count()
 }
 
-/// How much of it is mapped by huge pages of shared memory, in KiB.
+/// How much of the mapping in which `addr` lies is mapped by huge pages of shared memory, in KiB.
 pub(crate) fn huge(addr: usize) -> usize {
-    in_smaps(addr, "ShmemPmdMapped:").unwrap_or(0)
-}
-
-/// A number of /proc/self/smaps.
-fn in_smaps(addr: usize, name: &str) -> Option<usize> {
+    let number = |text| usize::from_str_radix(text, 16).ok();
     let smaps = super::read_text("/proc/self/smaps");
-    let ours = smaps.split_once(&format!("\n{addr:x}-"))?.1;
-    let line = ours.lines().find(|line| line.starts_with(name))?;
-    line.split_whitespace().nth(1)?.parse().ok()
+    let its_lines = smaps.lines().skip_while(|line| {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        let range = range.and_then(|(start, end)| Some(number(start)?..number(end)?));
+        !range.is_some_and(|range| range.contains(&addr))
+    });
+    let kib = its_lines.into_iter().find_map(|line| line.strip_prefix("ShmemPmdMapped:"));
+    let kib = kib.and_then(|kib| kib.trim().trim_end_matches(" kB").parse().ok());
+    kib.unwrap_or_else(|| panic!("smaps has nothing of {addr:x}"))
 }

@@ -136,10 +136,15 @@ pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
 /// Waits until a thread of this process sleeps in a page fault that a userfaultfd has seen: the access or the system call that
 /// faults has begun, however slow the machine is.
 pub(crate) fn sleeps_in_fault(thread: Pid) {
+    let mut unnamed = 0;
     eventually("the thread sleeps in its fault", || {
-        // Nothing, or 0, where the kernel does not tell names of functions.
+        let sleeps = sleeps(thread);
+        // Nothing, or 0, where the thread runs, and where the kernel does not tell names of functions. It sleeps for locks
+        // on its way to the fault, but not for long.
         let place = read_text(format!("/proc/self/task/{thread}/wchan"));
-        sleeps(thread) && (place.is_empty() || place == "0" || place.contains("userfault"))
+        let is_named = !place.is_empty() && place != "0";
+        unnamed = if sleeps && !is_named { unnamed + 1 } else { 0 };
+        sleeps && place.contains("userfault") || unnamed == 20
     });
 }
 
