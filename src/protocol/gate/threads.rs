@@ -73,13 +73,15 @@ mod real {
         if known.is_known() {
             return known;
         }
+        // Relaxed, here and below: a number that no other thread gets, and one for reports.
+        let generation = LAST_GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
+        let tid = current_tid();
         let place =
             (0..).map(SlotAt::of).find(|place| OWNERS.get(*place).alive.claim()).expect("SlotAt::of panics first");
-        // Relaxed, both: a number that no other thread gets, and one for reports.
-        let generation = LAST_GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
         let owner = OWNERS.get(place);
-        owner.tid.store(current_tid(), Ordering::Relaxed);
+        // At once, and first: until it is stored, the last owner is taken to live.
         owner.generation.store(generation, Ordering::Relaxed);
+        owner.tid.store(tid, Ordering::Relaxed);
         let me = Me { place, generation };
         publish(me);
         me
