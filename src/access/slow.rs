@@ -212,7 +212,7 @@ impl Served {
         if let Some(state) = enabled {
             match &self.view.spec.server {
                 Server::Own(_) => {
-                    self.fault_in(InMapping(offset)).unwrap_or(Ok(())).map_err(|_| AccessError::NoMemory { offset })?
+                    self.fault_in(InMapping(offset)).unwrap_or(Ok(())).map_err(|_| self.fails_at(offset))?
                 }
                 // Nothing refuses here unless a change failed half-way and could not be undone.
                 _ if tries.left < 8 && !inside => drop(self.heal()),

@@ -25,6 +25,7 @@ pub(crate) const CORPUS: &[(&str, &str)] = corpus! {
     "memory-in-the-place-of-a-mapping.ops"
     "mprotect-of-all-of-it.ops"
     "no-mappings-left.ops"
+    "no-right-and-nobody-to-serve.ops"
     "page-tables-aside.ops"
     "page-tables-beside-a-hole.ops"
     "parts-treated-differently.ops"

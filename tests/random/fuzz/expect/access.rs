@@ -165,8 +165,7 @@ impl Model {
             _ => {
                 let memory = found(op, mapping.bytes(region, offset, width));
                 // Whether it was let through at the time.
-                let none = Allowed::Is(Answer::Refused(AccessError::NoMemory { offset }));
-                vec![refused, none, Allowed::Is(reached), Allowed::Is(memory)]
+                vec![refused, Allowed::Is(reached), Allowed::Is(memory)]
             }
         })
     }
