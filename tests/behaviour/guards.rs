@@ -331,30 +331,34 @@ fn a_guard_in_a_thread_local_is_its_threads_until_the_last_destructor() {
 #[test]
 fn a_leaked_guard_keeps_its_region_enabled_and_is_not_another_threads() {
     support::start();
-    let region = region();
-    let mapping = mapping(&region);
-    thread::scope(|scope| {
-        scope.spawn(|| std::mem::forget(mapping.try_access().expect("enabled")));
-    });
-    // A scope ends when the closures of its threads have ended. The threads themselves end a moment later.
-    let leaked = || matches!(region.try_disable(), Err(RevokeError::Busy(holders)) if holders.guards[0].tid == 0);
-    let since = Instant::now();
-    while !leaked() {
-        assert!(since.elapsed() < crate::support::patience(Duration::from_secs(10)), "the thread has ended");
-        thread::yield_now();
-    }
-    for _ in 0..8 {
+    // A thread of another test that is about to take the number would be seen half-way.
+    let ended = support::child::alone(|| {
+        let region = region();
+        let mapping = mapping(&region);
         thread::scope(|scope| {
-            let checks = scope.spawn(|| {
-                let Err(RevokeError::Busy(holders)) = region.try_disable() else { panic!("a guard is leaked") };
-                assert_eq!(holders.guards.iter().map(|held| (held.tid, held.count)).collect::<Vec<_>>(), [(0, 1)]);
-                assert!(matches!(region.disable_timeout(A_WHILE / 4), Err(RevokeError::TimedOut { .. })));
-                let _own = mapping.try_access().expect("enabled");
-                assert!(matches!(region.try_disable(), Err(RevokeError::WouldDeadlock { guards: 1 })));
-            });
-            // A scope does not wait until its threads have ended, and they keep their numbers until then.
-            checks.join().expect("no panic");
+            scope.spawn(|| std::mem::forget(mapping.try_access().expect("enabled")));
         });
-    }
-    assert!(region.is_enabled());
+        // A scope ends when the closures of its threads have ended. The threads themselves end a moment later.
+        let leaked = || matches!(region.try_disable(), Err(RevokeError::Busy(holders)) if holders.guards[0].tid == 0);
+        let since = Instant::now();
+        while !leaked() {
+            assert!(since.elapsed() < crate::support::patience(Duration::from_secs(10)), "the thread has ended");
+            thread::yield_now();
+        }
+        for _ in 0..8 {
+            thread::scope(|scope| {
+                let checks = scope.spawn(|| {
+                    let Err(RevokeError::Busy(holders)) = region.try_disable() else { panic!("a guard is leaked") };
+                    assert_eq!(holders.guards.iter().map(|held| (held.tid, held.count)).collect::<Vec<_>>(), [(0, 1)]);
+                    assert!(matches!(region.disable_timeout(A_WHILE / 4), Err(RevokeError::TimedOut { .. })));
+                    let _own = mapping.try_access().expect("enabled");
+                    assert!(matches!(region.try_disable(), Err(RevokeError::WouldDeadlock { guards: 1 })));
+                });
+                // A scope does not wait until its threads have ended, and they keep their numbers until then.
+                checks.join().expect("no panic");
+            });
+        }
+        assert!(region.is_enabled());
+    });
+    ended.well();
 }
