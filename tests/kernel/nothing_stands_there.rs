@@ -5,6 +5,7 @@ mod descriptors;
 
 use crate::support;
 use crate::support::addr;
+use crate::support::count::addresses;
 use crate::support::matrix::{Case, Memory, every_case};
 use crate::support::{child, eventually, is_root, raw, read_text};
 use nix::libc;
@@ -142,13 +143,12 @@ fn all_there(case: &Case, region: &Region, mapping: &Mapping, what: &str) {
 
 /// The lines of /proc/self/maps in a range: addresses, and device with inode.
 fn files_in(from: usize, len: usize) -> Vec<(String, String)> {
-    let number = |text| usize::from_str_radix(text, 16).expect("hexadecimal");
     let maps = read_text("/proc/self/maps");
     let lines = maps.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         let (range, _, _, device, inode) = (words.next()?, words.next()?, words.next()?, words.next()?, words.next()?);
-        let (start, end) = range.split_once('-')?;
-        (number(start) < from + len && from < number(end)).then(|| (range.to_owned(), format!("{device} {inode}")))
+        let mapped = addresses(range)?;
+        (mapped.start < from + len && from < mapped.end).then(|| (range.to_owned(), format!("{device} {inode}")))
     });
     lines.collect()
 }

@@ -1,6 +1,7 @@
 //! Counts of objects that must not leak, and of processor time.
 
 use nix::time::{ClockId, clock_gettime};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -105,14 +106,17 @@ pub(crate) fn resident(from: usize, len: usize) -> usize {
 
 /// How much of the mapping in which `addr` lies is mapped by huge pages of shared memory, in KiB.
 pub(crate) fn huge(addr: usize) -> usize {
-    let number = |text| usize::from_str_radix(text, 16).ok();
     let smaps = super::read_text("/proc/self/smaps");
-    let its_lines = smaps.lines().skip_while(|line| {
-        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-        let range = range.and_then(|(start, end)| Some(number(start)?..number(end)?));
-        !range.is_some_and(|range| range.contains(&addr))
-    });
+    let is_other = |line: &&str| addresses(line).is_none_or(|mapped| !mapped.contains(&addr));
+    let its_lines = smaps.lines().skip_while(is_other);
     let kib = its_lines.into_iter().find_map(|line| line.strip_prefix("ShmemPmdMapped:"));
     let kib = kib.and_then(|kib| kib.trim().trim_end_matches(" kB").parse().ok());
     kib.unwrap_or_else(|| panic!("smaps has nothing of {addr:x}"))
+}
+
+/// The addresses at the start of a line of /proc/PID/maps; `None` for the other lines of smaps.
+pub(crate) fn addresses(line: &str) -> Option<Range<usize>> {
+    let (start, end) = line.split(' ').next()?.split_once('-')?;
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    Some(number(start)?..number(end)?)
 }

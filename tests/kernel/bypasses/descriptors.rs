@@ -2,6 +2,7 @@
 
 use super::calls::map;
 use super::{SECRET, addr};
+use crate::support::count::addresses;
 use crate::support::matrix::STRATEGIES;
 use crate::support::raw::{self, Hit};
 use crate::support::{self, child, is_root};
@@ -126,13 +127,9 @@ fn who_opens_the_descriptor_has_the_memory_which_is_a_documented_limit_but_canno
 /// The file that is mapped at an address now, through /proc/self/map_files.
 fn file_at(base: usize) -> std::io::Result<File> {
     let maps = support::read_text("/proc/self/maps");
-    let lines = maps.lines().filter_map(|line| line.split_once(' '));
-    let here = |range: &str| {
-        let (start, end) = range.split_once('-').expect("two addresses");
-        let number = |text| usize::from_str_radix(text, 16).expect("hexadecimal");
-        (number(start)..number(end)).contains(&base)
-    };
-    let (range, _) = lines.into_iter().find(|(range, _)| here(range)).expect("it is mapped");
+    let is_there = |line: &&str| addresses(line).is_some_and(|mapped| mapped.contains(&base));
+    let line = maps.lines().find(is_there).expect("it is mapped");
+    let range = line.split(' ').next().expect("addresses");
     File::options().read(true).open(format!("/proc/self/map_files/{range}"))
 }
 
