@@ -190,10 +190,10 @@ fn guards_that_end_with_their_threads_leave_the_gate_balanced() {
 }
 
 /// Runs the calling test in a process of its own, and returns false there: a thread of another test that is about to take a
-/// number would be seen half-way. Miri starts no processes, and runs one test at a time.
+/// number would be seen half-way.
 fn is_done_alone() -> bool {
     const ALONE: &str = "REVOCABLE_TEST_ALONE";
-    if cfg!(miri) || std::env::var_os(ALONE).is_some() {
+    if std::env::var_os(ALONE).is_some() {
         return false;
     }
     let test = thread::current().name().expect("a test's thread has its name").to_owned();
