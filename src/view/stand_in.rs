@@ -22,6 +22,9 @@ impl View {
             if moved.is_err() {
                 release(staging);
             }
+            // A thread that still uses a pointer to what was mapped there before may wait at that address, and neither
+            // mremap nor munmap wakes it: it faults again.
+            room.wake(staging);
             moved?;
         }
         standing.content = Content::StandIn(waits);
