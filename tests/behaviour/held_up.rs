@@ -39,7 +39,7 @@ fn while_held(shared: &Shared, body: impl FnOnce() + Send) {
                 begins.send(nix::unistd::gettid()).expect("the test listens");
                 raw::pwrite_from(peers, from, 1)
             });
-            support::sleeps_in_fault(begun.recv().expect("the thread runs"));
+            support::waiter::sleeps_in_fault(begun.recv().expect("the thread runs"));
             assert!(!writing.is_finished(), "it waits for its source");
             scope.spawn(body).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             writing

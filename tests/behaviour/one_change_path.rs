@@ -198,15 +198,16 @@ fn a_regions_trio_is_whole() {
     assert_eq!(region.reset_timeout(A_MOMENT, |view| view.len()).expect("nothing is in the way"), LEN);
     assert!(!region.enable_timeout(A_MOMENT).expect("enabled already"));
     thread::scope(|scope| {
-        let (tell, begun) = mpsc::channel();
+        let ((tell, begun), (end, ends)) = (mpsc::channel(), mpsc::channel::<()>());
         let busy = &region;
         scope.spawn(move || {
             busy.reset(|_| {
                 tell.send(()).expect("it is heard");
-                thread::sleep(10 * A_MOMENT);
+                let _ = ends.recv();
             })
         });
         begun.recv().expect("the reset");
         assert!(matches!(region.enable_timeout(A_MOMENT), Err(RevokeError::TimedOut { .. })));
+        drop(end);
     });
 }

@@ -1,5 +1,6 @@
 //! Pinned pages stay reachable by address, and a revocation tells the holders and waits for them.
 
+use crate::support::waiter::Waiter;
 use crate::support::{self, busy};
 use revocable_mmio::fault::FaultFlags;
 use revocable_mmio::{Caller, MapOptions, OnDisabled, Pin, PinError, Region, RevokeError};
@@ -22,9 +23,13 @@ fn pin(region: &Region, range: std::ops::Range<usize>) -> Pin {
 
 /// `disable()` in a thread, seen to wait.
 fn disabling(region: &Arc<Region>) -> thread::JoinHandle<Result<bool, RevokeError>> {
-    let theirs = Arc::clone(region);
-    let disabler = thread::spawn(move || theirs.disable());
-    thread::sleep(A_WHILE);
+    let waiter = Arc::new(Waiter::default());
+    let (theirs, begins) = (Arc::clone(region), Arc::clone(&waiter));
+    let disabler = thread::spawn(move || {
+        begins.begins();
+        theirs.disable()
+    });
+    waiter.until_it_waits();
     assert!(!disabler.is_finished(), "it does not wait for the pin");
     disabler
 }

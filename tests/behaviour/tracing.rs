@@ -1,6 +1,7 @@
 //! Feature `tracing`: the events and spans that a subscriber gets.
 
 use crate::support;
+use crate::support::waiter::Waiter;
 use revocable_mmio::fault::FaultFlags;
 use revocable_mmio::{MapOptions, Region, Strategy};
 use std::fmt::{Debug, Write};
@@ -72,11 +73,15 @@ fn changes_faults_and_slow_guards_are_told() {
     assert!(!lines.has(Level::WARN, ""), "nothing was slow or degraded: {:?}", lines.0);
 
     let pin = region.pin(0..4096, FaultFlags::NOWAIT).expect("enabled");
+    let waiter = Waiter::default();
     thread::scope(|scope| {
+        let waiter = &waiter;
         scope.spawn(move || {
+            waiter.until_it_waits();
             thread::sleep(Duration::from_millis(300));
             drop(pin);
         });
+        waiter.begins();
         region.disable().expect("the pin goes");
     });
     assert!(lines.has(Level::WARN, "message=slow guard pins=1"), "{:?}", lines.0);

@@ -224,7 +224,7 @@ fn what_a_copy_has_stored_when_it_is_revoked_is_in_its_count() {
                 tell.send(gettid()).expect("the test listens");
                 mapping.write_slice(offset, &bytes)
             });
-            support::sleeps_in_fault(told.recv().expect("a number"));
+            support::waiter::sleeps_in_fault(told.recv().expect("a number"));
             region.disable().expect("disable");
             let done = len / 2;
             let cut_short = CopyError { done, error: AccessError::Disabled { offset: offset + done } };

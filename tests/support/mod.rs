@@ -12,9 +12,9 @@ pub(crate) mod raw;
 pub(crate) mod stopper;
 pub(crate) mod storm;
 pub(crate) mod stress;
+pub(crate) mod waiter;
 pub(crate) mod watchdog;
 
-use nix::unistd::Pid;
 use revocable_mmio::{Mapping, Region};
 use std::io::Write;
 use std::path::Path;
@@ -131,27 +131,6 @@ pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
         assert!(since.elapsed() < patience, "waited for {patience:?} until {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// Waits until a thread of this process sleeps in a page fault that a userfaultfd has seen: the access or the system call that
-/// faults has begun, however slow the machine is.
-pub(crate) fn sleeps_in_fault(thread: Pid) {
-    let mut unnamed = 0;
-    eventually("the thread sleeps in its fault", || {
-        let sleeps = sleeps(thread);
-        // Nothing, or 0, where the thread runs, and where the kernel does not tell names of functions. It sleeps for locks
-        // on its way to the fault, but not for long.
-        let place = read_text(format!("/proc/self/task/{thread}/wchan"));
-        let is_named = !place.is_empty() && place != "0";
-        unnamed = if sleeps && !is_named { unnamed + 1 } else { 0 };
-        sleeps && place.contains("userfault") || unnamed == 20
-    });
-}
-
-/// True if a thread of this process sleeps.
-pub(crate) fn sleeps(thread: Pid) -> bool {
-    let stat = read_text(format!("/proc/self/task/{thread}/stat"));
-    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['S', 'D']))
 }
 
 /// True if the processors are emulated by software. Everything takes ten times as long then, or more.

@@ -3,6 +3,7 @@
 
 use super::{LEN, SIZE, byte, memory};
 use crate::support::memory_map::Map;
+use crate::support::waiter::Waiter;
 use crate::support::{self, forking};
 use revocable_mmio::bar::{Area, Areas, Bar};
 use revocable_mmio::memslot::{Exits, Memslots, Retention, SetMemslot, SlotMemory, WhenDisabled};
@@ -78,10 +79,14 @@ fn a_virtual_machine_that_writes_the_devices_registers_does_not_wait_for_one_tha
         let (heard, hears) = mpsc::channel();
         let (device, heard) = (gpu.clone(), Mutex::new(heard));
         let callback = move || {
-            let other = device.clone();
             // It has the device's turn, and waits for the end of the insertion.
-            thread::spawn(move || other.write(Space::Config, 4, &[0, 0][..]));
-            thread::sleep(Duration::from_millis(100));
+            let waiter = Arc::new(Waiter::default());
+            let (other, begins) = (device.clone(), Arc::clone(&waiter));
+            thread::spawn(move || {
+                begins.begins();
+                other.write(Space::Config, 4, &[0, 0][..])
+            });
+            waiter.until_it_waits();
             let written = device.write(Space::Config, 4, &[0, 0][..]);
             let _ = heard.lock().expect("no panic").send(matches!(written, Err(PciError::Reentrant)));
         };

@@ -3,6 +3,7 @@
 use super::Counts;
 use super::{BAR, IOVA, OFF, ON, PATIENCE};
 use crate::support;
+use crate::support::waiter::Waiter;
 use crate::support::watchdog::Watchdog;
 use revocable_mmio::fault::FaultFlags;
 use revocable_mmio::pci::{Bar, DmaAccess, DmaSegment, DmaSpace, IoEventLoop, PciDevice, PortIo, Space, Width};
@@ -26,10 +27,15 @@ fn the_holder_of_another_bars_guard_is_told_and_waits_for_nothing() {
         let maps = [held, 1 - held].map(|bar| device.map(Space::Bar(bar), MapOptions::new()).expect("a mapping"));
         let space = DmaSpace::new(Arc::new(Counts::default()));
         let access = maps[0].try_access().expect("enabled");
+        let writer = Waiter::default();
         thread::scope(|scope| {
-            scope.spawn(|| device.write(Space::Config, 4, &OFF[..]).expect("COMMAND"));
-            thread::sleep(Duration::from_millis(30));
-            told += check(&device, &maps, &space, held);
+            let (device, writer) = (&device, &writer);
+            scope.spawn(move || {
+                writer.begins();
+                device.write(Space::Config, 4, &OFF[..]).expect("COMMAND")
+            });
+            writer.until_it_waits();
+            told += check(device, &maps, &space, held);
             drop(access);
         });
         assert!(!device.is_memory_enabled());
@@ -59,12 +65,12 @@ fn check(device: &PciDevice, maps: &[Mapping; 2], space: &DmaSpace, held: usize)
 /// A thread in the middle of one BAR's change makes calls that wait for the device's change, which waits for the BAR.
 #[test]
 fn changes_of_a_bar_and_of_its_device_do_not_wait_for_each_other() {
-    struct Asks(PciDevice, usize, mpsc::SyncSender<()>, Mutex<mpsc::Sender<[String; 3]>>);
+    struct Asks(PciDevice, usize, mpsc::SyncSender<()>, Mutex<mpsc::Sender<[String; 3]>>, Arc<Waiter>);
     impl InvalidateNotifier for Asks {
         fn before_revoke(&self, _: Range<usize>) -> Result<(), NotifyError> {
             self.2.send(())?;
-            // Until the device's change waits for this one.
-            thread::sleep(Duration::from_millis(30));
+            // The device's change waits for this one.
+            self.4.until_it_waits();
             let other = self.0.region(Space::Bar(1 - self.1)).expect("memory");
             self.3.lock().expect("the channel").send([
                 format!("{:?}", other.disable().map(|_| other.enable())),
@@ -85,11 +91,13 @@ fn changes_of_a_bar_and_of_its_device_do_not_wait_for_each_other() {
     for bar in [0, 1] {
         let region = device.region(Space::Bar(bar)).expect("memory");
         let ((inside, is_inside), (tell, told)) = (mpsc::sync_channel(0), mpsc::channel());
-        let asks = Arc::new(Asks(device.clone(), bar, inside, Mutex::new(tell)));
+        let writer = Arc::new(Waiter::default());
+        let asks = Arc::new(Asks(device.clone(), bar, inside, Mutex::new(tell), Arc::clone(&writer)));
         let subscription = region.subscribe(0..4096, asks);
         thread::scope(|scope| {
             scope.spawn(|| region.disable().expect("nothing is in the way"));
             is_inside.recv().expect("the BAR's change");
+            writer.begins();
             device.write(Space::Config, 4, &OFF[..]).expect("COMMAND");
         });
         answers.extend(told.recv().expect("an answer"));

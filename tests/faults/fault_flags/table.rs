@@ -64,7 +64,7 @@ fn contended(rules: Rules, sets: &[FaultFlags]) -> Vec<String> {
             let settle = || {
                 let done = |(fault, thread): (&ScopedJoinHandle<'_, Outcome>, &AtomicI32)| {
                     let thread = thread.load(Ordering::SeqCst);
-                    fault.is_finished() || (thread != 0 && support::sleeps(Pid::from_raw(thread)))
+                    fault.is_finished() || (thread != 0 && support::waiter::sleeps(Pid::from_raw(thread)))
                 };
                 let all = || faults.iter().zip(&threads).all(done);
                 support::eventually("every fault waits or has ended", || {

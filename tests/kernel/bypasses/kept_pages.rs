@@ -4,7 +4,8 @@
 use super::calls::{fix_pages, read_from_start, read_own_memory, splice_pages, write_at_start};
 use super::{SECRET, addr};
 use crate::support::matrix::{Case, Memory, STRATEGIES, file_in};
-use crate::support::{self, raw, skip, sleeps_in_fault};
+use crate::support::waiter::sleeps_in_fault;
+use crate::support::{self, raw, skip};
 use io_uring::{IoUring, opcode, squeue, types};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
