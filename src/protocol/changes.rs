@@ -47,8 +47,12 @@ impl WaitFor {
     /// Waits only for threads in the middle of a single access, for a moment. They hold nothing else and wait for no other
     /// thread, so there is no deadlock; without this wait, regions under load would be busy for ever.
     pub(crate) fn readers_only() -> Self {
-        const READERS: Duration = Duration::from_millis(100);
-        Self { holders: Patience::Never, readers: Patience::Until(Instant::now() + READERS) }
+        Self::readers_for(Duration::from_millis(100))
+    }
+
+    /// The same, for as long as this.
+    pub(crate) fn readers_for(time: Duration) -> Self {
+        Self { holders: Patience::Never, readers: Patience::Until(Instant::now() + time) }
     }
 
     /// Makes a change, again and again as long as the patience allows and another process holds it up. Nothing has changed

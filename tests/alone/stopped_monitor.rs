@@ -8,7 +8,7 @@ use crate::support::watchdog::Watchdog;
 use crate::support::{a_moment, eventually, raw, read_text};
 use nix::errno::Errno;
 use revocable_mmio::fault::FaultFlags;
-use revocable_mmio::{Caller, MapOptions, Monitor, OnDisabled, Region, RevokeError, Strategy};
+use revocable_mmio::{AccessError, Caller, MapOptions, Monitor, OnDisabled, Region, RevokeError, Strategy};
 use revocable_mmio::{FaultQueue, Submitted};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, mpsc};
@@ -160,4 +160,28 @@ fn a_monitor_that_stands_in_the_middle_of_an_answer_is_waited_for_and_the_wait_c
     assert!(loaded == Ok(7) || loaded == Err(raw::Hit::bus(at)), "{loaded:?}");
     assert_eq!(raw::load64(at), Err(raw::Hit::bus(at)));
     assert_eq!(raw::write_from(at, 8), Err(Errno::EFAULT));
+}
+
+#[test]
+fn a_region_that_is_dropped_while_a_monitor_stands_in_an_answer_is_gone_when_the_drop_returns() {
+    support::start();
+    require!(zap_possible(), "Zap is not possible");
+    let _watchdog = Watchdog::new("a monitor stopped in a fault", Duration::from_secs(30));
+    let (monitor, tid) = monitor();
+    let region = zap_region(&monitor);
+    let mapping = region.map(MapOptions::new()).expect("it maps");
+    let Some(mut stopped) = stop(&tid, Stop::AtIoctl) else { return };
+    let at = addr(&mapping);
+    let load = thread::spawn(move || raw::load64(at));
+    stopped.stands();
+    let dropping = thread::spawn(move || drop(region));
+    // Longer than a `try_` verb waits.
+    thread::sleep(Duration::from_millis(300));
+    assert!(!dropping.is_finished(), "the page that is being mapped must not outlive the region");
+    drop(stopped);
+    dropping.join().expect("no panic");
+    assert_eq!(mapping.read::<u64>(0), Err(AccessError::Gone { offset: 0 }));
+    assert_eq!(raw::load64(at), Err(raw::Hit::bus(at)));
+    let loaded = load.join().expect("no panic");
+    assert!(loaded == Ok(7) || loaded == Err(raw::Hit::bus(at)), "{loaded:?}");
 }

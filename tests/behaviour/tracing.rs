@@ -1,13 +1,11 @@
 //! Feature `tracing`: the events and spans that a subscriber gets.
 
 use crate::support;
-use crate::support::waiter::Waiter;
 use revocable_mmio::fault::FaultFlags;
 use revocable_mmio::{MapOptions, Region, Strategy};
 use std::fmt::{Debug, Write};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
@@ -56,33 +54,32 @@ impl Subscriber for Lines {
 #[test]
 fn changes_faults_and_slow_guards_are_told() {
     support::start();
-    let lines = Lines::default();
-    tracing::subscriber::set_global_default(lines.clone()).expect("the first");
-    let region = Region::builder(1 << 16).name("bar7").strategy(Strategy::Zap).build().expect("zap");
-    let mapping = region.map(MapOptions::new()).expect("it maps");
-    mapping.write::<u64>(0, 1).expect("enabled");
-    assert!(lines.has(Level::TRACE, "message=fault region=bar7"), "{lines:?}", lines = lines.0);
+    // In a process of its own: the subscriber hears all of it.
+    let ended = support::child::alone(|| {
+        let lines = Lines::default();
+        tracing::subscriber::set_global_default(lines.clone()).expect("the first");
+        let region = Region::builder(1 << 16).name("bar7").strategy(Strategy::Zap).build().expect("zap");
+        let mapping = region.map(MapOptions::new()).expect("it maps");
+        mapping.write::<u64>(0, 1).expect("enabled");
+        assert!(lines.has(Level::TRACE, "message=fault region=bar7"), "{lines:?}", lines = lines.0);
 
-    region.disable().expect("nothing is in the way");
-    assert!(lines.has(Level::DEBUG, "span change region=bar7 to=Disabled"));
-    assert!(lines.has(Level::DEBUG, "message=revoked region=bar7"));
-    region.enable().expect("it comes back");
-    assert!(lines.has(Level::DEBUG, "message=restored region=bar7"));
-    region.reset(|_| ()).expect("a reset");
-    assert!(lines.has(Level::DEBUG, "message=reset region=bar7"));
-    assert!(!lines.has(Level::WARN, ""), "nothing was slow or degraded: {:?}", lines.0);
+        region.disable().expect("nothing is in the way");
+        assert!(lines.has(Level::DEBUG, "span change region=bar7 to=Disabled"));
+        assert!(lines.has(Level::DEBUG, "message=revoked region=bar7"));
+        region.enable().expect("it comes back");
+        assert!(lines.has(Level::DEBUG, "message=restored region=bar7"));
+        region.reset(|_| ()).expect("a reset");
+        assert!(lines.has(Level::DEBUG, "message=reset region=bar7"));
+        assert!(!lines.has(Level::WARN, ""), "nothing was slow or degraded: {:?}", lines.0);
 
-    let pin = region.pin(0..4096, FaultFlags::NOWAIT).expect("enabled");
-    let waiter = Waiter::default();
-    thread::scope(|scope| {
-        let waiter = &waiter;
-        scope.spawn(move || {
-            waiter.until_it_waits();
-            thread::sleep(Duration::from_millis(300));
-            drop(pin);
+        let pin = region.pin(0..4096, FaultFlags::NOWAIT).expect("enabled");
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                support::eventually("it is told", || lines.has(Level::WARN, "message=slow guard pins=1"));
+                drop(pin);
+            });
+            region.disable().expect("the pin goes");
         });
-        waiter.begins();
-        region.disable().expect("the pin goes");
     });
-    assert!(lines.has(Level::WARN, "message=slow guard pins=1"), "{:?}", lines.0);
+    ended.well();
 }
