@@ -146,33 +146,45 @@ impl Desk {
 #[cfg(all(test, not(revocable_model)))]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::cell::Cell;
+    use std::sync::mpsc;
     use std::time::Duration;
 
-    /// A worker whose call takes 1.5 seconds, with half a second of patience at a time.
-    fn slow_call(later: impl FnOnce(&AtomicUsize) -> bool + Copy) -> Option<Done> {
-        let steps = Arc::new(AtomicUsize::new(0));
-        let its = Arc::clone(&steps);
+    /// A call of three steps, and whether it was left under way. Each step is made when the caller has waited for a while and
+    /// asks whether the call gets on.
+    fn slow_call(gets_on: bool) -> (Option<Done>, bool) {
+        let ((begin, begun), (step, steps)) = (mpsc::channel(), mpsc::channel::<()>());
         let call = move || {
-            for _ in 0..15 {
-                std::thread::sleep(Duration::from_millis(100));
-                its.fetch_add(1, Ordering::SeqCst);
+            let _ = begin.send(());
+            for _ in 0..3 {
+                let _ = steps.recv();
             }
             Ok(())
         };
-        let deadline = || Instant::now() + Duration::from_millis(500);
+        let deadline = || Instant::now() + Duration::from_millis(20);
+        let mut is_under_way = false;
+        let later = || {
+            is_under_way |= begun.try_recv().is_ok();
+            if is_under_way && gets_on {
+                // Nobody listens once it has ended.
+                let _ = step.send(());
+            }
+            (gets_on || !is_under_way).then(deadline)
+        };
+        let left = Cell::new(false);
         let worker = Worker::start().expect("a thread");
-        worker.run(call, || (), || (), Some(deadline()), || later(&steps).then(deadline))
+        let done = worker.run(call, || left.set(true), || (), Some(deadline()), later);
+        (done, left.get())
     }
 
     #[test]
     fn a_call_that_gets_on_is_waited_for_however_long_it_takes() {
-        assert_eq!(slow_call(|steps| steps.swap(0, Ordering::SeqCst) > 0), Some(Ok(())));
+        assert_eq!(slow_call(true), (Some(Ok(())), false));
     }
 
     #[test]
     fn a_call_that_does_not_get_on_is_left() {
-        assert_eq!(slow_call(|_| false), None);
+        assert_eq!(slow_call(false), (None, true));
     }
 
     #[test]
