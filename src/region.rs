@@ -48,8 +48,8 @@ use std::time::Duration;
 /// Device memory that can be taken away from everything that has it mapped, and given back.
 ///
 /// Dropping a region revokes it for good: its mappings stay and refuse accesses until they are dropped too. The drop waits for
-/// faults that are being resolved, for ten seconds at most. Guards and pins keep what they promise: while there are any, the
-/// drop returns, and the region is revoked when the last of them ends.
+/// faults that are being resolved, for ten seconds at most. Guards and pins keep what they promise: while there are any, or a
+/// group's change is under way, the drop returns, and the region is revoked when that has ended.
 ///
 /// A forked child inherits no mapping: at the address of its parent's mapping it has nothing, or later something else. It
 /// may drop what it has inherited, which does nothing, and must not access it. It can build regions of its own. (In a child
