@@ -203,9 +203,12 @@ fn dropping_a_mapping_or_its_region_wakes_who_waits_in_it() {
                 let mapping = case.map(&region);
                 let base = addr(&mapping);
                 region.disable().expect("it revokes");
-                let load = thread::spawn(move || raw::load64(base));
-                a_moment();
-                assert!(!load.is_finished(), "{case}: it waits");
+                let (begins, begun) = mpsc::channel();
+                let load = thread::spawn(move || {
+                    begins.send(nix::unistd::gettid()).expect("the test listens");
+                    raw::load64(base)
+                });
+                support::waiter::sleeps_in_fault(begun.recv().expect("the thread runs"));
                 let mut kept = (None, None);
                 if drops_region {
                     drop(region);
