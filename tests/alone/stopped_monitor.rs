@@ -8,11 +8,11 @@ use crate::support::watchdog::Watchdog;
 use crate::support::{a_moment, eventually, raw, read_text};
 use nix::errno::Errno;
 use revocable_mmio::fault::FaultFlags;
-use revocable_mmio::{AccessError, Caller, MapOptions, Monitor, OnDisabled, Region, RevokeError, Strategy};
+use revocable_mmio::{AccessError, Caller, MapOptions, Mapping, Monitor, OnDisabled, Region, RevokeError, Strategy};
 use revocable_mmio::{FaultQueue, Submitted};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, mpsc};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 fn zap_possible() -> bool {
@@ -131,19 +131,35 @@ fn a_callback_that_keeps_the_monitor_from_starting_holds_up_only_who_needs_it() 
     everything_but_the_monitor_goes_on(&monitor, || drop(go));
 }
 
+/// A monitor that stands in the middle of its answer to a load.
+struct InAnAnswer {
+    region: Region,
+    mapping: Mapping,
+    at: usize,
+    load: JoinHandle<Result<u64, raw::Hit>>,
+    stopped: Stopped,
+}
+
+impl InAnAnswer {
+    fn begin() -> Option<Self> {
+        let (monitor, tid) = monitor();
+        let region = zap_region(&monitor);
+        let mapping = region.map(MapOptions::new()).expect("it maps");
+        let mut stopped = stop(&tid, Stop::AtIoctl)?;
+        let at = addr(&mapping);
+        let load = thread::spawn(move || raw::load64(at));
+        // The monitor has the read side of the memory lock now, and is about to map the page.
+        stopped.stands();
+        Some(Self { region, mapping, at, load, stopped })
+    }
+}
+
 #[test]
 fn a_monitor_that_stands_in_the_middle_of_an_answer_is_waited_for_and_the_wait_can_be_given_up() {
     support::start();
     require!(zap_possible(), "Zap is not possible");
     let _watchdog = Watchdog::new("a monitor stopped in a fault", Duration::from_secs(30));
-    let (monitor, tid) = monitor();
-    let region = zap_region(&monitor);
-    let mapping = region.map(MapOptions::new()).expect("it maps");
-    let Some(mut stopped) = stop(&tid, Stop::AtIoctl) else { return };
-    let at = addr(&mapping);
-    let load = thread::spawn(move || raw::load64(at));
-    // The monitor has the read side of the memory lock now, and is about to map the page.
-    stopped.stands();
+    let Some(InAnAnswer { region, mapping, at, load, stopped }) = InAnAnswer::begin() else { return };
     assert!(matches!(region.try_disable(), Err(RevokeError::Busy(_))));
     let patience = Duration::from_millis(100);
     assert!(matches!(region.disable_timeout(patience), Err(RevokeError::TimedOut { .. })));
@@ -167,13 +183,7 @@ fn a_region_that_is_dropped_while_a_monitor_stands_in_an_answer_is_gone_when_the
     support::start();
     require!(zap_possible(), "Zap is not possible");
     let _watchdog = Watchdog::new("a monitor stopped in a fault", Duration::from_secs(30));
-    let (monitor, tid) = monitor();
-    let region = zap_region(&monitor);
-    let mapping = region.map(MapOptions::new()).expect("it maps");
-    let Some(mut stopped) = stop(&tid, Stop::AtIoctl) else { return };
-    let at = addr(&mapping);
-    let load = thread::spawn(move || raw::load64(at));
-    stopped.stands();
+    let Some(InAnAnswer { region, mapping, at, load, stopped }) = InAnAnswer::begin() else { return };
     let dropping = thread::spawn(move || drop(region));
     // Longer than a `try_` verb waits.
     thread::sleep(Duration::from_millis(300));

@@ -2,9 +2,9 @@
 //! for a mapping.
 
 use crate::support;
+use crate::support::waiter::while_loaded;
 use crate::support::{child, raw};
 use revocable_mmio::{AccessError, MapOptions, OnDisabled, Region, Strategy};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -74,24 +74,13 @@ fn a_pointer_to_a_dropped_mapping_waits_in_nothing_that_moves_away() {
         // Its address is the first that the kernel gives out again.
         let dropped = region.map(MapOptions::new()).expect("a mapping");
         let base = dropped.as_ptr().expose_provenance();
-        let (loads, end) = (AtomicUsize::new(0), AtomicBool::new(false));
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                while !end.load(Ordering::Relaxed) {
-                    let _ = raw::load64(base);
-                    loads.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-            support::eventually("the thread loads", || loads.load(Ordering::Relaxed) > 0);
+        while_loaded(base, || {
             drop(dropped);
             for _ in 0..2000 {
                 region.reset(|_| ()).expect("nothing is in the way");
                 region.disable().expect("nothing is in the way");
                 region.enable().expect("it comes back");
             }
-            let before = loads.load(Ordering::Relaxed);
-            support::eventually("the thread loads on", || loads.load(Ordering::Relaxed) > before + 1);
-            end.store(true, Ordering::Relaxed);
         });
     });
     ended.well();

@@ -2,6 +2,7 @@
 //!
 //! The source is memory of another region that is being reset, so the call waits in a page fault with the lock held.
 
+use crate::support::waiter::Waiter;
 use crate::support::{self, AtTheEnd, addr, eventually, forking, raw};
 use revocable_mmio::{MapOptions, Mapping, OnDisabled, Region, RevokeError, ShareAccess, Support};
 use std::os::fd::OwnedFd;
@@ -34,12 +35,13 @@ fn while_held(shared: &Shared, body: impl FnOnce() + Send) {
     let (from, peers) = (addr(&buffer), &shared.peers);
     thread::scope(|scope| {
         let writing = source.reset(|_| {
-            let (begins, begun) = std::sync::mpsc::channel();
+            let waiter = Waiter::default();
+            let begins = waiter.clone();
             let writing = scope.spawn(move || {
-                begins.send(nix::unistd::gettid()).expect("the test listens");
+                begins.begins();
                 raw::pwrite_from(peers, from, 1)
             });
-            support::waiter::sleeps_in_fault(begun.recv().expect("the thread runs"));
+            waiter.until_it_faults();
             assert!(!writing.is_finished(), "it waits for its source");
             scope.spawn(body).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             writing

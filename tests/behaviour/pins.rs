@@ -23,8 +23,8 @@ fn pin(region: &Region, range: std::ops::Range<usize>) -> Pin {
 
 /// `disable()` in a thread, seen to wait.
 fn disabling(region: &Arc<Region>) -> thread::JoinHandle<Result<bool, RevokeError>> {
-    let waiter = Arc::new(Waiter::default());
-    let (theirs, begins) = (Arc::clone(region), Arc::clone(&waiter));
+    let waiter = Waiter::default();
+    let (theirs, begins) = (Arc::clone(region), waiter.clone());
     let disabler = thread::spawn(move || {
         begins.begins();
         theirs.disable()

@@ -13,7 +13,7 @@ const LEN: usize = 1 << 20;
 /// A thread that has not gone on by then is waiting.
 const A_WHILE: Duration = Duration::from_millis(40);
 /// A woken thread has gone on by then, on any machine. One that is not woken would wait for ever.
-const AT_ONCE: Duration = Duration::from_secs(20);
+const AT_ONCE: Duration = Duration::from_secs(5);
 const RELEASED: Outcome = Outcome::Retry { lock: LockAfter::Released };
 const HELD: Outcome = Outcome::Retry { lock: LockAfter::Held };
 

@@ -4,8 +4,8 @@
 use crate::support;
 use crate::support::addr;
 use crate::support::matrix::{every_case, every_case_with};
+use crate::support::waiter::Waiter;
 use crate::support::{AtTheEnd, a_moment, raw, stress_time};
-use nix::unistd::gettid;
 use revocable_mmio::fault::{FaultFlags, NoLock, Outcome};
 use revocable_mmio::{AccessError, CopyError, FaultAround, MapOptions, Monitor, OnDisabled, Region, Strategy};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -217,14 +217,14 @@ fn what_a_copy_has_stored_when_it_is_revoked_is_in_its_count() {
         assert_eq!(there, Ok(Outcome::Mapped), "the first page, without the monitor");
         let offset = page - len / 2;
         let bytes = vec![0x77; len];
-        let (tell, told) = mpsc::channel();
+        let waiter = Waiter::default();
         thread::scope(|scope| {
             let _end = end;
             let copies = scope.spawn(|| {
-                tell.send(gettid()).expect("the test listens");
+                waiter.begins();
                 mapping.write_slice(offset, &bytes)
             });
-            support::waiter::sleeps_in_fault(told.recv().expect("a number"));
+            waiter.until_it_faults();
             region.disable().expect("disable");
             let done = len / 2;
             let cut_short = CopyError { done, error: AccessError::Disabled { offset: offset + done } };

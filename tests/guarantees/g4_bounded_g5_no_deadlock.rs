@@ -4,6 +4,7 @@
 use crate::support;
 use crate::support::addr;
 use crate::support::matrix::{STRATEGIES, every_case, every_case_at_once, every_case_with};
+use crate::support::waiter::Waiter;
 use crate::support::{a_moment, child, eventually, raw, stress_time};
 use revocable_mmio::fault::FaultFlags;
 use revocable_mmio::{AccessError, Feature, MapOptions, Monitor, OnDisabled, Region, RevokeError, Strategy, Support};
@@ -203,12 +204,14 @@ fn dropping_a_mapping_or_its_region_wakes_who_waits_in_it() {
                 let mapping = case.map(&region);
                 let base = addr(&mapping);
                 region.disable().expect("it revokes");
-                let (begins, begun) = mpsc::channel();
+                let waiter = Waiter::default();
+                let begins = waiter.clone();
                 let load = thread::spawn(move || {
-                    begins.send(nix::unistd::gettid()).expect("the test listens");
+                    begins.begins();
                     raw::load64(base)
                 });
-                support::waiter::sleeps_in_fault(begun.recv().expect("the thread runs"));
+                waiter.until_it_faults();
+                assert!(!load.is_finished(), "{case}: it waits");
                 let mut kept = (None, None);
                 if drops_region {
                     drop(region);

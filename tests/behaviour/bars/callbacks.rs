@@ -80,8 +80,8 @@ fn a_virtual_machine_that_writes_the_devices_registers_does_not_wait_for_one_tha
         let (device, heard) = (gpu.clone(), Mutex::new(heard));
         let callback = move || {
             // It has the device's turn, and waits for the end of the insertion.
-            let waiter = Arc::new(Waiter::default());
-            let (other, begins) = (device.clone(), Arc::clone(&waiter));
+            let waiter = Waiter::default();
+            let (other, begins) = (device.clone(), waiter.clone());
             thread::spawn(move || {
                 begins.begins();
                 other.write(Space::Config, 4, &[0, 0][..])

@@ -65,7 +65,7 @@ fn check(device: &PciDevice, maps: &[Mapping; 2], space: &DmaSpace, held: usize)
 /// A thread in the middle of one BAR's change makes calls that wait for the device's change, which waits for the BAR.
 #[test]
 fn changes_of_a_bar_and_of_its_device_do_not_wait_for_each_other() {
-    struct Asks(PciDevice, usize, mpsc::SyncSender<()>, Mutex<mpsc::Sender<[String; 3]>>, Arc<Waiter>);
+    struct Asks(PciDevice, usize, mpsc::SyncSender<()>, Mutex<mpsc::Sender<[String; 3]>>, Waiter);
     impl InvalidateNotifier for Asks {
         fn before_revoke(&self, _: Range<usize>) -> Result<(), NotifyError> {
             self.2.send(())?;
@@ -91,8 +91,8 @@ fn changes_of_a_bar_and_of_its_device_do_not_wait_for_each_other() {
     for bar in [0, 1] {
         let region = device.region(Space::Bar(bar)).expect("memory");
         let ((inside, is_inside), (tell, told)) = (mpsc::sync_channel(0), mpsc::channel());
-        let writer = Arc::new(Waiter::default());
-        let asks = Arc::new(Asks(device.clone(), bar, inside, Mutex::new(tell), Arc::clone(&writer)));
+        let writer = Waiter::default();
+        let asks = Arc::new(Asks(device.clone(), bar, inside, Mutex::new(tell), writer.clone()));
         let subscription = region.subscribe(0..4096, asks);
         thread::scope(|scope| {
             scope.spawn(|| region.disable().expect("nothing is in the way"));

@@ -5,9 +5,10 @@ use crate::one_at_a_time;
 use crate::support::addr;
 use crate::support::count::Held;
 use crate::support::matrix::every_case;
-use crate::support::{eventually, raw};
+use crate::support::waiter::while_loaded;
+use crate::support::{self, child, eventually, raw};
 use nix::errno::Errno;
-use revocable_mmio::{OnDisabled, inject};
+use revocable_mmio::{MapOptions, OnDisabled, Region, Strategy, inject};
 use std::thread;
 use std::time::Duration;
 
@@ -81,6 +82,29 @@ fn a_build_whose_calls_fail_leaves_nothing() {
             drop(case.region(2));
         }
     });
+}
+
+/// The relative of `dropped_regions::a_pointer_to_a_dropped_mapping_waits_in_nothing_that_moves_away`.
+#[test]
+fn a_pointer_to_a_dropped_mapping_waits_in_nothing_that_fails_to_move() {
+    let _one = one_at_a_time();
+    let ended = child::alone(|| {
+        support::start();
+        let region = Region::builder(1 << 16).strategy(Strategy::Replace).build().expect("a region");
+        let held = region.map(MapOptions::new().on_disabled(OnDisabled::Block)).expect("a mapping");
+        let dropped = region.map(MapOptions::new()).expect("a mapping");
+        while_loaded(addr(&dropped), || {
+            drop(dropped);
+            for _ in 0..2000 {
+                inject::fail("mremap", 0, 1000, Errno::ENOMEM);
+                region.disable().expect("it refuses instead");
+                inject::clear();
+                region.enable().expect("it comes back");
+            }
+        });
+        drop(held);
+    });
+    ended.well();
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use super::calls::{fix_pages, read_from_start, read_own_memory, splice_pages, write_at_start};
 use super::{SECRET, addr};
 use crate::support::matrix::{Case, Memory, STRATEGIES, file_in};
-use crate::support::waiter::sleeps_in_fault;
+use crate::support::waiter::Waiter;
 use crate::support::{self, raw, skip};
 use io_uring::{IoUring, opcode, squeue, types};
 use nix::errno::Errno;
@@ -75,12 +75,13 @@ fn a_process_vm_readv_under_way_outlives_a_revocation_and_a_later_one_does_not()
         // So that the call waits for its buffer only: an accessor may have stored by another mapping.
         assert_eq!(raw::load64(from + LAST), Ok(SECRET), "{case}");
         let reading = other.reset(|_| {
-            let (begins, begun) = std::sync::mpsc::channel();
+            let waiter = Waiter::default();
+            let begins = waiter.clone();
             let reading = std::thread::spawn(move || {
-                begins.send(nix::unistd::gettid()).expect("the test listens");
+                begins.begins();
                 read_own_memory(from, into, MANY)
             });
-            sleeps_in_fault(begun.recv().expect("the thread runs"));
+            waiter.until_it_faults();
             assert!(!reading.is_finished(), "{case}: it waits for its buffer");
             region.disable().expect("the region does not know of the call");
             region.owner().write(LAST, LATER).expect("the owner writes");
